@@ -1,0 +1,67 @@
+"""Every error that ``dmt_plugin`` raises for its users.
+
+All of them are ``DMTError``; each is also the builtin error that a caller would expect in its place, so that
+``except ValueError`` around a configuration error works as usual. Messages say what was found, what was
+expected, and which key or call mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from dmt_plugin.findings import Finding, sort_findings
+
+
+class DMTError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(DMTError, ValueError):
+    """The "dmt" section, or the file that holds it, cannot be used."""
+
+
+class TopologyError(DMTError, RuntimeError):
+    """Hosts and ranks per host cannot be told, are impossible, or differ between ranks."""
+
+
+class PlanError(DMTError, ValueError):
+    """A tower plan is incomplete, inconsistent, or was made for another model or topology."""
+
+
+class PairingError(DMTError, ImportError):
+    """The installed torch, fbgemm, deepspeed and torchrec do not belong together."""
+
+
+class ExchangeError(DMTError, RuntimeError):
+    """A collective failed or ran into its time limit."""
+
+
+class IdRangeError(DMTError, IndexError):
+    """A batch holds an id outside its table's rows."""
+
+
+class CaptureError(DMTError, RuntimeError):
+    """The model could not be turned into a graph."""
+
+
+class TransformError(DMTError, RuntimeError):
+    """The model cannot be rewritten safely; ``findings`` says where and why.
+
+    Args:
+        findings: All findings of the transform; those of severity "error" come first in the message.
+        summary: First line of the message; by default it counts the errors.
+    """
+
+    findings: tuple[Finding, ...]
+
+    def __init__(self, findings: Iterable[Finding], summary: str | None = None) -> None:
+        self.findings = sort_findings(findings)
+        errors = sum(finding.severity == "error" for finding in self.findings)
+        if summary is None:
+            places = "1 place" if errors == 1 else f"{errors} places"
+            summary = f"the model cannot be transformed safely: {places} must change"
+        super().__init__("\n".join([summary, *(f"  {finding}" for finding in self.findings)]))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.findings, str(self).split("\n", 1)[0]))
