@@ -1,0 +1,153 @@
+"""Categorical input of one feature, as every lookup of a user's model can be read.
+
+A feature's ids come in one of two forms: a fixed number of ids per sample (``hotness``), or ``lengths`` that say how
+many ids each sample has. The functions below build that form from the arguments users give to ``nn.Embedding``,
+``nn.EmbeddingBag`` and torchrec's ``KeyedJaggedTensor``; they are plain module-level functions so that a graph can
+call them. With ``padding_idx`` the pad ids are dropped from the bags, which is what ``nn.EmbeddingBag`` means by it:
+
+1. find the ids that are not padding;
+2. keep them, and their weights, in order;
+3. count them per sample: the result has ``lengths`` and no fixed hotness.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class FeatureIds:
+    """Ids of one feature for one rank's batch; exactly one of ``lengths`` and ``hotness`` is set.
+
+    Attributes:
+        values: ``(n,)`` integer ids, sample by sample.
+        lengths: ``(B,)`` int64 ids per sample, or None with fixed hotness.
+        hotness: ids per sample when every sample has the same number, else None.
+        batch_size: ``B``.
+        weights: ``(n,)`` float weight per id, or None.
+    """
+
+    values: Tensor
+    lengths: Tensor | None
+    hotness: int | None
+    batch_size: int
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.lengths is None) == (self.hotness is None):
+            raise ValueError("FeatureIds needs exactly one of lengths and hotness")
+
+
+@dataclass(frozen=True)
+class IdSlot:
+    """One stream of ids to distribute: what every rank knows about it beforehand.
+
+    Attributes:
+        name: feature name, for messages.
+        rows: valid ids are ``0 .. rows - 1``.
+        hotness: fixed ids per sample, or None when bags vary.
+        weighted: a float32 weight travels with every id.
+        host: host that holds the tables looked up with these ids.
+        lanes: lanes of ``host`` that own such a table.
+    """
+
+    name: str
+    rows: int
+    hotness: int | None
+    weighted: bool
+    host: int
+    lanes: tuple[int, ...]
+
+
+def ids_from_embedding(x: Tensor, padding_idx: int | None = None) -> FeatureIds:
+    """Ids of an ``nn.Embedding`` call with one id per sample.
+
+    Args:
+        x: ``(B,)`` or ``(B, 1)`` integer ids.
+        padding_idx: drop this id; the sample's bag is then empty and its embedding zero.
+    """
+    if x.dim() not in (1, 2) or (x.dim() == 2 and x.shape[1] != 1):
+        raise ValueError(f"one id per sample expected, (B,) or (B, 1); found shape {tuple(x.shape)}")
+    values = x.reshape(-1)
+    if padding_idx is None:
+        return FeatureIds(values, None, 1, values.numel())
+    keep = values != padding_idx
+    return FeatureIds(values[keep], keep.long(), None, values.numel())
+
+
+def ids_from_bag_2d(x: Tensor, weights: Tensor | None = None, padding_idx: int | None = None) -> FeatureIds:
+    """Ids of an ``nn.EmbeddingBag`` call with a matrix.
+
+    Args:
+        x: ``(B, L)`` integer ids, ``L`` per sample.
+        weights: ``(B, L)`` weight per id, or None.
+        padding_idx: id to drop from the bags.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"a matrix of ids (B, L) expected; found shape {tuple(x.shape)}")
+    if weights is not None and weights.shape != x.shape:
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, ids {tuple(x.shape)}; they must be equal")
+    batch, hotness = x.shape
+    if padding_idx is None:
+        return FeatureIds(x.reshape(-1), None, hotness, batch, None if weights is None else weights.reshape(-1))
+    keep = x != padding_idx
+    return FeatureIds(x[keep], keep.sum(1), None, batch, None if weights is None else weights[keep])
+
+
+def ids_from_bag_offsets(
+    x: Tensor,
+    offsets: Tensor,
+    include_last_offset: bool = False,
+    weights: Tensor | None = None,
+    padding_idx: int | None = None,
+) -> FeatureIds:
+    """Ids of an ``nn.EmbeddingBag`` call with offsets.
+
+    Args:
+        x: ``(n,)`` integer ids of all bags.
+        offsets: ``(B,)`` start of each bag, or ``(B + 1,)`` with ``include_last_offset``.
+        include_last_offset: the last entry of ``offsets`` is the end of the last bag; ids behind it are ignored.
+        weights: ``(n,)`` weight per id, or None.
+        padding_idx: id to drop from the bags.
+    """
+    if x.dim() != 1 or offsets.dim() != 1:
+        raise ValueError(
+            f"ids (n,) and offsets (B,) expected; found shapes {tuple(x.shape)} and {tuple(offsets.shape)}"
+        )
+    offsets = offsets.long()
+    if include_last_offset:
+        if offsets.numel() == 0:
+            raise ValueError("include_last_offset=True needs at least one offset; found none")
+        x = x[: int(offsets[-1])]
+        weights = None if weights is None else weights[: x.numel()]
+    else:
+        offsets = torch.cat([offsets, offsets.new_tensor([x.numel()])])
+    if padding_idx is not None:
+        keep = x != padding_idx
+        kept = torch.cat([offsets.new_zeros(1), keep.cumsum(0)])
+        offsets = kept[offsets]
+        x = x[keep]
+        weights = None if weights is None else weights[keep]
+    return FeatureIds(x, offsets.diff(), None, offsets.numel() - 1, weights)
+
+
+def ids_from_kjt(kjt: Any, key: str, weighted: bool = False, padding_idx: int | None = None) -> FeatureIds:
+    """Ids of one key of a torchrec ``KeyedJaggedTensor`` (anything with the same three methods serves).
+
+    Args:
+        kjt: mapping from key to an object with ``values()``, ``lengths()`` and ``weights_or_none()``.
+        key: feature name.
+        weighted: take the weights too; an unweighted collection ignores them, and so does this by default.
+        padding_idx: id to drop from the bags.
+    """
+    jagged = kjt[key]
+    values, lengths = jagged.values(), jagged.lengths().long()
+    weights = jagged.weights_or_none() if weighted else None
+    if padding_idx is None:
+        return FeatureIds(values, lengths, None, lengths.numel(), weights)
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    return ids_from_bag_offsets(values, offsets, True, weights, padding_idx)
