@@ -52,5 +52,5 @@ class Finding:
 
 
 def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Order findings for a reader: errors first, then warnings, then notes; within each by code and module."""
+    """Order findings for a reader: errors first, then warnings, then notes; then by code and module."""
     return tuple(sorted(findings, key=lambda f: (_RANK[f.severity], f.code, f.module)))
