@@ -1,0 +1,1 @@
+"""Disaggregated Multi-Tower as a DeepSpeed plugin."""

@@ -1,0 +1,68 @@
+"""A captured graph behind the user's own calling convention.
+
+A :class:`GraphModel` is called as the user's model was. Its state (parameters, buffers,
+submodules) *is* the graph module's state, under the user's own names: the module tables
+are shared, so ``state_dict()``, ``to()``, ``train()`` and an engine that wraps the model
+see one model only.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import fx, nn
+
+from dmt_plugin.capture.inputs import InputBinder
+
+_SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class GraphModel(nn.Module):
+    """Runs an fx graph with the arguments of the user's ``forward``.
+
+    Args:
+        graph_module: the graph with its modules and parameters.
+        binder: turns a call into the graph's inputs.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, binder: InputBinder) -> None:
+        super().__init__()
+        self._adopt(graph_module)
+        self.binder = binder
+
+    def _adopt(self, graph_module: fx.GraphModule) -> None:
+        # Not a registered child: the same parameters would appear twice.
+        self.__dict__["graph_module"] = graph_module
+        for table in _SHARED:
+            self.__dict__[table] = graph_module.__dict__[table]
+        self.training = graph_module.training
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph that runs."""
+        return self.__dict__["graph_module"].graph
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the graph with the user's arguments and returns what the user's model returns."""
+        return self.__dict__["graph_module"](*self.binder.inputs(args, kwargs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update(self.__dict__)
+        twin._adopt(copy.deepcopy(self.__dict__["graph_module"], memo))
+        for name, value in self.__dict__.items():
+            if name not in (*_SHARED, "graph_module"):
+                twin.__dict__[name] = copy.deepcopy(value, memo)
+        twin.training = self.training
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _SHARED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        training = self.training
+        self._adopt(state["graph_module"])
+        self.training = training
