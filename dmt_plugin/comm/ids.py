@@ -1,9 +1,10 @@
 """Categorical input of one feature, as every lookup of a user's model can be read.
 
-A feature's ids come in one of two forms: a fixed number of ids per sample (``hotness``), or ``lengths`` that say how
-many ids each sample has. The functions below build that form from the arguments users give to ``nn.Embedding``,
-``nn.EmbeddingBag`` and torchrec's ``KeyedJaggedTensor``; they are plain module-level functions so that a graph can
-call them. With ``padding_idx`` the pad ids are dropped from the bags, which is what ``nn.EmbeddingBag`` means by it:
+A feature's ids come in one of two forms: a fixed number of ids per sample (``hotness``), or ``lengths`` that
+say how many ids each sample has. The functions below build that form from the arguments users give to
+``nn.Embedding``, ``nn.EmbeddingBag`` and torchrec's ``KeyedJaggedTensor``; they are plain module-level
+functions so that a graph can call them. With ``padding_idx`` the pad ids are dropped from the bags, which is
+what ``nn.EmbeddingBag`` means by it:
 
 1. find the ids that are not padding;
 2. keep them, and their weights, in order;
@@ -90,10 +91,14 @@ def ids_from_bag_2d(x: Tensor, weights: Tensor | None = None, padding_idx: int |
     if x.dim() != 2:
         raise ValueError(f"a matrix of ids (B, L) expected; found shape {tuple(x.shape)}")
     if weights is not None and weights.shape != x.shape:
-        raise ValueError(f"weights have shape {tuple(weights.shape)}, ids {tuple(x.shape)}; they must be equal")
+        raise ValueError(
+            f"weights have shape {tuple(weights.shape)}, ids {tuple(x.shape)}; they must be equal"
+        )
     batch, hotness = x.shape
     if padding_idx is None:
-        return FeatureIds(x.reshape(-1), None, hotness, batch, None if weights is None else weights.reshape(-1))
+        return FeatureIds(
+            x.reshape(-1), None, hotness, batch, None if weights is None else weights.reshape(-1)
+        )
     keep = x != padding_idx
     return FeatureIds(x[keep], keep.sum(1), None, batch, None if weights is None else weights[keep])
 
@@ -110,7 +115,8 @@ def ids_from_bag_offsets(
     Args:
         x: ``(n,)`` integer ids of all bags.
         offsets: ``(B,)`` start of each bag, or ``(B + 1,)`` with ``include_last_offset``.
-        include_last_offset: the last entry of ``offsets`` is the end of the last bag; ids behind it are ignored.
+        include_last_offset: the last entry of ``offsets`` is the end of the last bag; ids behind it are
+            ignored.
         weights: ``(n,)`` weight per id, or None.
         padding_idx: id to drop from the bags.
     """

@@ -1,7 +1,8 @@
 """Batch sizes behind the rows of a rank after index distribution.
 
-Index distribution brings the ids of many ranks' samples to one rank, which then holds one row per sample, sorted by
-the source's (lane, host). Every later exchange only needs to know how many rows each source contributed:
+Index distribution brings the ids of many ranks' samples to one rank, which then holds one row per sample,
+sorted by the source's (lane, host). Every later exchange only needs to know how many rows each source
+contributed:
 
 1. the block of source lane ``j`` is contiguous, so the exchange inside the host sends contiguous slices;
 2. what one lane keeps is sorted by host, so the peer exchange sends contiguous slices too.
@@ -20,8 +21,8 @@ class BatchLayout:
 
     Attributes:
         own: batch size ``B`` of this rank.
-        blocks: ``blocks[source_lane][host]`` is the batch size of rank ``(host, source_lane)``; rows after the lookup
-            are sorted by (source lane, host). Flat route: ``((B_0, ..., B_{G-1}),)``.
+        blocks: ``blocks[source_lane][host]`` is the batch size of rank ``(host, source_lane)``; rows after
+            the lookup are sorted by (source lane, host). Flat route: ``((B_0, ..., B_{G-1}),)``.
     """
 
     own: int

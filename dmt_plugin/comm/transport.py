@@ -1,0 +1,258 @@
+"""The wire: asynchronous all-to-all inside the groups of a rank, with clear failures and a count of bytes.
+
+One exchange goes like this:
+
+1. the caller hands over a flat send buffer with one split per member of the group, in group order;
+2. the bytes of each split are counted by destination (same rank, same host, other host);
+3. the collective starts, and ``Pending.wait`` returns the flat receive buffer;
+4. a dead peer or a timeout, at the start or at the wait, becomes an ``ExchangeError`` that says where and
+   what.
+
+A group of one rank exchanges nothing: its send buffer is the result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmt_plugin.errors import ExchangeError
+
+if TYPE_CHECKING:
+    from dmt_plugin.topology import RankGroups, Topology
+
+logger = logging.getLogger(__name__)
+
+Phase = Literal["forward", "backward"]
+Group = Literal["peers", "lanes", "world"]
+
+
+def group_ranks(topology: Topology, rank: int, group: str) -> tuple[int, ...]:
+    """Ranks of ``rank``'s group, in group order: peers by host, lanes by lane, world by rank."""
+    if group == "peers":
+        return tuple(topology.peers_of(rank))
+    if group == "lanes":
+        return tuple(topology.lanes_of(rank))
+    if group == "world":
+        return tuple(range(topology.world_size))
+    raise ValueError(f"unknown group {group!r}; expected 'peers', 'lanes' or 'world'")
+
+
+@dataclass
+class TrafficTotals:
+    """Bytes one rank handed to its exchanges, by destination.
+
+    Attributes:
+        other_hosts: bytes to ranks of other hosts.
+        same_host: bytes to other ranks of this host.
+        itself: bytes the rank kept; they touch no wire.
+        messages: destinations other than itself that got at least one byte.
+    """
+
+    other_hosts: int = 0
+    same_host: int = 0
+    itself: int = 0
+    messages: int = 0
+
+    def add(self, other: TrafficTotals) -> None:
+        """Add another count to this one."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class Traffic:
+    """Counts the bytes of every exchange of one rank, by exchange name and phase.
+
+    Args:
+        topology: hosts and lanes, to tell the destinations apart.
+        rank: the sending rank.
+    """
+
+    def __init__(self, topology: Topology, rank: int) -> None:
+        self._topology = topology
+        self._rank = rank
+        self._totals: dict[tuple[str, str], TrafficTotals] = {}
+
+    def record(self, name: str, phase: str, bytes_by_dst: Sequence[int], dst_ranks: Sequence[int]) -> None:
+        """Count one exchange: ``bytes_by_dst[i]`` bytes go to rank ``dst_ranks[i]``."""
+        totals = self._totals.setdefault((name, phase), TrafficTotals())
+        host = self._topology.host_of(self._rank)
+        for size, dst in zip(bytes_by_dst, dst_ranks, strict=True):
+            if dst == self._rank:
+                totals.itself += size
+                continue
+            if self._topology.host_of(dst) == host:
+                totals.same_host += size
+            else:
+                totals.other_hosts += size
+            totals.messages += size > 0
+
+    def totals(self, prefix: str = "", phase: str | None = None) -> TrafficTotals:
+        """Sum over the exchanges whose name starts with ``prefix``, in one phase or in both."""
+        result = TrafficTotals()
+        for (name, recorded_phase), totals in self._totals.items():
+            if name.startswith(prefix) and phase in (None, recorded_phase):
+                result.add(totals)
+        return result
+
+    def as_dict(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Everything counted: ``{exchange: {phase: {"other_hosts": bytes, ...}}}``."""
+        result: dict[str, dict[str, dict[str, int]]] = {}
+        for (name, phase), totals in self._totals.items():
+            result.setdefault(name, {})[phase] = asdict(totals)
+        return result
+
+    def reset(self) -> None:
+        """Forget everything counted so far."""
+        self._totals.clear()
+
+
+class Pending(Protocol):
+    """An exchange under way."""
+
+    def wait(self) -> Tensor:
+        """Finish and return the flat receive buffer. Raises ``ExchangeError``."""
+
+
+class Wire(Protocol):
+    """What the exchanges need of a transport; a simulation in one process can stand in."""
+
+    topology: Topology
+    rank: int
+    device: torch.device
+    step: int
+
+    def all_to_all(
+        self,
+        name: str,
+        phase: Phase,
+        group: Group,
+        send: Tensor,
+        send_splits: Sequence[int],
+        recv_splits: Sequence[int],
+    ) -> Pending:
+        """Start an exchange; see ``Transport.all_to_all``."""
+
+
+@dataclass
+class Arrived:
+    """A finished exchange."""
+
+    received: Tensor
+
+    def wait(self) -> Tensor:
+        """Return the receive buffer."""
+        return self.received
+
+
+class Transport:
+    """All-to-all over the process groups of this rank.
+
+    Args:
+        groups: process groups, created with the timeout.
+        traffic: counter to use; a fresh one by default.
+
+    Attributes:
+        step: training step, for messages; whoever drives the training sets it.
+    """
+
+    def __init__(self, groups: RankGroups, traffic: Traffic | None = None) -> None:
+        self.topology = groups.topology
+        self.rank = groups.rank
+        self.device = groups.device
+        self.timeout_s = float(groups.timeout_s)
+        self.traffic = traffic if traffic is not None else Traffic(groups.topology, groups.rank)
+        self.step = 0
+        self._process_groups = {"peers": groups.peers, "lanes": groups.lanes, "world": groups.world}
+        self._ranks = {name: group_ranks(groups.topology, groups.rank, name) for name in self._process_groups}
+
+    def all_to_all(
+        self,
+        name: str,
+        phase: Phase,
+        group: Group,
+        send: Tensor,
+        send_splits: Sequence[int],
+        recv_splits: Sequence[int],
+    ) -> Pending:
+        """Start an exchange inside one group; every member has to call it, in the same order.
+
+        Args:
+            name: name of the exchange, for messages and the count.
+            phase: ``"forward"`` or ``"backward"``.
+            group: ``"peers"``, ``"lanes"`` or ``"world"``.
+            send: ``(sum(send_splits),)`` contiguous elements, sorted by destination in group order.
+            send_splits: elements for each member.
+            recv_splits: elements from each member.
+
+        Raises:
+            ExchangeError: the backend could not start it.
+        """
+        ranks = self._ranks[group]
+        assert send.dim() == 1 and send.is_contiguous() and send.numel() == sum(send_splits)
+        assert len(send_splits) == len(recv_splits) == len(ranks)
+        element = send.element_size()
+        self.traffic.record(name, phase, [split * element for split in send_splits], ranks)
+        if len(ranks) == 1:
+            return Arrived(send)
+        received = send.new_empty(sum(recv_splits))
+        where = f"exchange '{name}' ({phase}, {group} group of ranks {', '.join(map(str, ranks))})"
+        try:
+            work = dist.all_to_all_single(
+                received,
+                send,
+                list(recv_splits),
+                list(send_splits),
+                group=self._process_groups[group],
+                async_op=True,
+            )
+        except RuntimeError as error:
+            raise self.failure(where, "could not start", error) from error
+        return _CollectivePending(self, where, work, received, send)
+
+    def failure(self, where: str, what: str, error: BaseException) -> ExchangeError:
+        """Error of an exchange that failed on this rank."""
+        topology, rank = self.topology, self.rank
+        lines = str(error).strip().splitlines()
+        return ExchangeError(
+            f"rank {rank} (host {topology.host_of(rank)}, lane {topology.lane_of(rank)}), step {self.step}: "
+            f"{where} {what}: {lines[0][:300] if lines else type(error).__name__}. "
+            "A rank of the group has died, failed, or was more than "
+            f"dmt.comm.timeout_s = {self.timeout_s:g} s behind; "
+            "look for the first error of the other ranks, or raise dmt.comm.timeout_s."
+        )
+
+
+class _CollectivePending:
+    """A started collective; keeps the send buffer alive until it is done."""
+
+    def __init__(
+        self, transport: Transport, where: str, work: dist.Work, received: Tensor, send: Tensor
+    ) -> None:
+        self._transport = transport
+        self._where = where
+        self._work: dist.Work | None = work
+        self._received = received
+        self._send: Tensor | None = send
+
+    def wait(self) -> Tensor:
+        if self._work is not None:
+            try:
+                if self._transport.device.type == "cpu":
+                    self._work.wait(timedelta(seconds=self._transport.timeout_s))
+                else:
+                    # With a timeout an accelerator's wait would block the host instead of the
+                    # stream; there the group's own timeout applies.
+                    self._work.wait()
+            except RuntimeError as error:
+                raise self._transport.failure(self._where, "did not finish", error) from error
+            self._work = None
+            self._send = None
+        return self._received
