@@ -2,8 +2,8 @@
 
 1. Each rank is a spawned process with one thread and a gloo process group that meets at a file.
 2. A rank leaves its pickled result or its traceback in a file; the parent reads it when the process is gone.
-3. After the first failure the others get ``grace`` seconds to fail by themselves, so that what they say is seen
-   too; then, and at ``timeout``, whatever still runs is killed.
+3. After the first failure the others get ``grace`` seconds to fail by themselves, so that what they say is
+   seen too; then, and at ``timeout``, whatever still runs is killed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ class RanksFailed(AssertionError):
 
 
 def _rank_main(
-    rank: int, world_size: int, folder: str, init_timeout: float, fn: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    folder: str,
+    init_timeout: float,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
     try:

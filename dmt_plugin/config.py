@@ -1,0 +1,283 @@
+"""The "dmt" section of a DeepSpeed configuration: its keys, their defaults and the refusal of everything else.
+
+1. ``load_ds_config`` reads what ``deepspeed.initialize(config=...)`` would take: a dict, a JSON file (comments
+   and trailing commas as DeepSpeed allows them), or base64 of one.
+2. ``read_dmt_config`` looks for top-level keys that were meant to be "dmt", then validates the section with the
+   models below, and turns everything pydantic found into one short message with full key paths.
+3. A value that names something this version does not have is refused, never ignored.
+
+Neither torch nor deepspeed is imported here: the command line must start fast.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dmt_plugin.config_errors import near_miss, one_of, refuse, say_problems
+from dmt_plugin.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+IntOrAuto = PositiveInt | Literal["auto"]
+
+TOWER_MODULES = ("dlrm", "dcn", "none")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class TopologyConfig(_Section):
+    """Hosts and ranks; "auto" asks the launcher."""
+
+    hosts: IntOrAuto = Field(default="auto", description="Number of hosts H.")
+    ranks_per_host: IntOrAuto = Field(default="auto", description="Ranks on each host L; rank = host * L + lane.")
+
+
+class TowersConfig(_Section):
+    """Number and kind of towers. c, p and D (dim) are the paper's letters."""
+
+    count: IntOrAuto = Field(default="auto", description='Number of towers T; "auto" is one per host.')
+    module: str = Field(
+        default="dlrm",
+        description='Tower module: "dlrm", "dcn", "none" (the same numbers by another route), '
+        'or "pkg.mod:Class", an nn.Module of your own.',
+    )
+    c: int = Field(default=1, ge=0, description='Outputs of width D per feature ("dlrm").')
+    p: int = Field(default=0, ge=0, description='Outputs of width D per tower as a whole ("dlrm").')
+    dim: IntOrAuto = Field(default="auto", description="Width D of a tower module's outputs.")
+    init: Literal["orthogonal", "identity", "torch"] = Field(
+        default="orthogonal",
+        description="How the linear layers of tower modules start; \"torch\" is nn.Linear's default."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of that initialisation, the same on every rank.")
+
+    @field_validator("module")
+    @classmethod
+    def _known_module(cls, value: str) -> str:
+        package, colon, name = value.partition(":")
+        own = colon and name.isidentifier() and all(part.isidentifier() for part in package.split("."))
+        if value not in TOWER_MODULES and not own:
+            raise ValueError(f'{one_of(value, TOWER_MODULES)} or "pkg.mod:Class" for a module of your own')
+        return value
+
+    @model_validator(mode="after")
+    def _some_output(self) -> TowersConfig:
+        if self.module == "dlrm" and self.c == 0 and self.p == 0:
+            raise ValueError(
+                "c = 0 and p = 0 leave a \"dlrm\" tower without outputs; set c or p to at least 1, "
+                'or "module": "none"'
+            )
+        return self
+
+
+class PartitionConfig(_Section):
+    """Which feature belongs to which tower."""
+
+    strategy: Literal["strided", "contiguous", "file"] = Field(
+        default="strided",
+        description='"strided": feature i to tower i mod T; "contiguous": in runs; "file": as written.'
+    )
+    file: str | None = Field(default=None, description='Path of the tower plan when strategy is "file".')
+    objective: Literal["coherent", "diverse"] = Field(
+        default="coherent", description="What a learned partition looks for: like features together, or apart."
+    )
+    balance: Literal["count"] = Field(default="count", description="What is kept equal between towers: features.")
+
+    @model_validator(mode="after")
+    def _strategy_and_file(self) -> PartitionConfig:
+        if self.strategy == "file" and not self.file:
+            raise ValueError('"strategy": "file" needs the path of a plan in dmt.partition.file')
+        if self.strategy != "file" and self.file is not None:
+            raise ValueError(
+                f'"file": "{self.file}" would not be read with "strategy": "{self.strategy}"; '
+                'set "strategy": "file" or remove the file'
+            )
+        if self.objective == "diverse":
+            raise ValueError(
+                'dmt.partition.objective: "diverse" steers a learned partition, which is not in this version; '
+                'expected "coherent"'
+            )
+        return self
+
+
+class LookupConfig(_Section):
+    """How embedding rows are looked up and trained."""
+
+    backend: Literal["auto", "fbgemm", "torch"] = Field(
+        default="auto", description='"fbgemm", "torch" (the exact reference), or fbgemm wherever it serves.'
+    )
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = Field(
+        default="rowwise_adagrad", description="Update rule of the tables, applied in the backward pass."
+    )
+    lr: float = Field(default=0.01, ge=0, description="Learning rate of the tables.")
+    eps: float = Field(default=1e-8, ge=0, description="Added to the root of Adagrad's denominator.")
+    location: Literal["auto", "host", "device"] = Field(
+        default="auto", description='Memory that holds the tables; "auto" is the accelerator\'s where there is one.'
+    )
+
+
+class CommConfig(_Section):
+    """How rows and ids travel."""
+
+    route: Literal["hierarchical", "flat"] = Field(
+        default="hierarchical", description='"flat" is one global all-to-all over the same sharded tables.'
+    )
+    peer_dtype: Literal["fp32"] = Field(default="fp32", description="Wire format between hosts.")
+    intra_dtype: Literal["fp32"] = Field(default="fp32", description="Wire format inside a host.")
+    overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
+    prefetch: bool = Field(default=True, description="Distribute the next batch's ids early where the data path can.")
+    timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
+
+
+class TransformConfig(_Section):
+    """How strict the rewrite is."""
+
+    on_unsupported: Literal["error", "transport"] = Field(
+        default="error",
+        description='Where a join cannot take towers: refuse, or move its rows untouched ("transport").'
+    )
+    verify: bool = Field(
+        default=True, description="Compare the rewritten model with the original on the example batch."
+    )
+    example_batch: str | None = Field(
+        default=None, description='Where an example batch comes from: "path/to/file.py:factory" or "pkg.mod:factory".'
+    )
+
+    @field_validator("example_batch")
+    @classmethod
+    def _a_factory(cls, value: str | None) -> str | None:
+        if value is not None:
+            place, colon, name = value.rpartition(":")
+            if not (place and colon and name.isidentifier()):
+                raise ValueError(f'found "{value}", expected "path/to/file.py:factory" or "pkg.mod:factory"')
+        return value
+
+
+class ReportConfig(_Section):
+    """What is written for people."""
+
+    dir: str | None = Field(default=None, description="Folder for reports; null writes none.")
+
+
+class DMTConfig(_Section):
+    """The "dmt" section. Every key has a default that serves."""
+
+    enabled: bool = Field(default=True, description="false leaves model and engine untouched.")
+    topology: TopologyConfig = Field(default=TopologyConfig(), description="Hosts x ranks per host.")
+    towers: TowersConfig = Field(default=TowersConfig(), description="Towers and their modules.")
+    partition: PartitionConfig = Field(default=PartitionConfig(), description="Features to towers.")
+    lookup: LookupConfig = Field(default=LookupConfig(), description="Embedding lookup and its optimiser.")
+    comm: CommConfig = Field(default=CommConfig(), description="Exchanges.")
+    transform: TransformConfig = Field(default=TransformConfig(), description="The rewrite of the model.")
+    report: ReportConfig = Field(default=ReportConfig(), description="Reports.")
+
+
+def load_ds_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Read a DeepSpeed configuration.
+
+    Args:
+        source: A mapping (it is copied), the path of a JSON file, or base64 of its text.
+
+    Returns:
+        The whole configuration as a new dict.
+
+    Raises:
+        ConfigError: For a missing file, bad JSON (with line and column), a key given twice, or anything that is
+            not a JSON object.
+    """
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source))
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"a configuration is a dict or the path of a JSON file, not {type(source).__name__}")
+    name = str(source)
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        decoded = _from_base64(name)
+        if decoded is None:
+            raise ConfigError(f"{name}: configuration file not found") from None
+        name, text = "configuration (base64)", decoded
+    except (OSError, UnicodeDecodeError) as error:
+        decoded = _from_base64(name)
+        if decoded is None:
+            raise ConfigError(f"{name}: configuration file cannot be read: {error}") from None
+        name, text = "configuration (base64)", decoded
+    return _parse(text, name)
+
+
+def read_dmt_config(ds_config: Mapping[str, Any], source: str = "config") -> DMTConfig | None:
+    """Validate the "dmt" section of a DeepSpeed configuration.
+
+    Args:
+        ds_config: The whole configuration.
+        source: Name of the file, for messages.
+
+    Returns:
+        The section, or None where there is none or ``"enabled"`` is false.
+
+    Raises:
+        ConfigError: One message naming every unknown key, bad value and impossible combination.
+    """
+    for key in ds_config:
+        if near_miss(key):
+            raise ConfigError(f'{source}: the top-level key "{key}" looks like a misspelt "dmt"; rename it')
+    if "dmt" not in ds_config:
+        return None
+    section = ds_config["dmt"]
+    if not isinstance(section, Mapping):
+        found = json.dumps(section, default=repr)
+        refuse(source, [f'dmt: must be an object such as {{"enabled": true}}, found {found}'])
+    try:
+        config = DMTConfig.model_validate(dict(section))
+    except ValidationError as error:
+        refuse(source, say_problems(error, DMTConfig))
+    return config if config.enabled else None
+
+
+def _from_base64(text: str) -> str | None:
+    try:
+        decoded = base64.urlsafe_b64decode(text.encode()).decode("utf-8")
+    except (binascii.Error, ValueError):
+        return None
+    return decoded if decoded.lstrip().startswith("{") else None
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f'{name}: the key "{key}" is given twice in one object')
+        return dict(pairs)
+
+    try:
+        content = json.loads(text, object_pairs_hook=no_duplicates)
+    except json.JSONDecodeError as error:
+        content = _parse_lenient(text, no_duplicates)
+        if content is None:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise ConfigError(f"{name}: not valid JSON at {where}: {error.msg}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name}: a configuration is a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _parse_lenient(text: str, hook: Any) -> dict[str, Any] | None:
+    # DeepSpeed reads its file with hjson, so comments and trailing commas are legal there and must be here.
+    try:
+        import hjson
+    except ImportError:
+        return None
+    try:
+        content = hjson.loads(text, object_pairs_hook=hook)
+    except hjson.HjsonDecodeError:
+        return None
+    return content if isinstance(content, dict) and content else None

@@ -1,0 +1,151 @@
+"""Words for a configuration that cannot be used: key paths, what was found, what was expected, did-you-mean.
+
+1. pydantic reports several errors for one value of a union type; they are grouped by the key they belong to.
+2. What a key expects is told from the JSON schema of its model, so that it is written down once, as its type.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+
+from dmt_plugin.errors import ConfigError
+
+# Values that the design knows and this version does not have.
+LATER: Mapping[str, frozenset[str]] = {
+    "partition.strategy": frozenset({"learned"}),
+    "comm.peer_dtype": frozenset({"bf16", "fp16", "int8"}),
+    "comm.intra_dtype": frozenset({"bf16", "fp16", "int8"}),
+}
+
+
+def refuse(source: str, problems: Sequence[str]) -> NoReturn:
+    """Raise one ``ConfigError`` for all problems found in ``source``."""
+    if len(problems) == 1:
+        raise ConfigError(f"{source}: {problems[0]}")
+    raise ConfigError("\n  ".join([f'{source}: {len(problems)} problems in the "dmt" section', *problems]))
+
+
+def near_miss(key: object) -> bool:
+    """Whether a top-level key was probably meant to be "dmt"."""
+    if not isinstance(key, str) or key == "dmt":
+        return False
+    bare = "".join(letter for letter in key.lower() if letter.isalnum())
+    return bare.startswith(("dmt", "disaggregatedmultitower")) or _one_slip(bare, "dmt")
+
+
+def one_of(value: object, known: Iterable[str]) -> str:
+    """Say that ``value`` is none of the ``known`` words, with a did-you-mean."""
+    words = list(known)
+    return f"found {_show(value)}{_did_you_mean(value, words)}, expected {_listing(words)}"
+
+
+def say_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Turn a pydantic error into one line per key: path, what was found, what was expected."""
+    by_key: dict[str, tuple[tuple[str, ...], list[Any]]] = {}
+    for detail in error.errors():
+        path = _key_path(model, detail["loc"])
+        by_key.setdefault(".".join(path), (path, []))[1].append(detail)
+    lines = []
+    for key, (path, details) in by_key.items():
+        text = _say(path, details[0], model)
+        # A check over several keys may name the one it is about by itself.
+        lines.append(text if text.startswith("dmt.") else f"dmt.{key}: {text}")
+    return lines
+
+
+def _say(path: tuple[str, ...], detail: Any, model: type[BaseModel]) -> str:
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if detail["type"] == "extra_forbidden":
+        return _unknown_key(path, model)
+    parent = model
+    for name in path[:-1]:
+        parent = parent.model_fields[name].annotation  # type: ignore[assignment]
+    # Of a union, pydantic hands over the value itself once per branch: the first will do.
+    value = detail["input"]
+    if ".".join(path) in LATER and value in LATER[".".join(path)]:
+        schema = parent.model_json_schema()["properties"][path[-1]]
+        return f"{_show(value)} is not in this version, expected {_expected(schema)}"
+    annotation = parent.model_fields[path[-1]].annotation
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        inner = next(iter(annotation.model_fields))
+        return f'found {_show(value)}, expected an object such as {{"{inner}": ...}}'
+    schema = parent.model_json_schema()["properties"][path[-1]]
+    return f"found {_show(value)}{_did_you_mean(value, schema.get('enum', []))}, expected {_expected(schema)}"
+
+
+def _unknown_key(path: tuple[str, ...], model: type[BaseModel]) -> str:
+    parent = model
+    for name in path[:-1]:
+        parent = parent.model_fields[name].annotation  # type: ignore[assignment]
+    key = path[-1]
+    guess = _did_you_mean(key, list(parent.model_fields))
+    if guess:
+        return f"unknown key{guess}"
+    for section, field in model.model_fields.items():
+        if key in getattr(field.annotation, "model_fields", {}):
+            return f'unknown key here; there is "dmt.{section}.{key}"'
+        if key == section:
+            return f'unknown key here; there is "dmt.{section}"'
+    return f"unknown key; the keys here are {', '.join(parent.model_fields)}"
+
+
+def _key_path(model: type[BaseModel], location: Sequence[Any]) -> tuple[str, ...]:
+    # pydantic appends the branch of a union to the location: keep only what is a key.
+    path: list[str] = []
+    for part in location:
+        path.append(str(part))
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field is not None else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        model = inner
+    return tuple(path)
+
+
+def _expected(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_expected(branch) for branch in schema["anyOf"])
+    if "enum" in schema:
+        return _listing(schema["enum"])
+    if "const" in schema:
+        return json.dumps(schema["const"])
+    kinds = {"integer": "a whole number", "number": "a finite number", "boolean": "true or false"}
+    kinds |= {"string": "a string", "null": "null"}
+    text = kinds[schema["type"]]
+    if "minimum" in schema:
+        text += f" of at least {schema['minimum']:g}"
+    if "exclusiveMinimum" in schema:
+        text += f" above {schema['exclusiveMinimum']:g}"
+    return text
+
+
+def _listing(words: Sequence[str]) -> str:
+    quoted = [json.dumps(word) for word in words]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def _did_you_mean(value: object, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(value, words, n=1, cutoff=0.6) if isinstance(value, str) else []
+    return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_slip(word: str, target: str) -> bool:
+    """Whether one insertion, deletion, replacement or swap of neighbours turns ``word`` into ``target``."""
+    letters = set(target) | set(word)
+    spots = range(len(word) + 1)
+    slips = {word[:i] + word[i + 1 :] for i in spots}
+    slips |= {word[:i] + letter + word[i + 1 :] for i in spots for letter in letters}
+    slips |= {word[:i] + letter + word[i:] for i in spots for letter in letters}
+    slips |= {word[:i] + word[i + 1 : i + 2] + word[i : i + 1] + word[i + 2 :] for i in spots}
+    return target in slips

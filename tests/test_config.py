@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.errors import ConfigError
+
+DESIGNED = {
+    "enabled": True,
+    "topology": {"ranks_per_host": "auto"},
+    "towers": {"count": "auto", "module": "dlrm", "c": 1, "p": 0, "dim": "auto"},
+    "partition": {"strategy": "strided", "file": None, "objective": "coherent", "balance": "count"},
+    "lookup": {"backend": "auto", "optimizer": "rowwise_adagrad", "lr": 0.01, "location": "auto"},
+    "comm": {
+        "route": "hierarchical",
+        "peer_dtype": "fp32",
+        "intra_dtype": "fp32",
+        "overlap": True,
+        "prefetch": True,
+    },
+    "transform": {"on_unsupported": "error", "verify": True},
+    "report": {"dir": None},
+}
+
+
+def refusal(section, source="ds.json") -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_dmt_config({"train_batch_size": 8, "dmt": section}, source)
+    text = str(caught.value)
+    assert text.startswith(source)
+    assert "pydantic" not in text and "validation error" not in text and len(text) < 600
+    return text
+
+
+# ---- the section ---------------------------------------------------------------------------------
+
+
+def test_every_key_has_a_default_that_serves():
+    config = read_dmt_config({"dmt": {}})
+    assert config == DMTConfig() == read_dmt_config({"dmt": DESIGNED})
+    assert config.towers.module == "dlrm" and config.comm.timeout_s == 300
+
+
+def test_no_section_or_disabled_is_none():
+    assert read_dmt_config({"train_batch_size": 8, "fp16": {}, "amp": {}, "bf16": {}}) is None
+    assert read_dmt_config({"dmt": {"enabled": False, "towers": {"count": 4}}}) is None
+
+
+def test_disabled_section_is_still_checked():
+    with pytest.raises(ConfigError, match=r"dmt\.towers\.cuont"):
+        read_dmt_config({"dmt": {"enabled": False, "towers": {"cuont": 4}}})
+
+
+def test_every_key_is_documented():
+    for name, field in DMTConfig.model_fields.items():
+        assert field.description, name
+        for key, inner in getattr(field.annotation, "model_fields", {}).items():
+            assert inner.description, f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"topology": {"hosts": 2, "ranks_per_host": 4}},
+        {"towers": {"module": "my.models:Tower", "count": 3}},
+        {"towers": {"c": 0, "p": 2, "dim": 8, "init": "identity", "seed": 7}},
+        {"towers": {"module": "none", "c": 0, "p": 0}},
+        {"partition": {"strategy": "file", "file": "towers.json"}},
+        {"lookup": {"lr": 1}},
+        {"transform": {"example_batch": "some/train.py:batch"}},
+        {"transform": {"example_batch": "pkg.mod:batch"}},
+    ],
+)
+def test_accepted(section):
+    assert read_dmt_config({"dmt": section}) is not None
+
+
+@pytest.mark.parametrize(
+    "section, parts",
+    [
+        ({"towers": {"cuont": 2}}, ["dmt.towers.cuont", 'did you mean "count"']),
+        ({"tower": {"count": 2}}, ["dmt.tower", 'did you mean "towers"']),
+        ({"module": "dlrm"}, ["dmt.module", '"dmt.towers.module"']),
+        ({"towers": {"zzz": 2}}, ["dmt.towers.zzz", "count, module, c, p, dim"]),
+        ({"enabled": "yes"}, ["dmt.enabled", '"yes"', "true or false"]),
+        ({"towers": {"count": 0}}, ["dmt.towers.count", "0", "whole number of at least 1", '"auto"']),
+        ({"towers": {"count": True}}, ["dmt.towers.count", "true", "whole number"]),
+        ({"towers": {"count": "four"}}, ["dmt.towers.count", '"four"', '"auto"']),
+        ({"towers": {"module": "dlrn"}}, ["dmt.towers.module", '"dlrn"', 'did you mean "dlrm"', "pkg.mod:Class"]),
+        ({"towers": {"module": "a.b:1x"}}, ["dmt.towers.module", "a.b:1x", "pkg.mod:Class"]),
+        ({"towers": {"c": 0, "p": 0}}, ["dmt.towers", "c = 0", "p = 0"]),
+        ({"towers": {"c": -1}}, ["dmt.towers.c", "-1", "at least 0"]),
+        ({"partition": {"strategy": "file"}}, ["dmt.partition", '"file"', "dmt.partition.file"]),
+        ({"partition": {"file": "x.json"}}, ["dmt.partition", "x.json", "strided", '"strategy": "file"']),
+        ({"partition": {"strategy": "learned"}}, ["dmt.partition.strategy", "not in this version", "strided"]),
+        ({"partition": {"strategy": "stridet"}}, ["dmt.partition.strategy", 'did you mean "strided"']),
+        ({"partition": {"objective": "diverse"}}, ["dmt.partition.objective", "not in this version"]),
+        ({"comm": {"peer_dtype": "bf16"}}, ["dmt.comm.peer_dtype", "bf16", "not in this version", "fp32"]),
+        ({"comm": {"timeout_s": 0}}, ["dmt.comm.timeout_s", "above 0"]),
+        ({"lookup": {"lr": float("nan")}}, ["dmt.lookup.lr", "number"]),
+        ({"lookup": {"optimizer": "adam"}}, ["dmt.lookup.optimizer", "rowwise_adagrad"]),
+        ({"transform": {"on_unsupported": "ignore"}}, ["dmt.transform.on_unsupported", '"error"']),
+        ({"transform": {"example_batch": "train.py"}}, ["dmt.transform.example_batch", "file.py:factory"]),
+        ({"report": "out"}, ["dmt.report", '"out"', "object", '{"dir"']),
+        ({"topology": {"hosts": 2.0}}, ["dmt.topology.hosts", "2.0", "whole number"]),
+    ],
+)
+def test_refused(section, parts):
+    text = refusal(section)
+    for part in parts:
+        assert part in text, text
+
+
+def test_all_problems_in_one_message():
+    text = refusal({"towers": {"cuont": 2, "c": -1}, "comm": {"rout": "flat"}})
+    assert "3 problems" in text
+    for key in ("dmt.towers.cuont", "dmt.towers.c", "dmt.comm.rout"):
+        assert key in text
+
+
+@pytest.mark.parametrize("section", [None, True, [], "on"])
+def test_section_must_be_an_object(section):
+    assert "must be an object" in refusal(section)
+
+
+@pytest.mark.parametrize("key", ["dnt", "DMT", "Dmt", "dmt_plugin", "dmt-plugin", "dmt_config", "dtm", "dmtt", "dm"])
+def test_near_misses_at_the_top(key):
+    with pytest.raises(ConfigError, match=f'"{key}".*"dmt"'):
+        read_dmt_config({key: {"enabled": True}})
+
+
+@pytest.mark.parametrize("key", ["amp", "fp16", "bf16", "zero_optimization", "csv_monitor", "comet", "aio", "moe"])
+def test_no_false_alarm_at_the_top(key):
+    assert read_dmt_config({key: {}}) is None
+
+
+def test_direct_construction_speaks_the_same_language():
+    with pytest.raises(ValueError):
+        DMTConfig.model_validate({"towers": {"c": 0, "p": 0}})
+
+
+# ---- the file ------------------------------------------------------------------------------------
+
+
+def test_load_from_file_mapping_and_base64(tmp_path):
+    content = {"train_batch_size": 8, "dmt": {"towers": {"count": 2}}}
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps(content))
+    encoded = base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+    assert load_ds_config(file) == load_ds_config(str(file)) == load_ds_config(content) == content
+    assert load_ds_config(encoded) == content
+
+
+def test_loaded_mapping_is_a_copy():
+    content = {"dmt": {"towers": {"count": 2}}}
+    load_ds_config(content)["dmt"]["towers"]["count"] = 9
+    assert content["dmt"]["towers"]["count"] == 2
+
+
+def test_comments_are_read_as_deepspeed_reads_them(tmp_path):
+    file = tmp_path / "ds.json"
+    file.write_text('{\n  # two towers\n  "dmt": {"towers": {"count": 2}},\n}')
+    assert load_ds_config(file) == {"dmt": {"towers": {"count": 2}}}
+
+
+@pytest.mark.parametrize(
+    "text, parts",
+    [
+        ('{"dmt": {"enabled": true "towers": {}}}', ["line 1", "column"]),
+        ('{\n "a": 1,\n "b": ]\n}', ["line 3", "column 7"]),
+        ('{"dmt": {}, "dmt": {"enabled": false}}', ['"dmt"', "twice"]),
+        ('{"dmt": {"towers": {"c": 1, "c": 2}}}', ['"c"', "twice"]),
+        ('{\n# note\n"dmt": {"towers": {"c": 1, "c": 2}}}', ['"c"', "twice"]),
+        ("[1, 2]", ["object"]),
+        ("", ["line 1"]),
+    ],
+)
+def test_bad_files(tmp_path, text, parts):
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_ds_config(file)
+    assert "ds.json" in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value), str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(ConfigError, match=r"nope\.json.*not.*found"):
+        load_ds_config(tmp_path / "nope.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_ds_config(tmp_path)
+
+
+def test_other_types_are_refused():
+    with pytest.raises(ConfigError, match="int"):
+        load_ds_config(3)
+
+
+def test_import_is_light():
+    code = "import sys, dmt_plugin.config; print({'torch', 'deepspeed'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
