@@ -1,0 +1,54 @@
+"""Ranks that must agree, and errors that must not leave the others waiting.
+
+:func:`together` runs a local piece of work on every rank and then lets all ranks know how it went: where one
+failed, every rank raises within one small collective, whose wait is bounded by ``comm.timeout_s``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from dmt_plugin.errors import DMTError
+from dmt_plugin.topology import RankGroups
+
+T = TypeVar("T")
+
+
+def gather(groups: RankGroups, value: T) -> list[T]:
+    """The (picklable) values of all ranks, in rank order, on every rank."""
+    values: list[T | None] = [None] * groups.topology.world_size
+    dist.all_gather_object(values, value, group=groups.world)
+    return values  # type: ignore[return-value]
+
+
+@contextmanager
+def together(groups: RankGroups, doing: str) -> Iterator[None]:
+    """Run the block on every rank; if it raises on any of them, raise on all.
+
+    The block itself must not use collectives. A rank whose own block failed raises its own error; the others
+    name the first rank that failed.
+
+    Args:
+        groups: This rank's groups.
+        doing: What the block does, for the message ("building the model of this rank").
+
+    Raises:
+        DMTError: On ranks whose own block went well while another's did not.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    reports = gather(groups, None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    failed = [(rank, report) for rank, report in enumerate(reports) if report is not None]
+    if failed:
+        rank, report = failed[0]
+        others = "" if len(failed) == 1 else f" (and {len(failed) - 1} more rank(s))"
+        raise DMTError(f"rank {rank}{others} failed while {doing}, so all ranks stop: {report}")

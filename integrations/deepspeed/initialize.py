@@ -1,0 +1,310 @@
+"""``initialize``: DeepSpeed's, for a model that is rewritten on the way if its configuration has a "dmt" section.
+
+1. Read the configuration. Without a "dmt" section, or with ``"enabled": false``, DeepSpeed gets exactly the
+   arguments of the user.
+2. Refuse by name what does not go together (:mod:`.guards`); connect the ranks.
+3. Resolve hosts and lanes, compare them between the ranks, make the groups.
+4. Find an example batch, build this rank's model, load rank 0's tables into their owners.
+5. Wrap tower modules for DeepSpeed (:mod:`.shell`), translate ``model_parameters``, compare the ranks again.
+6. Call DeepSpeed's own ``initialize`` with a copy of the configuration and an engine class of ours.
+
+Until the groups with ``dmt.comm.timeout_s`` exist, waits are bounded by the same time limit on the default group.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
+from torch import Tensor, nn
+
+from dmt_plugin.comm.transport import Traffic, Transport
+from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.integrations.deepspeed import guards, private
+from dmt_plugin.integrations.deepspeed.agreement import gather, together
+from dmt_plugin.integrations.deepspeed.engine import DMTEngine, DMTState
+from dmt_plugin.integrations.deepspeed.example_batch import find_example
+from dmt_plugin.integrations.deepspeed.parameters import FlatParameters, read_parameters, remap_parameters
+from dmt_plugin.integrations.deepspeed.shell import wrap_towers
+from dmt_plugin.integrations.deepspeed.tables import sync_tables
+from dmt_plugin.topology import RankGroups, create_groups, resolve_topology, verify_topology
+
+if TYPE_CHECKING:
+    from dmt_plugin.placed import PlacedModel
+
+logger = logging.getLogger(__name__)
+
+EXPERT_TOPOLOGY_KEY = "use_data_before_expert_parallelism"
+
+
+@dataclass
+class Call:
+    """The arguments of one call of :func:`initialize` that go on to DeepSpeed.
+
+    Attributes:
+        options: Arguments by name, as the user gave them.
+        ds_config: The configuration they lead to.
+    """
+
+    options: dict[str, Any]
+    ds_config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def initialize(
+    args: Any = None,
+    model: Any = None,
+    optimizer: Any = None,
+    model_parameters: Any = None,
+    training_data: Any = None,
+    lr_scheduler: Any = None,
+    distributed_port: int = TORCH_DISTRIBUTED_DEFAULT_PORT,
+    mpu: Any = None,
+    dist_init_required: bool | None = None,
+    collate_fn: Callable[..., Any] | None = None,
+    config: Any = None,
+    mesh_param: Any = None,
+    config_params: Any = None,
+    *,
+    example_batch: Any = None,
+) -> tuple[Any, Any, Any, Any]:
+    """``deepspeed.initialize`` for a model that becomes a tower-decomposed one.
+
+    Takes and returns what ``deepspeed.initialize`` does. Where the configuration has a "dmt" section, the engine is
+    a :class:`DMTEngine`: its ``module`` is this rank's part of the rewritten model, with the same forward
+    signature, and ``engine.dmt`` has the plan, the topology and the byte counts.
+
+    Args:
+        args: Namespace with ``deepspeed_config`` and ``local_rank``.
+        model: The flat model, the same on every rank. Its parameters may start from different random
+            states: rank 0's are used.
+        optimizer: ``None`` (named in the configuration) or a callable that builds one from parameters.
+        model_parameters: Parameters or groups of them, of the flat model.
+        training_data: Dataset for the returned data loader.
+        lr_scheduler: As for DeepSpeed; tables keep ``dmt.lookup.lr``.
+        distributed_port: As for DeepSpeed.
+        mpu: Not supported together with "dmt".
+        dist_init_required: As for DeepSpeed.
+        collate_fn: As for DeepSpeed.
+        config: Path or dict of the DeepSpeed configuration; it is not changed.
+        mesh_param: Not supported together with "dmt".
+        config_params: Old name of ``config``.
+        example_batch: A batch as the training loop passes it to the model, a
+            :class:`~dmt_plugin.capture.inputs.ExampleBatch`, or a function that returns either. Not needed where
+            ``training_data`` or ``dmt.transform.example_batch`` can provide one.
+
+    Returns:
+        Engine, optimizer, data loader, learning-rate scheduler.
+
+    Raises:
+        ConfigError: What was asked for does not go together; names the key or argument and the way out.
+        TopologyError: Ranks disagree about hosts, or hosts are unequal.
+        TransformError: The model cannot be rewritten safely.
+        DMTError: Another rank failed.
+    """
+    options: dict[str, Any] = {
+        "args": args,
+        "model": model,
+        "optimizer": optimizer,
+        "model_parameters": model_parameters,
+        "training_data": training_data,
+        "lr_scheduler": lr_scheduler,
+        "distributed_port": distributed_port,
+        "mpu": mpu,
+        "dist_init_required": dist_init_required,
+        "collate_fn": collate_fn,
+        "config": config,
+        "mesh_param": mesh_param,
+        "config_params": config_params,
+    }
+    source = find_config(args, config, config_params)
+    ds_config = None if source is None else load_ds_config(source)
+    section = None if ds_config is None else read_dmt_config(ds_config, _name_of(source))
+    if ds_config is None or section is None:
+        return private.stock_initialize(**options)
+    return _initialize_towers(Call(options, ds_config), section, example_batch)
+
+
+def find_config(args: Any, config: Any, config_params: Any) -> Any:
+    """The configuration DeepSpeed would use, ``None`` where there is none or DeepSpeed would refuse the call."""
+    named = [getattr(args, name, None) for name in ("deepspeed_config", "deepscale_config")]
+    given = [value for value in (*named, config if config is not None else config_params) if value is not None]
+    return given[0] if len(given) == 1 else None
+
+
+def _name_of(source: Any) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "config"
+
+
+def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
+    from dmt_plugin.api import build_placed
+
+    options, model = call.options, call.options["model"]
+    guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"])
+    guards.check_config(call.ds_config, options["lr_scheduler"])
+    connect(options["distributed_port"], options["dist_init_required"], section.comm.timeout_s)
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    resolved = resolve_topology(
+        rank, world_size, hosts=section.topology.hosts, ranks_per_host=section.topology.ranks_per_host
+    )
+    verify_topology(resolved, rank)
+    groups = create_groups(resolved.topology, timeout_s=section.comm.timeout_s)
+    if rank == 0:
+        logger.info("topology %s (from %s)", resolved.topology, resolved.source)
+
+    with together(groups, "building its part of the model"):
+        example = find_example(
+            model,
+            example_batch=example_batch,
+            factory=section.transform.example_batch,
+            training_data=options["training_data"],
+            collate_fn=options["collate_fn"],
+        )
+        flat = read_parameters(model, options["model_parameters"])
+        placed = build_placed(model, section, resolved, rank, example)
+        guards.check_lookup(fused_tables(placed.lookup), call.ds_config, world_size)
+    sync_tables(placed.lookup, functools.partial(table_weight, model), groups)
+    return launch(placed, call, section, groups, resolved.source, flat)
+
+
+def connect(distributed_port: int, dist_init_required: bool | None, timeout_s: float) -> None:
+    """Initialize DeepSpeed's communication, without the slow compilation it does on a CPU.
+
+    Args:
+        distributed_port: As for DeepSpeed.
+        dist_init_required: As for DeepSpeed.
+        timeout_s: Time limit of the default group in seconds, where it is not there yet.
+    """
+    with private.without_shm_build():
+        deepspeed.init_distributed(
+            distributed_port=distributed_port,
+            dist_init_required=dist_init_required,
+            timeout=timedelta(seconds=timeout_s),
+        )
+
+
+def launch(
+    placed: PlacedModel, call: Call, section: DMTConfig, groups: RankGroups, source: str, flat: FlatParameters
+) -> tuple[Any, Any, Any, Any]:
+    """From this rank's model to the engine; all ranks call it together.
+
+    Args:
+        placed: This rank's model, not yet bound.
+        call: The user's call.
+        section: The "dmt" section.
+        groups: This rank's groups.
+        source: Where the topology was read.
+        flat: What was noted of the flat model and of ``model_parameters``.
+
+    Returns:
+        DeepSpeed's 4-tuple.
+
+    Raises:
+        ConfigError: The ranks' models do not fit each other or the configuration.
+    """
+    topology, rank = groups.topology, groups.rank
+    traffic = Traffic(topology, rank)
+    transport = Transport(groups, traffic)
+    placed.bind(transport)
+    placed.lookup.grad_scale = 1.0 / topology.world_size
+
+    named = list(placed.named_parameters())
+    towers = _tower_parameters(placed) if topology.hosts > 1 else []
+    any_towers = any(gather(groups, bool(towers)))
+    moe_group = f"ep_size_{topology.hosts}" if any_towers else None
+    if any_towers:
+        wrap_towers(placed, placed.tower_paths, topology, rank)
+    parameters = remap_parameters(flat, named, towers, moe_group)
+    facts = _facts(groups, named, towers, parameters)
+    guards.check_ranks(gather(groups, facts), call.ds_config)
+
+    state = DMTState(
+        config=section,
+        plan=placed.plan,
+        topology=topology,
+        source=source,
+        groups=groups,
+        transport=transport,
+        traffic=traffic,
+        lookup=placed.lookup,
+        placed=placed,
+    )
+    options = _options_for(call, placed, parameters, any_towers)
+    with private.engine_class(functools.partial(DMTEngine, dmt=state)):
+        return private.stock_initialize(**options)
+
+
+def _tower_parameters(placed: PlacedModel) -> list[nn.Parameter]:
+    found = (p for path in placed.tower_paths for p in placed.get_submodule(path).parameters())
+    return list({id(p): p for p in found}.values())
+
+
+def _options_for(call: Call, placed: nn.Module, parameters: list[Any] | None, any_towers: bool) -> dict[str, Any]:
+    """The user's arguments with this rank's model, and with copies of what would have to be changed."""
+    ds_config = copy.deepcopy(dict(call.ds_config))
+    if any_towers:
+        ds_config[EXPERT_TOPOLOGY_KEY] = True
+    args = call.options["args"]
+    if any(getattr(args, name, None) is not None for name in ("deepspeed_config", "deepscale_config")):
+        args = copy.copy(args)
+        for name in ("deepspeed_config", "deepscale_config"):
+            if hasattr(args, name):
+                setattr(args, name, None)
+    return {
+        **call.options,
+        "args": args,
+        "model": placed,
+        "model_parameters": parameters,
+        "config": ds_config,
+        "config_params": None,
+    }
+
+
+def _facts(
+    groups: RankGroups, named: list[tuple[str, nn.Parameter]], towers: list[nn.Parameter], parameters: list[Any] | None
+) -> guards.RankFacts:
+    tower_ids = {id(p) for p in towers}
+    dense = [(name, tuple(p.shape)) for name, p in named if p.requires_grad and id(p) not in tower_ids]
+    sizes: list[int] = []
+    for group in parameters or []:
+        if isinstance(group, dict):
+            sizes.append(-1 if group.get("moe") else len(group["params"]))
+        else:
+            sizes = [len(parameters or [])]
+    tower_sizes = tuple(p.numel() for p in towers if p.requires_grad)
+    return guards.RankFacts(
+        rank=groups.rank,
+        host=groups.host,
+        dense=hashlib.sha256(repr(dense).encode()).hexdigest(),
+        dense_count=len(dense),
+        groups=tuple(sizes),
+        tower_count=len(towers),
+        tower_sizes=tower_sizes,
+        trainable=sum(p.numel() for _, p in named if p.requires_grad),
+    )
+
+
+def fused_tables(lookup: Any) -> list[str]:
+    """Names of the tables of this rank that are updated inside the backward pass."""
+    backend_of = getattr(lookup, "backend_of", None)
+    if backend_of is None:
+        return []
+    return sorted({site.table for site in lookup.sites if backend_of(site.table) == "fbgemm"})
+
+
+def table_weight(model: nn.Module, table: str) -> Tensor:
+    """The ``(rows, dim)`` weight of a table of the flat model, by its path with or without ``.weight``."""
+    try:
+        return model.get_parameter(f"{table}.weight")
+    except AttributeError:
+        return model.get_parameter(table)

@@ -1,0 +1,73 @@
+"""Every table starts from rank 0's copy of it.
+
+DeepSpeed broadcasts rank 0's dense parameters before training, so that ranks may build their models from different
+random states. Tables are no parameters of the placed model and each has one owner (or several, where it is
+replicated), so the same is done here:
+
+1. all ranks tell which tables they own;
+2. table after table, in the same order everywhere, rank 0 sends its own copy, in pieces of bounded size, to every
+   owner other than itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dmt_plugin.integrations.deepspeed.agreement import gather
+from dmt_plugin.topology import RankGroups
+
+CHUNK_ELEMENTS = 16 * 1024 * 1024
+
+
+def owned_tables(lookup: Any) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the tables a rank's lookup holds, by the table's name."""
+    return {site.table: (site.rows, site.dim) for site in lookup.sites}
+
+
+def sync_tables(
+    lookup: Any, weight_of: Callable[[str], Tensor], groups: RankGroups, chunk_elements: int = CHUNK_ELEMENTS
+) -> int:
+    """Load rank 0's copy of every table where its owner is another rank.
+
+    Args:
+        lookup: This rank's tables (``sites`` and ``load_table``).
+        weight_of: The ``(rows, dim)`` weight of a table in this rank's flat model, by the table's name; only used
+            on rank 0.
+        groups: This rank's groups.
+        chunk_elements: Largest number of elements of one message.
+
+    Returns:
+        Number of tables this rank received.
+    """
+    owners = gather(groups, owned_tables(lookup))
+    names = sorted({name for tables in owners for name in tables})
+    received = 0
+    for name in names:
+        for owner, tables in enumerate(owners):
+            if owner == 0 or name not in tables:
+                continue
+            if groups.rank == 0:
+                _send(weight_of(name), owner, groups, chunk_elements)
+            elif groups.rank == owner:
+                lookup.load_table(name, _receive(tables[name], groups, chunk_elements))
+                received += 1
+    return received
+
+
+def _send(weight: Tensor, owner: int, groups: RankGroups, chunk_elements: int) -> None:
+    for piece in weight.detach().reshape(-1).split(chunk_elements):
+        dist.send(piece.to(groups.device, torch.float32).contiguous(), owner, group=groups.world)
+
+
+def _receive(shape: tuple[int, int], groups: RankGroups, chunk_elements: int) -> Tensor:
+    weight = torch.empty(shape, dtype=torch.float32)
+    for piece in weight.view(-1).split(chunk_elements):
+        buffer = torch.empty(piece.shape, dtype=torch.float32, device=groups.device)
+        dist.recv(buffer, 0, group=groups.world)
+        piece.copy_(buffer)
+    return weight

@@ -1,0 +1,121 @@
+"""Names and habits of DeepSpeed that this integration relies on; a red test here says which one moved."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import deepspeed
+import pytest
+import torch
+from deepspeed import ops
+from deepspeed.moe import utils as moe_utils
+from deepspeed.moe.layer import MoE
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+from deepspeed.runtime import constants
+from deepspeed.runtime import engine as ds_engine
+from deepspeed.runtime.zero import stage_1_and_2
+from deepspeed.utils import groups as ds_groups
+
+from dmt_plugin.integrations.deepspeed import DMTEngine, initialize, private
+from dmt_plugin.integrations.deepspeed.initialize import EXPERT_TOPOLOGY_KEY
+
+# `deepspeed.comm.torch` as an attribute is torch itself.
+ds_comm_torch = importlib.import_module("deepspeed.comm.torch")
+
+
+def names_in(function) -> set[str]:
+    code = inspect.unwrap(function).__code__
+    return set(code.co_names) | {c for c in code.co_consts if isinstance(c, str)}
+
+
+def test_the_signature_is_that_of_deepspeed():
+    ours = dict(inspect.signature(initialize).parameters)
+    theirs = inspect.signature(deepspeed.initialize).parameters
+    extra = ours.pop("example_batch")
+    assert extra.kind is extra.KEYWORD_ONLY
+    assert list(ours) == list(theirs)
+    for name, parameter in theirs.items():
+        assert ours[name].kind is parameter.kind, name
+        assert ours[name].default == parameter.default, name
+
+
+def test_initialize_looks_the_engine_up_by_name_when_called():
+    assert "DeepSpeedEngine" in names_in(deepspeed.initialize)
+    assert deepspeed.initialize.__globals__ is vars(deepspeed)
+    stock = deepspeed.DeepSpeedEngine
+    with pytest.raises(ZeroDivisionError), private.engine_class(dict):
+        assert deepspeed.DeepSpeedEngine is dict
+        raise ZeroDivisionError
+    assert deepspeed.DeepSpeedEngine is stock
+
+
+def test_the_shared_memory_op_is_asked_for_by_name():
+    assert {"__compatible_ops__", "ShareMemCommBuilder"} <= names_in(ds_comm_torch.build_shm_op)
+    assert ShareMemCommBuilder.NAME == private.SHM_OP
+    before = dict(vars(ops).get("__compatible_ops__", {}))
+    with private.without_shm_build():
+        assert ds_comm_torch.build_shm_op() is None
+    assert dict(vars(ops).get("__compatible_ops__", {})) == before
+
+
+def test_a_filled_op_table_is_left_as_it_was(monkeypatch):
+    table = {private.SHM_OP: True, "other": True}
+    monkeypatch.setattr(ops, "__compatible_ops__", table, raising=False)
+    with private.without_shm_build():
+        assert table == {private.SHM_OP: False, "other": True}
+    assert table == {private.SHM_OP: True, "other": True}
+
+
+def test_expert_groups():
+    parameters = inspect.signature(ds_groups._create_expert_and_data_parallel).parameters
+    assert "use_data_before_expert_parallel_" in parameters
+    for name in ("_EXPERT_PARALLEL_GROUP", "_EXPERT_PARALLEL_GROUP_RANKS", "_EXPERT_DATA_PARALLEL_GROUP_RANKS"):
+        assert isinstance(getattr(ds_groups, name), dict), name
+    assert "ep_size_" in names_in(ds_groups._create_expert_and_data_parallel)
+
+
+def test_the_configuration_key_for_data_before_experts():
+    assert constants.USE_DATA_BEFORE_EXPERT_PARALLEL == EXPERT_TOPOLOGY_KEY
+
+
+def test_what_makes_a_parameter_an_experts_parameter():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert not moe_utils.is_moe_param(parameter)
+    parameter.allreduce = False
+    parameter.group_name = "ep_size_2"
+    assert moe_utils.is_moe_param(parameter)
+    groups = [{"params": [parameter], "name": "ep_size_2", "moe": True}]
+    assert moe_utils.configure_moe_param_groups(groups) is groups, "groups marked 'moe' are taken as they are"
+    assert "set_deepspeed_parallelism" in vars(MoE)
+
+
+def test_methods_and_fields_that_the_engine_overrides_or_reads():
+    engine = ds_engine.DeepSpeedEngine
+    for name in ("step", "clip_fp32_gradients", "save_checkpoint", "load_checkpoint", "save_16bit_model", "compile"):
+        assert callable(getattr(engine, name)), name
+        assert name in vars(DMTEngine), name
+    assert "clip_fp32_gradients" in names_in(engine._take_model_step)
+    assert "_global_grad_norm" in names_in(engine.get_global_grad_norm)
+    assert "global_steps" in names_in(engine._take_model_step)
+    assert "_step_applied" in names_in(engine.was_step_applied)
+    assert "has_moe_layers" in names_in(engine._configure_distributed_model)
+
+
+def test_where_deepspeed_looks_for_experts():
+    assert "deepspeed_moe.experts.deepspeed_experts" in inspect.getsource(ds_engine)
+
+
+def test_buckets_are_flushed_in_hook_order_by_size():
+    source = inspect.getsource(stage_1_and_2.DeepSpeedZeroOptimizer)
+    assert "bucket.elements + param.numel() > self.reduce_bucket_size" in source
+
+
+def test_private_names_stay_in_their_file():
+    folder = Path(inspect.getfile(private)).parent
+    for name in ("_EXPERT_PARALLEL_GROUP", "_create_expert_and_data_parallel", "__compatible_ops__", "deepspeed_shm_comm"):
+        users = sorted(path.name for path in folder.glob("*.py") if name in path.read_text())
+        assert users == ["private.py"], name
+    users = sorted(path.name for path in folder.glob("*.py") if "_global_grad_norm" in path.read_text())
+    assert users == ["engine.py"]
