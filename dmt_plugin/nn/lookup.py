@@ -1,14 +1,32 @@
-"""Lookup and pooling of the tables one rank owns."""
+"""Lookup and pooling of the tables one rank owns.
+
+1. every table is given to a backend: FBGEMM where it is exact, else PyTorch (or the one that was asked for);
+2. forward lets each backend pool its sites and puts the columns in the order of the sites;
+3. the gradient that enters the backends is multiplied by ``grad_scale``, at the border of this module;
+4. FBGEMM updates its tables inside backward, PyTorch's are updated by ``step``.
+
+The tables are neither parameters nor buffers of the module: an engine that walks over parameters must not
+broadcast, cast or decay shards that differ from rank to rank. They go in and out by name.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from dmt_plugin.comm.index_exchange import RoutedIds
+from dmt_plugin.nn.lookup_torch import TorchTables
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,75 @@ class LookupSite:
     weighted: bool
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Update rule of the tables: ``w -= lr * g / (sqrt(m) + eps)``, or ``w -= lr * g`` for ``"sgd"``.
+
+    ``m`` adds up ``g ** 2`` (``"adagrad"``) or its mean over the row (``"rowwise_adagrad"``).
+    """
+
+    name: str
+    lr: float
+    eps: float
+
+
+class _Tables(Protocol):
+    """What a backend does for its tables."""
+
+    sites: tuple[LookupSite, ...]
+
+    @property
+    def tables(self) -> tuple[str, ...]: ...
+
+    @property
+    def columns(self) -> list[int]: ...
+
+    def forward(self, routed: RoutedIds) -> Tensor: ...
+
+    def step(self) -> None: ...
+
+    def zero_grad(self) -> None: ...
+
+    def set_lr(self, lr: float) -> None: ...
+
+    def weight(self, table: str) -> Tensor: ...
+
+    def state(self, table: str) -> dict[str, Tensor]: ...
+
+
+class _ScaleGradient(Function):
+    """Identity whose gradient is scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.scale, None
+
+
 class ShardedLookup(nn.Module):
-    """Lookups of one rank; its tables are no parameters of the module."""
+    """Lookups of one rank; its tables are no parameters of the module.
+
+    Args:
+        sites: the lookups, in the order of the output's columns; may be empty.
+        weights: ``(rows, dim)`` initial values by table; copied.
+        backend: ``"auto"``, ``"fbgemm"`` or ``"torch"``.
+        optimizer: ``"rowwise_adagrad"``, ``"adagrad"`` or ``"sgd"``.
+        lr: learning rate of the tables.
+        eps: Adagrad's epsilon.
+        location: ``"auto"``, ``"host"`` or ``"device"``: memory that holds the tables (FBGEMM on an accelerator).
+        device: device of the computation.
+
+    Attributes:
+        grad_scale: factor on the gradient that enters the tables, read in forward.
+
+    Raises:
+        ValueError: sites contradict each other or the weights, or ``"fbgemm"`` cannot serve a table exactly.
+        PairingError: fbgemm is asked for, or installed, but cannot be loaded.
+    """
 
     def __init__(
         self,
@@ -50,8 +135,184 @@ class ShardedLookup(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        raise NotImplementedError
+        for key, value, known in (
+            ("optimizer", optimizer, OPTIMIZERS),
+            ("backend", backend, ("auto", "fbgemm", "torch")),
+            ("location", location, ("auto", "host", "device")),
+        ):
+            if value not in known:
+                raise ValueError(f"dmt.lookup.{key}: {value!r} found, one of {', '.join(known)} expected")
+        _check_sites(sites, weights)
+        self.sites = tuple(sites)
+        self.device = torch.device(device)
+        self.grad_scale = 1.0
+        # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
+        self._backends: tuple[_Tables, ...] = tuple(
+            _make_backends(sites, weights, backend, Rule(optimizer, lr, eps), location, self.device)
+        )
+        self._of_table = {table: tables for tables in self._backends for table in tables.tables}
+        self._order = _column_runs(self.sites, self._backends)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables of this rank."""
+        return tuple(self._of_table)
+
+    def backend_of(self, table: str) -> str:
+        """``"fbgemm"`` or ``"torch"``."""
+        return "torch" if isinstance(self._find(table), TorchTables) else "fbgemm"
 
     def forward(self, routed: RoutedIds) -> Tensor:
-        """``(rows, sum of dims)`` fp32, columns in the order of the sites."""
-        raise NotImplementedError
+        """Pool the ids of all sites.
+
+        Returns:
+            ``(rows, sum of dims)`` fp32, columns in the order of the sites; the mean of an empty bag is zero.
+        """
+        if not self._backends:
+            return torch.zeros(routed.layout.rows, 0, device=self.device)
+        for site in self.sites:
+            if site.weighted and routed.weights[site.slot] is None:
+                raise ValueError(f"lookup '{site.name}' is weighted, but its ids came without weights")
+        outputs = [tables.forward(routed) for tables in self._backends]
+        if self._order is None:
+            pooled = outputs[0]
+        else:
+            pooled = torch.cat([outputs[b][:, start:end] for b, start, end in self._order], dim=1)
+        if self.grad_scale != 1.0 and pooled.requires_grad:
+            pooled = _ScaleGradient.apply(pooled, self.grad_scale)
+        return pooled
+
+    def step(self) -> None:
+        """Update the tables that PyTorch holds; FBGEMM's have been updated in backward."""
+        for tables in self._backends:
+            tables.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget collected table gradients."""
+        for tables in self._backends:
+            tables.zero_grad()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of all tables."""
+        for tables in self._backends:
+            tables.set_lr(lr)
+
+    def table_weight(self, name: str) -> Tensor:
+        """``(rows, dim)`` current values of a table, without gradient; a view."""
+        return self._find(name).weight(name)
+
+    def load_table(self, name: str, weight: Tensor) -> None:
+        """Overwrite a table with ``(rows, dim)`` values."""
+        _copy(self._find(name).weight(name), weight, f"table '{name}'")
+
+    def optimizer_state(self, name: str) -> dict[str, Tensor]:
+        """Optimiser state of a table: ``{"sum": (rows,) or (rows, dim)}``, or nothing for SGD; views."""
+        return self._find(name).state(name)
+
+    def load_optimizer_state(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the optimiser state of a table with what ``optimizer_state`` gave."""
+        own = self._find(name).state(name)
+        if set(own) != set(state):
+            raise ValueError(
+                f"table '{name}': optimiser state {sorted(own)} expected, {sorted(state)} found; it was saved "
+                "under another dmt.lookup.optimizer"
+            )
+        for key, value in own.items():
+            _copy(value, state[key], f"optimiser state '{key}' of table '{name}'")
+
+    def extra_repr(self) -> str:
+        """Counts of sites and tables."""
+        return f"sites={len(self.sites)}, tables={len(self.tables)}"
+
+    def _find(self, table: str) -> _Tables:
+        if table not in self._of_table:
+            raise KeyError(f"this rank has no table '{table}'; it has {sorted(self._of_table)}")
+        return self._of_table[table]
+
+
+@torch.no_grad()
+def _copy(target: Tensor, source: Tensor, what: str) -> None:
+    if target.shape != source.shape:
+        raise ValueError(f"{what} has shape {tuple(target.shape)}, found {tuple(source.shape)}")
+    target.copy_(source)
+
+
+def _check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor]) -> None:
+    names: set[str] = set()
+    for site in sites:
+        if site.name in names:
+            raise ValueError(f"two lookups are named '{site.name}'")
+        names.add(site.name)
+        if site.pooling not in ("sum", "mean"):
+            raise ValueError(
+                f"lookup '{site.name}': pooling {site.pooling!r} found, 'sum' or 'mean' expected"
+            )
+        if site.weighted and site.pooling == "mean":
+            raise ValueError(
+                f"lookup '{site.name}': per-sample weights go with pooling 'sum' only, as in nn.EmbeddingBag"
+            )
+        if site.table not in weights:
+            raise ValueError(f"lookup '{site.name}': no weights given for table '{site.table}'")
+        if tuple(weights[site.table].shape) != (site.rows, site.dim):
+            raise ValueError(
+                f"lookup '{site.name}': table '{site.table}' of shape ({site.rows}, {site.dim}) expected, "
+                f"weights of shape {tuple(weights[site.table].shape)} found"
+            )
+
+
+def _make_backends(
+    sites: Sequence[LookupSite],
+    weights: Mapping[str, Tensor],
+    backend: str,
+    rule: Rule,
+    location: str,
+    device: torch.device,
+) -> list[_Tables]:
+    if not sites:
+        return []
+    if backend == "auto" and importlib.util.find_spec("fbgemm_gpu") is None:
+        logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
+        backend = "torch"
+    if backend == "torch":
+        return [TorchTables(sites, weights, rule, device)]
+    from dmt_plugin.nn.lookup_fbgemm import FbgemmTables, refusals
+
+    refused = refusals(sites, rule.name)
+    if refused and backend == "fbgemm":
+        table, reason = next(iter(refused.items()))
+        raise ValueError(
+            f"dmt.lookup.backend 'fbgemm' cannot serve table '{table}' exactly: {reason}; "
+            "use 'auto', which looks it up on PyTorch"
+        )
+    if refused:
+        why = "; ".join(f"'{table}': {reason}" for table, reason in refused.items())
+        logger.info("tables looked up on PyTorch instead of FBGEMM: %s", why)
+    backends: list[_Tables] = []
+    for pooling in ("sum", "mean"):
+        served = [site for site in sites if site.pooling == pooling and site.table not in refused]
+        if served:
+            backends.append(FbgemmTables(served, weights, rule, device, location))
+    rest = [site for site in sites if site.table in refused]
+    if rest:
+        backends.append(TorchTables(rest, weights, rule, device))
+    return backends
+
+
+def _column_runs(
+    sites: Sequence[LookupSite], backends: Sequence[_Tables]
+) -> list[tuple[int, int, int]] | None:
+    """Slices ``(backend, start, end)`` of the outputs that give the sites' order; None if it is there already."""
+    place: dict[str, tuple[int, int]] = {}
+    for b, tables in enumerate(backends):
+        for site, start in zip(tables.sites, tables.columns, strict=True):
+            place[site.name] = (b, start)
+    runs: list[tuple[int, int, int]] = []
+    for site in sites:
+        b, start = place[site.name]
+        if runs and runs[-1][0] == b and runs[-1][2] == start:
+            runs[-1] = (b, runs[-1][1], start + site.dim)
+        else:
+            runs.append((b, start, start + site.dim))
+    whole = len(backends) == 1 and len(runs) == 1 and runs[0][1] == 0
+    padless = whole and all(site.dim % 4 == 0 or isinstance(backends[0], TorchTables) for site in sites)
+    return None if padless else runs
