@@ -1,0 +1,404 @@
+"""Hosts x lanes: which rank runs where. The only file that reads the environment.
+
+1. ``Topology`` is pure rank arithmetic: rank = host * ranks_per_host + lane.
+2. ``resolve_topology`` asks, in this order: the configuration, DeepSpeed's launcher, torchrun, MPI, Slurm, host
+   names. The first that speaks is taken, and must agree with the world size and with this rank's place in it.
+   Sources behind it that say otherwise are logged, not obeyed. ``LOCAL_RANK`` is never read as the lane:
+   DeepSpeed sets it to rank modulo slots, which permutes ranks when hosts have unequal slots.
+3. ``verify_topology`` gathers what every rank found, failures included, so that all ranks raise the same error.
+4. ``discover_topology`` is 2 and 3 as one step that every rank of the default group takes together.
+5. ``create_groups`` builds the process groups and the DeviceMesh with dims ("host", "lane").
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from dmt_plugin.errors import TopologyError
+from dmt_plugin.launchers import Claim, claims_of_launchers
+
+logger = logging.getLogger(__name__)
+
+WAY_OUT = "set dmt.topology.hosts and dmt.topology.ranks_per_host in the configuration"
+
+IntOrAuto = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """``hosts`` x ``ranks_per_host`` ranks, host-contiguous.
+
+    Attributes:
+        hosts: Number of hosts H, at least 1.
+        ranks_per_host: Ranks (lanes) on each host L, at least 1.
+
+    Raises:
+        TopologyError: If either number is below 1, and by the methods for a rank, host or lane out of range.
+    """
+
+    hosts: int
+    ranks_per_host: int
+
+    def __post_init__(self) -> None:
+        if self.hosts < 1 or self.ranks_per_host < 1:
+            raise TopologyError(f"a topology needs at least 1 host and 1 rank per host, found {self}")
+
+    def __str__(self) -> str:
+        return f"{self.hosts}x{self.ranks_per_host}"
+
+    @classmethod
+    def parse(cls, text: str) -> Topology:
+        """Read "2x4" as 2 hosts with 4 ranks each.
+
+        Raises:
+            TopologyError: If ``text`` is anything else.
+        """
+        match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", text)
+        if match is None:
+            raise TopologyError(f'a topology is written "HOSTSxRANKS_PER_HOST" such as "2x4", found "{text}"')
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks G = H * L."""
+        return self.hosts * self.ranks_per_host
+
+    def rank_of(self, host: int, lane: int) -> int:
+        """Rank of lane ``lane`` on host ``host``."""
+        self._check("host", host, self.hosts)
+        self._check("lane", lane, self.ranks_per_host)
+        return host * self.ranks_per_host + lane
+
+    def host_of(self, rank: int) -> int:
+        """Host that ``rank`` runs on."""
+        self._check("rank", rank, self.world_size)
+        return rank // self.ranks_per_host
+
+    def lane_of(self, rank: int) -> int:
+        """Position of ``rank`` on its host."""
+        self._check("rank", rank, self.world_size)
+        return rank % self.ranks_per_host
+
+    def peers_of(self, rank: int) -> tuple[int, ...]:
+        """Ranks with the lane of ``rank`` on every host, by host."""
+        lane = self.lane_of(rank)
+        return tuple(self.rank_of(host, lane) for host in range(self.hosts))
+
+    def lanes_of(self, rank: int) -> tuple[int, ...]:
+        """Ranks on the host of ``rank``, by lane."""
+        host = self.host_of(rank)
+        return tuple(self.rank_of(host, lane) for lane in range(self.ranks_per_host))
+
+    def _check(self, what: str, value: int, limit: int) -> None:
+        if not 0 <= value < limit:
+            raise TopologyError(f"{what} {value} is outside 0..{limit - 1} of topology {self}")
+
+
+@dataclass(frozen=True)
+class ResolvedTopology:
+    """A topology and, in words for a person, what said so."""
+
+    topology: Topology
+    source: str
+
+
+@dataclass(frozen=True)
+class RankGroups:
+    """One rank's place and its process groups.
+
+    Attributes:
+        topology: Hosts x ranks per host.
+        rank: Global rank of this process.
+        host: Its host.
+        lane: Its lane.
+        world: All ranks, by rank.
+        peers: Ranks of this lane on every host, by host.
+        lanes: Ranks of this host, by lane.
+        mesh: DeviceMesh with dims ("host", "lane") made of ``peers`` and ``lanes``.
+        device: Where tensors must lie to travel through these groups.
+        timeout_s: Time limit of every exchange in these groups, seconds.
+    """
+
+    topology: Topology
+    rank: int
+    host: int
+    lane: int
+    world: dist.ProcessGroup
+    peers: dist.ProcessGroup
+    lanes: dist.ProcessGroup
+    mesh: DeviceMesh
+    device: torch.device
+    timeout_s: float
+
+
+def resolve_topology(
+    rank: int,
+    world_size: int,
+    *,
+    hosts: IntOrAuto = "auto",
+    ranks_per_host: IntOrAuto = "auto",
+    env: Mapping[str, str] | None = None,
+    hostnames: Callable[[], Sequence[str]] | None = None,
+) -> ResolvedTopology:
+    """Find out how many hosts there are and how many ranks each runs.
+
+    Args:
+        rank: Global rank of this process.
+        world_size: Number of ranks.
+        hosts: ``dmt.topology.hosts``.
+        ranks_per_host: ``dmt.topology.ranks_per_host``.
+        env: Environment to read, this process's own by default.
+        hostnames: Gives the host name of every rank, by rank; asked only when nothing else speaks. By default an
+            all-gather over the default group, so that every rank has to get here: see ``discover_topology``.
+
+    Raises:
+        TopologyError: If no source speaks, or if the one to be taken cannot be true; with the numbers.
+    """
+    if not 0 <= rank < world_size:
+        raise TopologyError(f"rank {rank} is outside 0..{world_size - 1} of {world_size} ranks")
+    chosen = _claim_of_config(hosts, ranks_per_host, world_size)
+    try:
+        claims = claims_of_launchers(os.environ if env is None else env, rank, world_size)
+    except TopologyError:
+        if chosen is None:
+            raise
+        claims = []  # the configuration is the way out of broken variables
+    if chosen is None and claims:
+        chosen, claims = claims[0], claims[1:]
+    if chosen is None and world_size == 1:
+        chosen = Claim(1, 1, "a single process")
+    if chosen is None:
+        chosen = _claim_of_names((hostnames or _gather_hostnames)(), world_size)
+    topology = _checked(chosen, rank, world_size)
+    for other in claims:
+        if rank == 0 and other.possible(world_size) and (other.hosts, other.ranks_per_host) != (
+            topology.hosts,
+            topology.ranks_per_host,
+        ):
+            logger.warning(
+                "topology is %s by %s, although %s says %dx%d",
+                topology,
+                chosen.source,
+                other.source,
+                other.hosts,
+                other.ranks_per_host,
+            )
+    return ResolvedTopology(topology, chosen.source)
+
+
+def verify_topology(resolved: ResolvedTopology | TopologyError, rank: int) -> None:
+    """Make sure that all ranks found the same topology; a collective over the default group.
+
+    Args:
+        resolved: What this rank found, or the error it ran into, which then reaches every rank.
+        rank: Global rank of this process.
+
+    Raises:
+        TopologyError: The same on every rank, naming the ranks and what each of them found.
+    """
+    if isinstance(resolved, TopologyError):
+        mine = (rank, -1, -1, -1, -1, str(resolved))
+    else:
+        topology = resolved.topology
+        place = (topology.host_of(rank), topology.lane_of(rank))
+        mine = (rank, *place, topology.hosts, topology.ranks_per_host, resolved.source)
+    problem = _disagreement(_gather(mine))
+    if problem is not None:
+        raise TopologyError(problem)
+
+
+def discover_topology(
+    *, hosts: IntOrAuto = "auto", ranks_per_host: IntOrAuto = "auto", env: Mapping[str, str] | None = None
+) -> ResolvedTopology:
+    """Resolve and verify the topology of the default process group; every rank must call this.
+
+    The collectives in here are the same on every rank whatever it finds, so that no rank is left waiting.
+
+    Args:
+        hosts: ``dmt.topology.hosts``.
+        ranks_per_host: ``dmt.topology.ranks_per_host``.
+        env: Environment to read, this process's own by default.
+
+    Raises:
+        TopologyError: The same on every rank.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    names = _gather(socket.gethostname())
+    found: ResolvedTopology | TopologyError
+    try:
+        found = resolve_topology(
+            rank, world_size, hosts=hosts, ranks_per_host=ranks_per_host, env=env, hostnames=lambda: names
+        )
+    except TopologyError as error:
+        found = error
+    verify_topology(found, rank)
+    if isinstance(found, TopologyError):
+        raise found  # without process groups there is nobody to tell
+    if rank == 0:
+        topology = found.topology
+        logger.info("topology %s (hosts x ranks per host) by %s", topology, found.source)
+        for host in range(topology.hosts):
+            machines = {names[member] for member in topology.lanes_of(topology.rank_of(host, 0))}
+            if len(machines) > 1:
+                logger.warning(
+                    "host %d of topology %s spans the machines %s: exchanges inside it will cross the network",
+                    host,
+                    topology,
+                    ", ".join(sorted(machines)),
+                )
+    return found
+
+
+def create_groups(topology: Topology, *, timeout_s: float) -> RankGroups:
+    """Create the process groups of a topology; every rank of the default group must call this.
+
+    Args:
+        topology: Must have as many ranks as the default group.
+        timeout_s: Time limit of every exchange in these groups, seconds.
+
+    Raises:
+        TopologyError: If there is no default process group or it has another size.
+    """
+    if not dist.is_initialized():
+        raise TopologyError("no process group yet: call deepspeed.init_distributed() before creating groups")
+    if dist.get_world_size() != topology.world_size:
+        raise TopologyError(f"topology {topology} has {topology.world_size} ranks, not {dist.get_world_size()}")
+    rank, limit = dist.get_rank(), timedelta(seconds=timeout_s)
+    world = dist.new_group(list(range(topology.world_size)), timeout=limit, group_desc="dmt_world")
+    # Every rank creates every group, in this order, also those it is no member of.
+    lanes = [
+        dist.new_group(list(topology.lanes_of(topology.rank_of(host, 0))), timeout=limit, group_desc="dmt_lanes")
+        for host in range(topology.hosts)
+    ]
+    peers = [
+        dist.new_group(list(topology.peers_of(lane)), timeout=limit, group_desc="dmt_peers")
+        for lane in range(topology.ranks_per_host)
+    ]
+    host, lane = topology.host_of(rank), topology.lane_of(rank)
+    device = _device_of(world)
+    mesh = DeviceMesh.from_group(
+        [peers[lane], lanes[host]],
+        device.type,
+        mesh=torch.arange(topology.world_size, dtype=torch.int).view(topology.hosts, topology.ranks_per_host),
+        mesh_dim_names=("host", "lane"),
+    )
+    return RankGroups(topology, rank, host, lane, world, peers[lane], lanes[host], mesh, device, timeout_s)
+
+
+def _claim_of_config(hosts: IntOrAuto, ranks_per_host: IntOrAuto, world_size: int) -> Claim | None:
+    given = [(name, n) for name, n in (("hosts", hosts), ("ranks_per_host", ranks_per_host)) if n != "auto"]
+    if not given:
+        return None
+    source = ", ".join(f"dmt.topology.{name} = {n}" for name, n in given)
+    for name, n in given:
+        if n < 1:
+            raise TopologyError(f"dmt.topology.{name} must be at least 1, found {n}")
+        if world_size % n:
+            raise TopologyError(f"{source} cannot be: the number of ranks, {world_size}, is not divisible by {n}")
+    return Claim(
+        hosts if hosts != "auto" else world_size // int(ranks_per_host),
+        ranks_per_host if ranks_per_host != "auto" else world_size // int(hosts),
+        f"the configuration ({source})",
+    )
+
+
+def _claim_of_names(names: Sequence[str], world_size: int) -> Claim:
+    if len(names) != world_size:
+        raise TopologyError(f"{len(names)} host names for {world_size} ranks; {WAY_OUT}")
+    runs: list[tuple[str, int]] = []
+    for name in names:
+        if runs and runs[-1][0] == name:
+            runs[-1] = (name, runs[-1][1] + 1)
+        else:
+            runs.append((name, 1))
+    told = ", ".join(f"{name}: {count}" for name, count in runs[:8]) + (", ..." if len(runs) > 8 else "")
+    if len({name for name, _ in runs}) != len(runs):
+        raise TopologyError(
+            f"ranks of one host must be neighbours, but by rank the host names run {told}; "
+            "start the ranks host by host (mpirun: --map-by slot; srun: --distribution=block)"
+        )
+    if len({count for _, count in runs}) != 1:
+        raise TopologyError(f"every host must run as many ranks as any other, but the host names count {told}")
+    return Claim(len(runs), runs[0][1], f"host names ({told})")
+
+
+def _checked(claim: Claim, rank: int, world_size: int) -> Topology:
+    if not claim.possible(world_size):
+        raise TopologyError(
+            f"{claim.source} means {claim.hosts} hosts x {claim.ranks_per_host} ranks = "
+            f"{claim.hosts * claim.ranks_per_host} ranks, but there are {world_size}; every host must run as many "
+            f"ranks as any other; start it so, or {WAY_OUT}"
+        )
+    topology = Topology(claim.hosts, claim.ranks_per_host)
+    for what, said, is_by_rank in (
+        ("host", claim.host, topology.host_of(rank)),
+        ("lane", claim.lane, topology.lane_of(rank)),
+    ):
+        if said is not None and said != is_by_rank:
+            raise TopologyError(
+                f"rank {rank} should be on {what} {is_by_rank} of topology {topology}, but {claim.source} puts it on "
+                f"{what} {said}: ranks of one host must be neighbours (mpirun: --map-by slot; srun: "
+                f"--distribution=block), or {WAY_OUT}"
+            )
+    return topology
+
+
+def _disagreement(found: Sequence[tuple[int, int, int, int, int, str]]) -> str | None:
+    failed: dict[str, list[int]] = {}
+    said: dict[tuple[int, int], dict[str, list[int]]] = {}
+    for rank, _host, _lane, hosts, ranks_per_host, source in found:
+        if hosts < 0:
+            failed.setdefault(source, []).append(rank)
+        else:
+            said.setdefault((hosts, ranks_per_host), {}).setdefault(source, []).append(rank)
+    if failed and not said and len(failed) == 1:
+        return next(iter(failed))
+    if failed:
+        told = [f"{_ranks(ranks)}: {text}" for text, ranks in failed.items()]
+        return "the topology cannot be told on every rank: " + "; ".join(told)
+    if len(said) > 1:
+        told = [
+            f"{_ranks(ranks)} found {hosts}x{per_host} by {source}"
+            for (hosts, per_host), sources in said.items()
+            for source, ranks in sources.items()
+        ]
+        return f"ranks disagree about the topology: {'; '.join(told)}; {WAY_OUT}, the same on every rank"
+    return None
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {shown}"
+
+
+def _gather_hostnames() -> list[str]:
+    if not dist.is_initialized():
+        raise TopologyError(f"no launcher variable tells the topology and no process group exists yet; {WAY_OUT}")
+    return _gather(socket.gethostname())
+
+
+def _gather(mine: object) -> list:
+    if not dist.is_initialized():
+        return [mine]
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    return gathered
+
+
+def _device_of(group: dist.ProcessGroup) -> torch.device:
+    # An accelerator serves only if the group's backend can move its tensors: gloo on a GPU machine cannot.
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None and dist.get_default_backend_for_device(accelerator) in dist.get_backend_config(group):
+        return torch.device(accelerator.type, torch.accelerator.current_device_index())
+    return torch.device("cpu")
