@@ -1,0 +1,54 @@
+# Each target sets up .venv first if pyproject.toml is newer than it, and needs nothing but a Python >= 3.10.
+PYTHON ?= python3
+# Build of fbgemm: cpu or cuda.
+FBGEMM ?= cpu
+
+VENV := $(CURDIR)/.venv
+STAMP := $(VENV)/.installed
+TYPED := build/typed
+
+# deepspeed finds ninja, and the tests find `deepspeed` and `dmt`, on PATH.
+export PATH := $(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Requirements of the torchrec extra: torchrec alone (its own metadata asks for the CUDA build of fbgemm), or the rest.
+define TORCHREC_EXTRA
+from importlib.metadata import requires
+from packaging.requirements import Requirement
+from sys import argv
+rs = [r for r in map(Requirement, requires("dmt-plugin")) if 'extra == "torchrec"' in str(r.marker)]
+print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv[1] == "itself")))
+endef
+export TORCHREC_EXTRA
+
+.PHONY: help venv demo test lint clean
+
+help:  ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+
+venv: $(STAMP)  ## set up .venv with everything the other targets need
+
+demo: $(STAMP)  ## train the example four ways through the deepspeed launcher and compare
+	python -m examples.demo
+
+test: $(STAMP)  ## run the tests
+	OMP_NUM_THREADS=1 python -m pytest -q
+
+# passes/ and integrations/ are dmt_plugin.passes and dmt_plugin.integrations only once installed; mypy looks at
+# folders, so it is shown a tree of links that has them where they belong.
+lint: $(STAMP)  ## ruff and mypy
+	ruff check .
+	rm -rf $(TYPED) && mkdir -p $(TYPED)/dmt_plugin
+	ln -s $(CURDIR)/dmt_plugin/* $(CURDIR)/passes $(CURDIR)/integrations $(TYPED)/dmt_plugin/
+	cd $(TYPED) && mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache dmt_plugin
+
+clean:  ## remove what the targets made, but for .venv
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	python -m pip install -q -e '.[$(FBGEMM),demo,dev,report]'
+	python -m pip install -q $$(python -c "$$TORCHREC_EXTRA" rest)
+	python -m pip install -q --no-deps $$(python -c "$$TORCHREC_EXTRA" itself)
+	touch $(STAMP)
