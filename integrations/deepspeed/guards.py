@@ -25,7 +25,9 @@ from dmt_plugin.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 DISABLE = 'or train this model with "dmt": {"enabled": false}'
+#: DeepSpeed's defaults.
 DEFAULT_BUCKET = 500_000_000
+DEFAULT_CLIPPING = 1.0
 _MISSING = object()
 
 
@@ -152,7 +154,7 @@ def check_config(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> None
 
     Args:
         ds_config: The whole DeepSpeed configuration.
-        lr_scheduler: The argument of ``initialize``; a scheduler only earns a warning.
+        lr_scheduler: The argument of ``initialize``. A scheduler or clipping only earn a warning.
 
     Raises:
         ConfigError: Naming the key and its value.
@@ -174,6 +176,15 @@ def check_config(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> None
         raise ConfigError(
             f"optimizer.type = {name!r} is not supported with towers: it treats all parameters as replicated on all "
             f"ranks. Use another optimizer (Adam, AdamW, SGD, Adagrad, Lamb, ...), {DISABLE}"
+        )
+    clip = lookup_key(ds_config, "gradient_clipping", DEFAULT_CLIPPING)
+    if clip:
+        origin = "" if "gradient_clipping" in ds_config else ", DeepSpeed's default,"
+        logger.warning(
+            "gradient_clipping = %s%s covers dense and tower parameters; tables are neither clipped nor part of the norm, "
+            "as they would be in the flat model (0.0 switches clipping off)",
+            clip,
+            origin,
         )
     if lr_scheduler is not None or lookup_key(ds_config, "scheduler.type") is not None:
         logger.warning(

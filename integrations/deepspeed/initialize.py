@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
-import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ from dmt_plugin.integrations.deepspeed.example_batch import find_example
 from dmt_plugin.integrations.deepspeed.parameters import FlatParameters, read_parameters, remap_parameters
 from dmt_plugin.integrations.deepspeed.shell import wrap_towers
 from dmt_plugin.integrations.deepspeed.tables import sync_tables
-from dmt_plugin.topology import RankGroups, create_groups, resolve_topology, verify_topology
+from dmt_plugin.topology import RankGroups, create_groups, discover_topology
 
 if TYPE_CHECKING:
     from dmt_plugin.placed import PlacedModel
@@ -152,15 +152,11 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
     guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"])
     guards.check_config(call.ds_config, options["lr_scheduler"])
     connect(options["distributed_port"], options["dist_init_required"], section.comm.timeout_s)
+    select_device(options["args"])
 
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    resolved = resolve_topology(
-        rank, world_size, hosts=section.topology.hosts, ranks_per_host=section.topology.ranks_per_host
-    )
-    verify_topology(resolved, rank)
+    resolved = discover_topology(hosts=section.topology.hosts, ranks_per_host=section.topology.ranks_per_host)
     groups = create_groups(resolved.topology, timeout_s=section.comm.timeout_s)
-    if rank == 0:
-        logger.info("topology %s (from %s)", resolved.topology, resolved.source)
+    rank, world_size = groups.rank, resolved.topology.world_size
 
     with together(groups, "building its part of the model"):
         example = find_example(
@@ -191,6 +187,15 @@ def connect(distributed_port: int, dist_init_required: bool | None, timeout_s: f
             dist_init_required=dist_init_required,
             timeout=timedelta(seconds=timeout_s),
         )
+
+
+def select_device(args: Any) -> None:
+    """Make this rank's accelerator the current one, as the engine would do later: the groups are made for it."""
+    local_rank = getattr(args, "device_rank", None)
+    if local_rank is None:
+        local_rank = deepspeed.comm.get_local_rank()
+    if local_rank >= 0:
+        get_accelerator().set_device(local_rank)
 
 
 def launch(
@@ -254,7 +259,7 @@ def _options_for(call: Call, placed: nn.Module, parameters: list[Any] | None, an
     ds_config = copy.deepcopy(dict(call.ds_config))
     if any_towers:
         ds_config[EXPERT_TOPOLOGY_KEY] = True
-    args = call.options["args"]
+    args = call.options.get("args")
     if any(getattr(args, name, None) is not None for name in ("deepspeed_config", "deepscale_config")):
         args = copy.copy(args)
         for name in ("deepspeed_config", "deepscale_config"):

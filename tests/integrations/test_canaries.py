@@ -16,9 +16,10 @@ from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from deepspeed.runtime import constants
 from deepspeed.runtime import engine as ds_engine
 from deepspeed.runtime.zero import stage_1_and_2
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import groups as ds_groups
 
-from dmt_plugin.integrations.deepspeed import DMTEngine, initialize, private
+from dmt_plugin.integrations.deepspeed import DMTEngine, guards, initialize, private
 from dmt_plugin.integrations.deepspeed.initialize import EXPERT_TOPOLOGY_KEY
 
 # `deepspeed.comm.torch` as an attribute is torch itself.
@@ -112,9 +113,20 @@ def test_buckets_are_flushed_in_hook_order_by_size():
     assert "bucket.elements + param.numel() > self.reduce_bucket_size" in source
 
 
+def test_defaults_that_are_repeated_here():
+    assert constants.GRADIENT_CLIPPING_DEFAULT == guards.DEFAULT_CLIPPING
+    assert DeepSpeedZeroConfig().reduce_bucket_size == guards.DEFAULT_BUCKET
+    assert DeepSpeedZeroConfig(stage=2).overlap_comm is False
+
+
 def test_private_names_stay_in_their_file():
     folder = Path(inspect.getfile(private)).parent
-    for name in ("_EXPERT_PARALLEL_GROUP", "_create_expert_and_data_parallel", "__compatible_ops__", "deepspeed_shm_comm"):
+    for name in (
+        "_EXPERT_PARALLEL_GROUP",
+        "_create_expert_and_data_parallel",
+        "__compatible_ops__",
+        "deepspeed_shm_comm",
+    ):
         users = sorted(path.name for path in folder.glob("*.py") if name in path.read_text())
         assert users == ["private.py"], name
     users = sorted(path.name for path in folder.glob("*.py") if "_global_grad_norm" in path.read_text())

@@ -97,7 +97,9 @@ def test_training_data_is_collated():
     assert [tuple(a.shape) for a in example.args] == [(SAMPLES, 3), (SAMPLES, 2)]
     few = find_example(Two(), training_data=TensorDataset(DENSE[:2], IDS[:2]))
     assert few.args[0].shape == (2, 3)
-    doubled = find_example(One(), training_data=data, collate_fn=lambda samples: torch.stack([s[0] * 2 for s in samples]))
+    doubled = find_example(
+        One(), training_data=data, collate_fn=lambda samples: torch.stack([s[0] * 2 for s in samples])
+    )
     assert doubled.args[0].shape == (SAMPLES, 3)
 
 

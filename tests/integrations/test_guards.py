@@ -64,7 +64,9 @@ def test_what_works_is_let_through(config):
     guards.check_config(config)
 
 
-@pytest.mark.parametrize(("config", "stage"), [({}, 0), ({"zero_optimization": True}, 1), ({"zero_optimization": {}}, 0)])
+@pytest.mark.parametrize(
+    ("config", "stage"), [({}, 0), ({"zero_optimization": True}, 1), ({"zero_optimization": {}}, 0)]
+)
 def test_the_stage(config, stage):
     assert guards.zero_stage(config) == stage
 
@@ -74,6 +76,17 @@ def test_a_scheduler_is_a_warning(caplog):
         guards.check_config({"scheduler": {"type": "WarmupLR", "params": {}}})
         guards.check_config({}, lr_scheduler=lambda optimizer: None)
     assert sum("dmt.lookup.lr" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_clipping_is_a_warning_also_when_it_is_the_default(caplog):
+    with caplog.at_level(logging.WARNING):
+        guards.check_config({"gradient_clipping": 0.0})
+        assert not caplog.records
+        guards.check_config({})
+        guards.check_config({"gradient_clipping": 0.5})
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "gradient_clipping = 1.0, DeepSpeed's default," in first
+    assert "gradient_clipping = 0.5 covers" in second
 
 
 def call(model=None, optimizer=None, mpu=None, mesh_param=None):
