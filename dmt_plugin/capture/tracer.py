@@ -36,8 +36,9 @@ from dmt_plugin.capture.leaves import is_leaf, leaf_value
 from dmt_plugin.errors import CaptureError
 
 _FACTORIES = (
-    "arange empty eye full linspace ones rand randn tensor tril_indices triu_indices zeros as_tensor".split()
-)
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones",
+    "rand", "randn", "tensor", "tril_indices", "triu_indices", "zeros",
+)  # fmt: skip
 _LIBRARY = ("/torch/", "dmt_plugin/capture", "unittest/mock")
 
 
@@ -91,14 +92,17 @@ class ValueProxy(fx.Proxy):
         return iter([self[i] for i in range(len(self))])
 
     def keys(self) -> Any:
+        """The keys of a proxied dict; recorded as a method call for anything else."""
         value = self._value
         return list(value.keys()) if isinstance(value, dict) else fx.Proxy.__getattr__(self, "keys")()
 
     def items(self) -> Any:
+        """The items of a proxied dict; recorded as a method call for anything else."""
         value = self._value
         return [(k, self[k]) for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "items")()
 
     def values(self) -> Any:
+        """The values of a proxied dict; recorded as a method call for anything else."""
         value = self._value
         return [self[k] for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "values")()
 

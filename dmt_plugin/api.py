@@ -1,0 +1,141 @@
+"""What users call: transform a model, initialise an engine, get the flat model back.
+
+``transform`` is the whole compiler for one process:
+
+1. capture the model with the example batch, and check the graph against the model;
+2. find lookups and joins, make the tower plan, insert pass-through towers, and check
+   again: this is the semantic-preserving transform, equal bit for bit;
+3. insert tower modules and repair the shapes behind them, if the config asks for them.
+
+A group that cannot go through tower modules is an error, or stays as it is where
+``transform.on_unsupported`` is ``"transport"``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dmt_plugin.capture import ExampleBatch, GraphModel, capture
+from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.errors import ConfigError, TransformError
+from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.pipeline import modules_passes, towers_passes
+from dmt_plugin.topology import Topology
+from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.verify import can_run, check_same_outputs
+
+logger = logging.getLogger(__name__)
+
+ConfigSource = DMTConfig | Mapping[str, Any] | str | Path | None
+
+
+def read_config(config: ConfigSource) -> DMTConfig:
+    """A config from what users hand over: a model of it, a DeepSpeed config or its file, or nothing.
+
+    Raises:
+        ConfigError: the section is switched off or not there.
+    """
+    if isinstance(config, DMTConfig):
+        return config
+    if config is None:
+        return DMTConfig()
+    found = read_dmt_config(load_ds_config(config), str(config) if isinstance(config, (str, Path)) else "config")
+    if found is None:
+        raise ConfigError(
+            'the configuration has no "dmt" section, or "enabled" is false, so there is nothing to transform. '
+            'Add {"dmt": {}} for the defaults.'
+        )
+    return found
+
+
+def transform(
+    model: nn.Module,
+    example_batch: Any,
+    config: ConfigSource = None,
+    topology: Topology | str | None = None,
+) -> TowerModel:
+    """Rewrites a flat recommender into a tower-decomposed model for one process.
+
+    Args:
+        model: the user's model; it is not changed, and shares its tables and untouched
+            layers with the result.
+        example_batch: one call of the model: a tuple, a dict or an ``ExampleBatch``.
+        config: a ``DMTConfig``, a DeepSpeed configuration with a ``"dmt"`` section, or the
+            path of one. ``None`` means the defaults.
+        topology: ``Topology`` or ``"HxL"`` that the towers are for. ``None``: the numbers in
+            the config, else one host per tower with one rank each.
+
+    Returns:
+        The tower model; ``.plan``, ``.findings`` and ``.repairs`` say what was done.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        TransformError: it cannot be rewritten safely; carries coded findings.
+        PlanError: the partition does not fit.
+    """
+    settings = read_config(config)
+    example = example_of(example_batch, model)
+    where = _topology(settings, topology)
+    blocked: dict[str, str] = {}
+    while True:
+        ctx = PassContext(capture(model, example), settings, where)
+        try:
+            return _compile(ctx, model, example, blocked)
+        except TransformError as error:
+            group = _group_to_block(ctx, error, blocked)
+            if group is None:
+                raise
+            blocked[group] = next(f.reason for f in error.findings if f.code == "DMT401")
+            logger.warning("%s moves unchanged: %s", group, blocked[group])
+
+
+def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch, blocked: Mapping[str, str]) -> TowerModel:
+    settings = ctx.config
+    verify = settings.transform.verify and can_run(model)
+    if verify:
+        check_same_outputs(model, ctx.captured.as_module(), example, "the capture")
+    ctx.blocked = dict(blocked)
+    run_passes(towers_passes(), ctx)
+    if verify:
+        check_same_outputs(model, GraphModel(ctx.gm, ctx.captured.binder), example, "inserting towers")
+    assert ctx.plan is not None
+    if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.groups):
+        run_passes(modules_passes(), ctx)
+    return TowerModel(
+        ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.groups, ctx.findings, ctx.repairs, ctx.results
+    )
+
+
+def _group_to_block(ctx: PassContext, error: TransformError, blocked: Mapping[str, str]) -> str | None:
+    """The next group to leave as it is, where the config allows that."""
+    if ctx.config.transform.on_unsupported != "transport" or not any(f.code == "DMT401" for f in error.findings):
+        return None
+    return next((g.name for g in ctx.groups if g.kind == "tower" and g.name not in blocked), None)
+
+
+def _topology(config: DMTConfig, given: Topology | str | None) -> Topology:
+    if isinstance(given, Topology):
+        return given
+    if isinstance(given, str):
+        return Topology.parse(given)
+    hosts, lanes, towers = config.topology.hosts, config.topology.ranks_per_host, config.towers.count
+    if hosts == "auto":
+        hosts = towers if towers != "auto" else 2
+    return Topology(int(hosts), 1 if lanes == "auto" else int(lanes))
+
+
+def initialize(*args: Any, **kwargs: Any) -> Any:
+    """``deepspeed.initialize`` with towers: the same arguments and the same four results.
+
+    Accepts ``example_batch=`` besides. Without a ``"dmt"`` section, or with ``"enabled": false``,
+    the stock engine is returned. See :func:`dmt_plugin.integrations.deepspeed.initialize`.
+    """
+    from dmt_plugin.integrations.deepspeed import initialize as deepspeed_initialize
+
+    return deepspeed_initialize(*args, **kwargs)

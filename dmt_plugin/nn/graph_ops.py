@@ -1,0 +1,104 @@
+"""The few functions of our own that appear as nodes in a rewritten graph.
+
+All are plain tensor code without state; those that only move data are views where the
+layout allows it. Shapes use the letters of the paper: ``B`` samples, ``F_t`` features of
+tower ``t``, width ``N``; a tower's output has width ``O_t``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+#: A stream's shape behind the batch, e.g. ``(16,)`` for ``(B, 16)`` or ``(1, 16)`` for ``(B, 1, 16)``.
+StreamShape = tuple[int, ...]
+
+
+def graph_function(function: _Function) -> _Function:
+    """Keeps a function one node when its graph is traced again (as unpickling a graph does)."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = _find_proxy((args, kwargs))
+        if proxy is not None:
+            return proxy.tracer.create_proxy("call_function", call, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def _find_proxy(value: Any) -> fx.Proxy | None:
+    found: list[fx.Proxy] = []
+    fx.node.map_aggregate(value, lambda item: found.append(item) if isinstance(item, fx.Proxy) else None)
+    return found[0] if found else None
+
+
+@graph_function
+def pack_streams(streams: Sequence[Tensor]) -> Tensor:
+    """Stacks the streams of one tower: ``F_t`` tensors ``(B, N)`` or ``(B, 1, N)`` -> ``(B, F_t, N)``."""
+    return torch.stack([stream.flatten(1) for stream in streams], dim=1)
+
+
+@graph_function
+def split_streams(towers: Sequence[Tensor], shapes: Sequence[Sequence[StreamShape]]) -> tuple[Tensor, ...]:
+    """Cuts tower outputs into the streams that the model joins.
+
+    Args:
+        towers: output of each tower, ``(B, O_t)``.
+        shapes: for each tower the shape of each of its streams behind the batch dimension.
+
+    Returns:
+        All streams, tower by tower: views on the tower outputs.
+    """
+    streams: list[Tensor] = []
+    for output, own in zip(towers, shapes, strict=True):
+        for part, shape in zip(output.split([math.prod(s) for s in own], dim=1), own, strict=True):
+            streams.append(part if len(shape) == 1 else part.unflatten(1, shape))
+    return tuple(streams)
+
+
+@graph_function
+def split_columns(blocks: Sequence[Tensor], widths: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
+    """Cuts the blocks an exchange delivers into columns.
+
+    Args:
+        blocks: one ``(rows, width)`` block per source rank.
+        widths: for each block the widths of its columns.
+
+    Returns:
+        All columns, block by block, each ``(rows, width)``: views on the blocks. (One split per
+        block: its backward is one concatenation, where slices would each fill a whole block.)
+    """
+    return tuple(part for block, own in zip(blocks, widths, strict=True) for part in block.split(list(own), dim=1))
+
+
+@graph_function
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Joins the outputs a host sends to its peers: ``(rows, sum of widths)``."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+@graph_function
+def jagged_values(features: Any, key: str) -> Tensor:
+    """The ids of one key of a ``KeyedJaggedTensor``, ``(n,)``."""
+    return features[key].values()
+
+
+@graph_function
+def jagged_offsets(features: Any, key: str) -> Tensor:
+    """The bag offsets of one key of a ``KeyedJaggedTensor``, ``(B + 1,)``."""
+    return features[key].offsets()
+
+
+@graph_function
+def jagged_weights(features: Any, key: str) -> Tensor:
+    """The weight of each id of one key of a ``KeyedJaggedTensor``, ``(n,)``."""
+    return features[key].weights()
+

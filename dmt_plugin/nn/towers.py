@@ -1,0 +1,186 @@
+"""Tower modules: what a tower makes of its features before they cross hosts.
+
+The contract: input ``(B, F_t, N)``, output ``(B, O_t)``; ``out_features`` is ``O_t``, and
+``O_t`` is a whole number of output streams of width ``D``. Two come from the paper's
+section 4, under its letters:
+
+* ``dlrm``: ``c`` outputs per feature, ``Linear(N -> c*D)`` shared by the features, beside
+  ``p`` outputs of the whole tower, ``Linear(F_t*N -> p*D)``; ``O_t = D * (c*F_t + p)``.
+* ``dcn``: one cross layer on the flattened tower, then ``Linear(F_t*N -> F_t*D)``;
+  ``O_t = D * F_t``.
+
+``none`` is the pass-through tower. A user's own class is named by import path and built
+as ``cls(features=F_t, width=N, dim=D)``.
+
+Initialisation matters, since a tower module sits where the embeddings used to go
+straight through: ``orthogonal`` (rows of a random rotation: variance is kept) and
+``identity`` (each output starts as an average of neighbouring inputs, the cross layer as
+zero) start close to the flat model; ``torch`` is the library's default for ``nn.Linear``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dmt_plugin.errors import ConfigError
+from dmt_plugin.plan import TowerModuleSpec
+
+
+class PassThroughTower(nn.Module):
+    """Hands every feature on unchanged: ``(B, F_t, N) -> (B, F_t*N)``.
+
+    Args:
+        features: ``F_t``.
+        width: ``N``.
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.out_features = features * width
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flattens the tower."""
+        return x.flatten(1)
+
+
+class DLRMTower(nn.Module):
+    """The DLRM tower module (paper, section 4, listing 1).
+
+    Args:
+        features: ``F_t``.
+        width: ``N``.
+        dim: ``D``.
+        c: outputs per feature.
+        p: outputs of the whole tower.
+        init: ``"orthogonal"``, ``"identity"`` or ``"torch"``.
+    """
+
+    def __init__(
+        self, features: int, width: int, dim: int, c: int = 1, p: int = 0, init: str = "orthogonal"
+    ) -> None:
+        super().__init__()
+        self.out_features = dim * (c * features + p)
+        self.per_feature = nn.Linear(width, c * dim) if c else None
+        self.per_tower = nn.Linear(features * width, p * dim) if p else None
+        for layer in (self.per_feature, self.per_tower):
+            if layer is not None:
+                initialise_linear(layer, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, F_t, N) -> (B, D*(c*F_t + p))``."""
+        parts = []
+        if self.per_feature is not None:
+            parts.append(self.per_feature(x).flatten(1))
+        if self.per_tower is not None:
+            parts.append(self.per_tower(x.flatten(1)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class DCNTower(nn.Module):
+    """The DCN tower module (paper, section 4, listing 2).
+
+    Args:
+        features: ``F_t``.
+        width: ``N``.
+        dim: ``D``.
+        init: ``"orthogonal"``, ``"identity"`` or ``"torch"``.
+    """
+
+    def __init__(self, features: int, width: int, dim: int, init: str = "orthogonal") -> None:
+        super().__init__()
+        flat = features * width
+        self.out_features = features * dim
+        self.cross = nn.Linear(flat, flat)
+        self.project = nn.Linear(flat, features * dim)
+        if init != "torch":
+            nn.init.zeros_(self.cross.weight)
+            nn.init.zeros_(self.cross.bias)
+        initialise_linear(self.project, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, F_t, N) -> (B, F_t*D)``."""
+        flat = x.flatten(1)
+        return self.project(flat * self.cross(flat) + flat)
+
+
+def initialise_linear(layer: nn.Linear, init: str) -> None:
+    """Initialises one linear layer of a tower module; see the module's docstring.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if init == "torch":
+        return
+    out_features, in_features = layer.weight.shape
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        if init == "orthogonal":
+            nn.init.orthogonal_(layer.weight)
+        elif init == "identity":
+            layer.weight.zero_()
+            for row in range(out_features):
+                start = row * in_features // out_features
+                stop = max(start + 1, (row + 1) * in_features // out_features)
+                layer.weight[row, start:stop] = 1.0 / math.sqrt(stop - start)
+        else:
+            raise ConfigError(
+                f'dmt.towers.init is {init!r}; expected "orthogonal", "identity" or "torch" (the default of nn.Linear).'
+            )
+
+
+def automatic_dim(kind: str, c: int, width: int) -> int:
+    """The width ``D`` that ``dim: "auto"`` means: the paper's first setting for each module.
+
+    ``dlrm`` with outputs per feature halves the width (CR 2 at ``c = 1, p = 0``); ``dcn`` and a
+    tower of whole-tower outputs keep it.
+    """
+    return max(1, width // 2) if kind == "dlrm" and c else width
+
+
+def build_tower_module(spec: TowerModuleSpec, features: int, width: int, tower: int) -> nn.Module:
+    """Builds the module of one tower; the same on every rank, whatever the state of its random numbers.
+
+    Args:
+        spec: kind, letters, initialisation, seed.
+        features: ``F_t``.
+        width: ``N``.
+        tower: number of the tower, part of the seed.
+
+    Raises:
+        ConfigError: a user's class that cannot be imported or breaks the contract.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed * 100_003 + tower)
+        if spec.kind == "none":
+            return PassThroughTower(features, width)
+        if spec.kind == "dlrm":
+            return DLRMTower(features, width, spec.dim, spec.c, spec.p, spec.init)
+        if spec.kind == "dcn":
+            return DCNTower(features, width, spec.dim, spec.init)
+        return _user_tower(spec, features, width)
+
+
+def _user_tower(spec: TowerModuleSpec, features: int, width: int) -> nn.Module:
+    path, _, name = spec.kind.replace(":", ".").rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(path), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f'dmt.towers.module is {spec.kind!r}; expected "none", "dlrm", "dcn" or the import path of a class '
+            f"(package.module:Class). Importing it failed: {type(error).__name__}: {error}"
+        ) from error
+    module = cls(features=features, width=width, dim=spec.dim)
+    out = getattr(module, "out_features", None)
+    found = tuple(module(torch.zeros(3, features, width)).shape)
+    if not isinstance(out, int) or found != (3, out) or out % spec.dim:
+        raise ConfigError(
+            f"{spec.kind} breaks the contract of a tower module: for an input (B, {features}, {width}) it must return "
+            f"(B, out_features), a whole number of streams of width dim={spec.dim}; out_features is {out!r} and an "
+            f"input of 3 samples gave the shape {found}."
+        )
+    return module

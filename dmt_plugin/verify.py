@@ -1,0 +1,65 @@
+"""Checks a rewritten graph against the model it came from, on the user's own batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from dmt_plugin.capture import ExampleBatch
+from dmt_plugin.errors import TransformError
+from dmt_plugin.findings import Finding
+
+
+def can_run(model: nn.Module) -> bool:
+    """False for models whose weights hold no data."""
+    return not any(p.is_meta for p in model.parameters())
+
+
+def check_same_outputs(flat: nn.Module, rewritten: nn.Module, example: ExampleBatch, stage: str) -> None:
+    """Runs both models on the example batch in eval mode; outputs must be equal bit for bit.
+
+    Args:
+        flat: the user's model.
+        rewritten: the model that must compute the same.
+        example: the batch.
+        stage: what was done to the model, for the message.
+
+    Raises:
+        TransformError: outputs differ (finding DMT402).
+    """
+    expected, found = _run(flat, example), _run(rewritten, example)
+    worst = 0.0
+    same = len(expected) == len(found)
+    for a, b in zip(expected, found, strict=False):
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape:
+                same = False
+            elif not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)):
+                same, worst = False, max(worst, float((a - b).abs().max()))
+    if not same:
+        raise TransformError(
+            [
+                Finding(
+                    "DMT402",
+                    "error",
+                    "",
+                    f"{stage} changed the outputs on the example batch (largest difference {worst:.3g})",
+                    "this is a defect of the compiler or a model with randomness in eval mode; please report it, and "
+                    'set "enabled": false to train the flat model',
+                )
+            ]
+        )
+
+
+def _run(model: nn.Module, example: ExampleBatch) -> list[Any]:
+    states = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return pytree.tree_leaves(model(*example.args, **example.kwargs))
+    finally:
+        for module, training in states:
+            module.training = training

@@ -1,0 +1,237 @@
+"""What a pass is, what passes share, and how a list of them is run.
+
+1. Every pass states a :class:`Contract`: what it provides, what must have run before,
+   what it must not meet. :func:`validate` checks a whole list before anything runs.
+2. A pass works on a :class:`PassContext`: the graph, what earlier passes found, the plan,
+   and a list of coded findings. It returns how many places it matched and changed.
+3. After every pass the graph is linted and recompiled, and the counts are logged.
+
+A list of passes is data; nothing in it knows of process groups.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import fx, nn
+
+from dmt_plugin.capture import CapturedModel
+from dmt_plugin.config import DMTConfig
+from dmt_plugin.errors import TransformError
+from dmt_plugin.findings import Finding, Severity
+from dmt_plugin.plan import TowerPlan
+from dmt_plugin.topology import Topology
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a pass gives and needs, as plain tags.
+
+    Attributes:
+        provides: tags that hold after the pass.
+        requires: tags that must hold before it.
+        conflicts_with: tags that must not hold before it.
+    """
+
+    provides: frozenset[str] = frozenset()
+    requires: frozenset[str] = frozenset()
+    conflicts_with: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did.
+
+    Attributes:
+        name: name of the pass.
+        matched: places that it recognised.
+        changed: nodes it added, replaced or removed.
+        note: one line for a person.
+    """
+
+    name: str
+    matched: int
+    changed: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """One call of an embedding layer.
+
+    Attributes:
+        node: the ``call_module`` node, ``(B, N)`` or ``(B, 1, N)``.
+        table: qualified name of the layer.
+        rows: rows of the table.
+        dim: ``N``.
+        pooling: ``"sum"`` or ``"mean"``.
+        feature: name of the feature (see :attr:`key`).
+        key: structural key of the index input; equal keys mean the same ids.
+        ids: which function of :mod:`dmt_plugin.comm.ids` reads the call, with its arguments.
+        hotness: ids per sample if fixed, else ``None``.
+        weighted: whether the ids have weights.
+    """
+
+    node: fx.Node
+    table: str
+    rows: int
+    dim: int
+    pooling: str
+    feature: str
+    key: str
+    ids: tuple[str, tuple[Any, ...], dict[str, Any]]
+    hotness: int | None
+    weighted: bool
+
+
+@dataclass
+class StreamGroup:
+    """Lookups whose results meet in the same joins.
+
+    Attributes:
+        name: ``group0``, ...
+        kind: ``"tower"`` or ``"transport"``.
+        lookups: the lookups, in the order in which they are joined.
+        streams: for each lookup the node that enters the joins.
+        joins: the nodes that join them (empty for a transport group).
+        width: width of a stream (0 when they differ).
+        reason: why a group is transport only.
+        meeting_point: name of the node where all branches behind the joins have met.
+    """
+
+    name: str
+    kind: str
+    lookups: list[Lookup]
+    streams: list[fx.Node]
+    joins: list[fx.Node]
+    width: int
+    reason: str = ""
+    meeting_point: str = ""
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A parameter or module that changed its size because towers feed it.
+
+    Attributes:
+        target: qualified name.
+        what: the change, e.g. ``"in_features 357 -> 189"``.
+        init: how the new values start.
+    """
+
+    target: str
+    what: str
+    init: str
+
+
+@dataclass
+class PassContext:
+    """Everything passes share about one model.
+
+    Attributes:
+        captured: the captured model; ``captured.graph_module`` is what passes change.
+        config: the ``"dmt"`` section.
+        topology: hosts and lanes.
+        lookups: filled by ``find_lookups``.
+        groups: filled by ``find_joins``.
+        plan: filled by ``partition_features``.
+        findings: what passes have to say.
+        repairs: filled by ``repair_shapes``.
+        results: what each pass did, in order.
+        blocked: groups that must stay as they are, with the reason (see ``find_joins``).
+        tags: what holds now (see :class:`Contract`).
+    """
+
+    captured: CapturedModel
+    config: DMTConfig
+    topology: Topology
+    lookups: list[Lookup] = field(default_factory=list)
+    groups: list[StreamGroup] = field(default_factory=list)
+    plan: TowerPlan | None = None
+    findings: list[Finding] = field(default_factory=list)
+    repairs: list[Repair] = field(default_factory=list)
+    results: list[PassResult] = field(default_factory=list)
+    blocked: dict[str, str] = field(default_factory=dict)
+    tags: set[str] = field(default_factory=set)
+
+    @property
+    def gm(self) -> fx.GraphModule:
+        """The graph module that passes change."""
+        return self.captured.graph_module
+
+    def find(self, code: str, severity: Severity, module: str, reason: str, hint: str = "") -> None:
+        """Adds a finding."""
+        self.findings.append(Finding(code, severity, module, reason, hint))
+
+    def stop_on_errors(self) -> None:
+        """Raises if any finding is an error."""
+        if any(f.severity == "error" for f in self.findings):
+            raise TransformError(self.findings)
+
+    def module(self, node: fx.Node) -> nn.Module:
+        """The module that a ``call_module`` node calls."""
+        return self.gm.get_submodule(str(node.target))
+
+
+class GraphPass(ABC):
+    """One step of the transformation. One file each; the docstring gives the algorithm."""
+
+    name: ClassVar[str]
+    contract: ClassVar[Contract] = Contract()
+
+    @abstractmethod
+    def run(self, ctx: PassContext) -> PassResult:
+        """Looks at or changes ``ctx.gm``; says what it matched and changed."""
+
+    def result(self, matched: int, changed: int = 0, note: str = "") -> PassResult:
+        """A result in this pass's name."""
+        return PassResult(self.name, matched, changed, note)
+
+
+def validate(passes: Sequence[GraphPass], holding: frozenset[str] = frozenset()) -> None:
+    """Checks the contracts of a list of passes, before anything runs.
+
+    Raises:
+        ValueError: a requirement that no earlier pass provides, or a conflict.
+    """
+    tags = set(holding)
+    done: list[str] = []
+    for step in passes:
+        missing = step.contract.requires - tags
+        clash = step.contract.conflicts_with & tags
+        if missing or clash:
+            raise ValueError(
+                f"pass {step.name!r} cannot run after {done or 'nothing'}: missing {sorted(missing)}, "
+                f"in conflict with {sorted(clash)}"
+            )
+        tags |= step.contract.provides
+        done.append(step.name)
+
+
+def run_passes(passes: Sequence[GraphPass], ctx: PassContext) -> PassContext:
+    """Runs passes in order; lints and recompiles the graph after each.
+
+    Raises:
+        ValueError: the list breaks a contract.
+        TransformError: a pass found something that cannot be rewritten safely.
+    """
+    validate(passes, frozenset(ctx.tags))
+    for step in passes:
+        before = len(ctx.gm.graph.nodes)
+        result = step.run(ctx)
+        ctx.gm.graph.lint()
+        ctx.gm.recompile()
+        ctx.tags |= step.contract.provides
+        ctx.results.append(result)
+        logger.debug(
+            "%s: matched %d, changed %d, nodes %d -> %d %s",
+            step.name, result.matched, result.changed, before, len(ctx.gm.graph.nodes), result.note,
+        )  # fmt: skip
+        ctx.stop_on_errors()
+    return ctx

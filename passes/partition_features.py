@@ -1,0 +1,100 @@
+"""Makes the tower plan: features to towers, towers to hosts, tables to lanes.
+
+1. Collect the features and tables of the lookups; their fingerprint identifies the model.
+2. The partitioner assigns features to towers. A file may hold a whole plan (then it must
+   fit this model and topology) or only ``{"towers": [[...], ...]}``.
+3. Towers go to hosts, whole tables to the lanes of their host.
+4. A tower group that leaves some tower without a feature cannot be exchanged evenly: it
+   is refused, or moved unchanged.
+"""
+
+from __future__ import annotations
+
+from dmt_plugin.config import DMTConfig
+from dmt_plugin.nn.towers import automatic_dim
+from dmt_plugin.partitioner import partition_features
+from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult
+from dmt_plugin.plan import (
+    FeatureSpec,
+    GroupSpec,
+    TableSpec,
+    TowerModuleSpec,
+    TowerPlan,
+    model_fingerprint,
+    read_json,
+)
+from dmt_plugin.planner import place_tables, towers_to_hosts
+
+
+class PartitionFeatures(GraphPass):
+    """See the module's docstring."""
+
+    name = "partition_features"
+    contract = Contract(provides=frozenset({"plan"}), requires=frozenset({"groups"}))
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Fills ``ctx.plan``."""
+        tables, features = describe(ctx.lookups)
+        fingerprint = model_fingerprint(tables, features)
+        partition = ctx.config.partition
+        if partition.strategy == "file" and partition.file and "version" in (data := read_json(partition.file)):
+            plan = TowerPlan.from_dict(data)
+            plan.check(model=fingerprint, topology=ctx.topology)
+            ctx.plan = plan
+            return self.result(len(features), note=f"plan from {partition.file}")
+        count = ctx.config.towers.count
+        towers = ctx.topology.hosts if count == "auto" else int(count)
+        hosts = towers_to_hosts(towers, ctx.topology)
+        assigned = partition_features(features, towers, partition.strategy, partition.file)
+        host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
+        self._check_groups(ctx, assigned)
+        ctx.plan = TowerPlan(
+            topology=str(ctx.topology),
+            tables=tables,
+            features=features,
+            groups=tuple(
+                GroupSpec(g.name, g.kind, g.width, tuple(x.feature for x in g.lookups)) for g in ctx.groups
+            ),
+            towers=assigned,
+            tower_hosts=hosts,
+            table_lanes=place_tables(tables, features, host_of, ctx.topology),
+            module=module_spec(ctx.config, next((g.width for g in ctx.groups if g.kind == "tower"), 0)),
+            model=fingerprint,
+            provenance={"strategy": partition.strategy, "file": partition.file},
+        )
+        return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")
+
+    def _check_groups(self, ctx: PassContext, towers: tuple[tuple[str, ...], ...]) -> None:
+        tolerant = ctx.config.transform.on_unsupported == "transport"
+        for group in ctx.groups:
+            members = {lookup.feature for lookup in group.lookups}
+            empty = [t for t, names in enumerate(towers) if not members & set(names)]
+            if group.kind != "tower" or not empty or ctx.config.towers.module == "none":
+                continue
+            ctx.find(
+                "DMT304",
+                "warning" if tolerant else "error",
+                group.lookups[0].table,
+                f"tower(s) {empty} have no feature of {group.name}, so hosts would hold different numbers of tower "
+                "modules",
+                "lower dmt.towers.count, or give every tower a feature of this group in dmt.partition.file",
+            )
+            group.kind, group.joins, group.streams = "transport", [], [x.node for x in group.lookups]
+
+
+def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[FeatureSpec, ...]]:
+    """Tables and features of a model, in the order of their first lookup."""
+    tables = {x.table: TableSpec(x.table, x.rows, x.dim) for x in lookups}
+    features: dict[str, FeatureSpec] = {}
+    for lookup in lookups:
+        before = features.get(lookup.feature)
+        own = (*(before.tables if before else ()), lookup.table)
+        features[lookup.feature] = FeatureSpec(lookup.feature, tuple(dict.fromkeys(own)), lookup.hotness)
+    return tuple(tables.values()), tuple(features.values())
+
+
+def module_spec(config: DMTConfig, width: int) -> TowerModuleSpec:
+    """The tower module the config asks for, with ``"auto"`` resolved for streams of ``width``."""
+    towers = config.towers
+    dim = automatic_dim(towers.module, towers.c, width) if towers.dim == "auto" else int(towers.dim)
+    return TowerModuleSpec(towers.module, towers.c, towers.p, dim, towers.init, towers.seed)

@@ -1,0 +1,22 @@
+"""The lists of passes, as data."""
+
+from __future__ import annotations
+
+from dmt_plugin.passes.base import GraphPass
+from dmt_plugin.passes.dissolve_collections import DissolveCollections
+from dmt_plugin.passes.find_joins import FindJoins
+from dmt_plugin.passes.find_lookups import FindLookups
+from dmt_plugin.passes.insert_tower_modules import InsertTowerModules
+from dmt_plugin.passes.insert_towers import InsertTowers
+from dmt_plugin.passes.partition_features import PartitionFeatures
+from dmt_plugin.passes.repair_shapes import RepairShapes
+
+
+def towers_passes() -> list[GraphPass]:
+    """From a captured model to the same model with pass-through towers."""
+    return [DissolveCollections(), FindLookups(), FindJoins(), PartitionFeatures(), InsertTowers()]
+
+
+def modules_passes() -> list[GraphPass]:
+    """From pass-through towers to compressing tower modules."""
+    return [InsertTowerModules(), RepairShapes()]

@@ -1,0 +1,431 @@
+"""What each operation does to changed dimensions: one rule per operation.
+
+A rule takes the walk and a node and returns the axes of the node's result. It may edit
+literals (``sweep.edits``), ask for another size elsewhere (``sweep.force``) or raise
+``Unsupported``. An operation without a rule is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dmt_plugin.passes.axes import Axes, Axis, Segment, Unsupported, view_axes
+from dmt_plugin.passes.index_patterns import constant_value, regenerate
+from dmt_plugin.passes.shape_sweep import SEED, Rule, Sweep, shape_of
+
+_ELEMENTWISE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardtanh,
+    nn.Dropout, nn.Identity, nn.Softmax, nn.LogSigmoid, nn.Hardswish, nn.Mish,
+)  # fmt: skip
+_NORMS = (nn.BatchNorm1d, nn.LayerNorm)
+_ELEMENTWISE = {
+    "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus", "dropout",
+    "softmax", "neg", "abs", "exp", "log", "sqrt", "square", "pow", "add", "sub", "mul", "div", "truediv",
+    "true_divide", "multiply", "subtract", "rsub", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "float",
+    "contiguous", "clone", "detach", "to", "type_as", "where", "tril", "triu", "sign", "rsqrt", "reciprocal",
+}  # fmt: skip
+_REDUCTIONS = {"sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp"}
+_SIZES = {"size", "dim", "ndimension", "numel"}
+
+
+def name_of(node: fx.Node) -> str:
+    """An operation's plain name, the same for its method, function and in-place forms."""
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if not isinstance(target, str):
+        origin = getattr(target, "__module__", "") or ""
+        known = origin.split(".")[0] in ("torch", "_operator", "operator", "builtins", "") or origin == "torch._C._nn"
+        if not known:
+            return f"{origin}.{name}"
+    return name.strip("_") if name not in ("__getitem__",) else "getitem"
+
+
+def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
+    """The rule of a node, or ``None``."""
+    if node.op == "call_module":
+        module = sweep.gm.get_submodule(str(node.target))
+        if type(module).forward is nn.Linear.forward:
+            return _linear_module
+        if isinstance(module, _NORMS):
+            return _norm_module
+        if isinstance(module, _ELEMENTWISE_MODULES):
+            return _elementwise
+        if isinstance(module, nn.Flatten):
+            return _view
+        return None
+    name = name_of(node)
+    if name == "getattr":
+        return _attribute
+    if name in _SIZES or not isinstance(node.meta.get("val"), Tensor):
+        return _plain if not _splits(node) else None
+    if name in _ELEMENTWISE:
+        return _elementwise
+    if name in _REDUCTIONS:
+        return _reduction
+    return _RULES.get(name)
+
+
+def _splits(node: fx.Node) -> bool:
+    return name_of(node) in ("split", "chunk", "unbind", "tensor_split", "split_with_sizes", "max", "min", "topk")
+
+
+def _plain(sweep: Sweep, node: fx.Node) -> Axes:
+    """Sizes and Python arithmetic on them: simply evaluated again."""
+    return {}
+
+
+def _attribute(sweep: Sweep, node: fx.Node) -> Axes:
+    if node.args[1] in ("T", "mT"):
+        return _move(sweep, node, lambda rank: [*range(rank - 2), rank - 1, rank - 2])
+    if node.args[1] in ("shape", "ndim", "dtype", "device"):
+        return {}
+    raise Unsupported(f"the attribute {node.args[1]} of a changed tensor")
+
+
+# -- joins -----------------------------------------------------------------------------
+
+
+def _parts(sweep: Sweep, entries: list[fx.Node]) -> list[tuple[fx.Node, tuple[str, int, int, int] | None, int]]:
+    """Entries of a join; each run of one group's new streams is one part: (node, seed, number of streams)."""
+    parts: list[tuple[fx.Node, tuple[str, int, int, int] | None, int]] = []
+    for entry in entries:
+        seed = entry.meta.get(SEED)
+        if seed is not None and parts and parts[-1][1] is not None and parts[-1][1][0] == seed[0]:
+            parts[-1] = (parts[-1][0], seed, parts[-1][2] + 1)
+        else:
+            parts.append((entry, seed, 1))
+    return parts
+
+
+def _join(sweep: Sweep, node: fx.Node) -> Axes:
+    entries = list(node.args[0] if node.args else node.kwargs["tensors"])  # type: ignore[arg-type]
+    stacked = name_of(node) == "stack"
+    old = shape_of(node)
+    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    dim = int(given) % len(old)  # type: ignore[call-overload]
+    along: list[Axis | int] = []
+    across: dict[int, Axis] = {}
+    flat = not stacked and dim == len(old) - 1
+    for entry, seed, count in _parts(sweep, entries):
+        axes = sweep.states[entry].axes
+        if seed is not None:
+            _, features, width, new_width = seed
+            if flat:
+                along.append(Axis((Segment(features * width, count * new_width, width, new_width),)))
+            else:
+                along.append(Axis.of(features, count))
+        elif stacked:
+            along.append(1)
+        else:
+            along.append(axes.get(dim, shape_of(entry)[dim]))
+        for d, axis in axes.items():
+            place = d + (1 if stacked and d >= dim else 0)
+            if stacked or d != dim:
+                across.setdefault(place, axis)
+    for entry in entries:
+        for place, axis in across.items():
+            d = place - (1 if stacked and place > dim else 0)
+            own = sweep.states[entry].axes.get(d)
+            if own is None:
+                sweep.force(entry, d, axis)
+            elif own.new != axis.new:
+                raise Unsupported(f"joins widths {own.new} and {axis.new}")
+    result = dict(across)
+    joined = Axis.joined(along, unit=flat)
+    if joined is not None:
+        result[dim] = joined
+    return result
+
+
+# -- views -----------------------------------------------------------------------------
+
+
+def _view(sweep: Sweep, node: fx.Node) -> Axes:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    axes = sweep.states[source].axes
+    found = view_axes(axes, shape_of(source), shape_of(node))
+    if isinstance(found, tuple):
+        dim, need = found
+        _force_part(sweep, source, dim, need.segment, need.size)
+    assert isinstance(found, dict)
+    _edit_sizes(sweep, node, found)
+    return found
+
+
+def _force_part(sweep: Sweep, join: fx.Node, dim: int, index: int, size: int) -> None:
+    """Resizes one neighbour inside a joined dimension, found by its position in the join."""
+    while name_of(join) not in ("cat", "concat", "concatenate"):
+        sources = join.all_input_nodes
+        if len(sources) != 1 or shape_of(sources[0]) != shape_of(join):
+            raise Unsupported(f"a vector beside the streams must become {size} wide, but its join was not found")
+        (join,) = sources
+    entries = list(join.args[0] if join.args else join.kwargs["tensors"])  # type: ignore[arg-type]
+    entry = _parts(sweep, entries)[index][0]
+    sweep.force(entry, dim, Axis.of(shape_of(entry)[dim], size))
+
+
+def _edit_sizes(sweep: Sweep, node: fx.Node, axes: Axes) -> None:
+    if node.op == "call_module" or name_of(node) in ("flatten", "squeeze", "unsqueeze", "view_as", "reshape_as"):
+        return
+    args, kwargs = list(node.args), dict(node.kwargs)
+    key = next((k for k in ("shape", "size", "sizes") if k in kwargs), None)
+    if name_of(node) == "unflatten":
+        dim = int(args[1]) % len(shape_of(args[0]))  # type: ignore[call-overload, arg-type]
+        args[2] = tuple(_size(s, axes.get(dim + i)) for i, s in enumerate(args[2]))  # type: ignore[arg-type]
+    elif key is not None:
+        kwargs[key] = type(kwargs[key])(_size(s, axes.get(i)) for i, s in enumerate(kwargs[key]))  # type: ignore
+    elif len(args) == 2 and isinstance(args[1], (list, tuple)):
+        args[1] = [_size(s, axes.get(i)) for i, s in enumerate(args[1])]
+    else:
+        args[1:] = [_size(s, axes.get(i)) for i, s in enumerate(args[1:])]
+    sweep.edits[node] = (tuple(args), kwargs)
+
+
+def _size(size: Any, axis: Axis | None) -> Any:
+    return axis.new if axis is not None and isinstance(size, int) and size != -1 else size
+
+
+def _move(sweep: Sweep, node: fx.Node, order: Callable[[int], list[int]]) -> Axes:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    axes = sweep.states[source].axes
+    return {to: axes[frm] for to, frm in enumerate(order(len(shape_of(source)))) if frm in axes}
+
+
+def _order(node: fx.Node) -> Callable[[int], list[int]]:
+    name, given = name_of(node), list(node.args[1:]) + list(node.kwargs.values())
+
+    def order(rank: int) -> list[int]:
+        dims = list(range(rank))
+        if name == "t":
+            return dims[::-1]
+        if name == "permute":
+            wanted = given[0] if isinstance(given[0], (list, tuple)) else given
+            return [int(d) % rank for d in wanted]  # type: ignore[call-overload]
+        a, b = (int(d) % rank for d in given)  # type: ignore[call-overload]
+        dims[a], dims[b] = dims[b], dims[a]
+        return dims
+
+    return order
+
+
+def _transpose(sweep: Sweep, node: fx.Node) -> Axes:
+    return _move(sweep, node, _order(node))
+
+
+# -- arithmetic --------------------------------------------------------------------------
+
+
+def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+
+
+def _elementwise(sweep: Sweep, node: fx.Node) -> Axes:
+    out = shape_of(node)
+    result: Axes = {}
+    inputs = _tensor_inputs(node)
+    for source in inputs:
+        shift = len(out) - len(shape_of(source))
+        for d, axis in sweep.states[source].axes.items():
+            if shape_of(source)[d] == 1 and out[d + shift] != 1:
+                raise Unsupported("broadcasts a changed dimension of size 1")
+            if d + shift in result and result[d + shift].new != axis.new:
+                raise Unsupported(f"combines {result[d + shift].new} with {axis.new} entries")
+            result.setdefault(d + shift, axis)
+    for source in inputs:
+        shape = shape_of(source)
+        shift = len(out) - len(shape)
+        for d, axis in result.items():
+            own = d - shift
+            if own >= 0 and (shape[own] != 1 or out[d] == 1) and own not in sweep.states[source].axes:
+                sweep.force(source, own, axis)
+    return result
+
+
+def _reduction(sweep: Sweep, node: fx.Node) -> Axes:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    shape = shape_of(source)
+    kwargs = dict(node.kwargs)
+    position = 2 if name_of(node) == "norm" else 1
+    given = kwargs.get("dim", node.args[position] if len(node.args) > position else None)
+    if isinstance(given, fx.Node):
+        raise Unsupported("reduces over a computed dimension")
+    gone = range(len(shape)) if given is None else [given] if isinstance(given, int) else given
+    gone = {int(d) % len(shape) for d in gone}  # type: ignore[union-attr, call-overload]
+    keep = len(shape_of(node)) == len(shape)
+    left = [d for d in range(len(shape)) if keep or d not in gone]
+    axes = sweep.states[source].axes
+    return {to: axes[d] for to, d in enumerate(left) if d in axes and d not in gone}
+
+
+def _matmul(sweep: Sweep, node: fx.Node) -> Axes:
+    a, b = node.args[0], node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()))
+    assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+    rank_a, rank_b = len(shape_of(a)), len(shape_of(b))
+    if rank_a < 2 or rank_b < 2:
+        raise Unsupported("multiplies by a vector")
+    axes_a, axes_b = sweep.states[a].axes, sweep.states[b].axes
+    _contract(sweep, a, rank_a - 1, b, rank_b - 2)
+    rank = len(shape_of(node))
+    result: Axes = {}
+    for axes, own in ((axes_a, rank_a), (axes_b, rank_b)):
+        for d, axis in axes.items():
+            if d < own - 2:
+                result[d + rank - own] = axis
+    if rank_a - 2 in axes_a:
+        result[rank - 2] = axes_a[rank_a - 2]
+    if rank_b - 1 in axes_b:
+        result[rank - 1] = axes_b[rank_b - 1]
+    return result
+
+
+def _contract(sweep: Sweep, a: fx.Node, dim_a: int, b: fx.Node, dim_b: int) -> None:
+    left, right = sweep.states[a].axes.get(dim_a), sweep.states[b].axes.get(dim_b)
+    if left is not None and right is None:
+        sweep.force(b, dim_b, left)
+    if right is not None and left is None:
+        sweep.force(a, dim_a, right)
+    if left is not None and right is not None and left.new != right.new:
+        raise Unsupported(f"contracts {left.new} with {right.new} entries")
+
+
+def _linear_function(sweep: Sweep, node: fx.Node) -> Axes:
+    call = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(node.kwargs)
+    x, weight, bias = call["input"], call["weight"], call.get("bias")
+    assert isinstance(x, fx.Node) and isinstance(weight, fx.Node)
+    last = len(shape_of(x)) - 1
+    _contract(sweep, x, last, weight, 1)
+    result = {d: axis for d, axis in sweep.states[x].axes.items() if d != last}
+    out = sweep.states[weight].axes.get(0)
+    if isinstance(bias, fx.Node):
+        shift = sweep.states[bias].axes.get(0)
+        if out is not None and shift is None:
+            sweep.force(bias, 0, out)
+        if shift is not None and out is None:
+            sweep.force(weight, 0, shift)
+    if out is not None:
+        result[last] = out
+    return result
+
+
+# -- modules -----------------------------------------------------------------------------
+
+
+def _linear_module(sweep: Sweep, node: fx.Node) -> Axes:
+    (source,) = node.all_input_nodes
+    last = len(shape_of(source)) - 1
+    axes = sweep.states[source].axes
+    sweep.note_input(str(node.target), axes.get(last))
+    result = {d: axis for d, axis in axes.items() if d != last}
+    own = sweep.forced.get((node, last))
+    if own is not None:
+        result[last] = own
+    return result
+
+
+def _norm_module(sweep: Sweep, node: fx.Node) -> Axes:
+    (source,) = node.all_input_nodes
+    axes = sweep.states[source].axes
+    module = sweep.gm.get_submodule(str(node.target))
+    rank = len(shape_of(source))
+    if isinstance(module, nn.LayerNorm):
+        if len(module.normalized_shape) != 1:
+            raise Unsupported("LayerNorm over several dimensions")
+        sweep.note_input(str(node.target), axes.get(rank - 1))
+    else:
+        sweep.note_input(str(node.target), axes.get(1))
+    return dict(axes)
+
+
+# -- indexing ----------------------------------------------------------------------------
+
+
+def _index(sweep: Sweep, node: fx.Node) -> Axes:
+    source, index = node.args
+    assert isinstance(source, fx.Node)
+    if not isinstance(source.meta.get("val"), Tensor):
+        return {}
+    items = list(index) if isinstance(index, (tuple, list)) else [index]
+    axes = sweep.states[source].axes
+    shape = shape_of(source)
+    if items[:1] == [Ellipsis]:
+        consumed = sum(1 for item in items[1:] if item is not None)
+        items = [slice(None)] * (len(shape) - consumed) + items[1:]
+    result: Axes = {}
+    advanced: list[int] = []
+    covered: list[int] = []
+    frm = to = 0
+    for position, item in enumerate(items):
+        if item is None:
+            to += 1
+        elif isinstance(item, slice):
+            if frm in axes and item != slice(None):
+                raise Unsupported(f"takes the slice {item} of a dimension whose features changed")
+            if frm in axes:
+                result[to] = axes[frm]
+            frm, to = frm + 1, to + 1
+        elif isinstance(item, int):
+            if frm in axes:
+                raise Unsupported(f"takes entry {item} of a dimension whose features changed")
+            frm += 1
+        else:
+            advanced.append(position)
+            constant = constant_value(sweep, item)
+            span = constant.dim() if constant is not None and constant.dtype == torch.bool else 1
+            covered.extend(range(frm, frm + span))
+            frm += span
+            to += 1 if len(advanced) == 1 else 0
+    for rest in range(frm, len(shape)):
+        if rest in axes:
+            result[to + rest - frm] = axes[rest]
+    if any(d in axes for d in covered):
+        if any(item is None for item in items):
+            raise Unsupported("indexes pairs of features and adds dimensions at once")
+        result[covered[0]] = regenerate(sweep, node, advanced, items, axes, covered[0])
+    return result
+
+
+def producers(sweep: Sweep, node: fx.Node, dim: int) -> list[tuple[fx.Node, int]]:
+    """Which inputs, in which dimension, decide the size of ``dim`` of ``node``."""
+    shape = shape_of(node)
+    inputs = _tensor_inputs(node)
+    if node.op == "call_module":
+        rule = rule_of(sweep, node)
+        passes_on = rule in (_norm_module, _elementwise) or (rule is _linear_module and dim != len(shape) - 1)
+        return [(inputs[0], dim)] if passes_on else []
+    name = name_of(node)
+    if name in _ELEMENTWISE:
+        pairs = [(n, dim - len(shape) + len(shape_of(n))) for n in inputs]
+        return [(n, d) for n, d in pairs if d >= 0 and shape_of(n)[d] == shape[dim]]
+    if name == "unsqueeze":
+        at = int(node.args[1] if len(node.args) > 1 else node.kwargs["dim"]) % len(shape)  # type: ignore
+        return [] if dim == at else [(inputs[0], dim - (1 if dim > at else 0))]
+    if name in ("transpose", "permute", "t"):
+        return [(inputs[0], _order(node)(len(shape))[dim])]
+    if name == "linear" and dim == len(shape) - 1:
+        return [(inputs[1], 0)]
+    if name in ("matmul", "mm", "bmm"):
+        a, b = node.args[0], node.args[1]
+        assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+        if dim == len(shape) - 2:
+            return [(a, len(shape_of(a)) - 2)]
+        return [(b, len(shape_of(b)) - 1)] if dim == len(shape) - 1 else []
+    if name in ("view", "reshape", "squeeze"):
+        same = [d for d in range(len(shape_of(inputs[0]))) if shape_of(inputs[0])[d] == shape[dim]]
+        return [(inputs[0], same[0])] if len(same) == 1 and shape.count(shape[dim]) == 1 else []
+    return []
+
+
+_RULES: dict[str, Rule] = {
+    "cat": _join, "concat": _join, "concatenate": _join, "stack": _join,
+    "view": _view, "reshape": _view, "flatten": _view, "unflatten": _view, "squeeze": _view, "unsqueeze": _view,
+    "transpose": _transpose, "permute": _transpose, "t": _transpose, "swapaxes": _transpose,
+    "matmul": _matmul, "mm": _matmul, "bmm": _matmul, "linear": _linear_function,
+    "getitem": _index,
+}  # fmt: skip
