@@ -1,0 +1,91 @@
+"""One table, two looks: a `rich` table for the terminal and an HTML table for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dmt_plugin.report.text import inline
+
+if TYPE_CHECKING:
+    import rich.table
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        key: where a row keeps its value.
+        title: heading.
+        format: format specification for numbers, such as `".4f"` or `",.0f"`.
+        note: second, smaller line of the heading: a unit, or how the figures were obtained.
+    """
+
+    key: str
+    title: str
+    format: str = ""
+    note: str = ""
+
+    def show(self, row: Mapping[str, object]) -> str:
+        """The text of this column's cell in `row`; a dash where there is no value."""
+        value = row.get(self.key)
+        if value is None:
+            return "-"
+        return format(value, self.format)
+
+
+@dataclass
+class Table:
+    """Rows under columns.
+
+    Attributes:
+        columns: the first one labels the row.
+        rows: one mapping per row.
+        notes: sentences below the table.
+        emphasis: label of a row to set off, if any.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Mapping[str, object]]
+    notes: Sequence[str] = field(default_factory=tuple)
+    emphasis: str | None = None
+
+    def to_rich(self, title: str | None = None) -> rich.table.Table:
+        """The table for the terminal."""
+        import rich.box
+        import rich.table
+
+        shown = rich.table.Table(
+            title=title,
+            caption="\n".join(self.notes).replace("`", "") or None,
+            box=rich.box.SIMPLE_HEAD,
+            caption_justify="left",
+            title_justify="left",
+        )
+        for place, column in enumerate(self.columns):
+            heading = f"{column.title}\n[dim]{column.note}[/dim]" if column.note else column.title
+            shown.add_column(heading, justify="right" if place else "left", vertical="bottom", no_wrap=not place)
+        for row in self.rows:
+            cells = [column.show(row) for column in self.columns]
+            shown.add_row(*cells, style="bold" if cells[0] == self.emphasis else None)
+        return shown
+
+    def to_html(self) -> str:
+        """The table as HTML, in a box that scrolls sideways on a narrow screen."""
+        heading = "".join(
+            f'<th scope="col">{inline(c.title)}{f"<small>{inline(c.note)}</small>" if c.note else ""}</th>'
+            for c in self.columns
+        )
+        body = []
+        for row in self.rows:
+            first, *rest = [inline(column.show(row)) for column in self.columns]
+            mark = ' class="emphasis"' if self.columns[0].show(row) == self.emphasis else ""
+            cells = "".join(f"<td>{cell}</td>" for cell in rest)
+            body.append(f'<tr{mark}><th scope="row">{first}</th>{cells}</tr>')
+        notes = "".join(f"<li>{inline(note)}</li>" for note in self.notes)
+        return (
+            f'<div class="scroll"><table><thead><tr>{heading}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+            + (f'<ul class="notes">{notes}</ul>' if notes else "")
+        )

@@ -1,0 +1,1 @@
+"""The demo: a flat DLRM on real flights, trained four ways."""
