@@ -115,8 +115,8 @@ def ids_from_bag_offsets(
     Args:
         x: ``(n,)`` integer ids of all bags.
         offsets: ``(B,)`` start of each bag, or ``(B + 1,)`` with ``include_last_offset``.
-        include_last_offset: the last entry of ``offsets`` is the end of the last bag; ids behind it are
-            ignored.
+        include_last_offset: the last entry of ``offsets`` is the end of the last bag. Where it is not the
+            number of ids, index distribution reports bad bag lengths.
         weights: ``(n,)`` weight per id, or None.
         padding_idx: id to drop from the bags.
     """
@@ -128,8 +128,6 @@ def ids_from_bag_offsets(
     if include_last_offset:
         if offsets.numel() == 0:
             raise ValueError("include_last_offset=True needs at least one offset; found none")
-        x = x[: int(offsets[-1])]
-        weights = None if weights is None else weights[: x.numel()]
     else:
         offsets = torch.cat([offsets, offsets.new_tensor([x.numel()])])
     if padding_idx is not None:

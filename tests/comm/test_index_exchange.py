@@ -1,0 +1,141 @@
+"""What index distribution promises besides the right rows: types, order, refusals, bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dmt_plugin.comm.ids import FeatureIds, IdSlot
+from dmt_plugin.comm.index_exchange import IndexExchange
+from dmt_plugin.comm.layout import BatchLayout
+from dmt_plugin.topology import Topology
+from tests._util.routing import Case, Feature, make_ids
+from tests._util.simulated import SimulatedWorld
+
+
+def ids(*values: int, hotness: int = 1) -> FeatureIds:
+    return FeatureIds(torch.tensor(values), None, hotness, len(values) // hotness)
+
+
+def bound(slots: list[IdSlot], wire: Any, route: str = "hierarchical") -> IndexExchange:
+    exchange = IndexExchange(slots, wire.topology, wire.rank, route)  # type: ignore[arg-type]
+    exchange.bind(wire)
+    return exchange
+
+
+def test_rows_are_sorted_by_lane_then_host() -> None:
+    slots = [IdSlot("a", 100, 1, False, 1, (0,))]
+
+    def program(wire: Any) -> Any:
+        batch = wire.rank + 1
+        return bound(slots, wire)(ids(*[10 * wire.rank + n for n in range(batch)]))
+
+    routed = SimulatedWorld(Topology(2, 2)).run(program)
+    # Ranks 0, 2 are lane 0 of hosts 0, 1; ranks 1, 3 are lane 1.
+    assert routed[2].layout == BatchLayout(3, ((1, 3), (2, 4)))
+    assert routed[2].values[0].tolist() == [0, 20, 21, 22, 10, 11, 30, 31, 32, 33]
+    assert [len(r.values) for r in routed] == [0, 0, 1, 0]
+    assert routed[3].layout.blocks == ((1, 3), (2, 4))
+    assert routed[0].layout.rows == 10 and routed[0].layout.rows_of_lane(1) == 6
+
+
+def test_flat_rows_are_sorted_by_rank() -> None:
+    slots = [IdSlot("a", 100, 1, False, 0, (1,))]
+    routed = SimulatedWorld(Topology(2, 2)).run(
+        lambda wire: bound(slots, wire, "flat")(ids(*[wire.rank] * (wire.rank + 1)))
+    )
+    assert routed[1].values[0].tolist() == [0, 1, 1, 2, 2, 2, 3, 3, 3, 3]
+    assert routed[1].layout == BatchLayout(2, ((1, 2, 3, 4),))
+
+
+@pytest.mark.parametrize("rows, dtype", [(2**31, torch.int32), (2**31 + 1, torch.int64)])
+def test_wire_type_follows_the_largest_table(rows: int, dtype: torch.dtype) -> None:
+    slots = [IdSlot("a", rows, 2, False, 0, (0,)), IdSlot("b", 5, None, False, 1, (0,))]
+    top = rows - 1
+
+    def program(wire: Any) -> Any:
+        jagged = FeatureIds(torch.tensor([4, 3]), torch.tensor([0, 2]), None, 2)
+        return bound(slots, wire)(ids(0, top, 1, 2, hotness=2), jagged)
+
+    first, second = SimulatedWorld(Topology(2, 1)).run(program)
+    assert first.values[0].dtype == dtype and first.values[0].tolist() == [0, top, 1, 2] * 2
+    assert second.values[0].dtype == dtype and second.lengths[0].tolist() == [0, 2, 0, 2]
+
+
+def test_int32_ids_and_fixed_ids_in_a_varying_slot() -> None:
+    slots = [IdSlot("a", 9, None, False, 0, (0,))]
+
+    def program(wire: Any) -> Any:
+        return bound(slots, wire)(FeatureIds(torch.tensor([1, 2, 3, 4], dtype=torch.int32), None, 2, 2))
+
+    first, _ = SimulatedWorld(Topology(2, 1)).run(program)
+    assert first.values[0].tolist() == [1, 2, 3, 4] * 2 and first.lengths[0].tolist() == [2] * 4
+
+
+def test_bytes_follow_the_formula() -> None:
+    """Hierarchical: ids cross hosts once per slot of another host, 4 bytes each; headers are 8-byte words."""
+    features = tuple(Feature(f"f{i}", 9, i + 1, i % 2, ((f"t{i}", i // 2, 4),)) for i in range(4))
+    case = Case(2, 2, (3, 5, 2, 7), features)
+
+    def program(wire: Any) -> Any:
+        bound(case.slots, wire)(*make_ids(case, wire.rank))
+        return wire.traffic.as_dict()
+
+    for rank, counted in enumerate(SimulatedWorld(case.topology).run(program)):
+        host, lane = divmod(rank, 2)
+        away = sum(f.hotness or 0 for f in features if f.host != host)
+        peer_rows = case.batches[lane] + case.batches[2 + lane]
+        other_lane = sum(f.hotness or 0 for f in features if f.host == host and f.tables[0][1] != lane)
+        assert counted["index.peers.ids"]["forward"]["other_hosts"] == 4 * case.batches[rank] * away
+        assert counted["index.peers.ids"]["forward"]["same_host"] == 0
+        assert counted["index.peers.header"]["forward"]["other_hosts"] == 8 * 5
+        assert counted["index.lanes.ids"]["forward"]["same_host"] == 4 * peer_rows * other_lane
+        assert counted["index.lanes.ids"]["forward"]["other_hosts"] == 0
+        assert counted["index.lanes.header"]["forward"]["same_host"] == 8 * 6
+
+
+def test_no_state() -> None:
+    exchange = IndexExchange([IdSlot("a", 5, 1, False, 0, (0,))], Topology(1, 1), 0)
+    assert not exchange.state_dict() and not list(exchange.parameters())
+    assert {name for name, _ in exchange.named_modules()} == {"", "start", "wait"}
+
+
+def test_misuse_is_named() -> None:
+    topology = Topology(2, 2)
+    good = IdSlot("a", 5, 1, False, 0, (0,))
+    with pytest.raises(ValueError, match="at least one slot"):
+        IndexExchange([], topology, 0)
+    with pytest.raises(ValueError, match="host 2 does not exist"):
+        IndexExchange([IdSlot("a", 5, 1, False, 2, (0,))], topology, 0)
+    with pytest.raises(ValueError, match=r"lanes \(2,\)"):
+        IndexExchange([IdSlot("a", 5, 1, False, 0, (2,))], topology, 0)
+    with pytest.raises(ValueError, match="at least 1"):
+        IndexExchange([IdSlot("a", 5, 0, False, 0, (0,))], topology, 0)
+    with pytest.raises(ValueError, match=r"dmt\.comm\.route"):
+        IndexExchange([good], topology, 0, "ring")  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="bind"):
+        IndexExchange([good], topology, 0).start(ids(1))
+
+
+def test_wrong_calls_are_named() -> None:
+    slots = [IdSlot("a", 5, 1, False, 0, (0,)), IdSlot("b", 5, 1, True, 0, (0,))]
+
+    def program(wire: Any) -> None:
+        exchange = bound(slots, wire)
+        weights = torch.ones(2)
+        good = FeatureIds(torch.tensor([1, 2]), None, 1, 2, weights)
+        with pytest.raises(ValueError, match="2 slots expected, found 1"):
+            exchange.start(ids(1, 2))
+        with pytest.raises(ValueError, match="'b' is weighted"):
+            exchange.start(ids(1, 2), ids(1, 2))
+        with pytest.raises(ValueError, match="'a' is not weighted"):
+            exchange.start(good, good)
+        with pytest.raises(ValueError, match="integer ids"):
+            exchange.start(FeatureIds(torch.ones(2), None, 1, 2), good)
+        learned = FeatureIds(good.values, None, 1, 2, weights.clone().requires_grad_())
+        with pytest.raises(ValueError, match="learned"):
+            exchange.start(ids(1, 2), learned)
+
+    SimulatedWorld(Topology(1, 1)).run(program)

@@ -1,0 +1,158 @@
+"""Autograd of the row exchange in the simulation."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from dmt_plugin.comm.layout import BatchLayout
+from dmt_plugin.comm.row_exchange import RowExchange
+from dmt_plugin.topology import Topology
+from tests._util.simulated import SimulatedWorld
+
+PAIR = Topology(2, 1)
+LAYOUT = (BatchLayout(2, ((2, 1),)), BatchLayout(1, ((2, 1),)))
+
+
+def pair(wire: Any, widths: tuple[int, int] = (3, 2)) -> tuple[RowExchange, BatchLayout]:
+    exchange = RowExchange("rows", "peers", widths[wire.rank], widths)
+    exchange.bind(wire)
+    return exchange, LAYOUT[wire.rank]
+
+
+def test_blocks_and_transpose() -> None:
+    def program(wire: Any) -> Any:
+        exchange, layout = pair(wire)
+        x = torch.arange(9.0 if wire.rank == 0 else 6.0).view(3, -1) + 100 * wire.rank
+        x.requires_grad_()
+        blocks = exchange(x, layout)
+        grads = [torch.full_like(block, 10.0 * wire.rank + source) for source, block in enumerate(blocks)]
+        torch.autograd.backward(blocks, grads)
+        return [block.tolist() for block in blocks], x.grad
+
+    (first, grad0), (second, grad1) = SimulatedWorld(PAIR).run(program)
+    assert first == [[[0, 1, 2], [3, 4, 5]], [[100, 101], [102, 103]]]
+    assert second == [[[6, 7, 8]], [[104, 105]]]
+    # Row r of source s was used by rank u with gradient 10 u + s.
+    assert grad0.tolist() == [[0] * 3, [0] * 3, [10] * 3]
+    assert grad1.tolist() == [[1] * 2, [1] * 2, [11] * 2]
+
+
+def test_received_blocks_share_one_buffer() -> None:
+    def program(wire: Any) -> bool:
+        exchange, layout = pair(wire)
+        with torch.no_grad():
+            blocks = exchange(torch.ones(3, exchange.send_width), layout)
+        return len({block.untyped_storage().data_ptr() for block in blocks}) == 1
+
+    assert SimulatedWorld(PAIR).run(program) == [True, True]
+
+
+@pytest.mark.parametrize("used", ["all", "first", "last"])
+@pytest.mark.parametrize("needy", [(True, True), (True, False), (False, False)])
+def test_every_rank_joins_the_backward(used: str, needy: tuple[bool, bool]) -> None:
+    """Also a rank whose input needs no gradient, and one that drops a block."""
+
+    def program(wire: Any) -> Any:
+        exchange, layout = pair(wire)
+        x = torch.ones(3, exchange.send_width, requires_grad=needy[wire.rank])
+        blocks = exchange(x, layout)
+        chosen = {"all": blocks, "first": blocks[:1], "last": blocks[1:]}[used]
+        sum(block.sum() for block in chosen).backward()
+        return wire.collectives, x.grad is not None
+
+    results = SimulatedWorld(PAIR, timeout_s=10).run(program)
+    assert results == [(2, needy[0]), (2, needy[1])]
+
+
+def test_no_grad_and_eval_have_no_backward() -> None:
+    def program(wire: Any) -> Any:
+        exchange, layout = pair(wire)
+        x = torch.ones(3, exchange.send_width, requires_grad=True)
+        with torch.no_grad():
+            blocks = exchange(x, layout)
+        with torch.inference_mode():
+            inferred = exchange(torch.ones(3, exchange.send_width), layout)
+        return wire.collectives, any(b.requires_grad for b in (*blocks, *inferred))
+
+    assert SimulatedWorld(PAIR).run(program) == [(2, False)] * 2
+
+
+def test_two_exchanges_in_flight() -> None:
+    """Starts before waits, as the scheduling pass arranges them; backward in the mirrored order."""
+
+    def program(wire: Any) -> Any:
+        exchange, layout = pair(wire)
+        other = RowExchange("other", "peers", exchange.send_width, exchange.recv_widths)
+        other.bind(wire)
+        x = torch.ones(3, exchange.send_width, requires_grad=True)
+        y = torch.ones(3, exchange.send_width, requires_grad=True)
+        first, second = exchange.start(x, layout), other.start(y * 2, layout)
+        left, right = exchange.wait(first), other.wait(second)
+        (torch.cat(left, 1).sum() + 3 * torch.cat(right, 1).sum()).backward()
+        return x.grad.unique().tolist(), y.grad.unique().tolist()  # type: ignore[union-attr]
+
+    assert SimulatedWorld(PAIR, timeout_s=10).run(program) == [([1.0], [6.0])] * 2
+
+
+def test_gradient_is_the_transpose_numerically() -> None:
+    """``<y, exchange(x)>`` summed over ranks equals ``<exchange^T(y), x>``: any scale would show."""
+
+    def program(wire: Any) -> Any:
+        exchange, layout = pair(wire)
+        generator = torch.Generator().manual_seed(wire.rank)
+        x = torch.randn(3, exchange.send_width, generator=generator, dtype=torch.float64).requires_grad_()
+        out = torch.cat(exchange(x, layout), 1)
+        y = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+        (out * y).sum().backward()
+        return (out * y).sum().item(), (x * x.grad).sum().item()
+
+    results = SimulatedWorld(PAIR).run(program)
+    assert sum(r[0] for r in results) == pytest.approx(sum(r[1] for r in results), rel=1e-12)
+
+
+def test_zero_widths_and_zero_rows() -> None:
+    def program(wire: Any) -> Any:
+        exchange = RowExchange("rows", "peers", (0, 2)[wire.rank], (0, 2))
+        exchange.bind(wire)
+        x = torch.ones(3, exchange.send_width, requires_grad=True)
+        torch.cat(exchange(x, LAYOUT[wire.rank]), 1).sum().backward()
+        empty = exchange(torch.ones(0, exchange.send_width), BatchLayout(0, ((0, 0),)))
+        return [tuple(b.shape) for b in empty], tuple(x.grad.shape)  # type: ignore[union-attr]
+
+    assert SimulatedWorld(PAIR).run(program) == [([(0, 0), (0, 2)], (3, 0)), ([(0, 0), (0, 2)], (3, 2))]
+
+
+def test_group_of_one_is_the_identity() -> None:
+    def program(wire: Any) -> Any:
+        exchange = RowExchange("rows", "lanes", 2, (2,))
+        exchange.bind(wire)
+        x = torch.ones(3, 2, requires_grad=True)
+        (block,) = exchange(x, LAYOUT[wire.rank])
+        return block is x, wire.collectives
+
+    assert SimulatedWorld(PAIR).run(program) == [(True, 0)] * 2
+
+
+def test_misuse_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown group 'peer'"):
+        RowExchange("rows", "peer", 1, (1,))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="'rows' has no transport"):
+        RowExchange("rows", "peers", 1, (1, 1)).start(torch.ones(1, 1), LAYOUT[0])
+
+    def program(wire: Any) -> None:
+        with pytest.raises(ValueError, match="3 receive widths for a peers group of 2"):
+            RowExchange("rows", "peers", 1, (1, 1, 1)).bind(wire)
+        with pytest.raises(ValueError, match="sends rows of width 7"):
+            RowExchange("rows", "peers", 7, (1, 1)).bind(wire)
+        exchange, layout = pair(wire)
+        with pytest.raises(ValueError, match="rows of shape"):
+            exchange.start(torch.ones(2, exchange.send_width), layout)
+        with pytest.raises(ValueError, match="do not fit"):
+            exchange.start(torch.ones(2, exchange.send_width), BatchLayout(1, ((1, 1, 1),)))
+        assert copy.deepcopy(exchange).start.core.wire is None
+
+    SimulatedWorld(PAIR).run(program)
