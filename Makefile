@@ -37,10 +37,11 @@ test: $(STAMP)  ## run the tests
 # passes/ and integrations/ are dmt_plugin.passes and dmt_plugin.integrations only once installed; mypy looks at
 # folders, so it is shown a tree of links that has them where they belong.
 lint: $(STAMP)  ## ruff and mypy
-	ruff check .
-	rm -rf $(TYPED) && mkdir -p $(TYPED)/dmt_plugin
-	ln -s $(CURDIR)/dmt_plugin/* $(CURDIR)/passes $(CURDIR)/integrations $(TYPED)/dmt_plugin/
-	cd $(TYPED) && mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache dmt_plugin
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/dmt_plugin
+	@ln -s $(CURDIR)/dmt_plugin/* $(CURDIR)/passes $(CURDIR)/integrations $(TYPED)/dmt_plugin/
+	@failed=0; set -x; ruff check . || failed=1; cd $(TYPED) && \
+	mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache dmt_plugin || failed=1; \
+	exit $$failed
 
 clean:  ## remove what the targets made, but for .venv
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
