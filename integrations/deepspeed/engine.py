@@ -91,7 +91,8 @@ class DMTEngine(DeepSpeedEngine):
         Called by DeepSpeed after gradients were reduced. The norm is that of the gradients of all dense parameters
         and of the tower modules of all hosts, each once, as in a single process that holds them all.
         """
-        dense, towers = [], []
+        dense: list[torch.Tensor] = []
+        towers: list[torch.Tensor] = []
         for parameter in self.module.parameters():
             if parameter.grad is not None:
                 (towers if is_moe_param(parameter) else dense).append(parameter.grad)

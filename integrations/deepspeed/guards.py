@@ -181,8 +181,8 @@ def check_config(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> None
     if clip:
         origin = "" if "gradient_clipping" in ds_config else ", DeepSpeed's default,"
         logger.warning(
-            "gradient_clipping = %s%s covers dense and tower parameters; tables are neither clipped nor part of the norm, "
-            "as they would be in the flat model (0.0 switches clipping off)",
+            "gradient_clipping = %s%s covers dense and tower parameters; tables are neither clipped nor part of the "
+            "norm, as they would be in the flat model (0.0 switches clipping off)",
             clip,
             origin,
         )

@@ -44,10 +44,10 @@ class TowerShell(MoE):
         self._topology = topology
         self._rank = rank
         # The path is the one under which DeepSpeed looks for experts.
-        self.deepspeed_moe = nn.Module()
-        self.deepspeed_moe.experts = nn.Module()
-        self.deepspeed_moe.experts.deepspeed_experts = nn.ModuleList([tower])
-        self.deepspeed_moe.num_local_experts = 1
+        experts, layer = nn.Module(), nn.Module()
+        experts.add_module("deepspeed_experts", nn.ModuleList([tower]))
+        layer.add_module("experts", experts)
+        self.deepspeed_moe = layer
         for parameter in tower.parameters():
             parameter.allreduce = False  # type: ignore[attr-defined]
             parameter.group_name = self.expert_group_name  # type: ignore[attr-defined]
