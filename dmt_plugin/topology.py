@@ -181,19 +181,10 @@ def resolve_topology(
     if chosen is None:
         chosen = _claim_of_names((hostnames or _gather_hostnames)(), world_size)
     topology = _checked(chosen, rank, world_size)
-    for other in claims:
-        if rank == 0 and other.possible(world_size) and (other.hosts, other.ranks_per_host) != (
-            topology.hosts,
-            topology.ranks_per_host,
-        ):
-            logger.warning(
-                "topology is %s by %s, although %s says %dx%d",
-                topology,
-                chosen.source,
-                other.source,
-                other.hosts,
-                other.ranks_per_host,
-            )
+    for other in claims if rank == 0 else ():
+        if other.possible(world_size) and other.hosts != topology.hosts:
+            said = f"{other.hosts}x{other.ranks_per_host}"
+            logger.warning("topology is %s by %s, although %s says %s", topology, chosen.source, other.source, said)
     return ResolvedTopology(topology, chosen.source)
 
 
