@@ -26,7 +26,8 @@ from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.errors import ConfigError, TransformError
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
-from dmt_plugin.topology import Topology
+from dmt_plugin.placed import PlacedModel, place
+from dmt_plugin.topology import ResolvedTopology, Topology
 from dmt_plugin.tower_model import TowerModel
 from dmt_plugin.verify import can_run, check_same_outputs
 
@@ -93,6 +94,26 @@ def transform(
                 raise
             blocked[group] = next(f.reason for f in error.findings if f.code == "DMT401")
             logger.warning("%s moves unchanged: %s", group, blocked[group])
+
+
+def build_placed(
+    model: nn.Module, config: DMTConfig, resolved: ResolvedTopology, rank: int, example: ExampleBatch
+) -> PlacedModel:
+    """This rank's part of ``model``: transform, then place. No process group is needed.
+
+    Args:
+        model: the user's model, with weights; this rank's tables are copied from it.
+        config: the ``"dmt"`` section.
+        resolved: the topology of the run.
+        rank: this rank.
+        example: one call of the model.
+
+    Returns:
+        The rank's model, not yet bound to a transport.
+    """
+    logical = transform(model, example, config, resolved.topology)
+    device = next((p.device for p in model.parameters()), "cpu")
+    return place(logical, config, resolved.topology, rank, device=device)
 
 
 def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch, blocked: Mapping[str, str]) -> TowerModel:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from dmt_plugin.capture import graph_module_over
 from dmt_plugin.capture.leaves import is_bag_collection, pooled_columns
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
@@ -38,6 +39,8 @@ class DissolveCollections(GraphPass):
         """Dissolves every collection of the graph."""
         nodes = [n for n in ctx.gm.graph.nodes if n.op == "call_module" and is_bag_collection(ctx.module(n))]
         changed = sum(self._dissolve(ctx, node) for node in nodes)
+        if changed:  # the collection is the user's object: keep its tables, not the collection
+            ctx.captured.graph_module = graph_module_over(ctx.gm, ctx.gm.graph)
         return self.result(len(nodes), changed)
 
     def _dissolve(self, ctx: PassContext, node: fx.Node) -> int:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from dmt_plugin.capture import graph_module_over
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, Repair
 from dmt_plugin.passes.shape_rules import rule_of
 from dmt_plugin.passes.shape_sweep import Sweep, UnsupportedAt, shape_of
@@ -57,7 +58,7 @@ class RepairShapes(GraphPass):
             if state.changed:
                 node.meta["val"] = state.value
         ctx.gm.graph.eliminate_dead_code()
-        ctx.gm.delete_all_unused_submodules()
+        ctx.captured.graph_module = graph_module_over(ctx.gm, ctx.gm.graph)
         return self.result(len(ctx.repairs) + len(sweep.edits), len(ctx.repairs) + len(sweep.edits))
 
     def _layers(self, ctx: PassContext, sweep: Sweep) -> None:

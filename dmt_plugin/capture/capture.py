@@ -89,7 +89,7 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
         model.train(was_training)
         for module, training in states:
             module.training = training
-    graph_module = _graph_module(model, graph)
+    graph_module = graph_module_over(model, graph)
     _unify(graph_module, other, (first, second))
     graph_module.train(was_training)
     for module, training in states:
@@ -112,9 +112,14 @@ def _batch_pair(example_batch: int) -> tuple[int, int]:
     return (first, second) if example_batch != second else (second, first)
 
 
-def _graph_module(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A GraphModule over the user's own objects; keeps which buffers are not saved."""
+def graph_module_over(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """A GraphModule with just what ``graph`` reads, out of ``model``'s own objects.
+
+    Containers are made anew, so changing the result never changes ``model``; which buffers
+    are not saved is kept.
+    """
     module = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    module.training = model.training
     for path, original in model.named_modules():
         hidden = original._non_persistent_buffers_set
         if not hidden:

@@ -1,0 +1,306 @@
+"""Specialises the logical tower graph to one rank: sharded lookups and visible exchanges.
+
+Hierarchical route, on rank ``(host, lane)`` (the letters of the step table are the design's):
+
+1. every id stream of the model is read in one common form and enters the index exchange
+   (peers first, then the lanes of the host);
+2. this rank's tables are looked up for the whole batch that arrives: ``(rows, own widths)``;
+3. the exchange inside the host brings every lane the columns of all its tables;
+4. the tower modules of this host run on them; features without a tower module are columns
+   that pass by;
+5. the peer exchange sends each host its rows of this host's outputs, and brings the
+   outputs of every other host: ``(B, sum of O_t)``;
+6. what was a tower's output or a lookup in the logical graph is now a column of that.
+
+Flat route: one exchange of the looked-up rows between all ranks; towers, if there are
+any, run where the samples are. The rest of the graph is untouched in both.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from dmt_plugin.comm import ids as id_readers
+from dmt_plugin.comm.ids import IdSlot
+from dmt_plugin.comm.index_exchange import IndexExchange
+from dmt_plugin.comm.row_exchange import RowExchange
+from dmt_plugin.nn.graph_ops import graph_function, pack_streams, side_by_side, split_columns, split_streams
+from dmt_plugin.nn.lookup import LookupSite
+from dmt_plugin.nn.towers import PassThroughTower
+from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult
+from dmt_plugin.plan import TowerPlan
+
+EXCHANGES = "dmt_exchange"
+LOOKUP = "dmt_lookup"
+EXCHANGE_META = "dmt_exchange"
+"""Node meta of a start or wait node: name of the exchange."""
+
+_READERS = {
+    name: graph_function(getattr(id_readers, name))
+    for name in ("ids_from_embedding", "ids_from_bag_2d", "ids_from_bag_offsets")
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column block that crosses hosts: a tower's output, or a lookup that passes by.
+
+    Attributes:
+        node: the logical node whose value it is.
+        width: entries per sample.
+        tower: path of the tower module, or ``""``.
+    """
+
+    node: fx.Node
+    width: int
+    tower: str = ""
+
+
+@dataclass
+class Placement:
+    """What the pass made for one rank.
+
+    Attributes:
+        slots: id streams of the whole model.
+        sites: lookups of this rank.
+        exchanges: the exchange modules by name.
+        tower_paths: modules that only this host holds.
+        host_columns: for each host the columns it sends to its peers (hierarchical route).
+        rank_widths: for each rank the width of its looked-up rows.
+    """
+
+    slots: tuple[IdSlot, ...] = ()
+    sites: tuple[LookupSite, ...] = ()
+    exchanges: dict[str, nn.Module] = field(default_factory=dict)
+    tower_paths: tuple[str, ...] = ()
+    host_columns: tuple[tuple[Column, ...], ...] = ()
+    rank_widths: tuple[int, ...] = ()
+
+
+class Place(GraphPass):
+    """See the module's docstring.
+
+    Args:
+        rank: the rank to specialise for.
+    """
+
+    name = "place"
+    contract = Contract(
+        provides=frozenset({"placed"}), requires=frozenset({"lookups", "plan"}), conflicts_with=frozenset({"placed"})
+    )
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.placement = Placement()
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Rewrites ``ctx.gm`` for ``self.rank``; fills ``self.placement``."""
+        assert ctx.plan is not None
+        self.ctx, self.plan, self.topology = ctx, ctx.plan, ctx.topology
+        self.graph = ctx.gm.graph
+        self.output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        _remove_pass_through(ctx)
+        before = len(self.graph.nodes)
+        with self.graph.inserting_before(self.output):
+            routed, layout = self._distribute()
+            rows = self._call(LOOKUP, (routed,))
+            if ctx.config.comm.route == "flat":
+                self._flat(rows, layout)
+            else:
+                self._hierarchical(rows, layout)
+        _in_order(self.graph)
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        return self.result(len(ctx.lookups), abs(len(self.graph.nodes) - before), f"rank {self.rank}")
+
+    # -- steps ---------------------------------------------------------------------------
+
+    def _distribute(self) -> tuple[fx.Node, fx.Node]:
+        slots, readers = _slots(self.ctx.lookups, self.plan)
+        exchange = IndexExchange(slots, self.topology, self.rank, self.ctx.config.comm.route)
+        place_of = {slot: i for i, slot in enumerate(exchange.owned)}
+        slot_of = {slot.name: i for i, slot in enumerate(slots)}
+        mine = [x for x in self.ctx.lookups if self._owner(x) == self.rank]
+        self.placement.slots = slots
+        self.placement.sites = tuple(
+            LookupSite(x.node.name, x.table, place_of[slot_of[x.feature]], x.rows, x.dim, x.pooling, x.weighted)
+            for x in mine
+        )
+        self.placement.rank_widths = tuple(
+            sum(x.dim for x in self.ctx.lookups if self._owner(x) == rank) for rank in range(self.topology.world_size)
+        )
+        ids = [self.graph.call_function(_READERS[name], args, kwargs) for name, args, kwargs in readers]
+        self._add("index", exchange)
+        routed = self._exchange("index", tuple(ids))
+        layout = self.graph.call_function(getattr, (routed, "layout"))
+        return routed, layout
+
+    def _hierarchical(self, rows: fx.Node, layout: fx.Node) -> None:
+        host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
+        by_lane = [self._lookups_of(self.topology.rank_of(host, j)) for j in range(self.topology.ranks_per_host)]
+        self._add("lanes", RowExchange("lanes", "lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
+        blocks = self._exchange("lanes", (rows, layout))
+        columns = self._split(blocks, [[x.dim for x in own] for own in by_lane])
+        column_of = {x.node: c for x, c in zip((x for own in by_lane for x in own), columns, strict=True)}
+        items = [self._columns_of(h) for h in range(self.topology.hosts)]
+        own_outputs = [
+            self._tower(column, column_of) if column.tower else column_of[column.node] for column in items[host]
+        ]
+        sent = self.graph.call_function(side_by_side, (own_outputs,))
+        widths = [sum(c.width for c in own) for own in items]
+        self._add("peers", RowExchange("peers", "peers", widths[host], widths))
+        arrived = self._exchange("peers", (sent, layout))
+        parts = self._split(arrived, [[c.width for c in own] for own in items])
+        for column, part in zip((c for own in items for c in own), parts, strict=True):
+            self._substitute(column.node, part)
+        self.placement.host_columns = tuple(tuple(own) for own in items)
+        self.placement.tower_paths = tuple(c.tower for c in items[host] if c.tower) if self.topology.hosts > 1 else ()
+
+    def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
+        by_rank = [self._lookups_of(rank) for rank in range(self.topology.world_size)]
+        self._add("world", RowExchange("world", "world", _width(by_rank[self.rank]), [_width(x) for x in by_rank]))
+        blocks = self._exchange("world", (rows, layout))
+        columns = self._split(blocks, [[x.dim for x in own] for own in by_rank])
+        for lookup, column in zip((x for own in by_rank for x in own), columns, strict=True):
+            self._substitute(lookup.node, column)
+
+    def _tower(self, column: Column, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The tower module of this host on the rows of its peers."""
+        pack = column.node.args[0]
+        assert isinstance(pack, fx.Node) and pack.target is pack_streams
+        streams = [column_of[_lookup_behind(s, column_of)] for s in pack.args[0]]  # type: ignore[union-attr]
+        packed = self.graph.call_function(pack_streams, (streams,))
+        return self.graph.call_module(column.tower, (packed,))
+
+    # -- helpers -------------------------------------------------------------------------
+
+    def _owner(self, lookup: Lookup) -> int:
+        return self.topology.rank_of(*self.plan.owner_of(lookup.table))
+
+    def _lookups_of(self, rank: int) -> list[Lookup]:
+        return [x for x in self.ctx.lookups if self._owner(x) == rank]
+
+    def _columns_of(self, host: int) -> list[Column]:
+        """What a host sends: outputs of its tower modules, then lookups without one."""
+        towers = set(self.plan.towers_on(host))
+        columns: list[Column] = []
+        packed: set[fx.Node] = set()
+        lookups = {x.node for x in self.ctx.lookups}
+        for split in (n for n in self.graph.nodes if n.target is split_streams):
+            for output in split.args[0]:  # type: ignore[union-attr]
+                assert isinstance(output, fx.Node)
+                tower = int(str(output.target).rpartition("tower")[2])
+                pack = output.args[0]
+                assert isinstance(pack, fx.Node)
+                packed.update(_lookup_behind(s, lookups) for s in pack.args[0])  # type: ignore[union-attr]
+                if tower in towers:
+                    width = int(output.meta["val"].shape[1])
+                    columns.append(Column(output, width, str(output.target)))
+        columns.extend(
+            Column(x.node, x.dim)
+            for x in self.ctx.lookups
+            if x.node not in packed and self.plan.host_of_table(x.table) == host
+        )
+        return columns
+
+    def _call(self, target: str, args: tuple[Any, ...]) -> fx.Node:
+        if target == LOOKUP:
+            self.ctx.gm.add_submodule(target, nn.Identity())  # replaced by the sharded lookup
+        return self.graph.call_module(target, args)
+
+    def _add(self, name: str, exchange: nn.Module) -> None:
+        self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)
+        self.placement.exchanges[name] = exchange
+
+    def _exchange(self, name: str, args: tuple[Any, ...]) -> fx.Node:
+        start = self.graph.call_module(f"{EXCHANGES}.{name}.start", args)
+        wait = self.graph.call_module(f"{EXCHANGES}.{name}.wait", (start,))
+        start.meta[EXCHANGE_META] = wait.meta[EXCHANGE_META] = name
+        return wait
+
+    def _split(self, blocks: fx.Node, widths: Sequence[Sequence[int]]) -> list[fx.Node]:
+        parts = self.graph.call_function(split_columns, (blocks, tuple(tuple(own) for own in widths)))
+        count = sum(len(own) for own in widths)
+        return [self.graph.call_function(operator.getitem, (parts, i)) for i in range(count)]
+
+    def _substitute(self, old: fx.Node, new: fx.Node) -> None:
+        """Puts a column in the place of a logical node; a lookup may have given ``(B, 1, N)``."""
+        value = old.meta["val"]
+        new.meta["val"] = value
+        if value.dim() == 3:
+            new = self.graph.call_method("unsqueeze", (new, 1))
+            new.meta["val"] = value
+        old.replace_all_uses_with(new)
+
+
+def _width(lookups: Sequence[Lookup]) -> int:
+    return sum(x.dim for x in lookups)
+
+
+def _slots(lookups: Sequence[Lookup], plan: TowerPlan) -> tuple[tuple[IdSlot, ...], list[tuple[str, Any, Any]]]:
+    """One id stream per feature, and how to read it."""
+    slots: list[IdSlot] = []
+    readers: list[tuple[str, Any, Any]] = []
+    for feature in plan.features:
+        own = [x for x in lookups if x.feature == feature.name]
+        owners = [plan.owner_of(x.table) for x in own]
+        slots.append(
+            IdSlot(
+                name=feature.name,
+                rows=min(x.rows for x in own),
+                hotness=own[0].hotness,
+                weighted=own[0].weighted,
+                host=owners[0][0],
+                lanes=tuple(sorted({lane for _, lane in owners})),
+            )
+        )
+        readers.append(own[0].ids)
+    return tuple(slots), readers
+
+
+def _lookup_behind(stream: Any, lookups: Any) -> fx.Node:
+    """The lookup whose result a stream is, behind its views."""
+    node = stream
+    while node not in lookups:
+        node = node.args[0]
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def _remove_pass_through(ctx: PassContext) -> None:
+    """Pass-through towers have no work to do on any rank: connect the joins to the streams again."""
+    for split in [n for n in ctx.gm.graph.nodes if n.target is split_streams]:
+        outputs = list(split.args[0])  # type: ignore[arg-type]
+        if not all(isinstance(ctx.module(n), PassThroughTower) for n in outputs):
+            continue
+        streams = [s for n in outputs for s in n.args[0].args[0]]  # type: ignore[union-attr]
+        for read in list(split.users):
+            read.replace_all_uses_with(streams[int(read.args[1])])  # type: ignore[arg-type]
+        ctx.gm.graph.eliminate_dead_code()
+
+
+def _in_order(graph: fx.Graph) -> None:
+    """Sorts nodes so that each comes after its inputs, otherwise keeping their order."""
+    done: set[fx.Node] = set()
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+
+    def visit(node: fx.Node) -> None:
+        stack = [(node, iter(node.all_input_nodes))]
+        while stack:
+            current, inputs = stack[-1]
+            pending = next((n for n in inputs if n not in done), None)
+            if pending is not None:
+                stack.append((pending, iter(pending.all_input_nodes)))
+                continue
+            stack.pop()
+            if current not in done:
+                done.add(current)
+                output.prepend(current)
+
+    for node in [n for n in graph.nodes if n is not output]:
+        if node not in done:
+            visit(node)
