@@ -56,10 +56,7 @@ class Case:
         """(feature, table) of each lookup on a rank, in order."""
         host, lane = self.topology.host_of(rank), self.topology.lane_of(rank)
         return [
-            (i, table)
-            for i, f in enumerate(self.features)
-            for table in f.tables
-            if f.host == host and table[1] == lane
+            (i, table) for i, f in enumerate(self.features) for table in f.tables if f.host == host and table[1] == lane
         ]
 
     def width_of(self, rank: int) -> int:
@@ -145,9 +142,7 @@ class RankProgram:
         if route == "hierarchical":
             host = topology.host_of(self.rank)
             of_lanes = [width(topology.rank_of(host, j)) for j in range(case.lanes)]
-            of_hosts = [
-                sum(width(topology.rank_of(h, j)) for j in range(case.lanes)) for h in range(case.hosts)
-            ]
+            of_hosts = [sum(width(topology.rank_of(h, j)) for j in range(case.lanes)) for h in range(case.hosts)]
             self.exchanges = [
                 RowExchange("intra", "lanes", width(self.rank), of_lanes),
                 RowExchange("peer", "peers", sum(of_lanes), of_hosts),
@@ -155,8 +150,9 @@ class RankProgram:
         else:
             everyone = [width(r) for r in range(topology.world_size)]
             self.exchanges = [RowExchange("rows", "world", width(self.rank), everyone)]
-        for part in (self.index, *self.exchanges):
-            part.bind(wire)
+        self.index.bind(wire)
+        for exchange in self.exchanges:
+            exchange.bind(wire)
 
     def forward(self, ids: list[FeatureIds] | None = None) -> Tensor:
         routed = self.index(*(make_ids(self.case, self.rank) if ids is None else ids))
@@ -178,12 +174,12 @@ def assert_matches(case: Case, results: list[tuple[Tensor, dict[str, Tensor]]]) 
     outputs, tables = oracle(case)
     found: dict[str, Tensor] = {}
     for rank, (out, own) in enumerate(results):
-        torch.testing.assert_close(
-            out, outputs[rank], rtol=1e-6, atol=1e-5, msg=lambda m, r=rank: f"rank {r}: {m}"
-        )
+        close(f"rank {rank}", out, outputs[rank], 1e-5)
         found.update(own)
     assert found.keys() == tables.keys()
     for name, table in tables.items():
-        torch.testing.assert_close(
-            found[name], table, rtol=1e-6, atol=1e-4, msg=lambda m, n=name: f"table {n}: {m}"
-        )
+        close(f"table {name}", found[name], table, 1e-4)
+
+
+def close(what: str, found: Tensor, expected: Tensor, atol: float) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=atol, msg=lambda text: f"{what}: {text}")

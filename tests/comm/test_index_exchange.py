@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.comm.ids import FeatureIds, IdSlot
+from dmt_plugin.comm.ids import FeatureIds, IdSlot, ids_from_bag_2d, ids_from_embedding
 from dmt_plugin.comm.index_exchange import IndexExchange
 from dmt_plugin.comm.layout import BatchLayout
+from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.topology import Topology
 from tests._util.routing import Case, Feature, make_ids
 from tests._util.simulated import SimulatedWorld
@@ -139,3 +140,48 @@ def test_wrong_calls_are_named() -> None:
             exchange.start(ids(1, 2), learned)
 
     SimulatedWorld(Topology(1, 1)).run(program)
+
+
+def test_two_batches_in_flight() -> None:
+    """A prefetcher starts the next batch before the current one is waited for."""
+    slots = [IdSlot("a", 100, 1, False, 1, (0, 1))]
+
+    def program(wire: Any) -> Any:
+        exchange = bound(slots, wire)
+        first = exchange.start(ids(wire.rank))
+        second = exchange.start(ids(10 + wire.rank, 20 + wire.rank))
+        return exchange.wait(first), exchange.wait(second)
+
+    for one, two in SimulatedWorld(Topology(2, 2)).run(program)[2:]:
+        assert one.values[0].tolist() == [0, 2, 1, 3]
+        assert two.values[0].tolist() == [10, 20, 12, 22, 11, 21, 13, 23]
+
+
+def test_start_and_wait_are_graph_nodes() -> None:
+    slots = [IdSlot("a", 5, 1, False, 0, (0,)), IdSlot("b", 5, 2, False, 0, (0,))]
+
+    def program(wire: Any) -> Any:
+        root = torch.nn.Module()
+        root.dmt_exchange = torch.nn.Module()
+        root.dmt_exchange.index = bound(slots, wire)
+        root.dmt_exchange.rows = rows = RowExchange("rows", "lanes", 3, (3,))
+        rows.bind(wire)
+        graph = torch.fx.Graph()
+        a, b = graph.placeholder("a"), graph.placeholder("b")
+        calls = (graph.call_function(ids_from_embedding, (a,)), graph.call_function(ids_from_bag_2d, (b,)))
+        pending = graph.call_module("dmt_exchange.index.start", calls)
+        routed = graph.call_module("dmt_exchange.index.wait", (pending,))
+        layout = graph.call_function(getattr, (routed, "layout"))
+        values = graph.call_function(getattr, (routed, "values"))
+        matrix = graph.call_function(_join, (values,))
+        flight = graph.call_module("dmt_exchange.rows.start", (matrix, layout))
+        graph.output(graph.call_module("dmt_exchange.rows.wait", (flight,)))
+        module = torch.fx.GraphModule(root, graph)
+        return module(torch.tensor([1, 2]), torch.tensor([[3, 4], [0, 1]]))
+
+    ((block,),) = SimulatedWorld(Topology(1, 1)).run(program)
+    assert block.tolist() == [[1, 3, 4], [2, 0, 1]]
+
+
+def _join(values: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([values[0].view(-1, 1), values[1].view(-1, 2)], 1).float()

@@ -36,9 +36,9 @@ def widths() -> list[int]:
     return [CASE.width_of(rank) for rank in range(4)]
 
 
-def all_checks(rank: int, world_size: int) -> dict[str, Any]:
+def all_checks(rank: int, world_size: int) -> dict[Any, Any]:
     groups = create_groups(CASE.topology, timeout_s=60)
-    found: dict[str, Any] = {}
+    found: dict[Any, Any] = {}
     for route in ROUTES:
         for backend in ("torch", "fbgemm"):
             transport = Transport(groups)
@@ -93,16 +93,15 @@ def check_bytes(rank: int, tower: dict[str, Any], flat: dict[str, Any]) -> None:
         assert count["other_hosts"] == 0
     for count in (peers["forward"], peers["backward"]):
         assert count["same_host"] == 0
-    assert rows["forward"]["other_hosts"] == 4 * width[rank] * (
-        batch[2 * other_host] + batch[2 * other_host + 1]
-    )
+    assert rows["forward"]["other_hosts"] == 4 * width[rank] * (batch[2 * other_host] + batch[2 * other_host + 1])
     assert rows["forward"]["same_host"] == 4 * width[rank] * batch[other_lane]
     assert rows["forward"]["itself"] == 4 * width[rank] * batch[rank]
     assert rows["backward"]["other_hosts"] == 4 * batch[rank] * (sum(width) - host_width)
 
 
 def fails(rank: int, world_size: int, route: str, how: str) -> tuple[str, float] | None:
-    transport = Transport(create_groups(CASE.topology, timeout_s=4))
+    # A dead peer is noticed at once, a hanging one at the time limit.
+    transport = Transport(create_groups(CASE.topology, timeout_s=5 if how == "hangs" else 20))
     program = RankProgram(CASE, transport, route)
     started = time.monotonic()
     try:
@@ -132,16 +131,14 @@ def test_dead_rank_ends_the_others(route: str, how: str) -> None:
     for rank in (0, 2, 3):
         assert results[rank] is not None, f"rank {rank} noticed nothing"
         text, seconds = results[rank]
-        assert seconds < 20
+        assert seconds < 15
         assert f"rank {rank} (host {rank // 2}, lane {rank % 2}), step 2: exchange '" in text
-        assert "dmt.comm.timeout_s = 4" in text and "group of ranks" in text
+        assert "dmt.comm.timeout_s = 20" in text and "group of ranks" in text
 
 
 def test_hanging_rank_ends_the_others() -> None:
     results = run_ranks(4, fails, "flat", "hangs", may_die=(1,), timeout=60)
     for rank in (0, 2, 3):
         text, seconds = results[rank]
-        assert 3 < seconds < 15
-        assert (
-            "exchange 'index.world.header' (forward, world group of ranks 0, 1, 2, 3) did not finish" in text
-        )
+        assert 4 < seconds < 15
+        assert "exchange 'index.world.header' (forward, world group of ranks 0, 1, 2, 3) did not finish" in text

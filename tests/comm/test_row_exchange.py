@@ -108,6 +108,7 @@ def test_gradient_is_the_transpose_numerically() -> None:
         out = torch.cat(exchange(x, layout), 1)
         y = torch.randn(out.shape, generator=generator, dtype=torch.float64)
         (out * y).sum().backward()
+        assert x.grad is not None
         return (out * y).sum().item(), (x * x.grad).sum().item()
 
     results = SimulatedWorld(PAIR).run(program)

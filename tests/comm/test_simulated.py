@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +29,12 @@ def random_case(hosts: int, lanes: int, features: int, seed: int, max_batch: int
         weighted = pooling == "sum" and rng.random() < 0.3
         shards = rng.sample(range(lanes), rng.choice([1, 1, min(2, lanes)]))
         tables = tuple((f"t{i}_{lane}", lane, rng.choice([1, 2, 4, 8])) for lane in shards)
-        made.append(
-            Feature(f"f{i}", rng.randint(1, 9), hotness, rng.randrange(hosts), tables, pooling, weighted)
-        )
+        made.append(Feature(f"f{i}", rng.randint(1, 9), hotness, rng.randrange(hosts), tables, pooling, weighted))
     return Case(hosts, lanes, batches, tuple(made))
+
+
+def step(case: Case, route: str, wire: Any) -> Any:
+    return RankProgram(case, wire, route).step()
 
 
 def balanced_case(hosts: int, lanes: int, batch: int = 2) -> Case:
@@ -47,13 +51,11 @@ def test_placed_equals_single_process(shape: str, route: str) -> None:
     for seed in range(2 if hosts * lanes < 20 else 1):
         case = random_case(hosts, lanes, features=min(hosts * lanes + 3, 24), seed=seed)
         world = SimulatedWorld(case.topology)
-        assert_matches(case, world.run(lambda wire, case=case: RankProgram(case, wire, route).step()))
+        assert_matches(case, world.run(partial(step, case, route)))
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(0, 10**6), st.sampled_from(ROUTES)
-)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(0, 10**6), st.sampled_from(ROUTES))
 def test_any_case(hosts: int, lanes: int, features: int, seed: int, route: str) -> None:
     case = random_case(hosts, lanes, features, seed)
     world = SimulatedWorld(case.topology)
@@ -69,9 +71,7 @@ def test_128_ranks() -> None:
 def test_empty_batches_everywhere() -> None:
     for route in ROUTES:
         case = random_case(2, 2, 6, seed=5, max_batch=0)
-        assert_matches(
-            case, SimulatedWorld(case.topology).run(lambda w, c=case, r=route: RankProgram(c, w, r).step())
-        )
+        assert_matches(case, SimulatedWorld(case.topology).run(partial(step, case, route)))
 
 
 def test_groups_of_one_exchange_nothing() -> None:
@@ -86,12 +86,12 @@ def test_groups_of_one_exchange_nothing() -> None:
 
 def test_mutated_groups_and_orders_are_seen() -> None:
     case = balanced_case(2, 2)
-    step = lambda wire: RankProgram(case, wire).step()  # noqa: E731
-    assert_matches(case, SimulatedWorld(case.topology).run(step))
+    good = partial(step, case, "hierarchical")
+    assert_matches(case, SimulatedWorld(case.topology).run(good))
     swapped = {"peers": "lanes", "lanes": "peers", "world": "world"}
     for mutation in ({"regroup": swapped.get}, {"reorder": lambda blocks: blocks[::-1]}):
         with pytest.raises(AssertionError):
-            assert_matches(case, SimulatedWorld(case.topology, 10, **mutation).run(step))
+            assert_matches(case, SimulatedWorld(case.topology, 10, **mutation).run(good))
 
 
 def test_mutated_row_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +164,7 @@ def test_lowest_rank_is_reported_when_several_are_bad() -> None:
 
 
 def test_malformed_batches_are_reported_everywhere() -> None:
-    case = Case(
-        2, 2, (3,) * 4, (Feature("a", 5, 2, 0, (("t", 0, 4),)), Feature("b", 5, None, 1, (("u", 1, 4),)))
-    )
+    case = Case(2, 2, (3,) * 4, (Feature("a", 5, 2, 0, (("t", 0, 4),)), Feature("b", 5, None, 1, (("u", 1, 4),))))
 
     def lengths(ids):  # type: ignore[no-untyped-def]
         ids[1].lengths = ids[1].lengths + 1

@@ -89,8 +89,7 @@ def test_three_steps_equal_the_rule(backend: str, rule: str, dtype: torch.dtype)
     lookup = make(backend, rule)
     tables = make_weights()
     states: dict[str, Tensor | None] = {
-        name: torch.zeros(len(w)) if rule == "rowwise_adagrad" else torch.zeros_like(w)
-        for name, w in tables.items()
+        name: torch.zeros(len(w)) if rule == "rowwise_adagrad" else torch.zeros_like(w) for name, w in tables.items()
     }
     for step in range(3):
         routed = make_routed(6, seed=step, dtype=dtype)
@@ -137,6 +136,7 @@ def test_gradient_scale(backend: str) -> None:
     leaves = {name: w.requires_grad_() for name, w in before.items()}
     reference(SITES, leaves, routed).sum().backward()
     for name, leaf in leaves.items():
+        assert leaf.grad is not None
         expected = leaf.detach() - LR * 0.25 * leaf.grad
         torch.testing.assert_close(lookup.table_weight(name), expected, rtol=1e-5, atol=1e-6)
 
@@ -201,9 +201,7 @@ def test_no_rows_and_empty_bags(backend: str, rule: str, rows: int) -> None:
     before = {name: lookup.table_weight(name).clone() for name in lookup.tables}
     none = torch.zeros(0, dtype=torch.int32)
     lengths = torch.zeros(rows, dtype=torch.int32)
-    routed = RoutedIds(
-        (none,) * 4, (lengths,) * 4, (None, none.float(), None, None), BatchLayout(rows, ((rows,),))
-    )
+    routed = RoutedIds((none,) * 4, (lengths,) * 4, (None, none.float(), None, None), BatchLayout(rows, ((rows,),)))
     out = lookup(routed)
     assert out.shape == (rows, 20) and out.requires_grad and not out.any()
     out.sum().backward()
@@ -283,9 +281,7 @@ def test_padded_dims_are_exact(rule: str, dims: tuple[int, ...]) -> None:
 
 def test_auto_without_fbgemm(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "fbgemm_gpu" else find_spec(name)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fbgemm_gpu" else find_spec(name))
     with caplog.at_level(logging.INFO):
         lookup = make("auto")
     assert {lookup.backend_of(t) for t in lookup.tables} == {"torch"} and "not installed" in caplog.text
