@@ -18,6 +18,11 @@ from dmt_plugin.topology import RankGroups
 T = TypeVar("T")
 
 
+def speaks() -> bool:
+    """Whether this process is the one to log what all ranks know: rank 0, or any without process groups."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def gather(groups: RankGroups, value: T) -> list[T]:
     """The (picklable) values of all ranks, in rank order, on every rank."""
     values: list[T | None] = [None] * groups.topology.world_size

@@ -24,6 +24,7 @@ from torch.utils.data import default_collate
 
 from dmt_plugin.capture.inputs import ExampleBatch, example_of
 from dmt_plugin.errors import CaptureError, ConfigError
+from dmt_plugin.integrations.deepspeed.agreement import speaks
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ def map_batch(value: Any, model: nn.Module, source: str) -> ExampleBatch:
 
 
 def _log_dropped(value: Any, example: ExampleBatch, source: str) -> None:
+    if not speaks():
+        return
     if isinstance(value, dict):
         dropped = [str(key) for key in value if key not in example.kwargs] if example.kwargs else []
         if dropped:

@@ -7,6 +7,7 @@
    DeepSpeed is an error here.
 
 Each refusal is one :class:`ConfigError` with the key, its value, the reason and the way out.
+:func:`say_exceptions` is for what is allowed but leaves the tables out.
 """
 
 from __future__ import annotations
@@ -149,12 +150,11 @@ _KEYS: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
 _OPTIMIZERS = ("onebitadam", "zerooneadam", "onebitlamb", "muon")
 
 
-def check_config(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> None:
+def check_config(ds_config: Mapping[str, Any]) -> None:
     """Refuse what a DeepSpeed configuration asks for and towers cannot do.
 
     Args:
         ds_config: The whole DeepSpeed configuration.
-        lr_scheduler: The argument of ``initialize``. A scheduler or clipping only earn a warning.
 
     Raises:
         ConfigError: Naming the key and its value.
@@ -177,6 +177,15 @@ def check_config(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> None
             f"optimizer.type = {name!r} is not supported with towers: it treats all parameters as replicated on all "
             f"ranks. Use another optimizer (Adam, AdamW, SGD, Adagrad, Lamb, ...), {DISABLE}"
         )
+
+
+def say_exceptions(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> None:
+    """Warn of what is allowed but does not reach the tables; for one rank to call.
+
+    Args:
+        ds_config: The whole DeepSpeed configuration.
+        lr_scheduler: The argument of ``initialize``.
+    """
     clip = lookup_key(ds_config, "gradient_clipping", DEFAULT_CLIPPING)
     if clip:
         origin = "" if "gradient_clipping" in ds_config else ", DeepSpeed's default,"

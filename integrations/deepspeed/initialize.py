@@ -150,13 +150,15 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
 
     options, model = call.options, call.options["model"]
     guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"])
-    guards.check_config(call.ds_config, options["lr_scheduler"])
+    guards.check_config(call.ds_config)
     connect(options["distributed_port"], options["dist_init_required"], section.comm.timeout_s)
     select_device(options["args"])
 
     resolved = discover_topology(hosts=section.topology.hosts, ranks_per_host=section.topology.ranks_per_host)
     groups = create_groups(resolved.topology, timeout_s=section.comm.timeout_s)
     rank, world_size = groups.rank, resolved.topology.world_size
+    if rank == 0:
+        guards.say_exceptions(call.ds_config, options["lr_scheduler"])
 
     with together(groups, "building its part of the model"):
         example = find_example(
@@ -221,7 +223,8 @@ def launch(
     traffic = Traffic(topology, rank)
     transport = Transport(groups, traffic)
     placed.bind(transport)
-    placed.lookup.grad_scale = 1.0 / topology.world_size
+    lookup: Any = placed.lookup
+    lookup.grad_scale = 1.0 / topology.world_size
 
     named = list(placed.named_parameters())
     towers = _tower_parameters(placed) if topology.hosts > 1 else []
@@ -241,7 +244,7 @@ def launch(
         groups=groups,
         transport=transport,
         traffic=traffic,
-        lookup=placed.lookup,
+        lookup=lookup,
         placed=placed,
     )
     options = _options_for(call, placed, parameters, any_towers)

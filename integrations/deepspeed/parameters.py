@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from dmt_plugin.errors import ConfigError
+from dmt_plugin.integrations.deepspeed.agreement import speaks
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def remap_parameters(
     flat_names = set(flat.names.values())
     new = [p for name, p in dense.items() if name not in flat_names and id(p) not in flat.names and id(p) not in listed]
     target["params"] += list({id(p): p for p in new}.values())
-    if dropped:
+    if dropped and speaks():
         logger.info("model_parameters: %d parameter(s) are tables now; dmt.lookup.optimizer trains those", dropped)
     if moe_group is None:
         return groups[0]["params"] if flat.plain else groups

@@ -4,7 +4,8 @@ DeepSpeed broadcasts rank 0's dense parameters before training, so that ranks ma
 random states. Tables are no parameters of the placed model and each has one owner (or several, where it is
 replicated), so the same is done here:
 
-1. all ranks tell which tables they own;
+1. all ranks tell which tables they own and of what size, rank 0 tells what it has by those names; if these differ,
+   the ranks have built different models, and every rank says so;
 2. table after table, in the same order everywhere, rank 0 sends its own copy, in pieces of bounded size, to every
    owner other than itself.
 """
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dmt_plugin.errors import ConfigError
 from dmt_plugin.integrations.deepspeed.agreement import gather
 from dmt_plugin.topology import RankGroups
 
@@ -43,9 +45,21 @@ def sync_tables(
 
     Returns:
         Number of tables this rank received.
+
+    Raises:
+        ConfigError: On every rank, if a table is of another size on rank 0.
     """
     owners = gather(groups, owned_tables(lookup))
     names = sorted({name for tables in owners for name in tables})
+    source = gather(groups, {name: _shape(weight_of, name) for name in names} if groups.rank == 0 else None)[0]
+    assert source is not None
+    for owner, tables in enumerate(owners):
+        for name, shape in tables.items():
+            if source[name] != shape:
+                raise ConfigError(
+                    f"table {name} has rows and columns {shape} on its owner, rank {owner}, and {source[name]} on rank "
+                    "0. Build the same model on every rank: look for table sizes that come from each rank's own data."
+                )
     received = 0
     for name in names:
         for owner, tables in enumerate(owners):
@@ -57,6 +71,13 @@ def sync_tables(
                 lookup.load_table(name, _receive(tables[name], groups, chunk_elements))
                 received += 1
     return received
+
+
+def _shape(weight_of: Callable[[str], Tensor], name: str) -> tuple[int, ...] | None:
+    try:
+        return tuple(weight_of(name).shape)
+    except AttributeError:
+        return None
 
 
 def _send(weight: Tensor, owner: int, groups: RankGroups, chunk_elements: int) -> None:

@@ -6,7 +6,6 @@ Four features with a table each, rank ``r`` owns table ``r`` (the last ranks own
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,7 +191,3 @@ def scramble(module: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn(p.shape, generator=generator))
-
-
-def flat_copy(whole: Whole) -> Whole:
-    return copy.deepcopy(whole)

@@ -88,7 +88,6 @@ def parameters_in(form: str | None, whole: nn.Module) -> Any:
 def start(case: dict[str, Any], hosts: int, lanes: int, rank: int) -> Any:
     """An engine on this rank, from a random state of its own that only rank 0 and the first lanes are right about."""
     from dmt_plugin.config import DMTConfig
-    from dmt_plugin.integrations.deepspeed import initialize as package  # noqa: F401
     from dmt_plugin.integrations.deepspeed.initialize import Call, connect, launch
     from dmt_plugin.integrations.deepspeed.parameters import read_parameters
     from dmt_plugin.integrations.deepspeed.tables import sync_tables
@@ -189,6 +188,7 @@ def other_behaviour(rank: int, world_size: int) -> dict[str, Any]:
     from dmt_plugin.integrations.deepspeed import DMTEngine, initialize
     from dmt_plugin.integrations.deepspeed.agreement import together
     from dmt_plugin.integrations.deepspeed.shell import TowerShell
+    from dmt_plugin.integrations.deepspeed.tables import sync_tables
 
     stock = deepspeed.DeepSpeedEngine
     engine = start({"stage": 1}, 2, 1, rank)
@@ -207,6 +207,10 @@ def other_behaviour(rank: int, world_size: int) -> dict[str, Any]:
     with pytest.raises(ValueError if rank == 1 else DMTError, match="just here") as caught:
         fails_on_one()
     seen["together"] = str(caught.value)
+
+    smaller = standin.StandinLookup({"tables.0": torch.zeros(3, standin.DIM)} if rank == 1 else {})
+    with pytest.raises(ConfigError, match=r"tables.0 has rows and columns \(8, 4\) on its owner, rank 1, and \(3, 4\)"):
+        sync_tables(smaller, lambda name: torch.zeros(3, 4), groups)
 
     with pytest.raises(ConfigError, match="reduce_bucket_size = 20"):
         start({"stage": 2, "zero": {"reduce_bucket_size": 20}}, 2, 1, rank)

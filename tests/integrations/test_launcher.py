@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests._util.ranks import LAUNCHER_VARIABLES
 
 SCRIPT = Path(__file__).parent / "scripts" / "train.py"
 BIN = Path(sys.executable).parent
-LIMIT = 150
+LIMIT = 180  # seconds for one run of the launcher
 
 DS_CONFIG = {
     "train_micro_batch_size_per_gpu": 8,
@@ -44,29 +45,27 @@ def environment() -> dict[str, str]:
 
 def run_all(commands: list[list[str]], cwd: Path) -> list[str]:
     """Runs commands side by side, each in a process group of its own that never outlives the test."""
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for command in commands
-    ]
-    outputs = []
+    deadline = time.monotonic() + LIMIT
+    logs = [cwd / f"log.{index}" for index in range(len(commands))]
+    processes = []
     try:
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("w") as sink:  # a file: a full pipe of one launcher would stop the other
+                process = subprocess.Popen(
+                    command, cwd=cwd, env=environment(), stdout=sink, stderr=sink, start_new_session=True
+                )
+            processes.append(process)
         for process in processes:
-            outputs.append(process.communicate(timeout=LIMIT)[0])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    outputs = [log.read_text() for log in logs]
     for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-6000:]
+        assert process.returncode == 0, f"exit code {process.returncode} (limit {LIMIT} s)\n{output[-6000:]}"
     return outputs
 
 
