@@ -1,1 +1,56 @@
-"""Disaggregated Multi-Tower as a DeepSpeed plugin."""
+"""Disaggregated Multi-Tower for DeepSpeed: a flat recommender in, towers that follow the network out.
+
+Public names are imported on first use, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dmt_plugin.api import initialize, transform
+    from dmt_plugin.capture.inputs import ExampleBatch
+    from dmt_plugin.checkpoint import to_flat
+    from dmt_plugin.config import DMTConfig
+    from dmt_plugin.errors import DMTError
+    from dmt_plugin.plan import TowerPlan
+    from dmt_plugin.topology import Topology
+    from dmt_plugin.tower_model import TowerModel
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DMTConfig": "config",
+    "DMTError": "errors",
+    "ExampleBatch": "capture.inputs",
+    "Topology": "topology",
+    "TowerModel": "tower_model",
+    "TowerPlan": "plan",
+    "initialize": "api",
+    "to_flat": "checkpoint",
+    "transform": "api",
+}
+
+__all__ = [
+    "DMTConfig",
+    "DMTError",
+    "ExampleBatch",
+    "Topology",
+    "TowerModel",
+    "TowerPlan",
+    "__version__",
+    "initialize",
+    "to_flat",
+    "transform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

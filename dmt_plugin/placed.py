@@ -20,7 +20,7 @@ from dmt_plugin.comm.transport import Wire
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import PlanError
 from dmt_plugin.nn.lookup import ShardedLookup
-from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.base import PassContext, PassResult, run_passes
 from dmt_plugin.passes.find_lookups import FindLookups
 from dmt_plugin.passes.place import LOOKUP, Place, Placement
 from dmt_plugin.passes.schedule import Schedule
@@ -66,6 +66,7 @@ class PlacedModel(GraphModel):
         self.placement = placement
         self.exchanges: Sequence[nn.Module] = tuple(placement.exchanges.values())
         self.tower_paths = placement.tower_paths
+        self.passes: tuple[PassResult, ...] = ()
 
     def bind(self, transport: Wire) -> None:
         """Connects every exchange to its wire."""
@@ -122,7 +123,9 @@ def place(
     )
     setattr(ctx.gm, LOOKUP, lookup)
     placed = graph_module_over(ctx.gm, ctx.gm.graph)
-    return PlacedModel(placed, logical.binder, logical, topology, rank, placing.placement, lookup)
+    model = PlacedModel(placed, logical.binder, logical, topology, rank, placing.placement, lookup)
+    model.passes = tuple(ctx.results)
+    return model
 
 
 def copy_graph(model: GraphModel) -> fx.GraphModule:

@@ -27,7 +27,7 @@ from torch import fx, nn
 
 from dmt_plugin.comm import ids as id_readers
 from dmt_plugin.comm.ids import IdSlot
-from dmt_plugin.comm.index_exchange import IndexExchange
+from dmt_plugin.comm.index_exchange import IndexExchange, Route
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.nn.graph_ops import graph_function, pack_streams, side_by_side, split_columns, split_streams
 from dmt_plugin.nn.lookup import LookupSite
@@ -39,6 +39,8 @@ EXCHANGES = "dmt_exchange"
 LOOKUP = "dmt_lookup"
 EXCHANGE_META = "dmt_exchange"
 """Node meta of a start or wait node: name of the exchange."""
+SHAPE_META = "dmt_shape_text"
+"""Node meta: the shape in the letters of the design, where rows are of several ranks."""
 
 _READERS = {
     name: graph_function(getattr(id_readers, name))
@@ -72,6 +74,7 @@ class Placement:
         tower_paths: modules that only this host holds.
         host_columns: for each host the columns it sends to its peers (hierarchical route).
         rank_widths: for each rank the width of its looked-up rows.
+        route: ``"hierarchical"`` or ``"flat"``.
     """
 
     slots: tuple[IdSlot, ...] = ()
@@ -80,6 +83,7 @@ class Placement:
     tower_paths: tuple[str, ...] = ()
     host_columns: tuple[tuple[Column, ...], ...] = ()
     rank_widths: tuple[int, ...] = ()
+    route: Route = "hierarchical"
 
 
 class Place(GraphPass):
@@ -106,9 +110,11 @@ class Place(GraphPass):
         self.output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
         _remove_pass_through(ctx)
         before = len(self.graph.nodes)
+        self.placement.route = ctx.config.comm.route
         with self.graph.inserting_before(self.output):
             routed, layout = self._distribute()
             rows = self._call(LOOKUP, (routed,))
+            rows.meta[SHAPE_META] = f"(H*L*B, {self.placement.rank_widths[self.rank]})"
             if ctx.config.comm.route == "flat":
                 self._flat(rows, layout)
             else:
@@ -135,7 +141,7 @@ class Place(GraphPass):
         )
         ids = [self.graph.call_function(_READERS[name], args, kwargs) for name, args, kwargs in readers]
         self._add("index", exchange)
-        routed = self._exchange("index", tuple(ids))
+        routed = self._exchange("index", tuple(ids), f"ids of {len(exchange.owned)} features, H*L*B rows")
         layout = self.graph.call_function(getattr, (routed, "layout"))
         return routed, layout
 
@@ -143,7 +149,7 @@ class Place(GraphPass):
         host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
         by_lane = [self._lookups_of(self.topology.rank_of(host, j)) for j in range(self.topology.ranks_per_host)]
         self._add("lanes", RowExchange("lanes", "lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
-        blocks = self._exchange("lanes", (rows, layout))
+        blocks = self._exchange("lanes", (rows, layout), f"(H*B, {sum(_width(x) for x in by_lane)})")
         columns = self._split(blocks, [[x.dim for x in own] for own in by_lane])
         column_of = {x.node: c for x, c in zip((x for own in by_lane for x in own), columns, strict=True)}
         items = [self._columns_of(h) for h in range(self.topology.hosts)]
@@ -153,7 +159,8 @@ class Place(GraphPass):
         sent = self.graph.call_function(side_by_side, (own_outputs,))
         widths = [sum(c.width for c in own) for own in items]
         self._add("peers", RowExchange("peers", "peers", widths[host], widths))
-        arrived = self._exchange("peers", (sent, layout))
+        sent.meta[SHAPE_META] = f"(H*B, {widths[host]})"
+        arrived = self._exchange("peers", (sent, layout), f"(B, {sum(widths)})")
         parts = self._split(arrived, [[c.width for c in own] for own in items])
         for column, part in zip((c for own in items for c in own), parts, strict=True):
             self._substitute(column.node, part)
@@ -163,7 +170,7 @@ class Place(GraphPass):
     def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
         by_rank = [self._lookups_of(rank) for rank in range(self.topology.world_size)]
         self._add("world", RowExchange("world", "world", _width(by_rank[self.rank]), [_width(x) for x in by_rank]))
-        blocks = self._exchange("world", (rows, layout))
+        blocks = self._exchange("world", (rows, layout), f"(B, {sum(self.placement.rank_widths)})")
         columns = self._split(blocks, [[x.dim for x in own] for own in by_rank])
         for lookup, column in zip((x for own in by_rank for x in own), columns, strict=True):
             self._substitute(lookup.node, column)
@@ -174,7 +181,10 @@ class Place(GraphPass):
         assert isinstance(pack, fx.Node) and pack.target is pack_streams
         streams = [column_of[_lookup_behind(s, column_of)] for s in pack.args[0]]  # type: ignore[union-attr]
         packed = self.graph.call_function(pack_streams, (streams,))
-        return self.graph.call_module(column.tower, (packed,))
+        packed.meta[SHAPE_META] = "(H*B, " + ", ".join(map(str, pack.meta["val"].shape[1:])) + ")"
+        output = self.graph.call_module(column.tower, (packed,))
+        output.meta[SHAPE_META] = f"(H*B, {column.width})"
+        return output
 
     # -- helpers -------------------------------------------------------------------------
 
@@ -216,10 +226,11 @@ class Place(GraphPass):
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)
         self.placement.exchanges[name] = exchange
 
-    def _exchange(self, name: str, args: tuple[Any, ...]) -> fx.Node:
+    def _exchange(self, name: str, args: tuple[Any, ...], arrives: str) -> fx.Node:
         start = self.graph.call_module(f"{EXCHANGES}.{name}.start", args)
         wait = self.graph.call_module(f"{EXCHANGES}.{name}.wait", (start,))
         start.meta[EXCHANGE_META] = wait.meta[EXCHANGE_META] = name
+        wait.meta[SHAPE_META] = arrives
         return wait
 
     def _split(self, blocks: fx.Node, widths: Sequence[Sequence[int]]) -> list[fx.Node]:

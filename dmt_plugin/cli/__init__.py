@@ -1,0 +1,34 @@
+"""The ``dmt`` command: one file per subcommand."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from dmt_plugin.cli import config, explain
+from dmt_plugin.errors import DMTError
+
+app = typer.Typer(
+    name="dmt",
+    help="Disaggregated Multi-Tower for DeepSpeed: look at what the transformation does before a cluster is rented.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("explain")(explain.command)
+app.command("config")(config.command)
+
+
+@app.callback()
+def _version() -> None:
+    """Disaggregated Multi-Tower for DeepSpeed."""
+
+
+def main() -> None:
+    """Entry point: errors of this package are messages, not tracebacks; exit status 2."""
+    try:
+        app()
+    except DMTError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)

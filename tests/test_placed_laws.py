@@ -1,0 +1,186 @@
+"""What runs on many ranks under DeepSpeed is the single-process logical graph.
+
+Three optimiser steps on 1x2, 2x1 and 2x2, ZeRO 0, 1, 2, with and without tower modules:
+outputs, every dense, tower and table parameter. Tolerance: 2e-6 on values of order one
+(fp32; sums over ranks are added in another order). Tables are trained by SGD, so that an
+error in a gradient shows at its own size, and by Adagrad in the models whose gradients do
+not cancel: Adagrad's first step is the gradient's sign, and would blow rounding up.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests._util.ranks import run_ranks
+from tests.zoo.models import ZOO
+
+TOLERANCE = 2e-6
+STEPS = 3
+LOCAL = 4
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sptt": {"towers": {"module": "none"}},
+    "tower modules": {"towers": {"module": "dlrm", "c": 1, "p": 1, "dim": 4}},
+    "flat route": {"towers": {"module": "dcn"}, "comm": {"route": "flat"}},
+}
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """No dropout (ranks draw other numbers than one process), and embeddings of ordinary size."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            module.weight.data.mul_(0.3)
+    return model
+
+
+def labels(n: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)).float()
+
+
+def loss_of(out: torch.Tensor, seed: int) -> torch.Tensor:
+    out = out.reshape(-1)
+    return nn.functional.binary_cross_entropy_with_logits(out, labels(len(out), seed))
+
+
+ADAGRAD = ("dlrm", "torchrec_dlrm")
+
+
+def rule_of(name: str) -> dict[str, Any]:
+    if name in ADAGRAD:
+        return {"optimizer": "adagrad", "lr": 0.1, "eps": 1e-8}
+    return {"optimizer": "sgd", "lr": 0.5}
+
+
+def section(name: str, variant: dict[str, Any], topology: str, backend: str) -> dict[str, Any]:
+    hosts, lanes = topology.split("x")
+    return {
+        **copy.deepcopy(variant),
+        "topology": {"hosts": int(hosts), "ranks_per_host": int(lanes)},
+        "lookup": {**rule_of(name), "backend": backend},
+    }
+
+
+def batch_size(step: int, rank: int) -> int:
+    """Unequal over ranks in one step, as the last batch of an epoch is."""
+    return LOCAL + (rank if step == 1 else 0)
+
+
+def table_rule(parameters: list[nn.Parameter], name: str) -> torch.optim.Optimizer:
+    rule = rule_of(name)
+    if rule["optimizer"] == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=rule["lr"], eps=rule["eps"])
+    return torch.optim.SGD(parameters, lr=rule["lr"])
+
+
+def single_process(name: str, dmt: dict[str, Any], topology: str, world: int) -> tuple[list[Any], dict[str, Any]]:
+    from dmt_plugin.api import transform
+
+    torch.manual_seed(0)
+    flat, batch = ZOO[name]()
+    model = transform(prepared(flat), batch(5, 0), {"dmt": dmt}, topology).train()
+    tables = {f"{t}.weight" for t in model.table_names}
+    named = dict(model.named_parameters())
+    optimizers = [
+        torch.optim.SGD([p for n, p in named.items() if n not in tables], lr=0.05),
+        table_rule([p for n, p in named.items() if n in tables], name),
+    ]
+    outputs = []
+    for step in range(STEPS):
+        model.zero_grad()
+        parts = []
+        for rank in range(world):
+            seed = 100 * step + rank
+            out = model(*batch(batch_size(step, rank), seed))
+            parts.append(loss_of(out, seed))
+            outputs.append(out.detach().reshape(-1))
+        (sum(parts) / world).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return outputs, {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def train(name: str, dmt: dict[str, Any], stage: int, rank: int) -> tuple[list[Any], dict[str, Any]]:
+    import dmt_plugin
+    from dmt_plugin.checkpoint import gather_state
+
+    torch.manual_seed(0 if rank == 0 else 1000 + rank)  # other ranks start from rank 0's weights
+    flat, batch = ZOO[name]()
+    config = {
+        "train_micro_batch_size_per_gpu": LOCAL,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.05}},
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "gradient_clipping": 0.0,
+        "dmt": dmt,
+    }
+    engine, *_ = dmt_plugin.initialize(
+        model=prepared(flat), model_parameters=None, config=config, example_batch=batch(5, 0)
+    )
+    outputs = []
+    for step in range(STEPS):
+        seed = 100 * step + rank
+        out = engine(*batch(batch_size(step, rank), seed))
+        engine.backward(loss_of(out, seed))
+        engine.step()
+        outputs.append(out.detach().reshape(-1))
+    return outputs, gather_state(engine.dmt.placed, engine.dmt.groups)
+
+
+def compare(rank: int, world: int, topology: str, cases: list[tuple[str, str, int, str]]) -> list[str]:
+    """Trains every case on all ranks; rank 0 also trains the single process and lists what differs."""
+    wrong = []
+    for name, variant, stage, backend in cases:
+        dmt = section(name, VARIANTS[variant], topology, backend)
+        outputs, state = train(name, dmt, stage, rank)
+        everyone: list[Any] = [None] * world
+        dist.all_gather_object(everyone, outputs)
+        if rank > 0:
+            continue
+        expected_outputs, expected = single_process(name, dmt, topology, world)
+        case = f"{topology} {name} {variant} ZeRO {stage} {backend}"
+        for step, source in itertools.product(range(STEPS), range(world)):
+            worst = float((everyone[source][step] - expected_outputs[step * world + source]).abs().max())
+            if not worst <= TOLERANCE:
+                wrong.append(f"{case}: output of step {step} on rank {source} differs by {worst:.2e}")
+        for key, value in expected.items():
+            worst = float((state[key] - value).abs().max())
+            if not worst <= TOLERANCE:
+                wrong.append(f"{case}: {key} differs by {worst:.2e}")
+    return wrong
+
+
+def launcher_env(topology: str, rank: int) -> dict[str, str]:
+    hosts, lanes = map(int, topology.split("x"))
+    return {
+        "RANK": str(rank), "WORLD_SIZE": str(hosts * lanes), "LOCAL_RANK": str(rank % lanes),
+        "LOCAL_SIZE": str(lanes), "CROSS_RANK": str(rank // lanes), "CROSS_SIZE": str(hosts),
+        "DS_ACCELERATOR": "cpu",
+    }  # fmt: skip
+
+
+def cases_for(names: list[str]) -> list[tuple[str, str, int, str]]:
+    cases = []
+    for name in names:
+        for stage in (0, 1, 2):
+            for i, variant in enumerate(VARIANTS):
+                backend = "torch" if (stage + i) % 3 == 0 else "fbgemm"
+                cases.append((name, variant, stage, backend))
+    return cases
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("topology", ["2x2", "2x1", "1x2"])
+def test_ranks_compute_what_one_process_computes(topology: str) -> None:
+    hosts, lanes = map(int, topology.split("x"))
+    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases_for(sorted(ZOO)), timeout=480, env=partial(launcher_env, topology))
+    assert not wrong, "\n".join(wrong[:20])
