@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dmt_plugin.capture import ExampleBatch, GraphModel, capture
@@ -97,7 +98,12 @@ def transform(
 
 
 def build_placed(
-    model: nn.Module, config: DMTConfig, resolved: ResolvedTopology, rank: int, example: ExampleBatch
+    model: nn.Module,
+    config: DMTConfig,
+    resolved: ResolvedTopology,
+    rank: int,
+    example: ExampleBatch,
+    device: torch.device | None = None,
 ) -> PlacedModel:
     """This rank's part of ``model``: transform, then place. No process group is needed.
 
@@ -107,13 +113,14 @@ def build_placed(
         resolved: the topology of the run.
         rank: this rank.
         example: one call of the model.
+        device: where this rank's tables go; by default where the model's parameters are.
 
     Returns:
         The rank's model, not yet bound to a transport.
     """
     logical = transform(model, example, config, resolved.topology)
-    device = next((p.device for p in model.parameters()), "cpu")
-    return place(logical, config, resolved.topology, rank, device=device)
+    where = device or next((p.device for p in model.parameters()), torch.device("cpu"))
+    return place(logical, config, resolved.topology, rank, device=where)
 
 
 def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch, blocked: Mapping[str, str]) -> TowerModel:

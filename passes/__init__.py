@@ -1,1 +1,1 @@
-"""fx passes."""
+"""fx passes: one file per pass; :mod:`dmt_plugin.passes.base` says what a pass is, ``pipeline`` lists them."""

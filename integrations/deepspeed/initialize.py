@@ -169,7 +169,7 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
             collate_fn=options["collate_fn"],
         )
         flat = read_parameters(model, options["model_parameters"])
-        placed = build_placed(model, section, resolved, rank, example)
+        placed = build_placed(model, section, resolved, rank, example, groups.device)
         guards.check_lookup(fused_tables(placed.lookup), call.ds_config, world_size)
     sync_tables(placed.lookup, functools.partial(table_weight, model), groups)
     return launch(placed, call, section, groups, resolved.source, flat)

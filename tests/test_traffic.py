@@ -1,0 +1,99 @@
+"""Bytes counted at the exchanges equal the formula that ``dmt explain`` prints, exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dmt_plugin.api import transform
+from dmt_plugin.config import read_dmt_config
+from dmt_plugin.explain import costs_of
+from dmt_plugin.placed import place
+from dmt_plugin.topology import Topology
+from tests._util.simulated import SimulatedWire, SimulatedWorld
+from tests.zoo.models import ZOO
+
+BATCH = 6
+
+
+def mean_ids(args: tuple[Any, ...]) -> dict[int, float]:
+    """Ids per sample of each varying bag in a call of the multi-hot model."""
+    return {k: len(ids) / BATCH for k, ids in enumerate(args[2])}
+
+
+@pytest.mark.parametrize("route", ["hierarchical", "flat"])
+@pytest.mark.parametrize("topology", ["2x2", "3x1", "1x2", "2x3"])
+@pytest.mark.parametrize("name", ["dlrm", "deepfm"])
+def test_counted_bytes_are_the_formula(name: str, topology: str, route: str) -> None:
+    torch.manual_seed(0)
+    flat, batch = ZOO[name]()
+    config = read_dmt_config({"dmt": {"comm": {"route": route}, "lookup": {"backend": "torch"}}})
+    assert config is not None
+    where = Topology.parse(topology)
+    logical = transform(flat, batch(5, 0), config, where)
+
+    def program(wire: SimulatedWire) -> list[str]:
+        placed = place(logical, config, where, wire.rank)
+        placed.bind(wire)
+        placed(*batch(BATCH, wire.rank)).sum().backward()
+        counted = wire.traffic.as_dict()
+        wrong = []
+        for cost in costs_of(placed, BATCH):
+            found = counted.get(cost.name, {}).get(cost.phase, {"other_hosts": 0, "same_host": 0})
+            if (found["other_hosts"], found["same_host"]) != (cost.other_hosts, cost.same_host):
+                wrong.append(f"rank {wire.rank} {cost}: counted {found}")
+        unknown = set(counted) - {cost.name for cost in costs_of(placed, BATCH)}
+        return wrong + sorted(unknown)
+
+    assert not [line for lines in SimulatedWorld(where).run(program) for line in lines]
+
+
+def test_varying_bags_are_counted_by_their_mean() -> None:
+    """With bags of varying length the formula takes their mean number of ids."""
+    torch.manual_seed(0)
+    flat, batch = ZOO["multi_hot_dlrm"]()
+    config = read_dmt_config({"dmt": {"lookup": {"backend": "torch"}}})
+    assert config is not None
+    where = Topology(2, 1)
+    logical = transform(flat, batch(5, 0), config, where)
+
+    def program(wire: SimulatedWire) -> tuple[int, int]:
+        from dmt_plugin.planner.cost import exchange_costs
+
+        placed = place(logical, config, where, wire.rank)
+        placed.bind(wire)
+        args = batch(BATCH, wire.rank)
+        placed(*args)
+        slots = placed.placement.slots
+        means = {slot.name: mean_ids(args)[int(slot.name.rpartition("_")[2])] for slot in slots}
+        widths = placed.placement.rank_widths
+        costs = exchange_costs(slots, widths, [1, 1], where, wire.rank, BATCH, "hierarchical", means)
+        (ids,) = [c for c in costs if c.name == "index.peers.ids"]
+        return wire.traffic.totals("index.peers.ids").other_hosts, ids.other_hosts
+
+    for counted, formula in SimulatedWorld(where).run(program):
+        assert counted == formula > 0
+
+
+def test_compression_divides_the_bytes_between_hosts() -> None:
+    """CR 2 halves what the peer exchange sends; the flat and the semantic-preserving route send the same."""
+    torch.manual_seed(0)
+    flat, batch = ZOO["dlrm"]()
+    where = Topology(2, 2)
+
+    def bytes_between_hosts(section: dict[str, Any]) -> int:
+        config = read_dmt_config({"dmt": section})
+        assert config is not None
+        placed = place(transform(flat, batch(5, 0), config, where), config, where, 0)
+        return sum(c.other_hosts for c in costs_of(placed, 64) if not c.name.startswith("index"))
+
+    towers = bytes_between_hosts({"towers": {"c": 1, "p": 0, "dim": 4}})
+    preserving = bytes_between_hosts({"towers": {"module": "none"}})
+    assert 2 * towers == preserving
+    one_rank = Topology(2, 1)
+    where = one_rank
+    assert bytes_between_hosts({"towers": {"module": "none"}}) == bytes_between_hosts(
+        {"towers": {"module": "none"}, "comm": {"route": "flat"}}
+    )
