@@ -80,7 +80,7 @@ def to_flat(trained: Any) -> nn.Module:
             f"{type(trained).__name__}. A stock engine trains the flat model itself: engine.module."
         )
     placed: PlacedModel = state.placed
-    logical: TowerModel = placed.__dict__["logical"]
+    logical = placed.logical
     weights = gather_state(placed, state.groups)
     target = copy.deepcopy(logical.to_flat() if logical.semantic_preserving else logical)
     known = target.state_dict()

@@ -16,7 +16,7 @@ import networkx as nx
 from torch import Tensor, fx, nn
 
 from dmt_plugin.api import transform
-from dmt_plugin.capture import GraphModel, capture
+from dmt_plugin.capture import capture
 from dmt_plugin.capture.inputs import batch_size_of, example_of
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights, split_columns
@@ -28,6 +28,7 @@ from dmt_plugin.placed import PlacedModel, place
 from dmt_plugin.plan import TowerPlan
 from dmt_plugin.planner.cost import exchange_costs
 from dmt_plugin.topology import Topology
+from dmt_plugin.tower_model import TowerModel
 
 _STEPS_BEHIND = 10
 """How many operations behind the towers belong to "around the towers"."""
@@ -138,8 +139,8 @@ def _compression(placed: PlacedModel) -> float | None:
     return looked_up / sent
 
 
-def _parameters(model: GraphModel) -> dict[str, int]:
-    tables = {f"{t}.weight" for t in model.table_names}  # type: ignore[attr-defined]
+def _parameters(model: TowerModel) -> dict[str, int]:
+    tables = {f"{t}.weight" for t in model.table_names}
     counts = {"tables": 0, "towers": 0, "dense": 0}
     for name, parameter in model.named_parameters():
         kind = "tables" if name in tables else "towers" if name.startswith(TOWERS) else "dense"
@@ -189,7 +190,7 @@ def _classes(gm: fx.GraphModule) -> dict[fx.Node, str]:
 def condensed(gm: fx.GraphModule) -> dict[str, Any]:
     """The graph as ``{"nodes": [...], "edges": [...]}`` for a picture: neighbours of one kind become one node."""
     kinds = _classes(gm)
-    whole = nx.Graph()
+    whole: nx.Graph[fx.Node] = nx.Graph()
     nodes = [n for n in gm.graph.nodes if n.users or n.op in ("placeholder", "output")]
     position = {n: i for i, n in enumerate(nodes)}
     whole.add_nodes_from(nodes)

@@ -46,6 +46,10 @@ class PlacedModel(GraphModel):
         tower_paths: names of tower modules that only this host's lanes hold.
     """
 
+    # Kept outside the module tree: their parameters are not this rank's to train.
+    logical: TowerModel
+    lookup: ShardedLookup
+
     def __init__(
         self,
         graph_module: fx.GraphModule,
@@ -57,7 +61,6 @@ class PlacedModel(GraphModel):
         lookup: ShardedLookup,
     ) -> None:
         super().__init__(graph_module, binder)
-        # Not children: their parameters are not this rank's to train.
         self.__dict__["logical"] = logical
         self.__dict__["lookup"] = lookup
         self.plan: TowerPlan = logical.plan

@@ -159,7 +159,7 @@ def _why_not(lookups: list[Lookup], streams: list[fx.Node], joins: list[fx.Node]
 
 def _post_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Immediate post-dominator of each node that reaches the output."""
-    reversed_graph = nx.DiGraph()
+    reversed_graph: nx.DiGraph[fx.Node] = nx.DiGraph()
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     reversed_graph.add_node(output)
     for node in graph.nodes:

@@ -60,8 +60,10 @@ class FindLookups(GraphPass):
             code, reason, hint = problem
             ctx.find(code, "error", str(node.target), reason, hint)
             return None
-        read = _read_bag if isinstance(layer, nn.EmbeddingBag) else _read_embedding
-        ids, hotness, pooling, weighted = read(layer, node)
+        if isinstance(layer, nn.EmbeddingBag):
+            ids, hotness, pooling, weighted = _read_bag(layer, node)
+        else:
+            ids, hotness, pooling, weighted = _read_embedding(layer, node)
         rows, dim = layer.weight.shape
         return Lookup(
             node, str(node.target), rows, dim, pooling, "", _key(ids[1], ids[2]), ids, hotness, weighted
@@ -125,7 +127,7 @@ def _read_embedding(layer: nn.Embedding, node: fx.Node) -> tuple[Ids, int | None
 
 
 def _read_bag(layer: nn.EmbeddingBag, node: fx.Node) -> tuple[Ids, int | None, str, bool]:
-    call = dict(zip(("input", "offsets", "per_sample_weights"), node.args, strict=False)) | dict(node.kwargs)
+    call: dict[str, Any] = dict(zip(("input", "offsets", "per_sample_weights"), node.args, strict=False)) | dict(node.kwargs)
     index, offsets, weights = call["input"], call.get("offsets"), call.get("per_sample_weights")
     padding = layer.padding_idx
     options: dict[str, Any] = {"weights": weights, "padding_idx": padding}

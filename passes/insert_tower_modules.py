@@ -54,7 +54,7 @@ class InsertTowerModules(GraphPass):
             assert isinstance(pack, fx.Node)
             batch, features, width = pack.meta["val"].shape
             tower = int(str(output.target).rpartition("tower")[2])
-            module = build_tower_module(spec, features, width, tower)
+            module: Any = build_tower_module(spec, features, width, tower)
             parent, _, name = str(output.target).rpartition(".")
             setattr(ctx.gm.get_submodule(parent), name, module)
             output.meta["val"] = pack.meta["val"].new_empty(batch, module.out_features)

@@ -201,7 +201,7 @@ class Place(GraphPass):
         packed: set[fx.Node] = set()
         lookups = {x.node for x in self.ctx.lookups}
         for split in (n for n in self.graph.nodes if n.target is split_streams):
-            for output in split.args[0]:  # type: ignore[union-attr]
+            for output in split.args[0]:
                 assert isinstance(output, fx.Node)
                 tower = int(str(output.target).rpartition("tower")[2])
                 pack = output.args[0]
@@ -285,12 +285,12 @@ def _lookup_behind(stream: Any, lookups: Any) -> fx.Node:
 def _remove_pass_through(ctx: PassContext) -> None:
     """Pass-through towers have no work to do on any rank: connect the joins to the streams again."""
     for split in [n for n in ctx.gm.graph.nodes if n.target is split_streams]:
-        outputs = list(split.args[0])  # type: ignore[arg-type]
+        outputs = list(split.args[0])
         if not all(isinstance(ctx.module(n), PassThroughTower) for n in outputs):
             continue
-        streams = [s for n in outputs for s in n.args[0].args[0]]  # type: ignore[union-attr]
+        streams = [s for n in outputs for s in n.args[0].args[0]]
         for read in list(split.users):
-            read.replace_all_uses_with(streams[int(read.args[1])])  # type: ignore[arg-type]
+            read.replace_all_uses_with(streams[int(read.args[1])])
         ctx.gm.graph.eliminate_dead_code()
 
 

@@ -66,6 +66,7 @@ class RepairShapes(GraphPass):
         inputs = {target: axis.new for target, axis in sweep.inputs.items() if axis is not None}
         for target in dict.fromkeys([*inputs, *outputs]):
             old = ctx.gm.get_submodule(target)
+            new: nn.Module
             if isinstance(old, nn.Linear):
                 new, what = _resized_linear(old, inputs.get(target), outputs.get(target), target)
             else:
@@ -165,4 +166,4 @@ def _with_buffers(gm: fx.GraphModule, node: fx.Node, args: tuple[Any, ...], coun
         read.meta["val"] = torch.empty(value.shape, dtype=value.dtype, device="meta")
         return read
 
-    return map_aggregate(args, place)  # type: ignore[return-value]
+    return map_aggregate(args, place)

@@ -105,8 +105,8 @@ def _join(sweep: Sweep, node: fx.Node) -> Axes:
     entries = list(node.args[0] if node.args else node.kwargs["tensors"])  # type: ignore[arg-type]
     stacked = name_of(node) == "stack"
     old = shape_of(node)
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-    dim = int(given) % len(old)  # type: ignore[call-overload]
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    dim = int(given) % len(old)
     along: list[Axis | int] = []
     across: dict[int, Axis] = {}
     flat = not stacked and dim == len(old) - 1
@@ -172,13 +172,14 @@ def _force_part(sweep: Sweep, join: fx.Node, dim: int, index: int, size: int) ->
 def _edit_sizes(sweep: Sweep, node: fx.Node, axes: Axes) -> None:
     if node.op == "call_module" or name_of(node) in ("flatten", "squeeze", "unsqueeze", "view_as", "reshape_as"):
         return
-    args, kwargs = list(node.args), dict(node.kwargs)
+    args: list[Any] = list(node.args)
+    kwargs: dict[str, Any] = dict(node.kwargs)
     key = next((k for k in ("shape", "size", "sizes") if k in kwargs), None)
     if name_of(node) == "unflatten":
-        dim = int(args[1]) % len(shape_of(args[0]))  # type: ignore[call-overload, arg-type]
-        args[2] = tuple(_size(s, axes.get(dim + i)) for i, s in enumerate(args[2]))  # type: ignore[arg-type]
+        dim = int(args[1]) % len(shape_of(args[0]))
+        args[2] = tuple(_size(s, axes.get(dim + i)) for i, s in enumerate(args[2]))
     elif key is not None:
-        kwargs[key] = type(kwargs[key])(_size(s, axes.get(i)) for i, s in enumerate(kwargs[key]))  # type: ignore
+        kwargs[key] = type(kwargs[key])(_size(s, axes.get(i)) for i, s in enumerate(kwargs[key]))
     elif len(args) == 2 and isinstance(args[1], (list, tuple)):
         args[1] = [_size(s, axes.get(i)) for i, s in enumerate(args[1])]
     else:
@@ -198,7 +199,8 @@ def _move(sweep: Sweep, node: fx.Node, order: Callable[[int], list[int]]) -> Axe
 
 
 def _order(node: fx.Node) -> Callable[[int], list[int]]:
-    name, given = name_of(node), list(node.args[1:]) + list(node.kwargs.values())
+    name = name_of(node)
+    given: list[Any] = [*node.args[1:], *node.kwargs.values()]
 
     def order(rank: int) -> list[int]:
         dims = list(range(rank))
@@ -206,8 +208,8 @@ def _order(node: fx.Node) -> Callable[[int], list[int]]:
             return dims[::-1]
         if name == "permute":
             wanted = given[0] if isinstance(given[0], (list, tuple)) else given
-            return [int(d) % rank for d in wanted]  # type: ignore[call-overload]
-        a, b = (int(d) % rank for d in given)  # type: ignore[call-overload]
+            return [int(d) % rank for d in wanted]
+        a, b = (int(d) % rank for d in given)
         dims[a], dims[b] = dims[b], dims[a]
         return dims
 
@@ -253,11 +255,11 @@ def _reduction(sweep: Sweep, node: fx.Node) -> Axes:
     shape = shape_of(source)
     kwargs = dict(node.kwargs)
     position = 2 if name_of(node) == "norm" else 1
-    given = kwargs.get("dim", node.args[position] if len(node.args) > position else None)
+    given: Any = kwargs.get("dim", node.args[position] if len(node.args) > position else None)
     if isinstance(given, fx.Node):
         raise Unsupported("reduces over a computed dimension")
-    gone = range(len(shape)) if given is None else [given] if isinstance(given, int) else given
-    gone = {int(d) % len(shape) for d in gone}  # type: ignore[union-attr, call-overload]
+    listed = range(len(shape)) if given is None else [given] if isinstance(given, int) else given
+    gone = {int(d) % len(shape) for d in listed}
     keep = len(shape_of(node)) == len(shape)
     left = [d for d in range(len(shape)) if keep or d not in gone]
     axes = sweep.states[source].axes
@@ -404,7 +406,8 @@ def producers(sweep: Sweep, node: fx.Node, dim: int) -> list[tuple[fx.Node, int]
         pairs = [(n, dim - len(shape) + len(shape_of(n))) for n in inputs]
         return [(n, d) for n, d in pairs if d >= 0 and shape_of(n)[d] == shape[dim]]
     if name == "unsqueeze":
-        at = int(node.args[1] if len(node.args) > 1 else node.kwargs["dim"]) % len(shape)  # type: ignore
+        given: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+        at = int(given) % len(shape)
         return [] if dim == at else [(inputs[0], dim - (1 if dim > at else 0))]
     if name in ("transpose", "permute", "t"):
         return [(inputs[0], _order(node)(len(shape))[dim])]

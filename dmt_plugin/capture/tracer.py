@@ -67,6 +67,9 @@ class ValueProxy(fx.Proxy):
                 "path for all data. Replace the branch by torch.where or a mask, or move it out of forward."
             ) from error
 
+    def _item(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+
     def __len__(self) -> int:
         return self._concrete("len()", len)
 
@@ -89,7 +92,7 @@ class ValueProxy(fx.Proxy):
         value = self._value
         if isinstance(value, dict):
             return iter(list(value))
-        return iter([self[i] for i in range(len(self))])
+        return iter([self._item(i) for i in range(len(self))])
 
     def keys(self) -> Any:
         """The keys of a proxied dict; recorded as a method call for anything else."""
@@ -99,12 +102,12 @@ class ValueProxy(fx.Proxy):
     def items(self) -> Any:
         """The items of a proxied dict; recorded as a method call for anything else."""
         value = self._value
-        return [(k, self[k]) for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "items")()
+        return [(k, self._item(k)) for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "items")()
 
     def values(self) -> Any:
         """The values of a proxied dict; recorded as a method call for anything else."""
         value = self._value
-        return [self[k] for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "values")()
+        return [self._item(k) for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "values")()
 
 
 class ValueTracer(fx.Tracer):

@@ -37,7 +37,7 @@ def load_factory(spec: str, option: str) -> Callable[..., Any]:
     if not callable(found):
         functions = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
         raise ConfigError(f"{option} {spec!r}: {place} has no function {name!r}. It has {functions}.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _load_file(path: Path) -> Any:

@@ -54,7 +54,7 @@ def partition_features(
 
 def tied_units(features: Sequence[FeatureSpec]) -> Units:
     """Groups features that share a table; units are in order of their first feature."""
-    graph = nx.Graph()
+    graph: nx.Graph[str | tuple[str, str]] = nx.Graph()
     for feature in features:
         graph.add_node(feature.name)
         for table in feature.tables:
