@@ -127,7 +127,8 @@ def _read_embedding(layer: nn.Embedding, node: fx.Node) -> tuple[Ids, int | None
 
 
 def _read_bag(layer: nn.EmbeddingBag, node: fx.Node) -> tuple[Ids, int | None, str, bool]:
-    call: dict[str, Any] = dict(zip(("input", "offsets", "per_sample_weights"), node.args, strict=False)) | dict(node.kwargs)
+    call: dict[str, Any] = dict(zip(("input", "offsets", "per_sample_weights"), node.args, strict=False))
+    call |= node.kwargs
     index, offsets, weights = call["input"], call.get("offsets"), call.get("per_sample_weights")
     padding = layer.padding_idx
     options: dict[str, Any] = {"weights": weights, "padding_idx": padding}

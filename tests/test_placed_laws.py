@@ -182,5 +182,6 @@ def cases_for(names: list[str]) -> list[tuple[str, str, int, str]]:
 @pytest.mark.parametrize("topology", ["2x2", "2x1", "1x2"])
 def test_ranks_compute_what_one_process_computes(topology: str) -> None:
     hosts, lanes = map(int, topology.split("x"))
-    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases_for(sorted(ZOO)), timeout=480, env=partial(launcher_env, topology))
+    env = partial(launcher_env, topology)
+    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases_for(sorted(ZOO)), timeout=480, env=env)
     assert not wrong, "\n".join(wrong[:20])

@@ -196,7 +196,8 @@ def _constants(node: fx.Node) -> tuple[Any, ...]:
 
 
 def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> None:
-    arguments: dict[str, Any] = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False)) | dict(node.kwargs)
+    arguments: dict[str, Any] = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False))
+    arguments |= node.kwargs
     module.add_submodule(name, nn.Dropout(float(arguments.get("p", 0.5))))
     with module.graph.inserting_before(node):
         replacement = module.graph.call_module(name, (arguments["input"],))
