@@ -2,9 +2,9 @@
 
 Three optimiser steps on 1x2, 2x1 and 2x2, ZeRO 0, 1, 2, with and without tower modules:
 outputs, every dense, tower and table parameter. Tolerance: 2e-6 on values of order one
-(fp32; sums over ranks are added in another order). Tables are trained by SGD, so that an
-error in a gradient shows at its own size, and by Adagrad in the models whose gradients do
-not cancel: Adagrad's first step is the gradient's sign, and would blow rounding up.
+(fp32; sums over ranks are added in another order). Tables and dense parameters are trained by
+SGD, so that an error in a gradient shows at its own size, and by Adagrad in the models whose
+gradients do not cancel: Adagrad's first step is the gradient's sign, and would blow rounding up.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def loss_of(out: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 ADAGRAD = ("dlrm", "torchrec_dlrm")
+DENSE_ADAGRAD: dict[str, Any] = {"type": "Adagrad", "params": {"lr": 0.01, "eps": 1e-8}}
+DENSE_SGD: dict[str, Any] = {"type": "SGD", "params": {"lr": 0.05}}
 
 
 def rule_of(name: str) -> dict[str, Any]:
@@ -75,6 +77,11 @@ def batch_size(step: int, rank: int) -> int:
     return LOCAL + (rank if step == 1 else 0)
 
 
+def dense_rule(parameters: list[nn.Parameter], name: str) -> torch.optim.Optimizer:
+    chosen = DENSE_ADAGRAD if name in ADAGRAD else DENSE_SGD
+    return getattr(torch.optim, chosen["type"])(parameters, **chosen["params"])
+
+
 def table_rule(parameters: list[nn.Parameter], name: str) -> torch.optim.Optimizer:
     rule = rule_of(name)
     if rule["optimizer"] == "adagrad":
@@ -91,7 +98,7 @@ def single_process(name: str, dmt: dict[str, Any], topology: str, world: int) ->
     tables = {f"{t}.weight" for t in model.table_names}
     named = dict(model.named_parameters())
     optimizers = [
-        torch.optim.SGD([p for n, p in named.items() if n not in tables], lr=0.05),
+        dense_rule([p for n, p in named.items() if n not in tables], name),
         table_rule([p for n, p in named.items() if n in tables], name),
     ]
     outputs = []
@@ -117,7 +124,7 @@ def train(name: str, dmt: dict[str, Any], stage: int, rank: int) -> tuple[list[A
     flat, batch = ZOO[name]()
     config = {
         "train_micro_batch_size_per_gpu": LOCAL,
-        "optimizer": {"type": "SGD", "params": {"lr": 0.05}},
+        "optimizer": DENSE_ADAGRAD if name in ADAGRAD else DENSE_SGD,
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": 0.0,

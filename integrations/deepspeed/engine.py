@@ -1,10 +1,11 @@
-"""DeepSpeed's engine with the three things a tower-decomposed model needs on top.
+"""DeepSpeed's engine with the four things a tower-decomposed model needs on top.
 
 1. ``step`` also applies and clears the tables' gradients, at the same boundary and only if the dense step was applied.
 2. At ZeRO stage 0 DeepSpeed clips with the *average* of the ranks' gradient norms, which is not the norm of all
    parameters once hosts hold different towers. :meth:`DMTEngine.clip_fp32_gradients` uses the exact one: the dense part
    once, plus every tower once. Stages 1 and 2 do so by themselves.
-3. Checkpoints are refused until they can hold the tables too.
+3. At ZeRO 1 and 2 a torch Adagrad keeps its parameter groups (:mod:`.adagrad`).
+4. Checkpoints are refused until they can hold the tables too.
 
 Gradient clipping never covers the tables: their gradients are applied by their own optimizer, in the backward pass
 where the backend fuses them, and are no part of the global norm.
@@ -23,6 +24,7 @@ from torch import nn
 
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import DMTError
+from dmt_plugin.integrations.deepspeed.adagrad import safe_for_zero
 from dmt_plugin.topology import RankGroups, Topology
 
 
@@ -68,6 +70,9 @@ class DMTEngine(DeepSpeedEngine):
     def __init__(self, *args: Any, dmt: DMTState, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.dmt = dmt
+
+    def _configure_zero_optimizer(self, optimizer: Any) -> Any:
+        return super()._configure_zero_optimizer(safe_for_zero(optimizer))
 
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """As DeepSpeed's ``step``; at an accumulation boundary it also updates this rank's tables.

@@ -104,6 +104,12 @@ def test_methods_and_fields_that_the_engine_overrides_or_reads():
     assert "has_moe_layers" in names_in(engine._configure_distributed_model)
 
 
+def test_zero_rebuilds_adagrad_from_its_flat_partitions():
+    source = inspect.getsource(stage_1_and_2.DeepSpeedZeroOptimizer)
+    assert "torch.optim.Adagrad(self.single_partition_of_fp32_groups, **self.optimizer.defaults)" in source
+    assert "_configure_zero_optimizer" in names_in(ds_engine.DeepSpeedEngine._configure_optimizer)
+
+
 def test_where_deepspeed_looks_for_experts():
     assert "deepspeed_moe.experts.deepspeed_experts" in inspect.getsource(ds_engine)
 
