@@ -136,8 +136,9 @@ def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch, blocked:
     if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.groups):
         run_passes(modules_passes(), ctx)
     return TowerModel(
-        ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.groups, ctx.findings, ctx.repairs, ctx.results
-    )
+        ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.groups, ctx.findings, ctx.repairs, ctx.results,
+        ctx.captured.batch_size,
+    )  # fmt: skip
 
 
 def _group_to_block(ctx: PassContext, error: TransformError, blocked: Mapping[str, str]) -> str | None:

@@ -104,7 +104,7 @@ def place(
     """
     logical.plan.check(model="", topology=topology)
     graph_module = copy_graph(logical)
-    captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), 0)
+    captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), logical.batch_size)
     ctx = PassContext(captured, config, topology, plan=logical.plan, tags={"single_lookups", "plan"})
     placing = Place(rank)
     run_passes([FindLookups(), placing, Schedule()], ctx)

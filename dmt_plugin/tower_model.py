@@ -30,6 +30,7 @@ class TowerModel(GraphModel):
         findings: what the transformation had to say.
         repairs: parameters that changed size and started anew.
         passes: what each pass did.
+        batch_size: batch size of the example values in the graph.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class TowerModel(GraphModel):
         findings: Sequence[Finding],
         repairs: Sequence[Repair],
         passes: Sequence[PassResult],
+        batch_size: int,
     ) -> None:
         super().__init__(graph_module, binder)
         self.__dict__["flat"] = flat
@@ -49,6 +51,7 @@ class TowerModel(GraphModel):
         self.findings = tuple(findings)
         self.repairs = tuple(repairs)
         self.passes = tuple(passes)
+        self.batch_size = batch_size
         self.group_reasons = {g.name: g.reason for g in groups}
         self.meeting_points = {g.name: g.meeting_point for g in groups}
 

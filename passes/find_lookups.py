@@ -5,9 +5,11 @@
 2. Feature identity is the index input, not the table: two lookups with structurally equal
    index expressions read the same feature (a first-order weight and an embedding, say);
    one table read with two index inputs serves two features.
-3. A feature is named after the key of the jagged input it comes from, else after the
+3. A table that is not read by the samples' ids (one vector per position or per feature)
+   is dense: it is left alone.
+4. A feature is named after the key of the jagged input it comes from, else after the
    widest table it is looked up in.
-4. What the sharded lookup cannot do exactly as the layer does is a finding: it would
+5. What the sharded lookup cannot do exactly as the layer does is a finding: it would
    run, and be wrong.
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from dmt_plugin.nn.graph_ops import jagged_values
@@ -36,7 +39,9 @@ class FindLookups(GraphPass):
         calls = [
             n
             for n in ctx.gm.graph.nodes
-            if n.op == "call_module" and isinstance(ctx.module(n), (nn.EmbeddingBag, nn.Embedding))
+            if n.op == "call_module"
+            and isinstance(ctx.module(n), (nn.EmbeddingBag, nn.Embedding))
+            and _reads_samples(n)
         ]
         found = [lookup for node in calls if (lookup := self._read(ctx, node)) is not None]
         self._check_weights(ctx, found)
@@ -55,7 +60,7 @@ class FindLookups(GraphPass):
     def _read(self, ctx: PassContext, node: fx.Node) -> Lookup | None:
         layer = ctx.module(node)
         assert isinstance(layer, (nn.EmbeddingBag, nn.Embedding))
-        problem = _unsupported(layer, node)
+        problem = _unsupported(layer, node, ctx.captured.batch_size)
         if problem is not None:
             code, reason, hint = problem
             ctx.find(code, "error", str(node.target), reason, hint)
@@ -89,7 +94,22 @@ class FindLookups(GraphPass):
                 )
 
 
-def _unsupported(layer: nn.EmbeddingBag | nn.Embedding, node: fx.Node) -> tuple[str, str, str] | None:
+def _reads_samples(node: fx.Node) -> bool:
+    """Whether the ids come from the model's inputs (sizes alone do not count)."""
+    pending, seen = list(node.all_input_nodes), set()
+    while pending:
+        source = pending.pop()
+        if source.op == "placeholder":
+            return True
+        if source not in seen and not isinstance(source.meta.get("val"), (int, torch.Size)):
+            seen.add(source)
+            pending.extend(source.all_input_nodes)
+    return False
+
+
+def _unsupported(
+    layer: nn.EmbeddingBag | nn.Embedding, node: fx.Node, batch_size: int
+) -> tuple[str, str, str] | None:
     if layer.max_norm is not None:
         return "DMT201", "max_norm renormalises rows at every lookup", "drop max_norm; clip the table outside the step"
     if layer.scale_grad_by_freq:
@@ -98,17 +118,18 @@ def _unsupported(layer: nn.EmbeddingBag | nn.Embedding, node: fx.Node) -> tuple[
         return "DMT203", "the table is frozen; a sharded table is always trained", "unfreeze the table"
     if isinstance(layer, nn.EmbeddingBag) and layer.mode == "max":
         return "DMT204", 'pooling "max" is not available for sharded tables', 'use "sum" or "mean"'
-    if isinstance(layer, nn.EmbeddingBag):
-        return None
     shape = tuple(node.meta["val"].shape)
-    if len(shape) != 2 and not (len(shape) == 3 and shape[1] == 1):
+    if shape[0] != batch_size or (len(shape) != 2 and not (len(shape) == 3 and shape[1] == 1)):
         return (
             "DMT206",
-            f"the lookup gives the shape {shape}: several vectors per sample (a sequence or a table shared by columns)",
+            f"for {batch_size} samples the lookup gives the shape {shape}, not one vector per sample (a sequence, or a "
+            "table shared by columns)",
             "pool the sequence with nn.EmbeddingBag, or look each column up by itself",
         )
     padding = layer.padding_idx
-    if padding is not None and bool((layer.weight[padding] != 0).any()):
+    if isinstance(layer, nn.EmbeddingBag) or padding is None or layer.weight.is_meta:
+        return None
+    if bool((layer.weight[padding] != 0).any()):
         return (
             "DMT207",
             f"row {padding} is the padding row but not zero; a sharded lookup drops padding ids",

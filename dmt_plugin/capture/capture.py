@@ -1,6 +1,7 @@
 """Captures a model as an fx graph that computes what the model computes, bit for bit.
 
-1. The model is traced twice: in eval mode at one batch size, in train mode at another.
+1. The model is traced twice: in eval mode at one batch size, in train mode at another;
+   what either changes in place becomes visible in the graph.
 2. The two graphs are compared node by node. A constant that differs was baked in by the
    trace: functional dropout becomes an ``nn.Dropout`` that follows train/eval, anything
    else is refused, since the graph would be wrong for every other batch.
@@ -10,16 +11,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dmt_plugin.capture.graph_model import GraphModel
+from dmt_plugin.capture.graph_state import graph_module_over
 from dmt_plugin.capture.inputs import ExampleBatch, InputBinder, batch_size_of, with_batch_size
-from dmt_plugin.capture.tracer import trace_with_values
+from dmt_plugin.capture.mutations import make_mutations_explicit
+from dmt_plugin.capture.tracer import Trace, trace_with_values
 from dmt_plugin.errors import CaptureError
 from dmt_plugin.findings import Finding
 
@@ -82,15 +86,17 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
     states = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        graph = trace_with_values(model, binder, with_batch_size(inputs, batch, first))
+        trace = trace_with_values(model, binder, with_batch_size(inputs, batch, first))
         model.train()
         other = trace_with_values(model, binder, with_batch_size(inputs, batch, second))
     finally:
         model.train(was_training)
         for module, training in states:
             module.training = training
-    graph_module = graph_module_over(model, graph)
-    _unify(graph_module, other, (first, second))
+    for recorded in (trace, other):
+        make_mutations_explicit(recorded.graph)
+    graph_module = graph_module_over(model, trace.graph, trace.constants)
+    _unify(graph_module, trace.constants, other, (first, second))
     graph_module.train(was_training)
     for module, training in states:
         module.training = training
@@ -112,28 +118,13 @@ def _batch_pair(example_batch: int) -> tuple[int, int]:
     return (first, second) if example_batch != second else (second, first)
 
 
-def graph_module_over(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A GraphModule with just what ``graph`` reads, out of ``model``'s own objects.
-
-    Containers are made anew, so changing the result never changes ``model``; which buffers
-    are not saved is kept.
-    """
-    module = fx.GraphModule(model, graph, class_name=type(model).__name__)
-    module.training = model.training
-    for path, original in model.named_modules():
-        hidden = original._non_persistent_buffers_set
-        if not hidden:
-            continue
-        try:
-            twin = module.get_submodule(path)
-        except AttributeError:
-            continue
-        twin._non_persistent_buffers_set |= hidden & set(twin._buffers)
-    return module
-
-
-def _unify(module: fx.GraphModule, other: fx.Graph, batches: tuple[int, int]) -> None:
-    nodes, others = list(module.graph.nodes), list(other.nodes)
+def _unify(
+    module: fx.GraphModule, constants: Mapping[str, Tensor], other: Trace, batches: tuple[int, int]
+) -> None:
+    for graph in (module.graph, other.graph):
+        _drop_answers(graph)
+    nodes, others = list(module.graph.nodes), list(other.graph.nodes)
+    order, other_order = ({node: i for i, node in enumerate(some)} for some in (nodes, others))
     dropouts = itertools.count()
     if len(nodes) != len(others):
         longer = next(
@@ -142,34 +133,52 @@ def _unify(module: fx.GraphModule, other: fx.Graph, batches: tuple[int, int]) ->
         raise CaptureError(
             f"the model takes another path in train mode or at another batch size: {len(nodes)} operations in eval "
             f"mode at batch {batches[0]}, {len(others)} in train mode at batch {batches[1]}, first difference at "
-            f"{longer.format_node()}. Branches on self.training must be inside layers such as nn.Dropout; loops must "
+            f"{_shown(longer)}. Branches on self.training must be inside layers such as nn.Dropout; loops must "
             "not run over the batch."
         )
     for node, twin in zip(nodes, others, strict=True):
         if node.op == "placeholder":
             continue
         same_operation = (node.op, node.target) == (twin.op, twin.target)
-        if same_operation and _constants(node) == _constants(twin):
+        mine, theirs = _arguments(node, order, constants), _arguments(twin, other_order, other.constants)
+        if same_operation and mine == theirs:
             continue
         if same_operation and node.target in _DROPOUTS:
-            _replace_dropout(module, node, f"dmt_dropout_{next(dropouts)}")
+            order[_replace_dropout(module, node, f"dmt_dropout_{next(dropouts)}")] = order[node]
             continue
         raise CaptureError(
-            f"a constant of the trace is baked into {node.format_node()}: in eval mode at batch {batches[0]} it is "
-            f"{_constants(node)}, in train mode at batch {batches[1]} {_constants(twin)}. Write the size as "
-            "x.size(0) or -1, and leave train/eval to layers."
+            f"the trace of {_shown(node)} holds for one mode or batch size only: in eval mode at batch {batches[0]} "
+            f"it has {_differing(mine, theirs)}, in train mode at batch {batches[1]} {_differing(theirs, mine)}. Write "
+            "the size as x.size(0) or -1, and leave train/eval to layers."
         )
     module.graph.lint()
     module.recompile()
 
 
-def _constants(node: fx.Node) -> tuple[Any, ...]:
-    """The arguments of a node with every node among them replaced by its position's marker."""
+def _drop_answers(graph: fx.Graph) -> None:
+    """Removes what only answered a question while tracing, such as the sizes in an ``assert`` on shapes."""
+    for node in reversed(list(graph.nodes)):
+        plain = isinstance(node.meta.get("val"), (bool, int, float, torch.Size, torch.dtype, torch.device))
+        if plain and not node.users and node.op in ("call_function", "call_method"):
+            graph.erase_node(node)
 
-    def plain(value: Any) -> Any:
-        return "<node>" if isinstance(value, fx.Node) else value
+
+def _shown(node: fx.Node) -> str:
+    """A node for a message, its inputs by name."""
+    return node.format_node() or f"the output {node.args}"
+
+
+def _differing(values: tuple[Any, ...], others: tuple[Any, ...]) -> str:
+    found = [value for value, other in zip(values, others, strict=False) if value != other]
+    return ", ".join(str(value)[:80] for value in found) if found else f"{len(values)} arguments"
+
+
+def _arguments(node: fx.Node, order: Mapping[fx.Node, int], constants: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What a node reads, comparable between two traces: nodes by their place, tensors by their values."""
 
     def comparable(value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return f"operation {order[value]}"
         if isinstance(value, torch.Tensor):
             return ("tensor", tuple(value.shape), tuple(value.flatten().tolist()))
         return value
@@ -188,20 +197,23 @@ def _constants(node: fx.Node) -> tuple[Any, ...]:
         elif isinstance(value, slice):
             collect((value.start, value.stop, value.step))
         else:
-            flat.append(comparable(plain(value)))
+            flat.append(comparable(value))
 
     collect(node.args)
     collect(node.kwargs)
+    if node.op == "get_attr" and node.target in constants:
+        collect(constants[str(node.target)])
     return tuple(flat)
 
 
-def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> None:
+def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
     arguments: dict[str, Any] = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False))
     arguments |= node.kwargs
-    module.add_submodule(name, nn.Dropout(float(arguments.get("p", 0.5))))
+    module.add_submodule(name, nn.Dropout(float(arguments.get("p", 0.5)), bool(arguments.get("inplace", False))))
     with module.graph.inserting_before(node):
         replacement = module.graph.call_module(name, (arguments["input"],))
     replacement.meta = dict(node.meta)
     node.replace_all_uses_with(replacement)
     module.graph.erase_node(node)
+    return replacement
 

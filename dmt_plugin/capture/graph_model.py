@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from dmt_plugin.capture.graph_state import keep_unsaved, load_graph_module, save_graph_module
 from dmt_plugin.capture.inputs import InputBinder
 
 _SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -51,7 +52,10 @@ class GraphModel(nn.Module):
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update(self.__dict__)
-        twin._adopt(copy.deepcopy(self.__dict__["graph_module"], memo))
+        original = self.__dict__["graph_module"]
+        module = copy.deepcopy(original, memo)
+        keep_unsaved(module, original)
+        twin._adopt(module)
         for name, value in self.__dict__.items():
             if name not in (*_SHARED, "graph_module"):
                 twin.__dict__[name] = copy.deepcopy(value, memo)
@@ -59,10 +63,12 @@ class GraphModel(nn.Module):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _SHARED}
+        state = {name: value for name, value in self.__dict__.items() if name not in _SHARED}
+        state["graph_module"] = save_graph_module(state["graph_module"])
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         training = self.training
-        self._adopt(state["graph_module"])
+        self._adopt(load_graph_module(state["graph_module"]))
         self.training = training

@@ -70,7 +70,10 @@ class InputBinder:
     """
 
     def __init__(self, forward: Callable[..., Any], example: ExampleBatch) -> None:
-        self.signature = inspect.signature(forward)
+        signature = inspect.signature(forward)
+        # Annotations may name types that cannot be pickled, and say nothing about a call.
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        self.signature = signature.replace(parameters=plain, return_annotation=signature.empty)
         leaves, self._spec = self._flatten(example.args, example.kwargs)
         self._constants = {i: leaf for i, leaf in enumerate(leaves) if is_constant(leaf)}
         self._positions = [i for i in range(len(leaves)) if i not in self._constants]
@@ -99,20 +102,38 @@ class InputBinder:
                 one the model was captured with.
         """
         leaves, spec = self._flatten(args, kwargs)
-        del self._bound
         if spec != self._spec:
+            leaves = self._reordered()
+        del self._bound
+        if leaves is None:
             raise CaptureError(
                 f"the model was captured with inputs structured as {self._spec}, this call has {spec}. "
                 "Call it as in the example batch, or transform it again with a batch like this one."
             )
         for position, constant in self._constants.items():
-            if leaves[position] is not constant and leaves[position] != constant:
+            leaf = leaves[position]
+            if leaf is not constant and (type(leaf) is not type(constant) or leaf != constant):
                 raise CaptureError(
                     f"input {position} was the constant {constant!r} when the model was captured and is "
-                    f"{leaves[position]!r} now; constants are part of the captured program. Transform the model "
+                    f"{leaf!r} now; constants are part of the captured program. Transform the model "
                     "again with this value, or make it a tensor."
                 )
+        for name, position in zip(self.names, self._positions, strict=True):
+            if is_constant(leaves[position]):
+                raise CaptureError(
+                    f"the input {name} was a tensor or batch object when the model was captured and is "
+                    f"{leaves[position]!r} now. Call it as in the example batch, or transform it again with a batch "
+                    "like this one."
+                )
         return [leaves[i] for i in self._positions]
+
+    def _reordered(self) -> list[Any] | None:
+        """The leaves in the captured order where only the order of dict keys differs, else ``None``."""
+        try:
+            leaves = self._spec.flatten_up_to(self._bound)
+        except ValueError:
+            return None
+        return leaves if all(_is_leaf(leaf) for leaf in leaves) else None
 
     def call(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         """Calls ``function`` with the user's structure rebuilt around ``inputs``."""
@@ -190,9 +211,9 @@ def _resize(value: Any, old: int, new: int) -> Any:
         count = len(keys) * new
         return type(value)(
             keys=keys,
-            values=torch.zeros(count, dtype=value.values().dtype),
-            lengths=torch.ones(count, dtype=value.lengths().dtype),
-            weights=None if weights is None else torch.ones(count, dtype=weights.dtype),
+            values=value.values().new_zeros(count),
+            lengths=value.lengths().new_ones(count),
+            weights=None if weights is None else weights.new_ones(count),
         )
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changes = {f.name: _resize(getattr(value, f.name), old, new) for f in dataclasses.fields(value) if f.init}

@@ -102,7 +102,7 @@ def leaf_value(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -
         columns = pooled_columns(module)
         bags = module.embedding_bags
         blocks = [
-            torch.empty(batch, width, dtype=bags[table].weight.dtype)  # type: ignore[index, union-attr]
+            bags[table].weight.new_empty(batch, width)  # type: ignore[index, union-attr]
             for _, _, table, width in columns
         ]
         return PooledValues([key for key, _, _, _ in columns], blocks)

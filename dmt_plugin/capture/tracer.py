@@ -11,7 +11,8 @@ the graph is recorded:
 3. a question that only real data could answer (the truth of a tensor) is an error that
    names the line of the user's code;
 4. torch's factory functions (``torch.zeros(x.size(0), 4)``) are recorded too when an
-   argument is a proxy.
+   argument is a proxy; a tensor made without one is a constant of the graph;
+5. what an operation changed in place is noted in ``meta[MUTATED]``.
 
 Modules are kept as ``call_module`` nodes down to the leaves of
 :mod:`dmt_plugin.capture.leaves`, so parameters stay the user's own objects.
@@ -20,9 +21,11 @@ Modules are kept as ``call_module`` nodes down to the leaves of
 from __future__ import annotations
 
 import operator
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -32,21 +35,24 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture.inputs import InputBinder
-from dmt_plugin.capture.leaves import is_leaf, leaf_value
+from dmt_plugin.capture.leaves import PooledValues, is_leaf, leaf_value
 from dmt_plugin.errors import CaptureError
 
 _FACTORIES = (
-    "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones",
-    "rand", "randn", "tensor", "tril_indices", "triu_indices", "zeros",
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
+    "tensor", "tril_indices", "triu_indices", "zeros",
 )  # fmt: skip
-_LIBRARY = ("/torch/", "dmt_plugin/capture", "unittest/mock")
+_LIBRARY = tuple(os.path.dirname(os.path.abspath(file or "")) for file in (torch.__file__, __file__, mock.__file__))
+
+MUTATED = "dmt_mutated"
+"""Node meta: the example values of the inputs that the node changed in place."""
 
 
 def user_line(error: BaseException | None = None) -> str:
     """The innermost line of the user's code on the stack (or where ``error`` rose), for messages."""
     frames = traceback.extract_stack() if error is None else traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        if not any(part in frame.filename.replace("\\", "/") for part in _LIBRARY):
+        if not frame.filename.startswith(_LIBRARY):
             return f'{frame.filename}:{frame.lineno}, in {frame.name}: "{frame.line}"'
     return "unknown line"
 
@@ -95,9 +101,16 @@ class ValueProxy(fx.Proxy):
         return iter([self._item(i) for i in range(len(self))])
 
     def keys(self) -> Any:
-        """The keys of a proxied dict; recorded as a method call for anything else."""
+        """The keys of a proxied dict or pooled output; recorded as a method call for anything else."""
         value = self._value
-        return list(value.keys()) if isinstance(value, dict) else fx.Proxy.__getattr__(self, "keys")()
+        return list(value.keys()) if isinstance(value, (dict, PooledValues)) else fx.Proxy.__getattr__(self, "keys")()
+
+    def length_per_key(self) -> Any:
+        """The widths of a proxied pooled output; recorded as a method call for anything else."""
+        value = self._value
+        if isinstance(value, PooledValues):
+            return value.length_per_key()
+        return fx.Proxy.__getattr__(self, "length_per_key")()
 
     def items(self) -> Any:
         """The items of a proxied dict; recorded as a method call for anything else."""
@@ -160,9 +173,15 @@ class ValueTracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         self._evaluating += 1
+        inputs = [v for n in node.all_input_nodes if isinstance(v := n.meta["val"], Tensor)]
+        versions = [value._version for value in inputs]
         try:
             with self.mode:
-                return self._fake(self._run(node))
+                result = self._fake(self._run(node))
+            changed = [v for v, before in zip(inputs, versions, strict=True) if v._version != before]
+            if changed:
+                node.meta[MUTATED] = changed
+            return result
         except CaptureError:
             raise
         except Exception as error:
@@ -184,11 +203,19 @@ class ValueTracer(fx.Tracer):
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
             value = leaf_value(module, args, kwargs)
-            return module(*args, **kwargs) if value is NotImplemented else value
+            return self._call_leaf(module, args, kwargs) if value is NotImplemented else value
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+    def _call_leaf(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Calls a layer with stand-ins for its state: a BatchNorm must not count this as a batch."""
+        state = {
+            name: self.mode.from_tensor(value)
+            for name, value in [*module.named_parameters(), *module.named_buffers()]
+        }
+        return torch.func.functional_call(module, state, args, kwargs)
 
     def _fake(self, value: Any) -> Any:
         def convert(item: Any) -> Any:
@@ -231,7 +258,16 @@ class ValueTracer(fx.Tracer):
         """Also accepts numpy scalars and arrays, which torch functions take from users."""
         if type(a).__module__ == "numpy":
             a = a.item() if getattr(a, "ndim", 1) == 0 else torch.as_tensor(a)
-        return super().create_arg(a)
+        result = super().create_arg(a)
+        if isinstance(result, fx.Node) and "val" not in result.meta:  # a constant tensor became an attribute
+            result.meta["val"] = self._evaluate(result)
+        return result
+
+    def constants(self, graph: fx.Graph) -> dict[str, Tensor]:
+        """Tensors that the graph reads and the model does not hold under a name, by their name in the graph."""
+        made = {name: value for value, name in self.tensor_attrs.items() if isinstance(value, Tensor)}
+        read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
+        return {name: value for name, value in made.items() if name in read and name.startswith("_tensor_constant")}
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -278,7 +314,20 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
                 module.__dict__[table].update(content)
 
 
-def trace_with_values(model: nn.Module, binder: InputBinder, inputs: Sequence[Any]) -> fx.Graph:
+@dataclass(frozen=True)
+class Trace:
+    """One recorded call.
+
+    Attributes:
+        graph: the operations, each node with its example value in ``meta["val"]``.
+        constants: tensors made inside forward from no input, by the attribute name the graph gives them.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, Tensor]
+
+
+def trace_with_values(model: nn.Module, binder: InputBinder, inputs: Sequence[Any]) -> Trace:
     """Records ``model`` called with ``inputs``; the model is left exactly as it was.
 
     Args:
@@ -287,7 +336,7 @@ def trace_with_values(model: nn.Module, binder: InputBinder, inputs: Sequence[An
         inputs: one example per graph input.
 
     Returns:
-        The graph, each node with its example value in ``meta["val"]``.
+        The graph and its constants.
 
     Raises:
         CaptureError: the model does something a graph cannot hold; names the user's line.
@@ -307,4 +356,4 @@ def trace_with_values(model: nn.Module, binder: InputBinder, inputs: Sequence[An
     # the generated code cannot be pickled at all.
     graph._tracer_cls = None
     graph._co_fields = {}
-    return graph
+    return Trace(graph, tracer.constants(graph))

@@ -1,0 +1,117 @@
+"""A graph module over a model's own objects, and the same as plain data for pickling.
+
+fx pickles a graph module as source code that is traced again on loading. That loses example
+values and which buffers are not saved, and it cannot load what plain tracing could not have
+recorded (``torch.zeros(x.size(0), 4)``). Here a graph is saved as the list of its nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate, map_arg
+
+_CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
+def graph_module_over(
+    model: nn.Module, graph: fx.Graph, constants: Mapping[str, Tensor] | None = None
+) -> fx.GraphModule:
+    """A GraphModule with just what ``graph`` reads, out of ``model``'s own objects.
+
+    Containers are made anew, so changing the result never changes ``model``. What the model
+    does not save (buffers marked so, tensors that are plain attributes, constants) is not
+    saved here either.
+
+    Args:
+        model: holds the modules, parameters and tensors that the graph reads.
+        graph: the operations.
+        constants: tensors that the graph reads as attributes and the model does not have.
+    """
+    constants = constants or {}
+    model.__dict__.update(constants)  # for as long as the graph module copies what it reads
+    try:
+        module = fx.GraphModule(model, graph, class_name=type(model).__name__)
+    finally:
+        for name in constants:
+            del model.__dict__[name]
+    module.training = model.training
+    named = {name for name, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
+    for target in {str(n.target) for n in graph.nodes if n.op == "get_attr"} - named:
+        path, _, name = target.rpartition(".")
+        owner = module.get_submodule(path)
+        if name in owner._buffers:
+            owner._non_persistent_buffers_set.add(name)
+    for path, original in model.named_modules():
+        hidden = original._non_persistent_buffers_set
+        if not hidden:
+            continue
+        try:
+            twin = module.get_submodule(path)
+        except AttributeError:
+            continue
+        twin._non_persistent_buffers_set |= hidden & set(twin._buffers)
+    return module
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Stands for a node in the arguments of another."""
+
+    name: str
+
+
+def save_graph_module(module: fx.GraphModule) -> dict[str, Any]:
+    """A graph module as data that pickles; parameters and layers are the module's own."""
+    nodes = []
+    for node in module.graph.nodes:
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: _Reference(n.name))
+        meta = {key: plain for key, value in node.meta.items() if (plain := _plain(value)) is not None}
+        nodes.append((node.op, node.name, node.target, args, kwargs, meta))
+    contents = {table: module.__dict__[table] for table in _CONTENTS}
+    return {"class_name": type(module).__name__, "training": module.training, "nodes": nodes, "contents": contents}
+
+
+def load_graph_module(state: Mapping[str, Any]) -> fx.GraphModule:
+    """The graph module that :func:`save_graph_module` saved."""
+    root = type(state["class_name"], (nn.Module,), {})()
+    root.__dict__.update(state["contents"])
+    root.training = state["training"]
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+
+    def resolve(value: Any) -> Any:
+        return made[value.name] if isinstance(value, _Reference) else value
+
+    for op, name, target, args, kwargs, meta in state["nodes"]:
+        args, kwargs = map_aggregate((args, kwargs), resolve)  # type: ignore[misc]
+        made[name] = graph.create_node(op, target, args, kwargs, name)
+        made[name].meta.update(meta)
+    module = graph_module_over(root, graph)
+    module.__dict__["_non_persistent_buffers_set"] |= state["contents"]["_non_persistent_buffers_set"]
+    return module
+
+
+def keep_unsaved(module: nn.Module, original: nn.Module) -> None:
+    """Marks the buffers of a copy as not saved where those of the original are not."""
+    for path, old in original.named_modules(remove_duplicate=False):
+        module.get_submodule(path)._non_persistent_buffers_set.update(old._non_persistent_buffers_set)
+
+
+def _plain(value: Any) -> Any:
+    """Plain data of node meta, tensors by their shape; ``None`` for anything else."""
+    items: list[bool] = []
+
+    def shape_only(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return torch.empty(item.shape, dtype=item.dtype, device="meta")
+        items.append(isinstance(item, _PLAIN))
+        return item
+
+    result = map_aggregate(value, shape_only)
+    return result if all(items) else None

@@ -1,0 +1,73 @@
+"""Makes operations that change a tensor in place safe to move.
+
+A graph says who reads whose result, not who overwrites it. Passes that move or drop nodes
+would run an in-place operation at the wrong time, or never. So:
+
+1. every later use of a changed tensor becomes a use of the operation's result;
+2. where somebody else reads the tensor (before the change, so nothing in the graph would
+   hold him there), the operation gets a copy of its own;
+3. a change that would be seen through another view of the same memory, or that outlives
+   the call (an input of the model, a buffer, a parameter), is refused.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from dmt_plugin.capture.tracer import MUTATED
+from dmt_plugin.errors import CaptureError
+
+
+def make_mutations_explicit(graph: fx.Graph) -> None:
+    """Rewrites ``graph`` as the module's docstring says.
+
+    Raises:
+        CaptureError: naming the operation that cannot be made safe.
+    """
+    if not any(MUTATED in node.meta for node in graph.nodes):
+        return
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    copied: dict[int, int] = {}
+    for node in list(graph.nodes):
+        for changed in node.meta.pop(MUTATED, ()):
+            _separate(graph, node, changed, position, copied)
+
+
+def _separate(
+    graph: fx.Graph, node: fx.Node, changed: Tensor, position: dict[fx.Node, int], copied: dict[int, int]
+) -> None:
+    """Treats one change; ``copied`` says since which position a memory is a copy that earlier nodes do not share."""
+    now, memory = position[node], _memory_of(changed)
+    source = next((n for n in node.all_input_nodes if n.meta["val"] is changed), None)
+    aliases = [n for n, at in position.items() if copied.get(memory, -1) <= at < now and _memory(n) == memory]
+    outliving = [n for n in aliases if n.op in ("placeholder", "get_attr")]
+    if outliving or source is None:
+        what = ", ".join(str(n.target) for n in outliving) or "one of its arguments"
+        raise CaptureError(
+            f"{node.format_node()} changes {what} in place, which outlives the call; a graph computes and does not "
+            "store. Use the operation that returns a new tensor, or do this outside forward."
+        )
+    for alias in aliases:
+        later = [user for user in alias.users if position.get(user, -1) > now]
+        if later and (alias is not source or node.meta["val"] is not changed):
+            raise CaptureError(
+                f"{node.format_node()} changes a tensor in place that {later[0].name} reads through {alias.name}. Use "
+                "the operation that returns a new tensor."
+            )
+        for user in later:
+            user.replace_input_with(alias, node)
+    if {user for alias in aliases for user in alias.users} - {node, *aliases}:
+        copied[memory] = now
+        with graph.inserting_before(node):
+            copy = graph.call_method("clone", (source,))
+        copy.meta["val"] = changed
+        node.replace_input_with(source, copy)
+
+
+def _memory(node: fx.Node) -> int | None:
+    value = node.meta.get("val")
+    return _memory_of(value) if isinstance(value, Tensor) else None
+
+
+def _memory_of(value: Tensor) -> int:
+    return value.untyped_storage()._cdata
