@@ -133,7 +133,9 @@ class CommConfig(_Section):
     peer_dtype: Literal["fp32"] = Field(default="fp32", description="Wire format between hosts.")
     intra_dtype: Literal["fp32"] = Field(default="fp32", description="Wire format inside a host.")
     overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
-    prefetch: bool = Field(default=True, description="Distribute the next batch's ids early where the data path can.")
+    prefetch: bool = Field(
+        default=True, description="Distribute the next batch's ids early; without effect until the engine owns the iterator."
+    )
     timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
 
 
@@ -164,7 +166,7 @@ class TransformConfig(_Section):
 class ReportConfig(_Section):
     """What is written for people."""
 
-    dir: str | None = Field(default=None, description="Folder for reports; null writes none.")
+    dir: str | None = Field(default=None, description="Folder for plan.json and transform.json; null: none.")
 
 
 class DMTConfig(_Section):

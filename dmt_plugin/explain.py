@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -64,16 +66,29 @@ def explain(
     samples = batch_size or batch_size_of(inputs) or 1
     flat = PassContext(captured, config, topology)
     run_passes([DissolveCollections()], flat)
-    logical = transform(model, example, config, topology)
-    placed = place(logical, config, topology, rank)
-    costs = costs_of(placed, samples)
+    placed = place(transform(model, example, config, topology), config, topology, rank)
+    return {
+        **describe(placed, samples),
+        "graph_before": condensed(flat.gm),
+        "nodes_before": node_lines(flat.gm),
+    }
+
+
+def describe(placed: PlacedModel, batch_size: int) -> dict[str, Any]:
+    """What was made of a model, from one rank's placed model: all of :func:`explain` but the graph before.
+
+    Args:
+        placed: the rank's model.
+        batch_size: samples per rank for the byte counts.
+    """
+    logical = placed.logical
     plan = logical.plan
     widths = {t.name: t.dim for t in plan.tables}
     return {
-        "topology": str(topology),
-        "rank": rank,
-        "batch_size": samples,
-        "route": config.comm.route,
+        "topology": str(placed.topology),
+        "rank": placed.rank,
+        "batch_size": batch_size,
+        "route": placed.placement.route,
         "plan": plan.to_dict(),
         "plan_fingerprint": plan.fingerprint,
         "towers": [
@@ -101,14 +116,20 @@ def explain(
         "findings": [dataclasses.asdict(f) for f in logical.findings],
         "repairs": [dataclasses.asdict(r) for r in logical.repairs],
         "passes": [dataclasses.asdict(r) for r in (*logical.passes, *placed.passes)],
-        "collectives": [dataclasses.asdict(c) for c in costs],
-        "graph_before": condensed(flat.gm),
+        "collectives": [dataclasses.asdict(c) for c in costs_of(placed, batch_size)],
         "graph_after": condensed(logical.__dict__["graph_module"]),
         "graph_placed": condensed(placed.__dict__["graph_module"]),
-        "nodes_before": node_lines(flat.gm),
         "nodes_after": node_lines(placed.__dict__["graph_module"]),
         "parameters": _parameters(logical),
     }
+
+
+def write_report(placed: PlacedModel, batch_size: int, folder: str | Path) -> None:
+    """Writes ``plan.json`` (usable as ``partition.file``) and ``transform.json`` into a folder, which is made."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    placed.plan.save(target / "plan.json")
+    (target / "transform.json").write_text(json.dumps(describe(placed, batch_size), indent=2) + "\n")
 
 
 def _tables_of(plan: TowerPlan, features: Sequence[str]) -> set[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from dmt_plugin.plan import TowerPlan
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env, loss_of
 from tests.zoo.models import ZOO
@@ -27,7 +30,12 @@ def make_engine(name: str, towers: dict[str, Any], **comm: Any) -> tuple[Any, nn
         "zero_optimization": {"stage": 1},
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": 0.0,
-        "dmt": {"towers": towers, "comm": comm, "lookup": {"optimizer": "adagrad", "lr": 0.05}},
+        "dmt": {
+            "towers": towers,
+            "comm": comm,
+            "lookup": {"optimizer": "adagrad", "lr": 0.05},
+            "report": {"dir": os.environ.get("REPORT_DIR")},
+        },
     }
     engine, *_ = dmt_plugin.initialize(model=flat, config=config, example_batch=batch(5, 0))
     return engine, flat, batch
@@ -79,8 +87,14 @@ def use(rank: int, world: int) -> dict[str, Any]:
 
 
 @pytest.mark.processes
-def test_engine_in_use() -> None:
-    reports = run_ranks(4, use, timeout=240, env=partial(launcher_env, "2x2"))
+def test_engine_in_use(tmp_path: Path) -> None:
+    def env(rank: int) -> dict[str, str]:
+        return {**launcher_env("2x2", rank), "REPORT_DIR": str(tmp_path)}
+
+    reports = run_ranks(4, use, timeout=240, env=env)
+    plan = TowerPlan.load(tmp_path / "plan.json")
+    assert plan.topology == "2x2" and plan.module.kind == "dlrm"
+    assert json.loads((tmp_path / "transform.json").read_text())["plan_fingerprint"] == plan.fingerprint
     for rank, said in enumerate(reports):
         assert said["same class"]
         assert said["empty"] == ((2,) if rank else (0,))

@@ -33,7 +33,10 @@ def command(
     if as_json:
         typer.echo(json.dumps(DMTConfig.model_json_schema(), indent=2))
         return
-    table = Table("key", "default", "meaning", title='the "dmt" section of a DeepSpeed configuration')
+    table = Table(title='the "dmt" section of a DeepSpeed configuration')
+    table.add_column("key", no_wrap=True)
+    table.add_column("default", no_wrap=True)
+    table.add_column("meaning")
     for key, default, description in rows(DMTConfig):
         table.add_row(key, default, description)
     Console().print(table)

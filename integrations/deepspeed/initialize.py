@@ -28,6 +28,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from torch import Tensor, nn
 
+from dmt_plugin.capture.inputs import batch_size_of
 from dmt_plugin.comm.transport import Traffic, Transport
 from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.integrations.deepspeed import guards, private
@@ -147,6 +148,7 @@ def _name_of(source: Any) -> str:
 
 def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
     from dmt_plugin.api import build_placed
+    from dmt_plugin.explain import write_report
 
     options, model = call.options, call.options["model"]
     guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"])
@@ -171,6 +173,9 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
         flat = read_parameters(model, options["model_parameters"])
         placed = build_placed(model, section, resolved, rank, example, groups.device)
         guards.check_lookup(fused_tables(placed.lookup), call.ds_config, world_size)
+        if rank == 0 and section.report.dir is not None:
+            samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
+            write_report(placed, samples, section.report.dir)
     sync_tables(placed.lookup, functools.partial(table_weight, model), groups)
     return launch(placed, call, section, groups, resolved.source, flat)
 
