@@ -134,7 +134,8 @@ class CommConfig(_Section):
     intra_dtype: Literal["fp32"] = Field(default="fp32", description="Wire format inside a host.")
     overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
     prefetch: bool = Field(
-        default=True, description="Distribute the next batch's ids early; without effect until the engine owns the iterator."
+        default=True,
+        description="Distribute the next batch's ids early; without effect until the engine owns the iterator.",
     )
     timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
 
