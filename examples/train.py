@@ -110,10 +110,11 @@ def main() -> None:
     dist.all_reduce(counted)
     metrics = {
         **score(logits, test[2]),
-        "samples_per_s": int(counted[1]) / seconds,
+        "samples_per_s": int(counted[1]) / seconds if seconds else None,
         "steps": len(steps),
         "samples": int(counted[0]),
         "world": world,
+        "batch_per_rank": engine.train_micro_batch_size_per_gpu(),
         "seed": args.seed,
         "table_params": table_params,
         "dense": count_dense(engine),

@@ -93,9 +93,9 @@ class _Launcher:
         self.log.flush()
         if self.bar is not None:
             *pieces, self.rest = re.split(rb"[\r\n]+", self.rest + chunk)
-            bars = [piece for piece in pieces if piece.startswith(self.bar.encode())]
+            bars = [piece for piece in pieces if piece.startswith(self.bar.encode()) and b"]" in piece]
             if bars:
-                self._show(bars[-1].decode(errors="replace"))
+                self._show(bars[-1].decode(errors="replace").split("]")[0] + "]")  # a warning may follow the bar
         return bool(chunk)
 
     def _show(self, bar: str) -> None:
@@ -107,7 +107,7 @@ class _Launcher:
             sys.stderr.write(f"{bar}\n")
             self.shown = time.monotonic()
         if done:
-            self.bar = None
+            self.bar = None  # the last word of this bar
         sys.stderr.flush()
 
 

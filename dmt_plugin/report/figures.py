@@ -22,7 +22,7 @@ def stacked_bars(
     parts: Mapping[str, Sequence[float]],
     *,
     unit: str,
-    colours: Sequence[str] = ("part-1", "part-2", "part-3", "part-4"),
+    colours: Sequence[str] = ("part-1", "part-2", "part-3", "part-4", "part-5"),
     modelled: frozenset[str] = frozenset(),
     label: Callable[[float], str] = "{:,.0f}".format,
     name: str = "bars",
@@ -65,7 +65,14 @@ def stacked_bars(
         axes.grid(axis="x", color=_PLACEHOLDER["line"], linewidth=0.8)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0, labelcolor=_PLACEHOLDER["ink"])
-        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=len(parts), frameon=False)
+        axes.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.47, 1.0),
+            ncols=len(parts),
+            frameon=False,
+            columnspacing=1.4,
+            handlelength=1.6,
+        )
 
     return _draw(draw, width=9.6, height=0.5 * len(bars) + 1.0, name=name)
 

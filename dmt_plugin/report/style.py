@@ -20,7 +20,8 @@ PALETTE = {
     "part-1": ("#b9a3d6", "#8d74b3"),
     "part-2": ("#2f6db5", "#6aa5e8"),
     "part-3": ("#86b2e2", "#37659b"),
-    "part-4": ("#c9ccd1", "#4a4f57"),
+    "part-4": ("#b4b9c1", "#5b616b"),
+    "part-5": ("#dcdee2", "#3d4249"),
 }
 
 
@@ -71,8 +72,9 @@ tr.emphasis>*{font-weight:680;background:color-mix(in srgb,var(--accent) 9%,tran
 figure{margin:0 0 18px;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:20px 20px 14px}
 figure svg{display:block;max-width:100%;height:auto;margin:0 auto}
 figure svg.chart{width:100%}
+.columns pre{font-size:.78rem;padding:12px 14px}
 figcaption{color:var(--muted);font-size:.87rem;line-height:1.5;margin-top:12px}
-.facts{display:grid;grid-template-columns:minmax(120px,auto) 1fr;gap:6px 24px;margin:0 0 1.2em;font-size:.94rem}
+.facts{display:grid;grid-template-columns:minmax(90px,auto) 1fr;gap:6px 24px;margin:1.2em 0;font-size:.94rem}
 .facts dt{color:var(--muted)}
 .facts dd{margin:0;overflow-wrap:anywhere}
 footer{color:var(--muted);font-size:.84rem;border-top:1px solid var(--line);padding-top:18px}
