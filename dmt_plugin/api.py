@@ -145,7 +145,7 @@ def _group_to_block(ctx: PassContext, error: TransformError, blocked: Mapping[st
     """The next group to leave as it is, where the config allows that."""
     if ctx.config.transform.on_unsupported != "transport" or not any(f.code == "DMT401" for f in error.findings):
         return None
-    return next((g.name for g in ctx.groups if g.kind == "tower" and g.name not in blocked), None)
+    return next((name for name in ctx.unsupported if name not in blocked), None)
 
 
 def _topology(config: DMTConfig, given: Topology | str | None) -> Topology:

@@ -160,6 +160,10 @@ class TowerPlan:
 
     def _check_complete(self) -> None:
         names = [f.name for f in self.features]
+        for what, given in (("feature", names), ("table", [t.name for t in self.tables])):
+            repeated = sorted(name for name, count in Counter(given).items() if count > 1)
+            if repeated:
+                raise PlanError(f"the plan describes the {what}(s) {repeated} more than once.")
         listed = Counter(name for tower in self.towers for name in tower)
         missing = sorted(set(names) - set(listed))
         unknown = sorted(set(listed) - set(names))
@@ -200,6 +204,12 @@ class TowerPlan:
             raise PlanError(
                 f"every table needs a lane 0..{topology.ranks_per_host - 1} of its host: without one {unplaced}, "
                 f"out of range {wrong}."
+            )
+        strangers = sorted({*self.table_lanes, *(f for g in self.groups for f in g.features)} - tables - set(names))
+        if strangers:
+            raise PlanError(
+                f"table_lanes or groups name {strangers}, which the model does not have. Make the plan again for this "
+                "model."
             )
         for feature in self.features:
             homes = {self.tower_of(other.name) for other in self.features for t in feature.tables if t in other.tables}
@@ -248,13 +258,13 @@ class TowerPlan:
         Raises:
             PlanError: missing or unknown entries, or another version.
         """
+        if data.get("version", PLAN_VERSION) != PLAN_VERSION:
+            raise PlanError(f"the plan has version {data['version']}, this release reads version {PLAN_VERSION}.")
         fields = {f.name for f in dataclasses.fields(cls)} | {"version"}
         required = {"version", "topology", "tables", "features", "groups", "towers", "tower_hosts", "table_lanes"}
         missing, unknown = sorted(required - set(data)), sorted(set(data) - fields)
         if missing or unknown:
             raise PlanError(f"not a tower plan: missing entries {missing}, unknown entries {unknown}.")
-        if data["version"] != PLAN_VERSION:
-            raise PlanError(f"the plan has version {data['version']}, this release reads version {PLAN_VERSION}.")
         try:
             return cls(
                 topology=str(data["topology"]),
@@ -272,7 +282,9 @@ class TowerPlan:
                 model=str(data.get("model", "")),
                 provenance=dict(data.get("provenance", {})),
             )
-        except (TypeError, KeyError, AttributeError) as error:
+        except PlanError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise PlanError(f"not a tower plan: {type(error).__name__}: {error}") from error
 
     @classmethod

@@ -37,8 +37,8 @@ def check_same_outputs(flat: nn.Module, rewritten: nn.Module, example: ExampleBa
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             if a.shape != b.shape:
                 same = False
-            elif not torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)):
-                same, worst = False, max(worst, float((a - b).abs().max()))
+            elif not (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())):
+                same, worst = False, max(worst, float((a.double() - b.double()).nan_to_num().abs().max()))
     if not same:
         raise TransformError(
             [

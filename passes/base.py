@@ -144,6 +144,7 @@ class PassContext:
         findings: what passes have to say.
         repairs: filled by ``repair_shapes``.
         results: what each pass did, in order.
+        unsupported: groups whose streams reach an operation that cannot be adapted; filled by ``repair_shapes``.
         blocked: groups that must stay as they are, with the reason (see ``find_joins``).
         tags: what holds now (see :class:`Contract`).
     """
@@ -157,6 +158,7 @@ class PassContext:
     findings: list[Finding] = field(default_factory=list)
     repairs: list[Repair] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)
     blocked: dict[str, str] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)
 

@@ -81,6 +81,8 @@ def regenerate(
     values = [constant_value(sweep, items[p]) for p in positions]
     if any(v is None for v in values):
         raise Unsupported("its index is computed; only constant index lists can be made anew")
+    if any(v is not None and v.is_meta for v in values):
+        raise Unsupported("its index list holds no data (meta device), so it cannot be recognised")
     n_old, n_new = first.old, first.new
     for _, build in _patterns(n_old):
         rows, cols = build(n_old)

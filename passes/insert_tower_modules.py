@@ -21,7 +21,7 @@ from torch import fx
 from dmt_plugin.nn.graph_ops import split_streams
 from dmt_plugin.nn.towers import build_tower_module
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, StreamGroup
-from dmt_plugin.passes.shape_sweep import SEED
+from dmt_plugin.passes.shape_sweep import SEED, SEED_VALUE
 
 
 class InsertTowerModules(GraphPass):
@@ -54,7 +54,8 @@ class InsertTowerModules(GraphPass):
             assert isinstance(pack, fx.Node)
             batch, features, width = pack.meta["val"].shape
             tower = int(str(output.target).rpartition("tower")[2])
-            module: Any = build_tower_module(spec, features, width, tower)
+            value = pack.meta["val"]
+            module: Any = build_tower_module(spec, features, width, tower).to(device=value.device, dtype=value.dtype)
             parent, _, name = str(output.target).rpartition(".")
             setattr(ctx.gm.get_submodule(parent), name, module)
             output.meta["val"] = pack.meta["val"].new_empty(batch, module.out_features)
@@ -67,7 +68,7 @@ class InsertTowerModules(GraphPass):
             for i in range(count):
                 stream = graph.call_function(operator.getitem, (split, i))
                 stream.meta[SEED] = (group.name, len(old), group.width, spec.dim)
-                stream.meta["dmt_shape"] = (batch, *prefix, spec.dim)
+                stream.meta[SEED_VALUE] = outputs[0].meta["val"].new_empty(batch, *prefix, spec.dim)
                 new.append(stream)
         for join in group.joins:
             _swap(join, old, new)

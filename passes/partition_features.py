@@ -1,8 +1,9 @@
 """Makes the tower plan: features to towers, towers to hosts, tables to lanes.
 
 1. Collect the features and tables of the lookups; their fingerprint identifies the model.
-2. The partitioner assigns features to towers. A file may hold a whole plan (then it must
-   fit this model and topology) or only ``{"towers": [[...], ...]}``.
+2. The partitioner assigns features to towers. A file may hold only ``{"towers": [[...], ...]}``,
+   or a whole plan: then that is the plan, and it must fit this model, this topology and
+   every key of the "dmt" section that is set.
 3. Towers go to hosts, whole tables to the lanes of their host.
 4. A tower group that leaves some tower without a feature cannot be exchanged evenly: it
    is refused, or moved unchanged.
@@ -10,10 +11,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from dmt_plugin.config import DMTConfig
+from dmt_plugin.errors import PlanError
 from dmt_plugin.nn.towers import automatic_dim
 from dmt_plugin.partitioner import partition_features
-from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult
+from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
 from dmt_plugin.plan import (
     FeatureSpec,
     GroupSpec,
@@ -40,6 +44,8 @@ class PartitionFeatures(GraphPass):
         if partition.strategy == "file" and partition.file and "version" in (data := read_json(partition.file)):
             plan = TowerPlan.from_dict(data)
             plan.check(model=fingerprint, topology=ctx.topology)
+            _check_settings(ctx.config, plan, partition.file)
+            _apply_kinds(ctx, plan)
             ctx.plan = plan
             return self.result(len(features), note=f"plan from {partition.file}")
         count = ctx.config.towers.count
@@ -79,7 +85,47 @@ class PartitionFeatures(GraphPass):
                 "modules",
                 "lower dmt.towers.count, or give every tower a feature of this group in dmt.partition.file",
             )
-            group.kind, group.joins, group.streams = "transport", [], [x.node for x in group.lookups]
+            _to_transport(group, f"tower(s) {empty} have none of its features")
+
+
+def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:
+    """A key that is set in the config and contradicts the plan is an error, not a suggestion."""
+    planned: dict[str, object] = {**dataclasses.asdict(plan.module), "count": len(plan.towers)}
+    planned["module"] = planned.pop("kind")
+    for key in sorted(config.towers.model_fields_set):
+        wanted = getattr(config.towers, key)
+        if wanted not in ("auto", planned[key]):
+            raise PlanError(
+                f"dmt.towers.{key} is {wanted!r}, but the plan in {file} says {planned[key]!r}. Remove the key, make a "
+                'new plan, or keep only its towers: a partition file may hold just {"towers": [[...], ...]}.'
+            )
+
+
+def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
+    """Groups take the kind they have in the plan."""
+    planned = {g.name: g for g in plan.groups}
+    found = {g.name: {x.feature for x in g.lookups} for g in ctx.groups}
+    if found != {name: set(g.features) for name, g in planned.items()}:
+        raise PlanError(
+            f"the plan joins the features as {[list(g.features) for g in plan.groups]}, this model as "
+            f"{[sorted(f) for f in found.values()]}. Make a new plan for this model."
+        )
+    for group in ctx.groups:
+        spec = planned[group.name]
+        if spec.kind == "transport" and group.kind == "tower":
+            _to_transport(group, "the plan moves it as it is")
+        if spec.kind == "tower" and group.kind == "transport":
+            raise PlanError(
+                f"the plan takes {group.name} through towers, but it cannot: {group.reason}. Make a new plan for this "
+                "model."
+            )
+        empty = [t for t in range(len(plan.towers)) if not plan.features_of(spec, t)]
+        if spec.kind == "tower" and empty and plan.module.kind != "none":
+            raise PlanError(f"the plan gives tower(s) {empty} no feature of {group.name}; each needs at least one.")
+
+
+def _to_transport(group: StreamGroup, reason: str) -> None:
+    group.kind, group.joins, group.streams, group.reason = "transport", [], [x.node for x in group.lookups], reason
 
 
 def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[FeatureSpec, ...]]:

@@ -24,8 +24,9 @@ from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture import graph_module_over
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, Repair
+from dmt_plugin.passes.shape_ops import shape_of
 from dmt_plugin.passes.shape_rules import rule_of
-from dmt_plugin.passes.shape_sweep import Sweep, UnsupportedAt, shape_of
+from dmt_plugin.passes.shape_sweep import SEED, Sweep, UnsupportedAt
 
 
 class RepairShapes(GraphPass):
@@ -40,6 +41,7 @@ class RepairShapes(GraphPass):
         try:
             sweep.run()
         except UnsupportedAt as error:
+            ctx.unsupported = _groups_behind(error.node)
             ctx.find(
                 "DMT401",
                 "error",
@@ -49,7 +51,6 @@ class RepairShapes(GraphPass):
                 "unchanged, or choose c, p and dim so that streams keep their number and width",
             )
             return self.result(1)
-        _check_shared(sweep)
         self._layers(ctx, sweep)
         self._parameters(ctx, sweep)
         for count, (node, (args, kwargs)) in enumerate(sweep.edits.items()):
@@ -57,7 +58,8 @@ class RepairShapes(GraphPass):
         for node, state in sweep.states.items():
             if state.changed:
                 node.meta["val"] = state.value
-        ctx.gm.graph.eliminate_dead_code()
+        lookups = {lookup.node for lookup in ctx.lookups}
+        ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)
         ctx.captured.graph_module = graph_module_over(ctx.gm, ctx.gm.graph)
         return self.result(len(ctx.repairs) + len(sweep.edits), len(ctx.repairs) + len(sweep.edits))
 
@@ -67,14 +69,16 @@ class RepairShapes(GraphPass):
         for target in dict.fromkeys([*inputs, *outputs]):
             old = ctx.gm.get_submodule(target)
             new: nn.Module
+            init = "mean and spread of the old values"
             if isinstance(old, nn.Linear):
                 new, what = _resized_linear(old, inputs.get(target), outputs.get(target), target)
             else:
                 new, what = _resized_norm(old, inputs[target])
+                init = "as a new layer starts"
             new.train(old.training)
             parent, _, name = target.rpartition(".")
             setattr(ctx.gm.get_submodule(parent), name, new)
-            ctx.repairs.append(Repair(target, what, "mean and spread of the old values"))
+            ctx.repairs.append(Repair(target, what, init))
 
     def _parameters(self, ctx: PassContext, sweep: Sweep) -> None:
         sizes: dict[str, dict[int, int]] = {}
@@ -95,14 +99,18 @@ class RepairShapes(GraphPass):
             )
 
 
-def _check_shared(sweep: Sweep) -> None:
-    """A resized parameter must not be read by two names or be part of a called layer."""
-    seen: dict[int, str] = {}
-    for node, _ in sweep.forced:
-        if node.op != "get_attr":
-            continue
-        other = seen.setdefault(id(sweep.attribute(node)), str(node.target))
-        assert other == str(node.target), f"{other} and {node.target} are one parameter"
+def _groups_behind(node: fx.Node) -> list[str]:
+    """Names of the groups whose streams reach a node."""
+    pending, seen = [node], {node}
+    found: set[str] = set()
+    while pending:
+        current = pending.pop()
+        if SEED in current.meta:
+            found.add(str(current.meta[SEED][0]))
+        fresh = [n for n in current.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return sorted(found)
 
 
 def _anew(old: Tensor, shape: list[int] | tuple[int, ...], old_fan: int, new_fan: int, seed: str) -> Tensor:
@@ -122,7 +130,8 @@ def _anew(old: Tensor, shape: list[int] | tuple[int, ...], old_fan: int, new_fan
 def _resized_linear(old: nn.Linear, fan_in: int | None, out: int | None, seed: str) -> tuple[nn.Linear, str]:
     rows, columns = out or old.out_features, fan_in or old.in_features
     bias = old.bias is not None
-    new = nn.Linear(columns, rows, bias, device=old.weight.device, dtype=old.weight.dtype)
+    options = {"device": old.weight.device, "dtype": old.weight.dtype}
+    new = nn.utils.skip_init(nn.Linear, columns, rows, bias=bias, **options)  # no use of global random numbers
     with torch.no_grad():
         new.weight.copy_(_anew(old.weight, (rows, columns), old.in_features, columns, seed + ".weight"))
         if bias:

@@ -15,44 +15,30 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.passes.axes import Axes, Axis, Segment, Unsupported, view_axes
 from dmt_plugin.passes.index_patterns import constant_value, regenerate
-from dmt_plugin.passes.shape_sweep import SEED, Rule, Sweep, shape_of
-
-_ELEMENTWISE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardtanh,
-    nn.Dropout, nn.Identity, nn.Softmax, nn.LogSigmoid, nn.Hardswish, nn.Mish,
-)  # fmt: skip
-_NORMS = (nn.BatchNorm1d, nn.LayerNorm)
-_ELEMENTWISE = {
-    "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus", "dropout",
-    "softmax", "neg", "abs", "exp", "log", "sqrt", "square", "pow", "add", "sub", "mul", "div", "truediv",
-    "true_divide", "multiply", "subtract", "rsub", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "float",
-    "contiguous", "clone", "detach", "to", "type_as", "where", "tril", "triu", "sign", "rsqrt", "reciprocal",
-}  # fmt: skip
-_REDUCTIONS = {"sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp"}
-_SIZES = {"size", "dim", "ndimension", "numel"}
-
-
-def name_of(node: fx.Node) -> str:
-    """An operation's plain name, the same for its method, function and in-place forms."""
-    target = node.target
-    name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    if not isinstance(target, str):
-        origin = getattr(target, "__module__", "") or ""
-        known = origin.split(".")[0] in ("torch", "_operator", "operator", "builtins", "") or origin == "torch._C._nn"
-        if not known:
-            return f"{origin}.{name}"
-    return name.strip("_") if name not in ("__getitem__",) else "getitem"
+from dmt_plugin.passes.shape_ops import (
+    ELEMENTWISE,
+    ELEMENTWISE_MODULES,
+    NORMS,
+    REDUCTIONS,
+    SIZES,
+    dim_order,
+    is_linear,
+    name_of,
+    shape_of,
+    tensor_inputs,
+)
+from dmt_plugin.passes.shape_sweep import SEED, Rule, Sweep
 
 
 def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
     """The rule of a node, or ``None``."""
     if node.op == "call_module":
         module = sweep.gm.get_submodule(str(node.target))
-        if type(module).forward is nn.Linear.forward:
+        if is_linear(module):
             return _linear_module
-        if isinstance(module, _NORMS):
+        if isinstance(module, NORMS):
             return _norm_module
-        if isinstance(module, _ELEMENTWISE_MODULES):
+        if isinstance(module, ELEMENTWISE_MODULES):
             return _elementwise
         if isinstance(module, nn.Flatten):
             return _view
@@ -60,17 +46,14 @@ def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
     name = name_of(node)
     if name == "getattr":
         return _attribute
-    if name in _SIZES or not isinstance(node.meta.get("val"), Tensor):
-        return _plain if not _splits(node) else None
-    if name in _ELEMENTWISE:
+    if not isinstance(node.meta.get("val"), Tensor):
+        # Several tensors at once (a split, a sort) are not followed.
+        return _plain if name in SIZES or not tensor_inputs(node) else None
+    if name in ELEMENTWISE:
         return _elementwise
-    if name in _REDUCTIONS:
+    if name in REDUCTIONS:
         return _reduction
     return _RULES.get(name)
-
-
-def _splits(node: fx.Node) -> bool:
-    return name_of(node) in ("split", "chunk", "unbind", "tensor_split", "split_with_sizes", "max", "min", "topk")
 
 
 def _plain(sweep: Sweep, node: fx.Node) -> Axes:
@@ -198,39 +181,17 @@ def _move(sweep: Sweep, node: fx.Node, order: Callable[[int], list[int]]) -> Axe
     return {to: axes[frm] for to, frm in enumerate(order(len(shape_of(source)))) if frm in axes}
 
 
-def _order(node: fx.Node) -> Callable[[int], list[int]]:
-    name = name_of(node)
-    given: list[Any] = [*node.args[1:], *node.kwargs.values()]
-
-    def order(rank: int) -> list[int]:
-        dims = list(range(rank))
-        if name == "t":
-            return dims[::-1]
-        if name == "permute":
-            wanted = given[0] if isinstance(given[0], (list, tuple)) else given
-            return [int(d) % rank for d in wanted]
-        a, b = (int(d) % rank for d in given)
-        dims[a], dims[b] = dims[b], dims[a]
-        return dims
-
-    return order
-
-
 def _transpose(sweep: Sweep, node: fx.Node) -> Axes:
-    return _move(sweep, node, _order(node))
+    return _move(sweep, node, dim_order(node))
 
 
 # -- arithmetic --------------------------------------------------------------------------
 
 
-def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-
-
 def _elementwise(sweep: Sweep, node: fx.Node) -> Axes:
     out = shape_of(node)
     result: Axes = {}
-    inputs = _tensor_inputs(node)
+    inputs = tensor_inputs(node)
     for source in inputs:
         shift = len(out) - len(shape_of(source))
         for d, axis in sweep.states[source].axes.items():
@@ -255,8 +216,8 @@ def _reduction(sweep: Sweep, node: fx.Node) -> Axes:
     shape = shape_of(source)
     kwargs = dict(node.kwargs)
     position = 2 if name_of(node) == "norm" else 1
-    given: Any = kwargs.get("dim", node.args[position] if len(node.args) > position else None)
-    if isinstance(given, fx.Node):
+    given: Any = kwargs.get("dim", kwargs.get("axis", node.args[position] if len(node.args) > position else None))
+    if isinstance(given, (fx.Node, bool)):
         raise Unsupported("reduces over a computed dimension")
     listed = range(len(shape)) if given is None else [given] if isinstance(given, int) else given
     gone = {int(d) % len(shape) for d in listed}
@@ -323,7 +284,7 @@ def _linear_module(sweep: Sweep, node: fx.Node) -> Axes:
     (source,) = node.all_input_nodes
     last = len(shape_of(source)) - 1
     axes = sweep.states[source].axes
-    sweep.note_input(str(node.target), axes.get(last))
+    sweep.note_input(node, axes.get(last))
     result = {d: axis for d, axis in axes.items() if d != last}
     own = sweep.forced.get((node, last))
     if own is not None:
@@ -339,9 +300,9 @@ def _norm_module(sweep: Sweep, node: fx.Node) -> Axes:
     if isinstance(module, nn.LayerNorm):
         if len(module.normalized_shape) != 1:
             raise Unsupported("LayerNorm over several dimensions")
-        sweep.note_input(str(node.target), axes.get(rank - 1))
+        sweep.note_input(node, axes.get(rank - 1))
     else:
-        sweep.note_input(str(node.target), axes.get(1))
+        sweep.note_input(node, axes.get(1))
     return dict(axes)
 
 
@@ -391,38 +352,6 @@ def _index(sweep: Sweep, node: fx.Node) -> Axes:
             raise Unsupported("indexes pairs of features and adds dimensions at once")
         result[covered[0]] = regenerate(sweep, node, advanced, items, axes, covered[0])
     return result
-
-
-def producers(sweep: Sweep, node: fx.Node, dim: int) -> list[tuple[fx.Node, int]]:
-    """Which inputs, in which dimension, decide the size of ``dim`` of ``node``."""
-    shape = shape_of(node)
-    inputs = _tensor_inputs(node)
-    if node.op == "call_module":
-        rule = rule_of(sweep, node)
-        passes_on = rule in (_norm_module, _elementwise) or (rule is _linear_module and dim != len(shape) - 1)
-        return [(inputs[0], dim)] if passes_on else []
-    name = name_of(node)
-    if name in _ELEMENTWISE:
-        pairs = [(n, dim - len(shape) + len(shape_of(n))) for n in inputs]
-        return [(n, d) for n, d in pairs if d >= 0 and shape_of(n)[d] == shape[dim]]
-    if name == "unsqueeze":
-        given: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
-        at = int(given) % len(shape)
-        return [] if dim == at else [(inputs[0], dim - (1 if dim > at else 0))]
-    if name in ("transpose", "permute", "t"):
-        return [(inputs[0], _order(node)(len(shape))[dim])]
-    if name == "linear" and dim == len(shape) - 1:
-        return [(inputs[1], 0)]
-    if name in ("matmul", "mm", "bmm"):
-        a, b = node.args[0], node.args[1]
-        assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
-        if dim == len(shape) - 2:
-            return [(a, len(shape_of(a)) - 2)]
-        return [(b, len(shape_of(b)) - 1)] if dim == len(shape) - 1 else []
-    if name in ("view", "reshape", "squeeze"):
-        same = [d for d in range(len(shape_of(inputs[0]))) if shape_of(inputs[0])[d] == shape[dim]]
-        return [(inputs[0], same[0])] if len(same) == 1 and shape.count(shape[dim]) == 1 else []
-    return []
 
 
 _RULES: dict[str, Rule] = {

@@ -24,9 +24,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from dmt_plugin.passes.axes import Axes, Axis, Unsupported
+from dmt_plugin.passes.shape_ops import is_linear, producers, shape_of
 
 SEED = "dmt_stream"
 """Node meta: ``(group, old number of streams, old width, new width)`` of a new stream."""
+SEED_VALUE = "dmt_stream_value"
+"""Node meta: example value of a new stream."""
 
 
 class Restart(Exception):
@@ -62,11 +65,6 @@ class State:
     changed: bool = False
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The captured shape of a node."""
-    return tuple(node.meta["val"].shape)
-
-
 def shapes_only(value: Any) -> Any:
     """Replaces tensors by meta tensors of the same shape."""
     return map_aggregate(
@@ -89,7 +87,7 @@ class Sweep:
         forced: sizes imposed on ``(node, dimension)``.
         edits: new arguments of nodes whose literals changed.
         inputs: new input axis of layers, by qualified name.
-        constants: new values of index constants, by node.
+        noted: calls of layers whose input was noted.
     """
 
     def __init__(self, gm: fx.GraphModule, rule_of: Callable[[Sweep, fx.Node], Rule | None]) -> None:
@@ -102,7 +100,7 @@ class Sweep:
         self.states: dict[fx.Node, State] = {}
         self.edits: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.inputs: dict[str, Axis | None] = {}
-        self.constants: dict[fx.Node, Tensor] = {}
+        self.noted: set[fx.Node] = set()
 
     def run(self) -> None:
         """Walks until no new size is noted.
@@ -116,9 +114,28 @@ class Sweep:
                 for node in self.gm.graph.nodes:
                     if node.op != "output":
                         self.states[node] = self._visit(node)
+                self._check_calls()
                 return
             except Restart:
                 continue
+
+    def _check_calls(self) -> None:
+        """What the walk cannot see at one node: results of the model, layers called more than once."""
+        sizes: dict[str, set[int | None]] = {}
+        for node in self.gm.graph.nodes:
+            if node.op == "output":
+                changed = [n.name for n in node.all_input_nodes if self.states[n].changed]
+                if changed:
+                    raise UnsupportedAt(node, f"the model returns {', '.join(changed)}, which would have another shape")
+            if node.op != "call_module":
+                continue
+            target = str(node.target)
+            if self.inputs.get(target) is not None and node not in self.noted:
+                raise UnsupportedAt(node, f"the layer {target} is also called on an input that did not change")
+            given = [axis.new for (n, _), axis in self.forced.items() if n is node]
+            sizes.setdefault(target, set()).add(given[0] if given else None)
+            if len(sizes[target]) > 1:
+                raise UnsupportedAt(node, f"the layer {target} would have to give several sizes")
 
     def _visit(self, node: fx.Node) -> State:
         try:
@@ -129,8 +146,8 @@ class Sweep:
     def _state(self, node: fx.Node) -> State:
         if SEED in node.meta:
             _, _, old, new = node.meta[SEED]
-            shape = node.meta["dmt_shape"]
-            return State(torch.empty(shape, device="meta"), {len(shape) - 1: Axis.of(old, new)}, True)
+            value = shapes_only(node.meta[SEED_VALUE])
+            return State(value, {value.dim() - 1: Axis.of(old, new)}, True)
         own = {dim: axis for (n, dim), axis in self.forced.items() if n is node}
         if not own and not any(self.states[n].changed for n in node.all_input_nodes):
             return State(shapes_only(node.meta.get("val")))
@@ -138,7 +155,7 @@ class Sweep:
             shape_list = list(shape_of(node))
             for dim, axis in own.items():
                 shape_list[dim] = axis.new
-            return State(torch.empty(shape_list, device="meta"), own, True)
+            return State(_empty(shape_list, node), own, True)
         rule = self._rule_of(self, node)
         if rule is None:
             raise Unsupported(f"{node.op} {_name(node)} is not known to the shape repair")
@@ -152,7 +169,7 @@ class Sweep:
         """The node's new example value."""
         if node.op == "call_module":
             shape = [axes[d].new if d in axes else size for d, size in enumerate(shape_of(node))]
-            return torch.empty(shape, device="meta")
+            return _empty(shape, node)
         args, kwargs = self.edits.get(node, (node.args, node.kwargs))
         args = map_arg(args, lambda n: self.states[n].value)
         kwargs = map_arg(kwargs, lambda n: self.states[n].value)
@@ -190,9 +207,9 @@ class Sweep:
             self._note(node, dim, axis)
         if node.op == "call_module":
             module = self.gm.get_submodule(str(node.target))
-            if type(module).forward is nn.Linear.forward and last:
+            if is_linear(module) and last:
                 self._note(node, dim, axis)
-        for source, source_dim in self._producers(node, dim):
+        for source, source_dim in producers(self, node, dim):
             if source_dim not in self.states[source].axes:
                 self.force(source, source_dim, axis)
         raise Unsupported(
@@ -200,25 +217,25 @@ class Sweep:
             "produces it can be resized"
         )
 
-    def _producers(self, node: fx.Node, dim: int) -> list[tuple[fx.Node, int]]:
-        from dmt_plugin.passes.shape_rules import producers
-
-        return producers(self, node, dim)
-
     def _note(self, node: fx.Node, dim: int, axis: Axis) -> None:
         before = self.forced.get((node, dim))
         if before is not None:
             raise Unsupported(f"{node.name} would have to give both {before.new} and {axis.new} entries")
+        check_resizable(self.gm, node)
         # What a layer gives is one vector: its parts are not those of the streams beside it.
         self.forced[node, dim] = Axis.of(axis.old, axis.new)
         raise Restart
 
-    def note_input(self, target: str, axis: Axis | None) -> None:
-        """Notes the input axis of a layer; all its calls must agree.
+    def note_input(self, node: fx.Node, axis: Axis | None) -> None:
+        """Notes the input axis of the layer that ``node`` calls; all its calls must agree.
 
         Raises:
-            Unsupported: they do not.
+            Unsupported: they do not, or the layer cannot be made anew.
         """
+        target = str(node.target)
+        self.noted.add(node)
+        if axis is not None:
+            check_resizable(self.gm, node)
         size = axis.new if axis else None
         if target in self.inputs:
             before = self.inputs[target]
@@ -236,6 +253,43 @@ class Sweep:
     def axes_of(self, node: Any) -> Axes:
         """Axes of an argument (none for anything but a node)."""
         return self.states[node].axes if isinstance(node, fx.Node) else {}
+
+
+def check_resizable(gm: fx.GraphModule, node: fx.Node) -> None:
+    """A layer or parameter is made anew only if nothing else depends on the object it replaces.
+
+    Raises:
+        Unsupported: it is shared, frozen, or has hooks.
+    """
+    target = str(node.target)
+    if node.op == "get_attr":
+        path = target.rpartition(".")[0]
+        mine = {target}
+        called = {path} if path else set()
+    else:
+        path = target
+        module = gm.get_submodule(path)
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"):
+            raise Unsupported(f"{target} has hooks or parametrizations, which a layer of another size would lose")
+        mine = {f"{target}.{name}" for name, _ in module.named_parameters()}
+        called = set()
+    by_name = dict(gm.named_parameters(remove_duplicate=False))
+    frozen = [name for name in sorted(mine) if not by_name[name].requires_grad]
+    if frozen:
+        raise Unsupported(f"{frozen[0]} is frozen, and a parameter of another size would have to be trained")
+    identities = {id(by_name[name]) for name in mine}
+    others = [name for name, value in by_name.items() if id(value) in identities and name not in mine]
+    for other in gm.graph.nodes:
+        if other.op == "call_module" and other.target in called:
+            others.append(other.name)
+        if other.op == "get_attr" and node.op == "call_module" and other.target in mine:
+            others.append(other.name)
+    if others:
+        raise Unsupported(f"{target} is also used by {others[0]}; a parameter of another size cannot be shared")
+
+
+def _empty(shape: list[int], node: fx.Node) -> Tensor:
+    return torch.empty(shape, dtype=node.meta["val"].dtype, device="meta")
 
 
 def _name(node: fx.Node) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_aggregate
 
 _CONTENTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -66,11 +66,15 @@ class _Reference:
     name: str
 
 
+def _referred(value: Any) -> Any:
+    return _Reference(value.name) if isinstance(value, fx.Node) else value
+
+
 def save_graph_module(module: fx.GraphModule) -> dict[str, Any]:
     """A graph module as data that pickles; parameters and layers are the module's own."""
     nodes = []
     for node in module.graph.nodes:
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: _Reference(n.name))
+        args, kwargs = map_aggregate((node.args, dict(node.kwargs)), _referred)
         meta = {key: plain for key, value in node.meta.items() if (plain := _plain(value)) is not None}
         nodes.append((node.op, node.name, node.target, args, kwargs, meta))
     contents = {table: module.__dict__[table] for table in _CONTENTS}
@@ -89,7 +93,7 @@ def load_graph_module(state: Mapping[str, Any]) -> fx.GraphModule:
         return made[value.name] if isinstance(value, _Reference) else value
 
     for op, name, target, args, kwargs, meta in state["nodes"]:
-        args, kwargs = map_aggregate((args, kwargs), resolve)  # type: ignore[misc]
+        args, kwargs = map_aggregate((args, kwargs), resolve)
         made[name] = graph.create_node(op, target, args, kwargs, name)
         made[name].meta.update(meta)
     module = graph_module_over(root, graph)

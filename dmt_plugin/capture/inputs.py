@@ -102,14 +102,14 @@ class InputBinder:
                 one the model was captured with.
         """
         leaves, spec = self._flatten(args, kwargs)
-        if spec != self._spec:
-            leaves = self._reordered()
+        found = leaves if spec == self._spec else self._reordered()
         del self._bound
-        if leaves is None:
+        if found is None:
             raise CaptureError(
                 f"the model was captured with inputs structured as {self._spec}, this call has {spec}. "
                 "Call it as in the example batch, or transform it again with a batch like this one."
             )
+        leaves = found
         for position, constant in self._constants.items():
             leaf = leaves[position]
             if leaf is not constant and (type(leaf) is not type(constant) or leaf != constant):

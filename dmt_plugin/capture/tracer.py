@@ -31,7 +31,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture.inputs import InputBinder
@@ -207,11 +212,27 @@ class ValueTracer(fx.Tracer):
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
+        if node.target is operator.getitem:
+            return operator.getitem(args[0], self._without_masks(node.args[1], args[1]))  # type: ignore[arg-type]
         return node.target(*args, **kwargs)
+
+    def _without_masks(self, index: Any, value: Any) -> Any:
+        """Lists for the masks that are attributes of the model: an example value has no entries to count."""
+        if not isinstance(index, tuple):
+            index, value = (index,), (value,)
+        plain: list[Any] = []
+        for item, example in zip(index, value, strict=True):
+            if isinstance(item, fx.Node) and item.op == "get_attr" and example.dtype == torch.bool:
+                with unset_fake_temporarily():
+                    picked = _attribute(self.root, str(item.target)).nonzero(as_tuple=True)
+                plain.extend(self.mode.from_tensor(part) for part in picked)
+            else:
+                plain.append(example)
+        return tuple(plain) if len(plain) > 1 else plain[0]
 
     def _call_leaf(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Calls a layer with stand-ins for its state: a BatchNorm must not count this as a batch."""
-        state = {
+        state: dict[str, Tensor] = {
             name: self.mode.from_tensor(value)
             for name, value in [*module.named_parameters(), *module.named_buffers()]
         }

@@ -20,6 +20,7 @@ zero) start close to the flat model; ``torch`` is the library's default for ``nn
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 
@@ -155,7 +156,7 @@ def build_tower_module(spec: TowerModuleSpec, features: int, width: int, tower: 
         ConfigError: a user's class that cannot be imported or breaks the contract.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed * 100_003 + tower)
+        torch.default_generator.manual_seed(spec.seed * 100_003 + tower)  # and not those of the accelerators
         if spec.kind == "none":
             return PassThroughTower(features, width)
         if spec.kind == "dlrm":
@@ -174,13 +175,18 @@ def _user_tower(spec: TowerModuleSpec, features: int, width: int) -> nn.Module:
             f'dmt.towers.module is {spec.kind!r}; expected "none", "dlrm", "dcn" or the import path of a class '
             f"(package.module:Class). Importing it failed: {type(error).__name__}: {error}"
         ) from error
-    module = cls(features=features, width=width, dim=spec.dim)
-    out = getattr(module, "out_features", None)
-    found = tuple(module(torch.zeros(3, features, width)).shape)
-    if not isinstance(out, int) or found != (3, out) or out % spec.dim:
-        raise ConfigError(
-            f"{spec.kind} breaks the contract of a tower module: for an input (B, {features}, {width}) it must return "
-            f"(B, out_features), a whole number of streams of width dim={spec.dim}; out_features is {out!r} and an "
-            f"input of 3 samples gave the shape {found}."
-        )
+    contract = (
+        f"{spec.kind} breaks the contract of a tower module: built as cls(features={features}, width={width}, "
+        f"dim={spec.dim}), for an input (B, {features}, {width}) it must return (B, out_features), a whole number of "
+        "streams of width dim"
+    )
+    try:
+        module = cls(features=features, width=width, dim=spec.dim)
+        with torch.no_grad():  # on a copy: a forward may count batches
+            result = copy.deepcopy(module)(torch.zeros(3, features, width))
+        found, out = tuple(result.shape), module.out_features
+    except Exception as error:
+        raise ConfigError(f"{contract}. {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module) or not isinstance(out, int) or found != (3, out) or not out or out % spec.dim:
+        raise ConfigError(f"{contract}; out_features is {out!r} and an input of 3 samples gave the shape {found}.")
     return module

@@ -2,11 +2,12 @@
 
 Every strategy answers one question: given the features in the model's order, some of
 them tied together because they share a table, which tower does each belong to? Tied
-features move as one unit. Counts differ by at most one wherever units allow it.
+features move as one unit. The number of units in two towers differs by at most one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -103,9 +104,11 @@ def _from_file(features: Sequence[FeatureSpec], towers: int, file: str | Path) -
     known = {f.name for f in features}
     unknown = sorted({name for tower in given for name in tower} - known)
     missing = sorted(known - {name for tower in given for name in tower})
-    if unknown or missing:
+    twice = sorted(name for name, count in Counter(name for tower in given for name in tower).items() if count > 1)
+    if unknown or missing or twice:
         raise PlanError(
-            f"{file} does not fit the model: unknown features {unknown}, features in no tower {missing}. "
+            f"{file} does not fit the model: unknown features {unknown}, features in no tower {missing}, features "
+            f"listed more than once {twice}. "
             f"The model's features are {[f.name for f in features]}."
         )
     empty = [t for t, tower in enumerate(given) if not tower]

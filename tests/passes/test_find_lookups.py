@@ -1,0 +1,183 @@
+"""Lookups, the features behind them, and what a sharded lookup could not do exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dmt_plugin.errors import TransformError
+from tests.passes.flat import ROWS, Flat, cat, found, ids, only
+from tests.zoo.models import ZOO
+
+SPTT = {"towers": {"module": "none"}}
+
+
+def refused(model: nn.Module, *args: Any, **dmt: Any) -> TransformError:
+    with pytest.raises(TransformError) as caught:
+        found(model, *args, **dmt)
+    return caught.value
+
+
+def tables(odd: nn.Module) -> list[nn.Module]:
+    return [nn.Embedding(ROWS, 4), odd, nn.Embedding(ROWS, 4), nn.Embedding(ROWS, 4)]
+
+
+def frozen() -> nn.Module:
+    table = nn.Embedding(ROWS, 4)
+    table.weight.requires_grad_(False)
+    return table
+
+
+def padded_with_values() -> nn.Module:
+    table = nn.Embedding(ROWS, 4, padding_idx=2)
+    with torch.no_grad():
+        table.weight[2] = 1.0
+    return table
+
+
+@pytest.mark.parametrize(
+    ("odd", "code", "reason"),
+    [
+        (lambda: nn.Embedding(ROWS, 4, max_norm=1.0), "DMT201", "max_norm"),
+        (lambda: nn.Embedding(ROWS, 4, scale_grad_by_freq=True), "DMT202", "scale_grad_by_freq"),
+        (frozen, "DMT203", "frozen"),
+        (padded_with_values, "DMT207", "row 2"),
+    ],
+)
+def test_layers_a_sharded_lookup_cannot_be(odd: Any, code: str, reason: str) -> None:
+    error = refused(Flat(cat, tables(odd())), ids(4, 5))
+    finding = only(error.findings, code)
+    assert (finding.severity, finding.module) == ("error", "tables.1")
+    assert reason in finding.reason and finding.hint
+    assert code in str(error) and "tables.1" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({"mode": "max"}, "DMT204"), ({"max_norm": 2.0}, "DMT201"), ({"scale_grad_by_freq": True}, "DMT202")],
+)
+def test_bags_a_sharded_lookup_cannot_be(options: dict[str, Any], code: str) -> None:
+    bags = [nn.EmbeddingBag(ROWS, 4, **{"mode": "sum", **(options if f == 2 else {})}) for f in range(4)]
+    look = lambda model, index: [t(index[:, f : f + 1]) for f, t in enumerate(model.tables)]  # noqa: E731
+    assert only(refused(Flat(cat, bags, look), ids(4, 5)).findings, code).module == "tables.2"
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    error = refused(Flat(cat, [*tables(frozen())[:3], nn.Embedding(ROWS, 4, max_norm=1.0)]), ids(4, 5))
+    assert {f.code for f in error.findings} == {"DMT201", "DMT203"}
+
+
+def test_a_model_without_embeddings() -> None:
+    finding = only(refused(nn.Linear(3, 2), torch.randn(5, 3)).findings, "DMT200")
+    assert finding.module == "" and "no embedding" in finding.reason
+
+
+def tied_layer(streams: list[Tensor], model: Any) -> Tensor:
+    if not hasattr(model, "out"):
+        model.out = nn.Linear(4, ROWS, bias=False)
+        model.out.weight = model.tables[0].weight
+    return torch.cat([*streams, model.out(streams[1])], dim=1)
+
+
+def reads_weight(streams: list[Tensor], model: Any) -> Tensor:
+    return torch.cat([*streams, streams[1] @ model.tables[2].weight.t()], dim=1)
+
+
+def test_tied_weights() -> None:
+    first = only(refused(Flat(tied_layer), ids(4, 5)).findings, "DMT205")
+    assert first.module == "tables.0" and "out" in first.reason
+    second = only(refused(Flat(reads_weight), ids(4, 5)).findings, "DMT205")
+    assert second.module == "tables.2" and "operation of the graph" in second.reason
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda model, index: [t(index[:, f]) for f, t in enumerate(model.tables[:3])] + [model.tables[3](index).sum(1)],
+        lambda model, index: [t(index[:, f]) for f, t in enumerate(model.tables[:3])]
+        + [model.tables[3](index.flatten()).view(index.shape[0], -1)],
+    ],
+    ids=["sequence", "flattened sequence"],
+)
+def test_several_vectors_per_sample(look: Any) -> None:
+    finding = only(refused(Flat(cat, look=look), ids(4, 5)).findings, "DMT206")
+    assert finding.module == "tables.3" and "one vector per sample" in finding.reason
+
+
+def test_a_table_that_no_id_of_the_batch_reads_stays_dense() -> None:
+    """One vector per position is a parameter like any other, also where there are as many as samples."""
+
+    def with_positions(streams: list[Tensor], model: Any) -> Tensor:
+        if not hasattr(model, "positions"):
+            model.positions = nn.Embedding(7, 4)
+        t = torch.stack(streams, dim=1)
+        return (t + model.positions(torch.arange(4))).flatten(1) + model.positions(torch.arange(t.size(1))).sum()
+
+    ctx = found(Flat(with_positions), ids(4, 7), **SPTT)
+    assert [x.table for x in ctx.lookups] == [f"tables.{f}" for f in range(4)]
+
+
+def test_what_a_lookup_is() -> None:
+    class OfTheirOwn(nn.Embedding):
+        pass
+
+    bags = [
+        nn.EmbeddingBag(ROWS, 3, mode="mean"), OfTheirOwn(ROWS, 3), nn.Embedding(ROWS, 3, padding_idx=0),
+        nn.EmbeddingBag(ROWS, 3, mode="sum", padding_idx=1),
+    ]  # fmt: skip
+
+    def look(model: Any, index: Tensor) -> list[Tensor]:
+        t = model.tables
+        weights = (index[:, :3] + 1).float()
+        single = [t[0](index[:, :2]), t[1](index[:, 2]), t[2](index[:, 3:4]).squeeze(1)]
+        return [*single, t[3](index[:, :3], per_sample_weights=weights)]
+
+    lookups = found(Flat(cat, bags, look), ids(4, 5), **SPTT).lookups
+    assert [(x.table, x.rows, x.dim, x.pooling, x.hotness, x.weighted) for x in lookups] == [
+        ("tables.0", ROWS, 3, "mean", 2, False),
+        ("tables.1", ROWS, 3, "sum", 1, False),
+        ("tables.2", ROWS, 3, "sum", None, False),
+        ("tables.3", ROWS, 3, "sum", None, True),
+    ]
+
+
+# -- feature identity ------------------------------------------------------------------------
+
+
+def test_one_feature_in_two_tables_is_one_feature() -> None:
+    """The same ids, however the expression is written out twice, with the widest table's name."""
+    pair = [nn.Embedding(ROWS, 1), nn.Embedding(ROWS, 4), nn.Embedding(ROWS, 2), nn.Embedding(ROWS, 4)]
+
+    def look(model: Any, index: Tensor) -> list[Tensor]:
+        t = model.tables
+        return [t[0](index[:, 0] % 5), t[1](index[:, 0] % 5), t[2](index[:, 0] % 3), t[3](index[:, 1])]
+
+    lookups = found(Flat(cat, pair, look), ids(4, 5), **SPTT).lookups
+    assert [x.feature for x in lookups] == ["tables.1", "tables.1", "tables.2", "tables.3"]
+
+
+def test_a_shared_table_serves_two_features() -> None:
+    def look(model: Any, index: Tensor) -> list[Tensor]:
+        t = model.tables
+        return [t[0](index[:, 0]), t[0](index[:, 1]), t[1](index[:, 2]), t[2](index[:, 3])]
+
+    lookups = found(Flat(cat, look=look), ids(4, 5), **SPTT).lookups
+    assert [(x.table, x.feature) for x in lookups][:2] == [("tables.0", "tables.0"), ("tables.0", "tables.0#2")]
+
+
+def test_jagged_features_keep_their_keys() -> None:
+    model, batch = ZOO["torchrec_dlrm"]()
+    lookups = found(model, *batch(5, 0)).lookups
+    assert [x.feature for x in lookups] == [f"cat_{f}" for f in range(6)]
+
+
+def test_running_twice_finds_the_same() -> None:
+    from dmt_plugin.passes.find_lookups import FindLookups
+
+    ctx = found(Flat(cat), ids(4, 5))
+    before = list(ctx.lookups)
+    FindLookups().run(ctx)
+    assert ctx.lookups == before and not ctx.findings
