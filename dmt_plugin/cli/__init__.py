@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from dmt_plugin.cli import config, explain
+from dmt_plugin.cli import config, explain, verify
 from dmt_plugin.errors import DMTError
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("explain")(explain.command)
+app.command("verify")(verify.command)
 app.command("config")(config.command)
 
 

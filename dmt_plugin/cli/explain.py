@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmt_plugin.cli.load import find_config, load_factory, load_model_and_batch
-from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.cli.shape import topology_shape
+from dmt_plugin.config import load_ds_config, read_dmt_config
 from dmt_plugin.errors import ConfigError
 
 
@@ -54,18 +55,10 @@ def explain_data(
         built,
         example,
         section,
-        Topology(*_shape(section, hosts, ranks_per_host)),
+        Topology(*topology_shape(section, hosts, ranks_per_host)),
         rank=rank,
         batch_size=samples if isinstance(samples, int) else None,
     )
-
-
-def _shape(section: DMTConfig, hosts: int | None, ranks_per_host: int | None) -> tuple[int, int]:
-    given = section.topology
-    towers = section.towers.count
-    found_hosts = hosts or (given.hosts if given.hosts != "auto" else towers if towers != "auto" else 2)
-    found_lanes = ranks_per_host or (given.ranks_per_host if given.ranks_per_host != "auto" else 2)
-    return int(found_hosts), int(found_lanes)
 
 
 def command(
