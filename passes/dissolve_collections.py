@@ -7,8 +7,8 @@ single lookups only, so:
    weights from the jagged input and call the table's own ``nn.EmbeddingBag``, in the
    collection's order; that is what the collection's forward does, so the values are the
    same bit for bit;
-2. forward the uses of the output: ``to_dict()``, ``[key]``, ``values()``,
-   ``length_per_key()`` and ``keys()`` become the bags themselves;
+2. forward the uses of the output: ``to_dict()[key]``, ``[key]`` and ``values()`` become the
+   bags themselves (``keys()`` and ``length_per_key()`` were answered during capture);
 3. any other use is a finding.
 
 The bags keep their names: ``...embedding_bags.<table>.weight``.
