@@ -1,0 +1,99 @@
+"""Exchanges start early, are waited for late, and dense work fills the time between."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx
+
+from dmt_plugin.passes.place import EXCHANGE_META
+from dmt_plugin.passes.schedule import Schedule
+from dmt_plugin.placed import PlacedModel, place
+from dmt_plugin.topology import Topology
+from tests.passes.test_place import DLRM, case
+
+
+def placed(name: str, route: str, overlap: bool = True, topology: str = "2x2") -> PlacedModel:
+    logical, config, _ = case(name, topology, DLRM, comm={"route": route, "overlap": overlap})
+    return place(logical, config, Topology.parse(topology), 0)
+
+
+def spans(model: PlacedModel) -> list[tuple[str, int, int]]:
+    """Name, position of the start and of the wait of each exchange."""
+    position = {n: i for i, n in enumerate(model.graph.nodes)}
+    waits = [n for n in position if n.op == "call_module" and str(n.target).endswith(".wait")]
+    return [(n.meta[EXCHANGE_META], position[n.all_input_nodes[0]], position[n]) for n in waits]
+
+
+def independent(model: PlacedModel) -> list[fx.Node]:
+    """Layers that need no exchange: those of the dense input."""
+    needs: set[fx.Node] = set()
+    for node in model.graph.nodes:
+        if EXCHANGE_META in node.meta or any(n in needs for n in node.all_input_nodes):
+            needs.add(node)
+    return [n for n in model.graph.nodes if n.op == "call_module" and n not in needs]
+
+
+@pytest.mark.parametrize("route", ["hierarchical", "flat"])
+@pytest.mark.parametrize("name", ["dlrm", "multi_hot_dlrm", "torchrec_dcn", "deepfm"])
+def test_independent_dense_work_runs_during_the_last_exchange(name: str, route: str) -> None:
+    model = placed(name, route)
+    position = {n: i for i, n in enumerate(model.graph.nodes)}
+    found = spans(model)
+    start, wait = found[-1][1:]
+    dense = independent(model)
+    assert dense
+    for node in dense:
+        assert start < position[node] < wait, node.name
+    for _, earlier, _ in found:
+        assert all(earlier < position[node] for node in dense)
+
+
+@pytest.mark.parametrize("name", ["dlrm", "deepfm"])
+def test_a_wait_comes_right_before_its_first_use(name: str) -> None:
+    model = placed(name, "hierarchical")
+    nodes = list(model.graph.nodes)
+    _, _, wait = spans(model)[-1]
+    behind: set[fx.Node] = {nodes[wait]}
+    for node in nodes[wait + 1 :]:
+        if any(n in behind for n in node.all_input_nodes):
+            behind.add(node)
+    dense = [n for n in nodes[wait + 1 :] if n.op == "call_module" and n not in behind]
+    assert not dense
+
+
+def test_without_overlap_a_start_is_waited_for_at_once() -> None:
+    assert all(wait == start + 1 for _, start, wait in spans(placed("dlrm", "hierarchical", overlap=False)))
+    assert any(wait > start + 1 for _, start, wait in spans(placed("dlrm", "hierarchical")))
+
+
+def test_every_order_is_one_in_which_inputs_come_first_and_nothing_is_lost() -> None:
+    texts = set()
+    for overlap in (True, False):
+        graph = placed("deepfm", "hierarchical", overlap).graph
+        graph.lint()
+        texts.add(tuple(sorted(n.format_node() or n.name for n in graph.nodes)))
+    assert len({len(t) for t in texts}) == 1
+
+
+def test_scheduling_twice_changes_nothing() -> None:
+    from dmt_plugin.capture import CapturedModel, ExampleBatch
+    from dmt_plugin.passes.base import PassContext
+
+    logical, config, _ = case("dlrm", "2x2", DLRM)
+    model = place(logical, config, Topology(2, 2), 0)
+    captured = CapturedModel(model.graph_module, model.binder, ExampleBatch(), logical.batch_size)
+    before = str(model.graph)
+    result = Schedule().run(PassContext(captured, config, Topology(2, 2)))
+    assert str(model.graph) == before
+    assert (result.matched, result.changed) == (3, 0)
+
+
+def test_the_backward_of_the_dense_part_runs_during_the_last_exchange_too() -> None:
+    """Autograd goes through the graph in the opposite order: wait, dense work, start."""
+    model = placed("dlrm", "hierarchical")
+    nodes = list(model.graph.nodes)
+    _, start, wait = spans(model)[-1]
+    between = [n for n in nodes[start + 1 : wait] if n.op == "call_module"]
+    assert [n.target for n in between][:1] == ["bottom.0.0"]
+    assert all(isinstance(model.get_submodule(str(n.target)), torch.nn.Module) for n in between)

@@ -1,0 +1,108 @@
+"""All ranks of a placed model in one process, as threads over a simulated wire."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmt_plugin.api import transform
+from dmt_plugin.config import DMTConfig
+from dmt_plugin.placed import PlacedModel, place
+from dmt_plugin.topology import Topology
+from dmt_plugin.tower_model import TowerModel
+from tests._util.simulated import SimulatedWire, SimulatedWorld
+
+TOLERANCE = 1e-6
+"""Of the largest value of a tensor, or of one: sums over ranks are added in another order."""
+
+LR = 1.0
+
+
+@dataclass
+class Step:
+    """What one rank computed: outputs, and gradients by logical name (tables: summed over ranks already)."""
+
+    output: Tensor
+    dense: dict[str, Tensor]
+    tables: dict[str, Tensor]
+
+
+def settings(**dmt: Any) -> DMTConfig:
+    lookup = {"backend": "torch", "optimizer": "sgd", "lr": LR}
+    return DMTConfig.model_validate({"lookup": lookup, "partition": {"strategy": "contiguous"}, **dmt})
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def loss_of(output: Tensor) -> Tensor:
+    weights = torch.linspace(0.5, 1.5, output.numel()).reshape(output.shape)
+    return (output.sigmoid() * weights).sum()
+
+
+def run_placed(
+    logical: TowerModel, config: DMTConfig, world: SimulatedWorld, batches: Sequence[tuple[Any, ...]]
+) -> list[Step]:
+    """One forward and backward on every rank."""
+    ranks = range(world.topology.world_size)
+    models = [place(copy.deepcopy(logical), config, world.topology, rank) for rank in ranks]
+
+    def program(wire: SimulatedWire) -> Step:
+        model: PlacedModel = models[wire.rank]
+        model.bind(wire)
+        model.train()
+        model.lookup.grad_scale = 1.0 / len(models)
+        before = {t: model.lookup.table_weight(t).clone() for t in model.lookup.tables}
+        output = model(*batches[wire.rank])
+        loss_of(output).backward()
+        model.lookup.step()
+        tables = {t: (before[t] - model.lookup.table_weight(t)) / LR for t in before}
+        dense = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return Step(output.detach(), dense, tables)
+
+    return world.run(program)
+
+
+def run_logical(logical: TowerModel, batches: Sequence[tuple[Any, ...]]) -> list[Step]:
+    """The same batches through the logical model: one step that holds the mean gradient of all."""
+    model = copy.deepcopy(logical).train()
+    outputs = [model(*batch) for batch in batches]
+    (sum(loss_of(out) for out in outputs) / len(batches)).backward()
+    names = {f"{t}.weight": t for t in model.table_names}
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    tables = {names[n]: g for n, g in found.items() if n in names}
+    return [Step(torch.cat([o.detach() for o in outputs]), {n: g for n, g in found.items() if n not in names}, tables)]
+
+
+def differences(logical: TowerModel, placed: list[Step], batches: Sequence[tuple[Any, ...]]) -> list[str]:
+    """What differs by more than the tolerance; names of outputs and parameters."""
+    (expected,) = run_logical(logical, batches)
+    wrong = []
+
+    def compare(name: str, a: Tensor, b: Tensor) -> None:
+        if a.shape != b.shape:
+            wrong.append(f"{name}: shape")
+        elif a.numel() and float((a - b).abs().max()) > TOLERANCE * max(1.0, float(b.abs().max())):
+            wrong.append(name)
+
+    compare("outputs", torch.cat([step.output for step in placed]), expected.output)
+    for name, gradient in expected.dense.items():
+        parts = [step.dense[name] for step in placed if name in step.dense]
+        compare(name, torch.stack(parts).sum(0) / len(placed), gradient)
+    for table, gradient in expected.tables.items():
+        (owner,) = [step for step in placed if table in step.tables]
+        compare(table, owner.tables[table], gradient)
+    return wrong
+
+
+def towered(model: nn.Module, example: tuple[Any, ...], topology: str, config: DMTConfig) -> TowerModel:
+    return transform(without_dropout(model), example, config, Topology.parse(topology))
