@@ -1,0 +1,160 @@
+"""Runs the whole zoo through the compiler and says what it makes of each model: ``python -m tests.zoo.survey``.
+
+Prints a table and writes ``build/zoo.json``. Tower modules are tried with one output per feature at half the width
+first, then with one more output per tower at full width; what is refused in both is tried with each fallback.
+``wrong`` in the column of tower modules means that a rewrite went through and fails a check behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dmt_plugin.errors import DMTError
+from tests.zoo.catalogue import CATALOGUE
+from tests.zoo.checks import (
+    Note, check_capture, check_sptt, check_towers, covered, fallbacks, has_towers, notes_of, tower_config,
+)  # fmt: skip
+from tests.zoo.oracle import SETTINGS, check_oracle
+from tests.zoo.spec import WIDTH, Variant
+
+CONFIGS = {"c1 p0 D=N/2": (1, 0, WIDTH // 2), "c1 p1 D=N": (1, 1, WIDTH)}
+OUTPUT = Path(__file__).resolve().parents[2] / "build" / "zoo.json"
+NATIVE = 0.85
+
+
+def survey(variant: Variant) -> dict[str, Any]:
+    """All checks of one variant."""
+    start = time.perf_counter()
+    findings: list[Note] = []
+    row: dict[str, Any] = {"capture": False, "sptt_equal": False, "tm": "refused", "oracle": "n/a"}
+    try:
+        check_capture(variant)
+        row["capture"] = True
+    except Exception as error:
+        findings += notes_of(error, "capture")
+    try:
+        check_sptt(variant)
+        row["sptt_equal"] = True
+    except Exception as error:
+        findings += notes_of(error, "sptt")
+    row |= {"config": "", "covered": ""}
+    row |= _towers(variant, findings)
+    if variant.oracle is not None and row["tm"] == "native":
+        row |= _oracle(variant, findings)
+    row |= {"family": variant.family, "seconds": round(time.perf_counter() - start, 2), "findings": findings}
+    if variant.why_no_oracle:
+        row["why_no_oracle"] = variant.why_no_oracle
+    return row
+
+
+def _towers(variant: Variant, findings: list[Note]) -> dict[str, Any]:
+    for name, (c, p, dim) in CONFIGS.items():
+        try:
+            model = check_towers(variant, tower_config(c, p, dim))
+            return {"tm": "native", "config": name, "covered": covered(model)}
+        except Exception as error:
+            findings += notes_of(error, f"towers {name}")
+            if not isinstance(error, DMTError):
+                return {"tm": "wrong", "config": name}
+    for way in fallbacks():
+        try:
+            model = check_towers(variant, tower_config(*next(iter(CONFIGS.values())), way))
+            kind = "decoder" if way == "decoder" and has_towers(model) else "transport"
+            return {"tm": kind, "config": way, "covered": covered(model)}
+        except Exception as error:
+            findings += [note for note in notes_of(error, way) if note not in findings]
+            if not isinstance(error, DMTError):
+                return {"tm": "wrong", "config": way}
+    return {"tm": "refused"}
+
+
+def _oracle(variant: Variant, findings: list[Note]) -> dict[str, Any]:
+    compared, different = 0, 0
+    for setting in SETTINGS:
+        try:
+            check_oracle(variant, setting)
+            compared += 1
+        except DMTError as error:
+            findings += notes_of(error, f"oracle {setting}")
+        except Exception as error:
+            different += 1
+            findings += notes_of(error, f"oracle {setting}")
+    verdict = "different" if different else "equal" if compared else "n/a"
+    return {"oracle": verdict, "oracle_settings": f"{compared}/{len(SETTINGS)}"}
+
+
+def table_of(rows: dict[str, dict[str, Any]]) -> Table:
+    """The survey for a person."""
+    table = Table(title="What the compiler makes of each model", show_lines=False)
+    for column in ("model", "capture", "SPTT", "towers", "config", "features", "oracle", "s", "first finding"):
+        table.add_column(column, no_wrap=column != "first finding", overflow="fold")
+    for name, row in rows.items():
+        first = next((f for f in row["findings"] if f["severity"] == "error"), None)
+        table.add_row(
+            name, _flag(row["capture"]), _flag(row["sptt_equal"]),
+            f"[{'green' if row['tm'] == 'native' else 'red' if row['tm'] in ('refused', 'wrong') else 'yellow'}]{row['tm']}",
+            row["config"], row["covered"], row["oracle"] + (f" {row['oracle_settings']}" if "oracle_settings" in row else ""),
+            f"{row['seconds']:.1f}",
+            f"{first['stage']}: {first['code']} {first['module']} {first['reason']}"[:110].replace("[", "\\[") if first else "",
+        )  # fmt: skip
+    return table
+
+
+def _flag(value: bool) -> str:
+    return "[green]yes" if value else "[red]no"
+
+
+def summary_of(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The counts, one line each."""
+    count = len(rows)
+    towers, oracles = Counter(r["tm"] for r in rows.values()), Counter(r["oracle"] for r in rows.values())
+    return [
+        f"{count} models; captured {sum(r['capture'] for r in rows.values())}, "
+        f"SPTT equal {sum(r['sptt_equal'] for r in rows.values())}",
+        "tower modules: " + ", ".join(f"{k} {v}" for k, v in towers.most_common()),
+        "oracle: " + ", ".join(f"{k} {v}" for k, v in oracles.most_common()),
+    ]
+
+
+def falls_short(rows: dict[str, dict[str, Any]]) -> bool:
+    """Whether anything is below what the zoo must show."""
+    native = sum(r["tm"] == "native" for r in rows.values())
+    bad = [r for r in rows.values() if not r["capture"] or not r["sptt_equal"] or r["tm"] in ("refused", "wrong")]
+    return bool(bad) or native < NATIVE * len(rows) or any(r["oracle"] == "different" for r in rows.values())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the survey; with ``--check`` the exit status says whether all is as it must be."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*", help="variants, or parts of their names; all by default")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless all is as it must be")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    wanted = [v for v in CATALOGUE.values() if not options.names or any(n in v.name for n in options.names)]
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    rows = {v.name: survey(v) for v in track(wanted, "zoo", console=console, disable=not sys.stdout.isatty())}
+    console.print(table_of(rows))
+    for line in summary_of(rows):
+        console.print(line)
+    if not options.names or options.output != OUTPUT:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(rows, indent=1) + "\n")
+    return int(options.check and falls_short(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
