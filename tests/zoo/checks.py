@@ -70,7 +70,7 @@ def run(model: nn.Module, batch: Batch, n: int, seed: int) -> list[Tensor]:
 
 def loss_of(outputs: Sequence[Tensor]) -> Tensor:
     """One number with a gradient for every output that has one."""
-    total = sum((o.square().sum() for o in outputs if o.requires_grad), torch.zeros(()))
+    total = sum((o.square().mean() for o in outputs if o.requires_grad), torch.zeros(()))
     assert isinstance(total, Tensor)
     return total
 
@@ -146,6 +146,8 @@ def _train(flat: nn.Module, towers: nn.Module, batch: Batch) -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
+        if not losses[0].isfinite():
+            raise Differs(f"the flat model diverges in step {step}: the check says nothing")
         require_equal(losses[:1], losses[1:], f"loss of step {step}")
     expected, found = flat.state_dict(), towers.state_dict()
     if missing := sorted(found.keys() - expected.keys()):

@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.spec import (
-    DENSE, FEATURES, WIDTH, Batch, Built, Oracle, Variant, dense_of, ids_of, mlp, rows_of, sequence_of,
+    DENSE,
+    FEATURES,
+    WIDTH,
+    Batch,
+    Built,
+    Oracle,
+    Variant,
+    dense_of,
+    ids_of,
+    mlp,
+    rows_of,
+    sequence_of,
 )  # fmt: skip
 
 LENGTH = 4
@@ -67,7 +78,7 @@ class Net(nn.Module):
     """Linear logit, an interaction over the list of vectors, and a DNN over everything flat."""
 
     def __init__(
-        self, features: int, width: int, first: int, interaction: nn.Module | None, extra: int = 0, sequence: bool = False
+        self, features: int, width: int, first: int, interaction: nn.Module | None, extra: int, sequence: bool
     ) -> None:
         super().__init__()
         self.inputs = Columns(features, width, first, sequence)

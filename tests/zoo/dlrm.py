@@ -13,7 +13,19 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
 from tests.zoo.spec import (
-    DENSE, FEATURES, WIDTH, Batch, Built, Oracle, Variant, bags_of, by_size, dense_and_ids, dense_of, numbered, rows_of,
+    DENSE,
+    FEATURES,
+    WIDTH,
+    Batch,
+    Built,
+    Oracle,
+    Variant,
+    bags_of,
+    by_size,
+    dense_and_ids,
+    dense_of,
+    numbered,
+    rows_of,
 )  # fmt: skip
 
 
@@ -152,19 +164,18 @@ def list_batch(features: int, stacked_offsets: bool = False) -> Batch:
     return batch
 
 
-def _build(features: int, width: int, stacked_offsets: bool, **options: Any) -> Built:
+def _build(features: int, width: int, stacked_offsets: bool, dense_width: int = 0, **options: Any) -> Built:
     widths = [width] * features
     if options.pop("narrow", False):
         widths = [max(2, width >> (f % 3)) for f in range(features)]
     n = features + 1
+    dense_width = dense_width or width
     if options.get("arch_interaction_op") == "cat":
-        joined = n * width
+        joined = features * width + dense_width
     else:
         joined = width + (n * (n + 1) // 2 if options.get("arch_interaction_itself") else n * (n - 1) // 2)
     rows = [rows_of(f) for f in range(features)]
-    model = DLRMNet(
-        widths, rows, [DENSE, 12, width], [joined, 16, 1], sigmoid_top=1, **options
-    )
+    model = DLRMNet(widths, rows, [DENSE, 12, dense_width], [joined, 16, 1], sigmoid_top=1, **options)
     return model, list_batch(features, stacked_offsets)
 
 
@@ -173,6 +184,8 @@ def _variant(name: str, stacked_offsets: bool = False, **options: Any) -> Varian
         return _build(features, width, stacked_offsets, **options)
 
     plain = {k: v for k, v in options.items() if k not in ("narrow",)}
+    if options.get("arch_interaction_op") == "cat":
+        plain["dense_width"] = WIDTH  # beside streams of any width, the dense vector can stay what it was
     oracle = Oracle(
         lambda streams, dim, features: _build(streams, dim, stacked_offsets, **plain),
         numbered("emb_l"),

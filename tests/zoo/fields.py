@@ -9,7 +9,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.spec import DENSE, FEATURES, WIDTH, Built, Oracle, Variant, by_size, dense_and_ids, mlp, numbered, rows_of
+from tests.zoo.spec import (
+    DENSE,
+    FEATURES,
+    WIDTH,
+    Built,
+    Oracle,
+    Variant,
+    by_size,
+    dense_and_ids,
+    mlp,
+    numbered,
+    rows_of,
+)
 
 
 class CrossV1(nn.Module):

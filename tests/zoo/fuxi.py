@@ -13,10 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.fuxi_layers import (
-    Aggregation, DotWithDense, FeatureGates, HadamardCIN, HeadsOverFields, InnerProductSum, MaskNetPart, WuKongPart,
+    Aggregation,
+    DotWithDense,
+    FeatureGates,
+    HadamardCIN,
+    HeadsOverFields,
+    InnerProductSum,
+    MaskNetPart,
+    WuKongPart,
 )  # fmt: skip
 from tests.zoo.spec import (
-    FEATURES, WIDTH, Batch, Built, Oracle, Variant, dense_of, generator, ids_of, mlp, rows_of, sequence_of,
+    FEATURES,
+    WIDTH,
+    Batch,
+    Built,
+    Oracle,
+    Variant,
+    dense_of,
+    generator,
+    ids_of,
+    mlp,
+    rows_of,
+    sequence_of,
 )  # fmt: skip
 
 LENGTH = 4
@@ -135,9 +153,9 @@ class FinalMLP(nn.Module):
         self.embedding = Embedder(features, width, numbers, False)
         self.contexts = contexts
         if not contexts:
-            self.context1 = nn.Parameter(torch.randn(1, width) * 0.3)
-            self.context2 = nn.Parameter(torch.randn(1, width) * 0.3)
-        self.gates = FeatureGates(flat, (width, width))
+            self.context1 = nn.Parameter(torch.randn(1, 6) * 0.3)
+            self.context2 = nn.Parameter(torch.randn(1, 6) * 0.3)
+        self.gates = FeatureGates(flat, (width, width) if contexts else (6, 6))
         self.mlp1 = mlp([flat, 16, 8], last=True, norm=True, dropout=0.1)
         self.mlp2 = mlp([flat, 12, 8], last=True)
         self.fusion = Aggregation(8, 8, 2)
@@ -208,7 +226,8 @@ VARIANTS = [
     _stack("fuxi_deepfm", "FuxiCTR DeepFM", lambda f, n: [InnerProductSum()], first_order=True),
     _stack("fuxi_deepfm_sequence", "FuxiCTR DeepFM + sequence", lambda f, n: [InnerProductSum()], sequence=True),
     _stack(
-        "fuxi_deepfm_shared_sequence", "FuxiCTR, shared table", lambda f, n: [InnerProductSum()], sequence=True, share=True
+        "fuxi_deepfm_shared_sequence", "FuxiCTR DeepFM + sequence, shared table", lambda f, n: [InnerProductSum()],
+        sequence=True, share=True,
     ),
     _stack("fuxi_dlrm", "FuxiCTR DLRM", lambda f, n: [DotStack(f, n)], numbers=3, hidden=False),
     _stack("fuxi_dcnv2", "FuxiCTR DCNv2", lambda f, n: [CrossStack(f, n)], hidden=False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -117,7 +119,7 @@ class MaskNetPart(nn.Module):
             self.head = mlp([12, 8, 1])
         else:
             sizes = [flat, 12, 8]
-            self.blocks = nn.ModuleList(MaskBlock(flat, a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+            self.blocks = nn.ModuleList(MaskBlock(flat, a, b) for a, b in itertools.pairwise(sizes))
             self.head = mlp([8, 1])
 
     def forward(self, feature_emb: Tensor) -> Tensor:

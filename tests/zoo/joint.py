@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.joint_layers import (
-    CIN, FM, MLP, Cross, FeaturesEmbedding, FeaturesLinear, FieldAwareEmbedding, InnerProduct, OuterProduct,
-    PairAttention, SelfAttention,
+    CIN,
+    FM,
+    MLP,
+    Cross,
+    FeaturesEmbedding,
+    FeaturesLinear,
+    FieldAwareEmbedding,
+    InnerProduct,
+    OuterProduct,
+    PairAttention,
+    SelfAttention,
 )  # fmt: skip
 from tests.zoo.spec import DENSE, FEATURES, WIDTH, Built, Oracle, Variant, by_size, dense_and_ids, only_ids, rows_of
 
@@ -32,7 +41,7 @@ class JointDLRM(nn.Module):
         self.pad = pad
         pairs = vectors * (vectors - 1) // 2
         self.top_mlp = nn.Sequential(nn.Linear(width + pairs + int(pad), 16), nn.ReLU(), nn.Linear(16, 1))
-        tril = torch.tensor([[i for i in range(vectors) for j in range(i)], [j for i in range(vectors) for j in range(i)]])
+        tril = torch.tensor([[i, j] for i in range(vectors) for j in range(i)]).t().contiguous()
         self.register_buffer("tril_indices", tril, persistent=False)
 
     def forward(self, numerical: Tensor, categorical: Tensor) -> Tensor:
@@ -155,6 +164,8 @@ VARIANTS = [
     _variant("joint_autoint", "pytorch-fm AutoInt", _make(True, SelfAttention, (16,)), linear=True),
     _variant("joint_pnn_inner", "pytorch-fm PNN", lambda dims, n: ProductNet(dims, n, False)),
     _variant("joint_pnn_outer", "pytorch-fm PNN", lambda dims, n: ProductNet(dims, n, True)),
-    _variant("joint_afm", "pytorch-fm AFM", _make(True, lambda f, n: PairAttention(n, 6, (0.2, 0.2)), None), linear=True),
+    _variant(
+        "joint_afm", "pytorch-fm AFM", _make(True, lambda f, n: PairAttention(n, 6, (0.2, 0.2)), None), linear=True
+    ),
     _variant("joint_ffm", "pytorch-fm FFM", FieldAwareFM, why_no_oracle="every field has its own place in the model"),
 ]

@@ -24,7 +24,15 @@ from rich.table import Table
 from dmt_plugin.errors import DMTError
 from tests.zoo.catalogue import CATALOGUE
 from tests.zoo.checks import (
-    Note, check_capture, check_sptt, check_towers, covered, fallbacks, has_towers, notes_of, tower_config,
+    Note,
+    check_capture,
+    check_sptt,
+    check_towers,
+    covered,
+    fallbacks,
+    has_towers,
+    notes_of,
+    tower_config,
 )  # fmt: skip
 from tests.zoo.oracle import SETTINGS, check_oracle
 from tests.zoo.spec import WIDTH, Variant
@@ -102,12 +110,12 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
         table.add_column(column, no_wrap=column != "first finding", overflow="fold")
     for name, row in rows.items():
         first = next((f for f in row["findings"] if f["severity"] == "error"), None)
+        said = f"{first['stage']}: {first['code']} {first['module']} {first['reason']}"[:110] if first else ""
+        colour = {"native": "green", "refused": "red", "wrong": "red"}.get(row["tm"], "yellow")
+        oracle = f"{row['oracle']} {row.get('oracle_settings', '')}"
         table.add_row(
-            name, _flag(row["capture"]), _flag(row["sptt_equal"]),
-            f"[{'green' if row['tm'] == 'native' else 'red' if row['tm'] in ('refused', 'wrong') else 'yellow'}]{row['tm']}",
-            row["config"], row["covered"], row["oracle"] + (f" {row['oracle_settings']}" if "oracle_settings" in row else ""),
-            f"{row['seconds']:.1f}",
-            f"{first['stage']}: {first['code']} {first['module']} {first['reason']}"[:110].replace("[", "\\[") if first else "",
+            name, _flag(row["capture"]), _flag(row["sptt_equal"]), f"[{colour}]{row['tm']}", row["config"],
+            row["covered"], oracle, f"{row['seconds']:.1f}", said.replace("[", "\\["),
         )  # fmt: skip
     return table
 

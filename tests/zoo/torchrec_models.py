@@ -7,7 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.spec import DENSE, FEATURES, WIDTH, Batch, Built, Oracle, Variant, bags_of, by_size, dense_of, generator, rows_of
+from tests.zoo.spec import (
+    DENSE,
+    FEATURES,
+    WIDTH,
+    Batch,
+    Built,
+    Oracle,
+    Variant,
+    bags_of,
+    by_size,
+    dense_of,
+    generator,
+    rows_of,
+)
 
 _BAGS = "sparse_arch.embedding_bag_collection.embedding_bags"
 

@@ -1,0 +1,207 @@
+"""The models of the negative zoo: each is :class:`Base` with one thing that no rewrite can keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.zoo.checks import TRACE_BATCH
+from tests.zoo.spec import DENSE, WIDTH, Built, bags_of, dense_and_ids, dense_of, mlp, rows_of
+
+FIELDS = 6
+
+
+class Base(nn.Module):
+    """A plain model that is fine: tables, one join, an MLP. The cases spoil one thing each."""
+
+    def __init__(self, fields: int = FIELDS, **table: Any) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(rows_of(f), WIDTH, **table) for f in range(fields))
+        self.deep = mlp([DENSE + fields * WIDTH, 12, 1])
+
+    def vectors(self, ids: Tensor) -> list[Tensor]:
+        return [table(ids[:, i]) for i, table in enumerate(self.tables)]
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.deep(torch.cat([dense, *self.vectors(ids)], dim=1))
+
+
+class BranchOnData(Base):
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        out = super().forward(dense, ids)
+        if out.mean() > 0:
+            out = out * 2
+        return out
+
+
+class LoopOverIds(Base):
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        longest = int(ids.max().item())
+        return super().forward(dense, ids) + longest
+
+
+class LoopOverBatch(Base):
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        rows = [super(LoopOverBatch, self).forward(dense[i : i + 1], ids[i : i + 1]) for i in range(ids.size(0))]
+        return torch.cat(rows)
+
+
+class WritesIntoTable(Base):
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.tables[2].weight[0].zero_()
+        return super().forward(dense, ids)
+
+
+class WritesIntoVector(Base):
+    """Changes an embedding that somebody reads through another view of it."""
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        vectors = self.vectors(ids)
+        first = vectors[0].detach()
+        vectors[0].data[:, 0].mul_(0.5)
+        return self.deep(torch.cat([dense, first, *vectors[1:]], dim=1))
+
+
+class UsedOutside(Base):
+    """Field 3 is in the join, and gates the result besides."""
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        vectors = self.vectors(ids)
+        gate = torch.sigmoid(vectors[3].sum(dim=1, keepdim=True))
+        return self.deep(torch.cat([dense, *vectors], dim=1)) * gate
+
+
+class Repeated(Base):
+    """Products of pairs, from lists in which every vector is several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(FIELDS * (FIELDS - 1) // 2, 1)
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        v = self.vectors(ids)
+        pairs = [(i, j) for i in range(FIELDS) for j in range(i + 1, FIELDS)]
+        left, right = torch.stack([v[i] for i, _ in pairs], 1), torch.stack([v[j] for _, j in pairs], 1)
+        return self.head((left * right).sum(-1)) + dense.sum(1, keepdim=True)
+
+
+class FixedPositions(Base):
+    """Field 0 is told apart by its place in the stack."""
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        stacked = torch.stack(self.vectors(ids), dim=1)
+        user = stacked[:, 0]
+        return self.deep(torch.cat([dense, stacked.flatten(1)], dim=1)) + (user * stacked[:, 1]).sum(1, keepdim=True)
+
+
+class Tied(Base):
+    """Table 1 is the output layer too (a softmax over items)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = mlp([DENSE + FIELDS * WIDTH, 12, WIDTH])
+        self.items = nn.Linear(WIDTH, rows_of(1), bias=False)
+        self.items.weight = self.tables[1].weight
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.items(super().forward(dense, ids))
+
+
+class TiedByFunction(Base):
+    """Table 1 read as a matrix: scores against all items, and a penalty on its size."""
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        vectors = self.vectors(ids)
+        scores = vectors[0] @ self.tables[1].weight.t()
+        return self.deep(torch.cat([dense, *vectors], dim=1)) + scores.mean(1, keepdim=True)
+
+
+class OneLookup(Base):
+    def __init__(self) -> None:
+        super().__init__(fields=1)
+
+
+class Pooled(nn.Module):
+    """Bags with one option of the layer that has no sharded equal."""
+
+    def __init__(self, **table: Any) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(
+            nn.EmbeddingBag(rows_of(f), WIDTH, **(table if f == 2 else {"mode": "sum"})) for f in range(FIELDS)
+        )
+        self.deep = mlp([DENSE + FIELDS * WIDTH, 12, 1])
+
+    def forward(self, dense: Tensor, offsets: list[Tensor], ids: list[Tensor]) -> Tensor:
+        vectors = [table(i, o) for table, i, o in zip(self.tables, ids, offsets, strict=True)]
+        return self.deep(torch.cat([dense, *vectors], dim=1))
+
+
+class SomeFunctional(Base):
+    """Most tables are layers; one is a parameter that is read with a function and could be missed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Parameter(torch.randn(rows_of(0), WIDTH), requires_grad=True)
+        self.deep = mlp([DENSE + (FIELDS + 1) * WIDTH, 12, 1])
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        extra = F.embedding(ids[:, 0], self.extra, max_norm=1.0)
+        return self.deep(torch.cat([dense, *self.vectors(ids), extra], dim=1))
+
+
+class FixedBatch(Base):
+    """The batch size of the example is written into the model."""
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        out = super().forward(dense, ids)
+        return out.view(len(out), 1) / torch.arange(1, out.shape[0].__index__() + 1).unsqueeze(1)
+
+
+class MadeInForward(Base):
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return nn.Linear(1, 1)(super().forward(dense, ids))
+
+
+class NoTable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = mlp([DENSE, 8, 1])
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.deep(dense) + ids.float().mean(1, keepdim=True)
+
+
+def _plain(make: Callable[[], nn.Module], fields: int = FIELDS) -> Callable[[], Built]:
+    return lambda: (make(), dense_and_ids(fields))
+
+
+def _bags(**table: Any) -> Callable[[], Built]:
+    return lambda: (Pooled(**table), lambda n, seed=0: (dense_of(n, seed), *bags_of(n, FIELDS, seed)))
+
+
+def _frozen() -> Built:
+    model = Base()
+    model.tables[4].weight.requires_grad_(False)
+    return model, dense_and_ids(FIELDS)
+
+
+def _padding_not_zero() -> Built:
+    model = Base(padding_idx=0)
+    with torch.no_grad():
+        for table in model.tables:
+            table.weight[0] = 1.0
+    return model, dense_and_ids(FIELDS)
+
+
+def _compiled() -> Built:
+    return torch.compile(Base(), backend="eager"), dense_and_ids(FIELDS)  # type: ignore[return-value]
+
+
+def _scripted() -> Built:
+    batch = dense_and_ids(FIELDS)
+    return torch.jit.trace(Base(), batch(TRACE_BATCH, 0), check_trace=False), batch
