@@ -131,9 +131,15 @@ def summary_of(rows: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f"{count} models; captured {sum(r['capture'] for r in rows.values())}, "
         f"SPTT equal {sum(r['sptt_equal'] for r in rows.values())}",
-        "tower modules: " + ", ".join(f"{k} {v}" for k, v in towers.most_common()),
+        "tower modules: " + ", ".join(f"{k} {v}" for k, v in towers.most_common())
+        + f"; native with some features left out {sum(_partial(r) for r in rows.values())}",
         "oracle: " + ", ".join(f"{k} {v}" for k, v in oracles.most_common()),
     ]
+
+
+def _partial(row: dict[str, Any]) -> bool:
+    inside, _, total = row["covered"].partition("/")
+    return bool(row["tm"] == "native" and inside != total)
 
 
 def falls_short(rows: dict[str, dict[str, Any]]) -> bool:
