@@ -67,7 +67,7 @@ class DLRM(nn.Module):
         self.bottom = mlp([dense_features, 64, width])
         vectors = len(table_sizes) + 1
         self.register_buffer("pairs", torch.tril_indices(vectors, vectors, offset=-1), persistent=False)
-        self.top = mlp([width + vectors * (vectors - 1) // 2, 128, 64, 1])
+        self.top = mlp([width + vectors * (vectors - 1) // 2, 64, 1])
 
     def forward(self, dense: Tensor, sparse: Tensor) -> Tensor:
         """Logits `(B,)` of the dense features `(B, dense_features)` and the ids `(B, tables)`, int64."""

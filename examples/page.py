@@ -17,8 +17,8 @@ COLUMNS = (
     Column("auc", "test AUC", ".4f"),
     Column("logloss", "log loss", ".4f"),
     Column("samples_per_s", "samples/s", ",.0f", "this machine"),
-    Column("cross_host_bytes_per_sample", "bytes/sample", ",.0f", "across hosts"),
-    Column("modelled_dense_gradient_bytes_per_sample", "dense gradients", ",.0f", "bytes/sample, modelled"),
+    Column("cross_host_bytes_per_sample", "bytes", ",.0f", "per sample, across hosts"),
+    Column("modelled_dense_gradient_bytes_per_sample", "dense gradients", ",.0f", "per sample, modelled"),
     Column("dense_params", "dense", ",d", "parameters"),
     Column("table_params", "tables", ",d", "parameters"),
 )
@@ -36,9 +36,9 @@ def result_table(figures_by_run: Mapping[str, Mapping[str, Any]]) -> Table:
         columns=COLUMNS,
         rows=[{"run": name, **values} for name, values in figures_by_run.items()],
         notes=(
-            "bytes/sample of `flat`, `sptt` and `dmt`: ids, embeddings and their gradients, counted at the exchanges "
+            "bytes of `flat`, `sptt` and `dmt`: ids, embeddings and their gradients, counted at the exchanges "
             "while training.",
-            "bytes/sample of `stock`: its gradient all-reduce (tables and dense layers), modelled as a ring in rank "
+            "bytes of `stock`: its gradient all-reduce (tables and dense layers), modelled as a ring in rank "
             "order; it exchanges nothing else.",
             "dense gradients: the all-reduce of the dense layers, modelled the same way, not measured; already "
             "inside the figure of `stock`, to be added to the others.",

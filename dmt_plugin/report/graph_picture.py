@@ -131,7 +131,7 @@ def picture_of_graph(graph: Graph, *, fold: int = 4, title: str = "") -> str:
     if fold:
         graph = graph.folded(fold)
     texts = {node.id: _texts(node) for node in graph.nodes}
-    sizes = {name: _size(label, note) for name, (label, note) in texts.items()}
+    sizes = {node.id: _size(node.kind, *texts[node.id]) for node in graph.nodes}
     placed = layout(
         sizes,
         [(edge.source, edge.target) for edge in graph.edges],
@@ -169,9 +169,10 @@ def _texts(node: Node) -> tuple[str, list[str]]:
     return shorten(node.label), [shorten(line) for line in node.note.splitlines()[:2] if line]
 
 
-def _size(label: str, note: Sequence[str]) -> tuple[float, float]:
+def _size(kind: str, label: str, note: Sequence[str]) -> tuple[float, float]:
     widest = max([len(label) * _LABEL_PX, *(len(line) * _NOTE_PX for line in note)])
-    return widest + 2 * _PADDING + 4, _LINE * (1 + len(note)) + 2 * 7.0
+    padding = _PADDING + (10 if kind == "exchange" else 2)  # round ends need more
+    return widest + 2 * padding, _LINE * (1 + len(note)) + 2 * 7.0
 
 
 def _node(node: Node, texts: tuple[str, list[str]], size: tuple[float, float], centre: tuple[float, float]) -> str:

@@ -61,11 +61,14 @@ class Table:
             title=title,
             caption="\n".join(self.notes).replace("`", "") or None,
             box=rich.box.SIMPLE_HEAD,
+            collapse_padding=True,
+            pad_edge=False,
             caption_justify="left",
             title_justify="left",
         )
         for place, column in enumerate(self.columns):
-            heading = f"{column.title}\n[dim]{column.note}[/dim]" if column.note else column.title
+            heading = column.title.replace(" ", "\n")  # narrow columns: a terminal has 80 characters
+            heading += f"\n[dim]{column.note.replace(' ', chr(10))}[/dim]" if column.note else ""
             shown.add_column(heading, justify="right" if place else "left", vertical="bottom", no_wrap=not place)
         for row in self.rows:
             cells = [column.show(row) for column in self.columns]
