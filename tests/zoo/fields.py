@@ -30,7 +30,7 @@ class CrossV1(nn.Module):
     def __init__(self, d: int, layers: int) -> None:
         super().__init__()
         self.layers = layers
-        self.kernels = nn.Parameter(torch.randn(layers, d, 1) * 0.1)
+        self.kernels = nn.Parameter(torch.randn(layers, d, 1) * 0.02)
         self.bias = nn.Parameter(torch.zeros(layers, d, 1))
 
     def forward(self, inputs: Tensor) -> Tensor:
