@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 CHECK_STEP = 20
 SEED = 2
 # What the picture calls the parts of examples/dlrm.py and the exchanges between them.
-READABLE: dict[str, dict[str, str]] = {
+READABLE: dict[str, dict[str, Any]] = {
     "sparse": {"note": "(B, 21)"},
     "bottom": {"label": "bottom MLP"},
     "top": {"label": "interaction, top MLP"},
