@@ -47,10 +47,8 @@ def test_environment(tmp_path: Path) -> None:
 def test_logs_are_complete_and_progress_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake_launcher(
-        monkeypatch,
-        r"import sys; print('noise'); print('\rabc:  50%|# | 1/2 [00:01]\rabc: 100%|##| 2/2 [00:02]noise\n'); print('host', sys.argv[1])",
-    )
+    bars = r"\rabc:  50%|# | 1/2 [00:01]\rabc: 100%|##| 2/2 [00:02]noise\n"
+    fake_launcher(monkeypatch, f"import sys; print('noise'); print('{bars}'); print('host', sys.argv[1])")
     two_hosts.run("abc", [], tmp_path, timeout_s=30)
     for host in (0, 1):
         log = (tmp_path / f"abc.host{host}.log").read_text()
