@@ -58,7 +58,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """The demo's options."""
     parser = argparse.ArgumentParser(description="train a flat DLRM four ways and compare")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder for everything the demo writes")
-    parser.add_argument("--timeout", type=float, default=240.0, help="seconds one run may take")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds one run may take")
     parser.add_argument("--max-steps", type=int, default=None, help="stop every run early (to try the demo out)")
     args = parser.parse_args(arguments)
     if args.max_steps is not None and args.max_steps <= CHECK_STEP:
