@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test zoo lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
@@ -33,6 +33,9 @@ demo: $(STAMP)  ## train the example four ways through the deepspeed launcher an
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 python -m pytest -q
+
+zoo: $(STAMP)  ## which public models the compiler takes, and how; writes build/zoo.json
+	OMP_NUM_THREADS=1 python -m tests.zoo.survey
 
 # passes/ and integrations/ are dmt_plugin.passes and dmt_plugin.integrations only once installed; mypy looks at
 # folders, so it is shown a tree of links that has them where they belong.

@@ -148,7 +148,8 @@ def _why_not(lookups: list[Lookup], streams: list[fx.Node], joins: list[fx.Node]
         if any(entered.count(s) != 1 for s in streams):
             return f"{join.name} holds one of its features more than once"
         dim = _dim_of(join)
-        allowed = (1, 1 - rank) if join.target in _CONCATENATIONS else (1, -rank)
+        # (B, 1, N) streams lie side by side along either dimension behind the batch.
+        allowed = {1, 1 - rank, rank - 1, -1} if join.target in _CONCATENATIONS else {1, -rank}
         if dim not in allowed or (join.target in _STACKS and rank != 2):
             return f"{join.name} joins along dimension {dim!r}, not side by side"
         orders.append([s for s in entered if s in set(streams)])

@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from dmt_plugin.nn.graph_ops import jagged_values
@@ -45,6 +46,7 @@ class FindLookups(GraphPass):
         ]
         found = [lookup for node in calls if (lookup := self._read(ctx, node)) is not None]
         self._check_weights(ctx, found)
+        self._report_functional(ctx)
         ctx.lookups = _name_features(found)
         if not calls:
             ctx.find(
@@ -73,6 +75,19 @@ class FindLookups(GraphPass):
         return Lookup(
             node, str(node.target), rows, dim, pooling, "", _key(ids[1], ids[2]), ids, hotness, weighted
         )
+
+    def _report_functional(self, ctx: PassContext) -> None:
+        for node in ctx.gm.graph.nodes:
+            if node.target in (F.embedding, F.embedding_bag):
+                weight = next((n for n in node.all_input_nodes if n.op == "get_attr"), node)
+                ctx.find(
+                    "DMT208",
+                    "warning",
+                    str(weight.target) if weight is not node else node.name,
+                    "a table is looked up by a function; it stays on every rank as a dense parameter, and its whole "
+                    "gradient is reduced in every step",
+                    "look it up through nn.EmbeddingBag or nn.Embedding to have it sharded",
+                )
 
     def _check_weights(self, ctx: PassContext, lookups: list[Lookup]) -> None:
         owners: dict[int, set[str]] = {}

@@ -31,7 +31,7 @@ def test_rows_are_complete_and_in_order() -> None:
     assert list(rows()) == sorted(rows())
     for code, cells in rows().items():
         assert len(cells) == 4 and all(cells), code
-        assert cells[0] in ("error", "info", "error or warning"), code
+        assert cells[0] in ("error", "warning", "info", "error or warning"), code
 
 
 def test_the_severity_is_that_of_the_sources() -> None:

@@ -65,6 +65,9 @@ def user_line(error: BaseException | None = None) -> str:
 class ValueProxy(fx.Proxy):
     """A proxy that answers Python's questions from its example value."""
 
+    def __getattr__(self, name: str) -> Any:
+        return _ValueAttribute(self, name)
+
     @property
     def _value(self) -> Any:
         return self.node.meta["val"]
@@ -77,6 +80,9 @@ class ValueProxy(fx.Proxy):
                 f"the model's control flow depends on data: {what} of a tensor at {user_line()}. A graph has one "
                 "path for all data. Replace the branch by torch.where or a mask, or move it out of forward."
             ) from error
+
+    def _call(self, method: str) -> Any:
+        return _ValueAttribute(self, method)()
 
     def _item(self, key: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
@@ -108,24 +114,43 @@ class ValueProxy(fx.Proxy):
     def keys(self) -> Any:
         """The keys of a proxied dict or pooled output; recorded as a method call for anything else."""
         value = self._value
-        return list(value.keys()) if isinstance(value, (dict, PooledValues)) else fx.Proxy.__getattr__(self, "keys")()
+        return list(value.keys()) if isinstance(value, (dict, PooledValues)) else self._call("keys")
 
     def length_per_key(self) -> Any:
         """The widths of a proxied pooled output; recorded as a method call for anything else."""
         value = self._value
         if isinstance(value, PooledValues):
             return value.length_per_key()
-        return fx.Proxy.__getattr__(self, "length_per_key")()
+        return self._call("length_per_key")
 
     def items(self) -> Any:
         """The items of a proxied dict; recorded as a method call for anything else."""
         value = self._value
-        return [(k, self._item(k)) for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "items")()
+        return [(k, self._item(k)) for k in value] if isinstance(value, dict) else self._call("items")
 
     def values(self) -> Any:
         """The values of a proxied dict; recorded as a method call for anything else."""
         value = self._value
-        return [self._item(k) for k in value] if isinstance(value, dict) else fx.Proxy.__getattr__(self, "values")()
+        return [self._item(k) for k in value] if isinstance(value, dict) else self._call("values")
+
+
+class _ValueAttribute(ValueProxy):
+    """An attribute of a proxy, recorded when it is used: a method call if it is called, else a read."""
+
+    def __init__(self, owner: ValueProxy, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        self.tracer = owner.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None:
+            self._node = self.tracer.create_proxy("call_function", getattr, (self.owner, self.name), {}).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
 
 
 class ValueTracer(fx.Tracer):

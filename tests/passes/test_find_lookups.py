@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin.api import transform
 from dmt_plugin.errors import TransformError
 from tests.passes.flat import ROWS, Flat, cat, found, ids, only
 from tests.zoo.models import ZOO
@@ -181,3 +182,20 @@ def test_running_twice_finds_the_same() -> None:
     before = list(ctx.lookups)
     FindLookups().run(ctx)
     assert ctx.lookups == before and not ctx.findings
+
+
+def test_a_functional_lookup_is_named() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(20, 4) for _ in range(3))
+            self.extra = nn.Parameter(torch.randn(20, 4))
+            self.head = nn.Linear(16, 1)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            columns = [t(ids[:, i]) for i, t in enumerate(self.tables)]
+            return self.head(torch.cat([*columns, torch.nn.functional.embedding(ids[:, 3], self.extra)], dim=1))
+
+    model = transform(Mixed(), (torch.randint(0, 20, (5, 4)),), {"dmt": {"towers": {"module": "none"}}}, "2x1")
+    (finding,) = [f for f in model.findings if f.code == "DMT208"]
+    assert finding.severity == "warning" and finding.module == "extra"
