@@ -175,13 +175,13 @@ def launcher_env(topology: str, rank: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def cases_for(names: list[str]) -> list[tuple[str, str, int, str]]:
+def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]]:
+    """Every model at every stage; every variant of each on 2x2, and in turn on the others."""
     cases = []
-    for name in names:
-        for stage in (0, 1, 2):
-            for i, variant in enumerate(VARIANTS):
-                backend = "torch" if (stage + i) % 3 == 0 else "fbgemm"
-                cases.append((name, variant, stage, backend))
+    for (n, name), stage, (i, variant) in itertools.product(enumerate(names), (0, 1, 2), enumerate(VARIANTS)):
+        if topology == "2x2" or (n + stage + i) % 3 == 0:
+            backend = "torch" if (stage + i) % 3 == 0 else "fbgemm"
+            cases.append((name, variant, stage, backend))
     return cases
 
 
@@ -190,5 +190,5 @@ def cases_for(names: list[str]) -> list[tuple[str, str, int, str]]:
 def test_ranks_compute_what_one_process_computes(topology: str) -> None:
     hosts, lanes = map(int, topology.split("x"))
     env = partial(launcher_env, topology)
-    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases_for(sorted(ZOO)), timeout=480, env=env)
+    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases_for(sorted(ZOO), topology), timeout=480, env=env)
     assert not wrong, "\n".join(wrong[:20])
