@@ -1,0 +1,26 @@
+"""The comparison over seeds trains what it says it trains."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+import dmt_plugin
+from dmt_plugin.config import load_ds_config
+from examples.dlrm import build, example_batch
+from examples.seeds import CONFIG, auc
+
+
+def test_a_learnable_label_is_learned_by_both() -> None:
+    config = {**load_ds_config(CONFIG), "train_micro_batch_size_per_gpu": 16}
+    config["optimizer"] = {"params": {"lr": 0.05}}
+    torch.manual_seed(0)
+    flat = build()
+    towers = dmt_plugin.transform(flat, example_batch(), config, "2x2")
+    dense, sparse = example_batch(2048)
+    part = (dense, sparse, (dense[:, 0] > 0).float())
+    before = flat.tables["tailnum"].weight.clone()
+    assert auc(copy.deepcopy(towers), part, part, 1, config) > 0.9
+    assert torch.equal(flat.tables["tailnum"].weight, before)
+    assert auc(flat, part, part, 1, config) > 0.9
