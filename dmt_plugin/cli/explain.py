@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmt_plugin.cli.load import find_config, load_factory, load_model_and_batch
+from dmt_plugin.cli.load import find_config, importable_here, load_model_and_batch
 from dmt_plugin.cli.shape import topology_shape
 from dmt_plugin.config import load_ds_config, read_dmt_config
 from dmt_plugin.errors import ConfigError
+from dmt_plugin.loading import load_factory
 
 
 def explain_data(
@@ -41,6 +42,7 @@ def explain_data(
     Raises:
         DMTError: anything that cannot be found, read or transformed.
     """
+    importable_here()
     path = find_config(config, load_factory(model, "--model"))
     ds_config = load_ds_config(path)
     section = read_dmt_config(ds_config, str(path))

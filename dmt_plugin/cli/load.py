@@ -1,56 +1,20 @@
-"""Finds what a command line names: a function by import path or file, a configuration file."""
+"""Finds what a command line names: the model, an example batch, a configuration file."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dmt_plugin.errors import ConfigError
+from dmt_plugin.loading import load_factory
 
 
-def load_factory(spec: str, option: str) -> Callable[..., Any]:
-    """The callable behind ``package.module:name`` or ``path/to/file.py:name``.
-
-    The current directory is importable, as for ``python -m``.
-
-    Raises:
-        ConfigError: says which part could not be found.
-    """
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name.isidentifier():
-        raise ConfigError(
-            f"{option} is {spec!r}; expected package.module:function or path/to/file.py:function."
-        )
+def importable_here() -> None:
+    """Makes the current directory importable, as ``python -m`` does."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{option} {spec!r}: {error}. Run from the folder that holds it, or give a path to the .py file."
-        ) from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        functions = sorted(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise ConfigError(f"{option} {spec!r}: {place} has no function {name!r}. It has {functions}.")
-    return found
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise ConfigError(f"no such file: {path} (looked in {Path.cwd()}).")
-    name = f"dmt_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    spec.loader.exec_module(module)
-    return module
 
 
 def find_config(path: str, model: Callable[..., Any]) -> Path:

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmt_plugin.cli.load import find_config, load_factory, load_model_and_batch
+from dmt_plugin.cli.load import find_config, importable_here, load_model_and_batch
 from dmt_plugin.cli.shape import topology_shape
 from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.loading import load_factory
 
 
 def command(
@@ -28,6 +29,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
 ) -> None:
     """Check on your model that the rewritten graph computes what it must; exit status 1 if any law fails."""
+    importable_here()
     section = DMTConfig()
     if config is not None:
         path = find_config(config, load_factory(model, "--model"))

@@ -10,13 +10,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import itertools
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,6 +22,7 @@ from torch.utils.data import default_collate
 from dmt_plugin.capture.inputs import ExampleBatch, example_of
 from dmt_plugin.errors import CaptureError, ConfigError
 from dmt_plugin.integrations.deepspeed.agreement import speaks
+from dmt_plugin.loading import load_factory
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def find_example(
             value = _call(value, source)
     elif factory is not None:
         source = f"dmt.transform.example_batch = {factory!r}"
-        value = _call(load_factory(factory), source)
+        value = _call(load_factory(factory, "dmt.transform.example_batch"), source)
     elif training_data is not None:
         source = "training_data"
         value = collate_samples(training_data, collate_fn)
@@ -127,35 +125,6 @@ def collate_samples(training_data: Any, collate_fn: Callable[[list[Any]], Any] |
             f"{type(error).__name__}: {error}. {THREE_WAYS}"
         ) from error
     raise ConfigError(f"training_data is empty, so that no example batch can be made of it. {THREE_WAYS}")
-
-
-def load_factory(spec: str) -> Callable[[], Any]:
-    """The function that ``"file.py:name"`` or ``"package.module:name"`` names.
-
-    Raises:
-        ConfigError: If there is no such file, module or function.
-    """
-    key = f"dmt.transform.example_batch = {spec!r}"
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise ConfigError(f"{key} must be 'path/to/file.py:factory' or 'package.module:factory'")
-    try:
-        if place.endswith(".py"):
-            path = Path(place).resolve()
-            if not path.is_file():
-                raise FileNotFoundError(f"no file {path}; relative paths start at the working directory")
-            module_spec = importlib.util.spec_from_file_location(f"_dmt_example_{path.stem}", path)
-            assert module_spec is not None and module_spec.loader is not None  # true for every .py file
-            module = importlib.util.module_from_spec(module_spec)
-            module_spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except Exception as error:
-        raise ConfigError(f"{key} cannot be loaded: {type(error).__name__}: {error}") from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise ConfigError(f"{key}: {place} has no function {name!r}")
-    return factory
 
 
 def _call(factory: Callable[[], Any], source: str) -> Any:

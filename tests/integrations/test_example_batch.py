@@ -133,10 +133,10 @@ def test_the_argument_goes_before_the_configuration_and_that_before_the_data(tmp
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("missing.py:make", "no file"),
+        ("missing.py:make", "no such file"),
         ("no_such_package_of_anyone:make", "cannot be loaded"),
         ("math:no_such", "no function 'no_such'"),
-        ("nothing", "must be 'path/to/file.py:factory'"),
+        ("nothing", "expected package.module:function"),
     ],
 )
 def test_factories_that_cannot_be_used(spec, said):
