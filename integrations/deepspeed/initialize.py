@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import deepspeed
 from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
+from deepspeed.utils.logging import print_dist
 from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import batch_size_of
@@ -43,7 +43,6 @@ from dmt_plugin.topology import RankGroups, create_groups, discover_topology
 if TYPE_CHECKING:
     from dmt_plugin.placed import PlacedModel
 
-logger = logging.getLogger(__name__)
 
 EXPERT_TOPOLOGY_KEY = "use_data_before_expert_parallelism"
 
@@ -177,7 +176,29 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
             samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
             write_report(placed, samples, section.report.dir)
     sync_tables(placed.lookup, functools.partial(table_weight, model), groups)
+    for line in summary(placed, resolved.source):
+        print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
     return launch(placed, call, section, groups, resolved.source, flat)
+
+
+def summary(placed: PlacedModel, source: str) -> list[str]:
+    """What a user should see of the run: topology and its source, towers, repaired layers, findings.
+
+    Args:
+        placed: This rank's model.
+        source: Where the topology was read.
+    """
+    plan, topology, logical = placed.plan, placed.topology, placed.logical
+    module = plan.module
+    towers = "no tower modules" if logical.semantic_preserving else f"tower module {module.kind}, width {module.dim}"
+    sizes = "+".join(str(len(names)) for names in plan.towers)
+    return [
+        f"dmt: {topology.hosts} host(s) x {topology.ranks_per_host} rank(s), from {source}",
+        f"dmt: {len(plan.towers)} tower(s) of {sizes} features, {towers}, route {placed.placement.route}, "
+        f"plan {plan.fingerprint}",
+        *(f"dmt: {repair.target}: {repair.what}" for repair in logical.repairs),
+        *(f"dmt: {finding}" for finding in logical.findings),
+    ]
 
 
 def connect(distributed_port: int, dist_init_required: bool | None, timeout_s: float) -> None:
