@@ -84,19 +84,12 @@ def to_flat(trained: Any) -> nn.Module:
     weights = gather_state(placed, state.groups)
     target = copy.deepcopy(logical.to_flat() if logical.semantic_preserving else logical)
     known = target.state_dict()
-    missing = sorted(set(known) - set(weights))
+    read = set(logical.state_dict())  # parts of the user's model that are never called keep what they hold
+    missing = sorted(name for name in known if name in read and name not in weights)
     if missing:
-        untouched = {name: known[name] for name in missing}
-        unused = {n for n in missing if not _is_used(logical, n)}
-        if set(untouched) - unused:
-            raise DMTError(f"the trained model lacks {sorted(set(untouched) - unused)}; the flat model needs them.")
+        raise DMTError(f"the trained model lacks {missing}; the flat model needs them.")
     with torch.no_grad():
         for name, value in known.items():
             if name in weights:
                 value.copy_(weights[name])
     return target
-
-
-def _is_used(logical: TowerModel, name: str) -> bool:
-    """True if the graph reads this entry of the user's state (parts of a model may never be called)."""
-    return name in logical.state_dict()

@@ -5,7 +5,7 @@
 2. A join is an operation with a list argument, such as ``cat`` or ``stack``, that holds
    streams. Lookups whose streams enter the same joins form a group.
 3. A group can go through towers if each of its streams is only used by those joins, once
-   in each list, all in the same order, side by side along dimension 1 or stacked, all of
+   in each list, all in the same order, side by side behind the batch or stacked, all of
    one width above 1, and if there are enough of them. Otherwise it is transport only:
    moved by the hierarchical route, numbers unchanged.
 4. Post-dominators (networkx on the reversed graph) tell where all branches behind a

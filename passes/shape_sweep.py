@@ -250,9 +250,6 @@ class Sweep:
             value = getattr(value, atom)
         return value
 
-    def axes_of(self, node: Any) -> Axes:
-        """Axes of an argument (none for anything but a node)."""
-        return self.states[node].axes if isinstance(node, fx.Node) else {}
 
 
 def check_resizable(gm: fx.GraphModule, node: fx.Node) -> None:
