@@ -168,6 +168,7 @@ class ValueTracer(fx.Tracer):
         self._binder = binder
         self._inputs = list(inputs)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._device = next((t.device for t in inputs if isinstance(t, Tensor) and not t.is_meta), torch.device("cpu"))
         self._evaluating = 0
 
     # -- recording -------------------------------------------------------------------
@@ -258,16 +259,22 @@ class ValueTracer(fx.Tracer):
     def _call_leaf(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Calls a layer with stand-ins for its state: a BatchNorm must not count this as a batch."""
         state: dict[str, Tensor] = {
-            name: self.mode.from_tensor(value)
+            name: self._fake(value)
             for name, value in [*module.named_parameters(), *module.named_buffers()]
         }
         return torch.func.functional_call(module, state, args, kwargs)
 
     def _fake(self, value: Any) -> Any:
         def convert(item: Any) -> Any:
-            if isinstance(item, Tensor) and not isinstance(item, FakeTensor):
-                return self.mode.from_tensor(item.detach())
-            return item
+            if not isinstance(item, Tensor):
+                return item
+            fake = item if isinstance(item, FakeTensor) else self.mode.from_tensor(item.detach())
+            if fake.device.type != "meta":
+                return fake
+            # Weights without data are often beside others that have some: all are followed as if they were where the
+            # batch is.
+            with self.mode:
+                return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=self._device)
 
         return map_aggregate(value, convert)
 
