@@ -14,8 +14,6 @@ A layer whose size happens to stay but whose inputs mean something else also sta
 
 from __future__ import annotations
 
-import hashlib
-import math
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture import graph_module_over
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, Repair
+from dmt_plugin.passes.resized_layers import anew, resized
 from dmt_plugin.passes.shape_ops import shape_of
 from dmt_plugin.passes.shape_rules import rule_of
 from dmt_plugin.passes.shape_sweep import SEED, Sweep, UnsupportedAt
@@ -68,13 +67,7 @@ class RepairShapes(GraphPass):
         inputs = {target: axis.new for target, axis in sweep.inputs.items() if axis is not None}
         for target in dict.fromkeys([*inputs, *outputs]):
             old = ctx.gm.get_submodule(target)
-            new: nn.Module
-            init = "mean and spread of the old values"
-            if isinstance(old, nn.Linear):
-                new, what = _resized_linear(old, inputs.get(target), outputs.get(target), target)
-            else:
-                new, what = _resized_norm(old, inputs[target])
-                init = "as a new layer starts"
+            new, what, init = resized(old, inputs.get(target), outputs.get(target), target)
             new.train(old.training)
             parent, _, name = target.rpartition(".")
             setattr(ctx.gm.get_submodule(parent), name, new)
@@ -92,7 +85,7 @@ class RepairShapes(GraphPass):
             parent, _, name = target.rpartition(".")
             owner = ctx.gm.get_submodule(parent)
             old = getattr(owner, name)
-            new = nn.Parameter(_anew(old, shape, old.shape[-1], shape[-1], target), old.requires_grad)
+            new = nn.Parameter(anew(old, shape, old.shape[-1], shape[-1], target), old.requires_grad)
             setattr(owner, name, new)
             ctx.repairs.append(
                 Repair(target, f"{tuple(old.shape)} -> {tuple(shape)}", "mean and spread of the old values")
@@ -111,53 +104,6 @@ def _groups_behind(node: fx.Node) -> list[str]:
         seen.update(fresh)
         pending.extend(fresh)
     return sorted(found)
-
-
-def _anew(old: Tensor, shape: list[int] | tuple[int, ...], old_fan: int, new_fan: int, seed: str) -> Tensor:
-    """New values with the statistics of the old: constant stays constant, spread follows the fan-in."""
-    new = old.new_empty(list(shape))
-    if old.is_meta:
-        return new
-    values = old.detach().float()
-    spread = values.std().item() if values.numel() > 1 else 0.0
-    if spread == 0.0 or math.isnan(spread):
-        return new.fill_(values.mean().item())
-    generator = torch.Generator().manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:12], 16))
-    noise = torch.randn(list(shape), generator=generator)
-    return (values.mean().item() + noise * spread * math.sqrt(old_fan / new_fan)).to(old)
-
-
-def _resized_linear(old: nn.Linear, fan_in: int | None, out: int | None, seed: str) -> tuple[nn.Linear, str]:
-    rows, columns = out or old.out_features, fan_in or old.in_features
-    bias = old.bias is not None
-    options = {"device": old.weight.device, "dtype": old.weight.dtype}
-    new = nn.utils.skip_init(nn.Linear, columns, rows, bias=bias, **options)  # no use of global random numbers
-    with torch.no_grad():
-        new.weight.copy_(_anew(old.weight, (rows, columns), old.in_features, columns, seed + ".weight"))
-        if bias:
-            kept = rows == old.out_features and out is None
-            new.bias.copy_(old.bias if kept else _anew(old.bias, (rows,), 1, 1, seed + ".bias"))
-    changes = [
-        f"{name} {before} -> {after}" + (" (inputs mean something else)" if before == after else "")
-        for name, before, after in (("in_features", old.in_features, fan_in), ("out_features", old.out_features, out))
-        if after is not None
-    ]
-    return new, ", ".join(changes)
-
-
-def _resized_norm(old: nn.Module, size: int) -> tuple[nn.Module, str]:
-    new: nn.Module
-    if isinstance(old, nn.BatchNorm1d):
-        new = nn.BatchNorm1d(size, old.eps, old.momentum, old.affine, old.track_running_stats)
-        before = old.num_features
-    else:
-        assert isinstance(old, nn.LayerNorm)
-        new = nn.LayerNorm(size, old.eps, old.elementwise_affine, bias=old.bias is not None)
-        before = old.normalized_shape[0]
-    reference = next(iter([*old.parameters(), *old.buffers()]), None)
-    if reference is not None:
-        new.to(device=reference.device, dtype=reference.dtype)
-    return new, f"features {before} -> {size}"
 
 
 def _with_buffers(gm: fx.GraphModule, node: fx.Node, args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
