@@ -1,7 +1,8 @@
 """One rank's model: the logical tower graph, specialised, with its share of the tables.
 
 1. Copy the logical graph (parameters stay shared) and run the placement and scheduling
-   passes for this rank.
+   passes for this rank. The result holds no table: it is there to be looked at, whatever
+   the tables' size.
 2. Build the sharded lookup from this rank's own tables; the rest of the tables is not
    part of the model.
 3. Bind the exchanges to a transport when there is one; until then the model can be looked
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,6 +29,32 @@ from dmt_plugin.passes.schedule import Schedule
 from dmt_plugin.plan import TowerPlan
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
+
+
+@dataclass(frozen=True)
+class PlacedGraph:
+    """What one rank will run, without its tables.
+
+    Attributes:
+        graph_module: the placed graph; an empty module stands where the lookup goes.
+        logical: the tower model it was made from.
+        topology: hosts and lanes.
+        rank: the rank it is for.
+        placement: exchanges, lookups and towers of this rank.
+        passes: what each pass of the placement did.
+    """
+
+    graph_module: fx.GraphModule
+    logical: TowerModel
+    topology: Topology
+    rank: int
+    placement: Placement
+    passes: tuple[PassResult, ...]
+
+    @property
+    def plan(self) -> TowerPlan:
+        """Features to towers to hosts."""
+        return self.logical.plan
 
 
 class PlacedModel(GraphModel):
@@ -77,6 +105,27 @@ class PlacedModel(GraphModel):
             exchange.bind(transport)  # type: ignore[operator]
 
 
+def place_graph(logical: TowerModel, config: DMTConfig, topology: Topology, rank: int) -> PlacedGraph:
+    """Specialises the graph of a tower model to one rank, without touching its tables.
+
+    Args:
+        logical: the tower model; it stays usable.
+        config: the ``"dmt"`` section.
+        topology: the topology that the plan is for.
+        rank: the rank to look at.
+
+    Raises:
+        PlanError: the plan is for another topology.
+    """
+    logical.plan.check(model="", topology=topology)
+    graph_module = copy_graph(logical)
+    captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), logical.batch_size)
+    ctx = PassContext(captured, config, topology, plan=logical.plan, tags={"single_lookups", "plan"})
+    placing = Place(rank)
+    run_passes([FindLookups(), placing, Schedule()], ctx)
+    return PlacedGraph(ctx.gm, logical, topology, rank, placing.placement, tuple(ctx.results))
+
+
 def place(
     logical: TowerModel,
     config: DMTConfig,
@@ -100,22 +149,23 @@ def place(
         The rank's model, not yet bound to a transport.
 
     Raises:
-        PlanError: the plan is for another topology, or a table is not float32.
+        PlanError: the plan is for another topology, or a table is not float32 or holds no values.
     """
-    logical.plan.check(model="", topology=topology)
-    graph_module = copy_graph(logical)
-    captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), logical.batch_size)
-    ctx = PassContext(captured, config, topology, plan=logical.plan, tags={"single_lookups", "plan"})
-    placing = Place(rank)
-    run_passes([FindLookups(), placing, Schedule()], ctx)
-    own = {site.table for site in placing.placement.sites}
+    graph = place_graph(logical, config, topology, rank)
+    own = {site.table for site in graph.placement.sites}
     if weights is None:
         weights = {table: logical.get_parameter(f"{table}.weight").detach() for table in own}
     wrong = {t: weights[t].dtype for t in own if weights[t].dtype != torch.float32}
     if wrong:
         raise PlanError(f"tables must be float32 to be sharded; found {wrong}. Call model.float() first.")
+    empty = sorted(t for t in own if weights[t].is_meta)
+    if empty:
+        raise PlanError(
+            f"rank {rank} owns {len(empty)} table(s) on the meta device, such as {empty[0]!r}: there are no values to "
+            "start from. Build the model on a real device to train it; explain and transform need none."
+        )
     lookup = ShardedLookup(
-        placing.placement.sites,
+        graph.placement.sites,
         {table: weights[table] for table in own},
         backend=config.lookup.backend,
         optimizer=config.lookup.optimizer,
@@ -124,10 +174,10 @@ def place(
         location=config.lookup.location,
         device=device,
     )
-    setattr(ctx.gm, LOOKUP, lookup)
-    placed = graph_module_over(ctx.gm, ctx.gm.graph)
-    model = PlacedModel(placed, logical.binder, logical, topology, rank, placing.placement, lookup)
-    model.passes = tuple(ctx.results)
+    setattr(graph.graph_module, LOOKUP, lookup)
+    placed = graph_module_over(graph.graph_module, graph.graph_module.graph)
+    model = PlacedModel(placed, logical.binder, logical, topology, rank, graph.placement, lookup)
+    model.passes = graph.passes
     return model
 
 
