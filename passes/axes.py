@@ -31,6 +31,8 @@ class Segment:
         old_unit: width of one vector of it before; 1 where a unit is one entry.
         new_unit: width of one vector now.
         changed: False for a neighbour that only shares the dimension.
+        same_vectors: True if only the width of its vectors changed, not which ones there are.
+        same_entries: True if only the vectors changed, not what one of them holds.
     """
 
     old: int
@@ -38,6 +40,8 @@ class Segment:
     old_unit: int = 1
     new_unit: int = 1
     changed: bool = True
+    same_vectors: bool = False
+    same_entries: bool = False
 
     @staticmethod
     def plain(size: int) -> Segment:
@@ -92,6 +96,27 @@ class Axis:
         return Axis(tuple(segments))
 
 
+    def with_layout_of(self, other: Axis) -> Axis:
+        """Two axes that lie entry on entry: the one that knows more about its vectors.
+
+        Raises:
+            Unsupported: they differ in size, or in how they are made of vectors.
+        """
+        if self.new != other.new:
+            raise Unsupported(f"combines {self.new} with {other.new} entries")
+        mine, others = self._units(), other._units()
+        if not mine or not others:
+            return self if mine else other
+        if mine != others:
+            raise Unsupported(f"combines {self.new} entries in vectors of {mine} with vectors of {others}")
+        return self
+
+    def _units(self) -> list[tuple[int, int]]:
+        """Old and new width of the vectors in the changed parts; empty if it counts entries."""
+        widths = [(s.old_unit, s.new_unit) for s in self.segments if s.changed]
+        return [w for i, w in enumerate(widths) if w != (1, 1) and widths[i - 1 : i] != [w]]
+
+
 Axes = dict[int, Axis]
 
 
@@ -103,7 +128,7 @@ class Need:
     size: int
 
 
-def split_flat(axis: Axis, outer: int, inner: int) -> tuple[Axis, Axis] | Need:
+def split_flat(axis: Axis, outer: int, inner: int) -> tuple[Axis | None, Axis | None] | Need:
     """A flat dimension viewed as ``(n, w)``: the axes of both, or the neighbour that does not fit.
 
     Args:
@@ -133,13 +158,17 @@ def split_flat(axis: Axis, outer: int, inner: int) -> tuple[Axis, Axis] | Need:
                 return Need(i, rows * width)
             counts.append(Segment(rows, rows, 1, 1, False))
         elif segment.old_unit == inner:
-            counts.append(Segment(rows, segment.new // width))
+            counts.append(Segment(rows, segment.new // width, changed=not segment.same_vectors))
         elif segment.new == rows * width:
             counts.append(Segment(rows, rows))
         else:
             raise Unsupported(f"a part of {segment.old} entries became {segment.new}, not {rows} vectors of {width}")
     # Entries that went through a tower module are other entries, even at the same width.
-    return Axis(tuple(counts)), Axis.of(inner, width)
+    moved = [s for s in axis.segments if s.changed]
+    return (
+        None if all(s.same_vectors for s in moved) else Axis(tuple(counts)),
+        None if all(s.same_entries for s in moved) else Axis.of(inner, width),
+    )
 
 
 def merge(outer: Axis | int, inner: Axis | int) -> Axis:
@@ -147,13 +176,17 @@ def merge(outer: Axis | int, inner: Axis | int) -> Axis:
     old_width = inner.old if isinstance(inner, Axis) else inner
     new_width = inner.new if isinstance(inner, Axis) else inner
     if isinstance(outer, int):
-        return Axis((Segment(outer * old_width, outer * new_width, old_width, new_width),))
+        return Axis((Segment(outer * old_width, outer * new_width, old_width, new_width, same_vectors=True),))
+    kept = isinstance(inner, int)
     return Axis(
         tuple(
-            Segment(s.old * old_width, s.new * new_width, old_width, new_width, s.changed or isinstance(inner, Axis))
+            Segment(
+                s.old * old_width, s.new * new_width, old_width, new_width, s.changed or not kept,
+                same_vectors=not s.changed, same_entries=kept,
+            )
             for s in outer.segments
         )
-    )
+    )  # fmt: skip
 
 
 def align(old_in: Sequence[int], old_out: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -205,7 +238,7 @@ def view_axes(axes: Axes, old_in: Sequence[int], old_out: Sequence[int]) -> Axes
             found = split_flat(axes[ins[0]], old_out[outs[0]], old_out[outs[1]])
             if isinstance(found, Need):
                 return ins[0], found
-            result[outs[0]], result[outs[1]] = found
+            result.update({d: axis for d, axis in zip(outs, found, strict=True) if axis is not None})
         elif len(ins) == 2 and len(outs) == 1:
             result[outs[0]] = merge(axes.get(ins[0], old_in[ins[0]]), axes.get(ins[1], old_in[ins[1]]))
         else:

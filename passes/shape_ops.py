@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
+from dmt_plugin.passes.axes import Axes, view_axes
+
 if TYPE_CHECKING:
     from dmt_plugin.passes.shape_sweep import Sweep
 
@@ -22,6 +24,7 @@ ELEMENTWISE = {
     "contiguous", "clone", "detach", "to", "type_as", "where", "tril", "triu", "sign", "rsqrt", "reciprocal",
 }  # fmt: skip
 REDUCTIONS = {"sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp"}
+VIEWS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 SIZES = {"size", "dim", "ndimension", "numel"}
 
 
@@ -73,33 +76,82 @@ def dim_order(node: fx.Node) -> Callable[[int], list[int]]:
     return order
 
 
-def producers(sweep: Sweep, node: fx.Node, dim: int) -> list[tuple[fx.Node, int]]:
-    """Which inputs, in which dimension, decide the size of ``dim`` of ``node``."""
+def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
+    """Which inputs decide the sizes of a node, and what each must give for the node to give ``wanted``.
+
+    Raises:
+        Unsupported: a view that does not cut the wanted dimension at its vectors.
+    """
     shape = shape_of(node)
+    last = len(shape) - 1
     inputs = tensor_inputs(node)
     if node.op == "call_module":
         module = sweep.gm.get_submodule(str(node.target))
-        passes_on = isinstance(module, (*NORMS, *ELEMENTWISE_MODULES)) or (is_linear(module) and dim != len(shape) - 1)
-        return [(inputs[0], dim)] if passes_on else []
+        passes_on = isinstance(module, (*NORMS, *ELEMENTWISE_MODULES)) or (is_linear(module) and last not in wanted)
+        return [(inputs[0], wanted)] if passes_on else []
     name = name_of(node)
     if name in ELEMENTWISE:
-        pairs = [(n, dim - len(shape) + len(shape_of(n))) for n in inputs]
-        return [(n, d) for n, d in pairs if d >= 0 and shape_of(n)[d] == shape[dim]]
-    if name == "unsqueeze":
-        given: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
-        at = int(given) % len(shape)
-        return [] if dim == at else [(inputs[0], dim - (1 if dim > at else 0))]
+        shifts = [(n, len(shape) - len(shape_of(n))) for n in inputs]
+        found = [(n, {d - by: axis for d, axis in wanted.items() if _spans(n, d - by, shape[d])}) for n, by in shifts]
+        return [(n, axes) for n, axes in found if axes]
+    if name in VIEWS:
+        before = view_axes(wanted, shape, shape_of(inputs[0]))
+        return [(inputs[0], before)] if isinstance(before, dict) else []
     if name in ("transpose", "permute", "t"):
-        return [(inputs[0], dim_order(node)(len(shape))[dim])]
-    if name == "linear" and dim == len(shape) - 1:
-        return [(inputs[1], 0)]
+        order = dim_order(node)(len(shape))
+        return [(inputs[0], {order[d]: axis for d, axis in wanted.items()})]
+    if name == "getitem":
+        dims = kept_dims(node)
+        return [(inputs[0], {dims[d]: axis for d, axis in wanted.items()})] if wanted.keys() <= dims.keys() else []
+    if name == "linear":
+        return [(inputs[1], {0: wanted[last]})] if last in wanted else [(inputs[0], wanted)]
     if name in ("matmul", "mm", "bmm"):
-        a, b = node.args[0], node.args[1]
-        assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
-        if dim == len(shape) - 2:
-            return [(a, len(shape_of(a)) - 2)]
-        return [(b, len(shape_of(b)) - 1)] if dim == len(shape) - 1 else []
-    if name in ("view", "reshape", "squeeze"):
-        same = [d for d in range(len(shape_of(inputs[0]))) if shape_of(inputs[0])[d] == shape[dim]]
-        return [(inputs[0], same[0])] if len(same) == 1 and shape.count(shape[dim]) == 1 else []
+        return _of_product(node, wanted)
     return []
+
+
+def _spans(node: fx.Node, dim: int, size: int) -> bool:
+    return dim >= 0 and shape_of(node)[dim] == size
+
+
+def _of_product(node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
+    a, b = node.args[0], node.args[1]
+    assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+    last = len(shape_of(node)) - 1
+    found: list[tuple[fx.Node, Axes]] = []
+    if last in wanted:
+        found.append((b, {len(shape_of(b)) - 1: wanted[last]}))
+    if last - 1 in wanted:
+        found.append((a, {len(shape_of(a)) - 2: wanted[last - 1]}))
+    return found
+
+
+def kept_dims(node: fx.Node) -> dict[int, int]:
+    """For a ``getitem`` that takes whole dimensions or single entries: dimension of the result -> of the source."""
+    index: Any = node.args[1]
+    items = list(index) if isinstance(index, (tuple, list)) else [index]
+    rank = len(shape_of(node.args[0]))  # type: ignore[arg-type]
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items[at : at + 1] = [slice(None)] * (rank - sum(1 for item in items if item is not None) + 1)
+    found: dict[int, int] = {}
+    frm = to = 0
+    for item in items:
+        if item == slice(None):
+            found[to] = frm
+        elif item is not None and not isinstance(item, int):
+            return {}
+        frm += item is not None
+        to += not isinstance(item, int)
+    return found | {to + i: frm + i for i in range(rank - frm)}
+
+
+def why_fixed(sweep: Sweep, node: fx.Node) -> str:
+    """Why what produces a node cannot be given another size."""
+    module = sweep.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or name_of(node) in ("embedding", "embedding_bag"):
+        return (
+            "it is a lookup that does not go through these towers, whose table keeps its width; "
+            f"set dmt.towers.dim to {shape_of(node)[-1]}"
+        )
+    return "nothing that produces it can be resized"

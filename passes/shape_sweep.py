@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from dmt_plugin.passes.axes import Axes, Axis, Unsupported
-from dmt_plugin.passes.shape_ops import is_linear, producers, shape_of
+from dmt_plugin.passes.shape_ops import is_linear, producers, shape_of, why_fixed
 
 SEED = "dmt_stream"
 """Node meta: ``(group, old number of streams, old width, new width)`` of a new stream."""
@@ -195,35 +195,43 @@ class Sweep:
     # -- imposing sizes ------------------------------------------------------------------
 
     def force(self, node: fx.Node, dim: int, axis: Axis) -> None:
-        """Makes the producer of ``node`` give ``axis`` in dimension ``dim``; always ends the walk.
+        """Makes the producer of ``node`` give ``axis`` in dimension ``dim``; see :meth:`impose`."""
+        self.impose(node, {dim % len(shape_of(node)): axis})
+
+    def impose(self, node: fx.Node, wanted: Axes) -> None:
+        """Makes the producers of ``node`` give all of ``wanted`` at once; always ends the walk.
+
+        Both dimensions of a view of a layer's output are wanted together, as they are one
+        dimension of the layer.
 
         Raises:
             Restart: a size was noted at a layer or a parameter.
             Unsupported: nothing behind the node can be resized.
         """
-        dim %= len(shape_of(node))
-        last = dim == len(shape_of(node)) - 1
+        last = len(shape_of(node)) - 1
         if node.op == "get_attr" and isinstance(self.attribute(node), nn.Parameter):
-            self._note(node, dim, axis)
-        if node.op == "call_module":
-            module = self.gm.get_submodule(str(node.target))
-            if is_linear(module) and last:
-                self._note(node, dim, axis)
-        for source, source_dim in producers(self, node, dim):
-            if source_dim not in self.states[source].axes:
-                self.force(source, source_dim, axis)
-        raise Unsupported(
-            f"needs {axis.new} entries instead of {axis.old} in dimension {dim} of {node.name}, and nothing that "
-            "produces it can be resized"
+            self._note(node, wanted)
+        if node.op == "call_module" and last in wanted and is_linear(self.gm.get_submodule(str(node.target))):
+            self._note(node, {last: wanted[last]})
+        for source, axes in producers(self, node, wanted):
+            missing = {d: axis for d, axis in axes.items() if d not in self.states[source].axes}
+            if missing:
+                self.impose(source, missing)
+        dim, axis = next(iter(wanted.items()))
+        what = (
+            f"other entries in dimension {dim} of {node.name} (still {axis.new})"
+            if axis.old == axis.new
+            else f"{axis.new} entries instead of {axis.old} in dimension {dim} of {node.name}"
         )
+        raise Unsupported(f"needs {what}, and {why_fixed(self, node)}")
 
-    def _note(self, node: fx.Node, dim: int, axis: Axis) -> None:
-        before = self.forced.get((node, dim))
-        if before is not None:
-            raise Unsupported(f"{node.name} would have to give both {before.new} and {axis.new} entries")
+    def _note(self, node: fx.Node, wanted: Axes) -> None:
+        for dim, axis in wanted.items():
+            before = self.forced.get((node, dim))
+            if before is not None:
+                raise Unsupported(f"{node.name} would have to give both {before.new} and {axis.new} entries")
         check_resizable(self.gm, node)
-        # What a layer gives is one vector: its parts are not those of the streams beside it.
-        self.forced[node, dim] = Axis.of(axis.old, axis.new)
+        self.forced.update({(node, dim): axis for dim, axis in wanted.items()})
         raise Restart
 
     def note_input(self, node: fx.Node, axis: Axis | None) -> None:
