@@ -35,19 +35,27 @@ def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
     Returns:
         State by the user's names, plus the tower modules'; tensors on the CPU.
     """
+    ranges: dict[str, dict[int, Tensor]] = {}
+    for name in placed.lookup.tables:
+        table = placed.plan.table(name)
+        rows = placed.lookup.table_weight(name).detach().cpu().clone()
+        ranges.setdefault(table.parameter, {})[table.first_row] = rows
     own: dict[str, Tensor] = {}
-    for table in placed.lookup.tables:
-        own[f"{table}.weight"] = placed.lookup.table_weight(table).detach().cpu().clone()
     shared: dict[str, Tensor] = {}
     for name, value in placed.state_dict().items():
         plain = logical_name(name)
         target = own if any(plain.startswith(f"{path}.") for path in placed.tower_paths) else shared
         target[plain] = value.detach().cpu().clone()
     everyone: list[Any] = [None] * groups.topology.world_size
-    dist.all_gather_object(everyone, own, group=groups.world)
-    for part in everyone:
+    dist.all_gather_object(everyone, (own, ranges), group=groups.world)
+    tables: dict[str, dict[int, Tensor]] = {}
+    for part, parts in everyone:
         for name, value in part.items():
             shared.setdefault(name, value)
+        for name, pieces in parts.items():
+            tables.setdefault(name, {}).update(pieces)
+    for name, pieces in tables.items():
+        shared[name] = torch.cat([rows for _, rows in sorted(pieces.items())])
     return shared
 
 

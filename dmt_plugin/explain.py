@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from dmt_plugin.api import transform
 from dmt_plugin.capture import capture
 from dmt_plugin.capture.inputs import batch_size_of, example_of
+from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights, split_columns
 from dmt_plugin.passes.base import PassContext, run_passes
@@ -66,7 +67,7 @@ def explain(
     samples = batch_size or batch_size_of(inputs) or 1
     flat = PassContext(captured, config, topology)
     run_passes([DissolveCollections()], flat)
-    placed = place(transform(model, example, config, topology), config, topology, rank)
+    placed = place_graph(transform(model, example, config, topology), config, topology, rank)
     return {
         **describe(placed, samples),
         "graph_before": condensed(flat.gm),
@@ -147,6 +148,7 @@ def costs_of(placed: PlacedModel, batch: int) -> list[Any]:
         placed.rank,
         batch,
         placement.route,
+        formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, RowExchange)},
     )
 
 
@@ -161,7 +163,7 @@ def _compression(placed: PlacedModel) -> float | None:
 
 
 def _parameters(model: TowerModel) -> dict[str, int]:
-    tables = {f"{t}.weight" for t in model.table_names}
+    tables = {t.parameter for t in model.plan.tables}
     counts = {"tables": 0, "towers": 0, "dense": 0}
     for name, parameter in model.named_parameters():
         kind = "tables" if name in tables else "towers" if name.startswith(TOWERS) else "dense"

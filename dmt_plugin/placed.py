@@ -120,7 +120,7 @@ def place_graph(logical: TowerModel, config: DMTConfig, topology: Topology, rank
     logical.plan.check(model="", topology=topology)
     graph_module = copy_graph(logical)
     captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), logical.batch_size)
-    ctx = PassContext(captured, config, topology, plan=logical.plan, tags={"single_lookups", "plan"})
+    ctx = PassContext(captured, config, topology, plan=logical.plan, tags={"single_lookups", "joint_tables_split", "plan"})
     placing = Place(rank)
     run_passes([FindLookups(), placing, Schedule()], ctx)
     return PlacedGraph(ctx.gm, logical, topology, rank, placing.placement, tuple(ctx.results))
@@ -154,7 +154,7 @@ def place(
     graph = place_graph(logical, config, topology, rank)
     own = {site.table for site in graph.placement.sites}
     if weights is None:
-        weights = {table: logical.get_parameter(f"{table}.weight").detach() for table in own}
+        weights = {table: logical.plan.table(table).of(logical) for table in own}
     wrong = {t: weights[t].dtype for t in own if weights[t].dtype != torch.float32}
     if wrong:
         raise PlanError(f"tables must be float32 to be sharded; found {wrong}. Call model.float() first.")

@@ -16,10 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from dmt_plugin.errors import PlanError
 from dmt_plugin.topology import Topology
 
 PLAN_VERSION = 1
+
+FORMS = ("native", "decoder", "preserve")
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,32 @@ class TableSpec:
     """One embedding table.
 
     Attributes:
-        name: fully qualified name of the weight's module in the user's model.
+        name: unique name: the layer's, or the weight's where it belongs to no embedding layer; with
+            the range of rows where fields share a weight, e.g. ``"embedding[100:250]"``.
         rows: number of rows; valid ids are ``0 .. rows - 1``.
         dim: width of a row.
+        weight: qualified name of the parameter that holds it; by default ``<name>.weight``.
+        first_row: where it begins in that parameter.
     """
 
     name: str
     rows: int
     dim: int
+    weight: str = ""
+    first_row: int = 0
+
+    @property
+    def parameter(self) -> str:
+        """Qualified name of the parameter that holds the table."""
+        return self.weight or f"{self.name}.weight"
+
+    def of(self, model: nn.Module) -> Tensor:
+        """The table's rows in ``model``'s own parameter: a ``(rows, dim)`` view.
+
+        Raises:
+            AttributeError: the model has no such parameter.
+        """
+        return model.get_parameter(self.parameter).detach()[self.first_row : self.first_row + self.rows]
 
 
 @dataclass(frozen=True)
@@ -61,12 +83,18 @@ class GroupSpec:
         kind: ``"tower"`` (goes through tower modules) or ``"transport"`` (moved as it is).
         width: width of one stream in a tower group; 0 in a transport group of mixed widths.
         features: names of the features, in the model's order.
+        form: what the model behind a tower group sees: ``"native"`` (the outputs themselves, its
+            sizes adapted), ``"decoder"`` (streams of the old shapes, made from the outputs by a
+            linear decoder) or ``"preserve"`` (outputs of the old shapes).
+        dim: width ``D`` of its towers' outputs; 0 where the plan's module says it.
     """
 
     name: str
     kind: str
     width: int
     features: tuple[str, ...]
+    form: str = "native"
+    dim: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +102,7 @@ class TowerModuleSpec:
     """What a tower module is made of; the letters are those of the paper's section 4.
 
     Attributes:
-        kind: ``"dlrm"``, ``"dcn"``, ``"none"`` or an import path of a user's module.
+        kind: ``"dlrm"``, ``"dcn"``, ``"preserve"``, ``"none"`` or an import path of a user's module.
         c: outputs per feature (dlrm).
         p: outputs of the whole tower (dlrm).
         dim: width ``D`` of each output.
@@ -103,6 +131,7 @@ class TowerPlan:
         tower_hosts: host of each tower.
         table_lanes: lane of each table on the host of its tower.
         module: the tower module of the tower groups.
+        overrides: the towers whose module differs from that, by number.
         model: fingerprint of the model's features and tables.
         provenance: how the partition was made (strategy and its parameters).
     """
@@ -117,6 +146,7 @@ class TowerPlan:
     module: TowerModuleSpec = field(default_factory=TowerModuleSpec)
     model: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[int, TowerModuleSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_complete()
@@ -142,6 +172,13 @@ class TowerPlan:
     def table(self, name: str) -> TableSpec:
         """A table by name."""
         return next(t for t in self.tables if t.name == name)
+
+    def module_of(self, group: GroupSpec, tower: int) -> TowerModuleSpec:
+        """The module of one tower in one group, with the width of its outputs."""
+        spec = self.overrides.get(tower, self.module)
+        if group.form == "preserve":
+            return dataclasses.replace(spec, kind="preserve", dim=group.width)
+        return dataclasses.replace(spec, dim=group.dim or spec.dim)
 
     def features_of(self, group: GroupSpec, tower: int) -> tuple[str, ...]:
         """Features of one tower in one group, in the tower's order."""
@@ -205,6 +242,14 @@ class TowerPlan:
                 f"every table needs a lane 0..{topology.ranks_per_host - 1} of its host: without one {unplaced}, "
                 f"out of range {wrong}."
             )
+        absent = sorted(set(self.overrides) - set(range(len(self.towers))))
+        if absent:
+            raise PlanError(
+                f"the plan overrides the module of tower(s) {absent}; it has the towers 0..{len(self.towers) - 1}."
+            )
+        odd = {g.name: g.form for g in self.groups if g.form not in FORMS}
+        if odd:
+            raise PlanError(f"the plan gives groups the form {odd}; expected one of {list(FORMS)}.")
         strangers = sorted({*self.table_lanes, *(f for g in self.groups for f in g.features)} - tables - set(names))
         if strangers:
             raise PlanError(
@@ -245,7 +290,9 @@ class TowerPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
-        return {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+        data = {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+        data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
+        return data
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
@@ -273,7 +320,10 @@ class TowerPlan:
                     FeatureSpec(f["name"], tuple(f["tables"]), f.get("hotness")) for f in data["features"]
                 ),
                 groups=tuple(
-                    GroupSpec(g["name"], g["kind"], g["width"], tuple(g["features"])) for g in data["groups"]
+                    GroupSpec(
+                        g["name"], g["kind"], g["width"], tuple(g["features"]), g.get("form", "native"), g.get("dim", 0)
+                    )
+                    for g in data["groups"]
                 ),
                 towers=tuple(tuple(t) for t in data["towers"]),
                 tower_hosts=tuple(int(h) for h in data["tower_hosts"]),
@@ -281,6 +331,7 @@ class TowerPlan:
                 module=TowerModuleSpec(**data.get("module", {})),
                 model=str(data.get("model", "")),
                 provenance=dict(data.get("provenance", {})),
+                overrides={int(k): TowerModuleSpec(**v) for k, v in data.get("overrides", {}).items()},
             )
         except PlanError:
             raise

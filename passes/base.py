@@ -29,6 +29,14 @@ from dmt_plugin.topology import Topology
 logger = logging.getLogger(__name__)
 
 
+WAYS_OUT = (
+    'set dmt.transform.on_unsupported to "decoder" (towers compress, and a linear layer behind the exchange gives the '
+    'model its old streams back), "preserve" (tower modules that keep number and width) or "transport" (the features '
+    "move unchanged)"
+)
+"""What a finding offers where the model behind a group cannot take other streams."""
+
+
 @dataclass(frozen=True)
 class Contract:
     """What a pass gives and needs, as plain tags.
@@ -61,21 +69,30 @@ class PassResult:
     note: str = ""
 
 
+#: Which function of :mod:`dmt_plugin.comm.ids` reads an index input, with its arguments.
+Ids = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Lookup:
-    """One call of an embedding layer.
+    """Rows of one table by one index input.
 
     Attributes:
-        node: the ``call_module`` node, ``(B, N)`` or ``(B, 1, N)``.
-        table: qualified name of the layer.
+        node: the node that gives them: ``(B, N)`` or ``(B, 1, N)``, for a sequence ``(B, L, N)``.
+        table: name of the table: the layer's, or the weight's where it belongs to no embedding
+            layer; with the range of rows where a table is shared by fields.
         rows: rows of the table.
         dim: ``N``.
-        pooling: ``"sum"`` or ``"mean"``.
+        pooling: ``"sum"`` or ``"mean"``, ``"none"`` for a sequence.
         feature: name of the feature (see :attr:`key`).
         key: structural key of the index input; equal keys mean the same ids.
-        ids: which function of :mod:`dmt_plugin.comm.ids` reads the call, with its arguments.
+        ids: how the index input is read.
         hotness: ids per sample if fixed, else ``None``.
         weighted: whether the ids have weights.
+        weight: qualified name of the parameter that holds the table.
+        first_row: where the table begins in that parameter.
+        origin: key of the raw input that the index is computed from.
+        padding: id whose row is zero and stays so (sequences only; else such ids are dropped).
     """
 
     node: fx.Node
@@ -85,9 +102,18 @@ class Lookup:
     pooling: str
     feature: str
     key: str
-    ids: tuple[str, tuple[Any, ...], dict[str, Any]]
+    ids: Ids
     hotness: int | None
     weighted: bool
+    weight: str = ""
+    first_row: int = 0
+    origin: str = ""
+    padding: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Entries per sample: ``N``, or ``L * N`` for a sequence."""
+        return self.dim * (self.hotness or 1) if self.pooling == "none" else self.dim
 
 
 @dataclass
@@ -99,10 +125,12 @@ class StreamGroup:
         kind: ``"tower"`` or ``"transport"``.
         lookups: the lookups, in the order in which they are joined.
         streams: for each lookup the node that enters the joins.
-        joins: the nodes that join them (empty for a transport group).
+        joins: the nodes that join them, or use them in whatever way where the form is not
+            native (empty for a transport group).
         width: width of a stream (0 when they differ).
-        reason: why a group is transport only.
+        reason: why a group is transport only, or cannot be in the native form.
         meeting_point: name of the node where all branches behind the joins have met.
+        form: of a tower group: what the model behind it sees (see :class:`dmt_plugin.plan.GroupSpec`).
     """
 
     name: str
@@ -113,11 +141,12 @@ class StreamGroup:
     width: int
     reason: str = ""
     meeting_point: str = ""
+    form: str = "native"
 
 
 @dataclass(frozen=True)
 class Repair:
-    """A parameter or module that changed its size because towers feed it.
+    """A parameter or module that starts anew because towers feed it: it changed its size, or is a decoder.
 
     Attributes:
         target: qualified name.

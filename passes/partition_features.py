@@ -130,7 +130,12 @@ def _to_transport(group: StreamGroup, reason: str) -> None:
 
 def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[FeatureSpec, ...]]:
     """Tables and features of a model, in the order of their first lookup."""
-    tables = {x.table: TableSpec(x.table, x.rows, x.dim) for x in lookups}
+    tables = {
+        x.table: TableSpec(
+            x.table, x.rows, x.dim, "" if x.weight == f"{x.table}.weight" else x.weight, x.first_row
+        )
+        for x in lookups
+    }
     features: dict[str, FeatureSpec] = {}
     for lookup in lookups:
         before = features.get(lookup.feature)

@@ -19,6 +19,7 @@ any, run where the samples are. The rest of the graph is untouched in both.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,10 +30,11 @@ from dmt_plugin.comm import ids as id_readers
 from dmt_plugin.comm.ids import IdSlot
 from dmt_plugin.comm.index_exchange import IndexExchange, Route
 from dmt_plugin.comm.row_exchange import RowExchange
+from dmt_plugin.comm.transport import Group
 from dmt_plugin.nn.graph_ops import graph_function, pack_streams, side_by_side, split_columns, split_streams
 from dmt_plugin.nn.lookup import LookupSite
 from dmt_plugin.nn.towers import PassThroughTower
-from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult
+from dmt_plugin.passes.base import Contract, GraphPass, Ids, Lookup, PassContext, PassResult
 from dmt_plugin.plan import TowerPlan
 
 EXCHANGES = "dmt_exchange"
@@ -44,7 +46,7 @@ SHAPE_META = "dmt_shape_text"
 
 _READERS = {
     name: graph_function(getattr(id_readers, name))
-    for name in ("ids_from_embedding", "ids_from_bag_2d", "ids_from_bag_offsets")
+    for name in ("ids_from_embedding", "ids_from_column", "ids_from_bag_2d", "ids_from_bag_offsets")
 }
 
 
@@ -126,18 +128,15 @@ class Place(GraphPass):
     # -- steps ---------------------------------------------------------------------------
 
     def _distribute(self) -> tuple[fx.Node, fx.Node]:
-        slots, readers = _slots(self.ctx.lookups, self.plan)
+        slots, readers = _slots(_by_feature(self.ctx, self.plan), self.plan)
         exchange = IndexExchange(slots, self.topology, self.rank, self.ctx.config.comm.route)
         place_of = {slot: i for i, slot in enumerate(exchange.owned)}
-        slot_of = {slot.name: i for i, slot in enumerate(slots)}
+        slot_of = {key: i for i, key in enumerate(dict.fromkeys(x.key for x in _by_feature(self.ctx, self.plan)))}
         mine = [x for x in self.ctx.lookups if self._owner(x) == self.rank]
         self.placement.slots = slots
-        self.placement.sites = tuple(
-            LookupSite(x.node.name, x.table, place_of[slot_of[x.feature]], x.rows, x.dim, x.pooling, x.weighted)
-            for x in mine
-        )
+        self.placement.sites = tuple(site for x in mine for site in _sites(x, place_of[slot_of[x.key]]))
         self.placement.rank_widths = tuple(
-            sum(x.dim for x in self.ctx.lookups if self._owner(x) == rank) for rank in range(self.topology.world_size)
+            sum(x.width for x in self.ctx.lookups if self._owner(x) == rank) for rank in range(self.topology.world_size)
         )
         ids = [self.graph.call_function(_READERS[name], args, kwargs) for name, args, kwargs in readers]
         self._add("index", exchange)
@@ -148,9 +147,9 @@ class Place(GraphPass):
     def _hierarchical(self, rows: fx.Node, layout: fx.Node) -> None:
         host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
         by_lane = [self._lookups_of(self.topology.rank_of(host, j)) for j in range(self.topology.ranks_per_host)]
-        self._add("lanes", RowExchange("lanes", "lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
+        self._add("lanes", self._rows("lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
         blocks = self._exchange("lanes", (rows, layout), f"(H*B, {sum(_width(x) for x in by_lane)})")
-        columns = self._split(blocks, [[x.dim for x in own] for own in by_lane])
+        columns = self._split(blocks, [[x.width for x in own] for own in by_lane])
         column_of = {x.node: c for x, c in zip((x for own in by_lane for x in own), columns, strict=True)}
         items = [self._columns_of(h) for h in range(self.topology.hosts)]
         own_outputs = [
@@ -158,7 +157,7 @@ class Place(GraphPass):
         ]
         sent = self.graph.call_function(side_by_side, (own_outputs,))
         widths = [sum(c.width for c in own) for own in items]
-        self._add("peers", RowExchange("peers", "peers", widths[host], widths))
+        self._add("peers", self._rows("peers", widths[host], widths))
         sent.meta[SHAPE_META] = f"(H*B, {widths[host]})"
         arrived = self._exchange("peers", (sent, layout), f"(B, {sum(widths)})")
         parts = self._split(arrived, [[c.width for c in own] for own in items])
@@ -169,9 +168,9 @@ class Place(GraphPass):
 
     def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
         by_rank = [self._lookups_of(rank) for rank in range(self.topology.world_size)]
-        self._add("world", RowExchange("world", "world", _width(by_rank[self.rank]), [_width(x) for x in by_rank]))
+        self._add("world", self._rows("world", _width(by_rank[self.rank]), [_width(x) for x in by_rank]))
         blocks = self._exchange("world", (rows, layout), f"(B, {sum(self.placement.rank_widths)})")
-        columns = self._split(blocks, [[x.dim for x in own] for own in by_rank])
+        columns = self._split(blocks, [[x.width for x in own] for own in by_rank])
         for lookup, column in zip((x for own in by_rank for x in own), columns, strict=True):
             self._substitute(lookup.node, column)
 
@@ -211,7 +210,7 @@ class Place(GraphPass):
                     width = int(output.meta["val"].shape[1])
                     columns.append(Column(output, width, str(output.target)))
         columns.extend(
-            Column(x.node, x.dim)
+            Column(x.node, x.width)
             for x in self.ctx.lookups
             if x.node not in packed and self.plan.host_of_table(x.table) == host
         )
@@ -226,6 +225,9 @@ class Place(GraphPass):
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)
         self.placement.exchanges[name] = exchange
 
+    def _rows(self, group: Group, own: int, widths: Sequence[int]) -> RowExchange:
+        return RowExchange(group, group, own, widths, self.ctx.config.comm.formats_of(group))
+
     def _exchange(self, name: str, args: tuple[Any, ...], arrives: str) -> fx.Node:
         start = self.graph.call_module(f"{EXCHANGES}.{name}.start", args)
         wait = self.graph.call_module(f"{EXCHANGES}.{name}.wait", (start,))
@@ -239,38 +241,60 @@ class Place(GraphPass):
         return [self.graph.call_function(operator.getitem, (parts, i)) for i in range(count)]
 
     def _substitute(self, old: fx.Node, new: fx.Node) -> None:
-        """Puts a column in the place of a logical node; a lookup may have given ``(B, 1, N)``."""
+        """Puts a column in the place of a logical node; a lookup may have given ``(B, L, N)``."""
         value = old.meta["val"]
-        new.meta["val"] = value
+        new.meta["val"] = value.flatten(1)
         if value.dim() == 3:
-            new = self.graph.call_method("unsqueeze", (new, 1))
+            new = self.graph.call_method("unflatten", (new, 1, tuple(value.shape[1:])))
             new.meta["val"] = value
         old.replace_all_uses_with(new)
 
 
 def _width(lookups: Sequence[Lookup]) -> int:
-    return sum(x.dim for x in lookups)
+    return sum(x.width for x in lookups)
 
 
-def _slots(lookups: Sequence[Lookup], plan: TowerPlan) -> tuple[tuple[IdSlot, ...], list[tuple[str, Any, Any]]]:
-    """One id stream per feature, and how to read it."""
+def _by_feature(ctx: PassContext, plan: TowerPlan) -> list[Lookup]:
+    """All lookups, in the order of the plan's features."""
+    position = {feature.name: i for i, feature in enumerate(plan.features)}
+    return sorted(ctx.lookups, key=lambda x: position[x.feature])
+
+
+def _slots(lookups: Sequence[Lookup], plan: TowerPlan) -> tuple[tuple[IdSlot, ...], list[Ids]]:
+    """One id stream per index input, and how to read it. A feature has several where its tables are
+    read by different functions of its ids (quotient and remainder)."""
+    by_key: dict[str, list[Lookup]] = {}
+    for lookup in lookups:
+        by_key.setdefault(lookup.key, []).append(lookup)
+    used: Counter[str] = Counter()
     slots: list[IdSlot] = []
-    readers: list[tuple[str, Any, Any]] = []
-    for feature in plan.features:
-        own = [x for x in lookups if x.feature == feature.name]
+    for own in by_key.values():
+        first = own[0]
+        used[first.feature] += 1
+        count = used[first.feature]
         owners = [plan.owner_of(x.table) for x in own]
         slots.append(
             IdSlot(
-                name=feature.name,
+                name=first.feature if count == 1 else f"{first.feature}/{count}",
                 rows=min(x.rows for x in own),
-                hotness=own[0].hotness,
-                weighted=own[0].weighted,
+                hotness=first.hotness,
+                weighted=first.weighted,
                 host=owners[0][0],
                 lanes=tuple(sorted({lane for _, lane in owners})),
             )
         )
-        readers.append(own[0].ids)
-    return tuple(slots), readers
+    return tuple(slots), [own[0].ids for own in by_key.values()]
+
+
+def _sites(lookup: Lookup, slot: int) -> list[LookupSite]:
+    """What the owner of a table looks up: a sequence is one site per position."""
+    name, table, rows, dim = lookup.node.name, lookup.table, lookup.rows, lookup.dim
+    if lookup.pooling != "none":
+        return [LookupSite(name, table, slot, rows, dim, lookup.pooling, lookup.weighted)]
+    return [
+        LookupSite(f"{name}[{j}]", table, slot, rows, dim, "sum", False, position=j, padding=lookup.padding)
+        for j in range(lookup.hotness or 0)
+    ]
 
 
 def _lookup_behind(stream: Any, lookups: Any) -> fx.Node:

@@ -80,6 +80,19 @@ def ids_from_embedding(x: Tensor, padding_idx: int | None = None) -> FeatureIds:
     return FeatureIds(values[keep], keep.long(), None, values.numel())
 
 
+def ids_from_column(x: Tensor, column: int, padding_idx: int | None = None) -> FeatureIds:
+    """Ids of one field of a matrix of ids.
+
+    Args:
+        x: ``(B, F)`` integer ids.
+        column: the field.
+        padding_idx: drop this id; the sample's bag is then empty and its embedding zero.
+    """
+    if x.dim() != 2 or not 0 <= column < x.shape[1]:
+        raise ValueError(f"a matrix of ids with a column {column} expected; found shape {tuple(x.shape)}")
+    return ids_from_embedding(x[:, column], padding_idx)
+
+
 def ids_from_bag_2d(x: Tensor, weights: Tensor | None = None, padding_idx: int | None = None) -> FeatureIds:
     """Ids of an ``nn.EmbeddingBag`` call with a matrix.
 

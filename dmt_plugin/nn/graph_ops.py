@@ -65,6 +65,19 @@ def split_streams(towers: Sequence[Tensor], shapes: Sequence[Sequence[StreamShap
 
 
 @graph_function
+def field_streams(rows: Tensor, first_rows: Sequence[int]) -> tuple[Tensor, ...]:
+    """Cuts what a joint table gives for all fields, ``(B, F, N)``, into ``F`` streams ``(B, N)``.
+
+    Args:
+        rows: one row per field and sample.
+        first_rows: where each field's range of rows begins in the table; says which table ranges the
+            streams come from, and does not change their values.
+    """
+    assert rows.shape[1] == len(first_rows)
+    return rows.unbind(1)
+
+
+@graph_function
 def split_columns(blocks: Sequence[Tensor], widths: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
     """Cuts the blocks an exchange delivers into columns.
 

@@ -41,6 +41,8 @@ class LookupSite:
         dim: columns of the table.
         pooling: ``"sum"`` or ``"mean"``.
         weighted: ids carry weights (sum only).
+        position: of a sequence, which of the slot's ids per row this site looks up.
+        padding: at a position, the id that gives a zero row and no gradient.
     """
 
     name: str
@@ -50,6 +52,8 @@ class LookupSite:
     dim: int
     pooling: str
     weighted: bool
+    position: int | None = None
+    padding: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dmt_plugin.nn.site_ids import SiteIds, ids_of
 from dmt_plugin.pairing import import_fbgemm
 
 if TYPE_CHECKING:
@@ -107,22 +108,19 @@ class FbgemmTables:
 
     def forward(self, routed: RoutedIds) -> Tensor:
         """``(rows, sum of padded dims)`` pooled embeddings."""
-        values = [routed.values[site.slot] for site in self.sites]
-        indices = torch.cat(values) if len(values) > 1 else values[0]
-        weights = None
-        if self.weighted:
-            weights = torch.cat([_weights(site, routed) for site in self.sites])
-        output: Tensor = self._tbe(indices.long(), self._offset(routed), weights)
+        own = [ids_of(site, routed) for site in self.sites]
+        indices = torch.cat([ids.values for ids in own]) if len(own) > 1 else own[0].values
+        weights = torch.cat([_weights(ids) for ids in own]) if self.weighted else None
+        output: Tensor = self._tbe(indices.long(), self._offset(own, routed.layout.rows), weights)
         return output
 
-    def _offset(self, routed: RoutedIds) -> Tensor:
-        rows = routed.layout.rows
-        lengths = [routed.lengths[site.slot] for site in self.sites]
-        sizes = tuple(routed.values[site.slot].numel() for site in self.sites)
+    def _offset(self, own: Sequence[SiteIds], rows: int) -> Tensor:
+        lengths = [ids.lengths for ids in own]
+        sizes = tuple(ids.values.numel() for ids in own)
         fixed = all(length is None for length in lengths)
         if fixed and self._offsets is not None and self._offsets[:2] == (rows, sizes):
             return self._offsets[2]
-        device = routed.values[self.sites[0].slot].device
+        device = own[0].values.device
         filled = [
             torch.full((rows,), size // max(rows, 1), dtype=torch.int64, device=device)
             if length is None
@@ -162,12 +160,10 @@ def padded(dim: int) -> int:
     return (dim + 3) // 4 * 4
 
 
-def _weights(site: LookupSite, routed: RoutedIds) -> Tensor:
-    weights = routed.weights[site.slot] if site.weighted else None
-    if weights is not None:
-        return weights
-    values = routed.values[site.slot]
-    return torch.ones(values.numel(), dtype=torch.float32, device=values.device)
+def _weights(ids: SiteIds) -> Tensor:
+    if ids.weights is not None:
+        return ids.weights
+    return torch.ones(ids.values.numel(), dtype=torch.float32, device=ids.values.device)
 
 
 def _placement(device: torch.device, location: str) -> tuple[Any, Any]:

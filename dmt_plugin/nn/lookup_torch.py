@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmt_plugin.nn.site_ids import ids_of
+
 if TYPE_CHECKING:
     from dmt_plugin.comm.index_exchange import RoutedIds
     from dmt_plugin.nn.lookup import LookupSite, Rule
@@ -68,8 +70,7 @@ class TorchTables:
         return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
 
     def _pool(self, site: LookupSite, routed: RoutedIds, rows: int) -> Tensor:
-        values, lengths = routed.values[site.slot], routed.lengths[site.slot]
-        weights = routed.weights[site.slot] if site.weighted else None
+        values, lengths, weights = ids_of(site, routed)
         if lengths is None:
             hotness = values.numel() // max(rows, 1)
             offsets = torch.arange(0, rows * hotness + 1, max(hotness, 1), device=values.device)

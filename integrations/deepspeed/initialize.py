@@ -42,7 +42,7 @@ from dmt_plugin.topology import RankGroups, create_groups, discover_topology
 
 if TYPE_CHECKING:
     from dmt_plugin.placed import PlacedModel
-
+    from dmt_plugin.plan import TowerPlan
 
 EXPERT_TOPOLOGY_KEY = "use_data_before_expert_parallelism"
 
@@ -175,7 +175,7 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
         if rank == 0 and section.report.dir is not None:
             samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
             write_report(placed, samples, section.report.dir)
-    sync_tables(placed.lookup, functools.partial(table_weight, model), groups)
+    sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
     for line in summary(placed, resolved.source):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
     return launch(placed, call, section, groups, resolved.source, flat)
@@ -336,9 +336,13 @@ def fused_tables(lookup: Any) -> list[str]:
     return sorted({site.table for site in lookup.sites if backend_of(site.table) == "fbgemm"})
 
 
-def table_weight(model: nn.Module, table: str) -> Tensor:
-    """The ``(rows, dim)`` weight of a table of the flat model, by its path with or without ``.weight``."""
-    try:
-        return model.get_parameter(f"{table}.weight")
-    except AttributeError:
-        return model.get_parameter(table)
+def table_weight(plan: TowerPlan, model: nn.Module, table: str) -> Tensor:
+    """The ``(rows, dim)`` weight of a table of the flat model, by the table's name.
+
+    Raises:
+        AttributeError: the model has no such table.
+    """
+    spec = next((t for t in plan.tables if t.name == table), None)
+    if spec is None:
+        raise AttributeError(table)
+    return spec.of(model)

@@ -1,0 +1,127 @@
+"""Calls that read rows of an embedding table, in one form.
+
+A table is read by ``nn.Embedding`` or ``nn.EmbeddingBag`` (also through a subclass that
+inherits ``forward``), or by ``F.embedding`` or ``F.embedding_bag`` on a parameter of some
+module. What follows does not care which: a call has a weight, an index, and options.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+_OPTIONS = ("padding_idx", "max_norm", "scale_grad_by_freq")
+
+
+@dataclass(frozen=True)
+class TableCall:
+    """One call that reads rows.
+
+    Attributes:
+        node: the node of the call.
+        weight: qualified name of the weight, a tensor of the graph module.
+        bag: True if each sample's rows are pooled.
+        index: the ids.
+        offsets: starts of the bags, for a bag of flat ids.
+        weights: weight per id, for a bag.
+        mode: ``"sum"``, ``"mean"`` or ``"max"``; ``"sum"`` without pooling.
+        include_last_offset: the last of ``offsets`` is the end of the last bag.
+        padding_idx: id whose row stays as it is.
+        max_norm: as in ``nn.Embedding``.
+        scale_grad_by_freq: as in ``nn.Embedding``.
+    """
+
+    node: fx.Node
+    weight: str
+    bag: bool
+    index: fx.Node
+    offsets: fx.Node | None
+    weights: fx.Node | None
+    mode: str
+    include_last_offset: bool
+    padding_idx: int | None
+    max_norm: float | None
+    scale_grad_by_freq: bool
+
+    @property
+    def table(self) -> str:
+        """The table's name for people: the module where that has only this weight, else the weight."""
+        return self.weight.removesuffix(".weight")
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """Everything but the node that decides what the call gives, other than its inputs."""
+        return (self.weight, self.bag, self.mode, self.include_last_offset, self.padding_idx, self.max_norm)
+
+
+def weight_of(gm: fx.GraphModule, name: str) -> Tensor:
+    """The tensor of that name, a parameter or a buffer."""
+    path, _, last = name.rpartition(".")
+    found = getattr(gm.get_submodule(path), last)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def read_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
+    """The call in its common form; ``None`` if ``node`` reads no table by the samples' ids.
+
+    A table that is read otherwise (one row per position, say) is an ordinary dense parameter.
+    """
+    found = _module_call(gm, node) if node.op == "call_module" else _function_call(gm, node)
+    return found if found is not None and reads_samples(node) else None
+
+
+def _module_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
+    layer = gm.get_submodule(str(node.target))
+    if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    names = ("input", "offsets", "per_sample_weights")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    options = {name: getattr(layer, name) for name in _OPTIONS}
+    weight = f"{node.target}.weight"
+    if isinstance(layer, nn.Embedding):
+        return TableCall(node, weight, False, given["input"], None, None, "sum", False, **options)
+    return TableCall(
+        node, weight, True, given["input"], given.get("offsets"), given.get("per_sample_weights"), layer.mode,
+        layer.include_last_offset, **options,
+    )  # fmt: skip
+
+
+def _function_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
+    if node.target not in (F.embedding, F.embedding_bag):
+        return None
+    assert callable(node.target)
+    call = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    table = given["weight"]
+    if not isinstance(table, fx.Node) or table.op != "get_attr":
+        return None
+    options = {name: given[name] for name in _OPTIONS}
+    weight = str(table.target)
+    if (padding := options["padding_idx"]) is not None and padding < 0:
+        options["padding_idx"] = weight_of(gm, weight).shape[0] + padding
+    if node.target is F.embedding:
+        return TableCall(node, weight, False, given["input"], None, None, "sum", False, **options)
+    return TableCall(
+        node, weight, True, given["input"], given["offsets"], given["per_sample_weights"], given["mode"],
+        given["include_last_offset"], **options,
+    )  # fmt: skip
+
+
+def reads_samples(node: fx.Node) -> bool:
+    """Whether a value comes from the model's inputs (sizes alone do not count)."""
+    pending, seen = list(node.all_input_nodes), set()
+    while pending:
+        source = pending.pop()
+        if source.op == "placeholder":
+            return True
+        if source not in seen and not isinstance(source.meta.get("val"), (int, torch.Size)):
+            seen.add(source)
+            pending.extend(source.all_input_nodes)
+    return False
