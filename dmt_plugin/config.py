@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
 from dmt_plugin.config_errors import near_miss, one_of, refuse, say_problems
 from dmt_plugin.errors import ConfigError
 
@@ -130,14 +131,32 @@ class CommConfig(_Section):
     route: Literal["hierarchical", "flat"] = Field(
         default="hierarchical", description='"flat" is one global all-to-all over the same sharded tables.'
     )
-    peer_dtype: Literal["fp32"] = Field(default="fp32", description="Wire format between hosts.")
-    intra_dtype: Literal["fp32"] = Field(default="fp32", description="Wire format inside a host.")
+    peer_dtype: Format = Field(
+        default="fp32",
+        description='Wire format of rows between hosts: "fp32", "bf16", "fp16", or "int8" with a scale for every '
+        "64 columns of a row. On the flat route it holds for the one exchange.",
+    )
+    intra_dtype: Format = Field(default="fp32", description="Wire format of rows inside a host.")
+    peer_grad_dtype: FormatOrAuto = Field(
+        default="auto",
+        description='Wire format of gradients between hosts; "auto": peer_dtype, but "bf16" for "fp16".',
+    )
+    intra_grad_dtype: FormatOrAuto = Field(
+        default="auto",
+        description='Wire format of gradients inside a host; "auto": intra_dtype, but "bf16" for "fp16".',
+    )
     overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
     prefetch: bool = Field(
         default=True,
         description="Distribute the next batch's ids early; without effect until the engine owns the iterator.",
     )
     timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
+
+    def formats_of(self, group: Literal["peers", "lanes", "world"]) -> tuple[Format, Format]:
+        """Wire formats, forward and backward, of the row exchange in a group; "world" crosses hosts."""
+        if group == "lanes":
+            return self.intra_dtype, gradient_format(self.intra_dtype, self.intra_grad_dtype)
+        return self.peer_dtype, gradient_format(self.peer_dtype, self.peer_grad_dtype)
 
 
 class TransformConfig(_Section):

@@ -18,8 +18,6 @@ from dmt_plugin.errors import ConfigError
 # Values that the design knows and this version does not have.
 LATER: Mapping[str, frozenset[str]] = {
     "partition.strategy": frozenset({"learned"}),
-    "comm.peer_dtype": frozenset({"bf16", "fp16", "int8"}),
-    "comm.intra_dtype": frozenset({"bf16", "fp16", "int8"}),
 }
 
 

@@ -23,13 +23,21 @@ def mean_ids(args: tuple[Any, ...]) -> dict[int, float]:
     return {k: len(ids) / BATCH for k, ids in enumerate(args[2])}
 
 
+FORMATS: dict[str, dict[str, str]] = {
+    "fp32": {},
+    "short": {"peer_dtype": "fp16", "intra_dtype": "bf16"},
+    "mixed": {"peer_dtype": "int8", "peer_grad_dtype": "bf16", "intra_dtype": "fp32", "intra_grad_dtype": "int8"},
+}
+
+
+@pytest.mark.parametrize("formats", FORMATS)
 @pytest.mark.parametrize("route", ["hierarchical", "flat"])
 @pytest.mark.parametrize("topology", ["2x2", "3x1", "1x2", "2x3"])
 @pytest.mark.parametrize("name", ["dlrm", "deepfm"])
-def test_counted_bytes_are_the_formula(name: str, topology: str, route: str) -> None:
+def test_counted_bytes_are_the_formula(name: str, topology: str, route: str, formats: str) -> None:
     torch.manual_seed(0)
     flat, batch = ZOO[name]()
-    config = read_dmt_config({"dmt": {"comm": {"route": route}, "lookup": {"backend": "torch"}}})
+    config = read_dmt_config({"dmt": {"comm": {"route": route, **FORMATS[formats]}, "lookup": {"backend": "torch"}}})
     assert config is not None
     where = Topology.parse(topology)
     logical = transform(flat, batch(5, 0), config, where)

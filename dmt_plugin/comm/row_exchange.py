@@ -3,14 +3,16 @@
 Rows are sorted by source (see ``comm.layout``), so what goes to one member is one contiguous slice of the
 input, and what comes from one member is one contiguous slice of the receive buffer:
 
-1. ``start`` reads off the splits from the batch layout, and starts the collective on the input's own storage;
-2. ``wait`` finishes it and returns one block ``(rows, width)`` per source: views of the receive buffer;
-3. in backward, ``wait`` joins the blocks' gradients and starts the reversed collective (splits exchanged);
-4. in backward, ``start`` finishes it; the buffer received is the gradient of the input.
+1. ``start`` reads off the splits from the batch layout, puts the rows into the wire format of the forward
+   direction (fp32: the input's own storage), and starts the collective;
+2. ``wait`` finishes it and returns one block ``(rows, width)`` per source (fp32: views of the receive buffer);
+3. in backward, ``wait`` puts the blocks' gradients into the wire format of the backward direction and starts
+   the reversed collective (splits exchanged);
+4. in backward, ``start`` finishes it; what is received is the gradient of the input.
 
-The backward is the exact transpose of the forward: nothing is scaled. Whenever gradients are enabled it runs
-on every rank of the group, also on one whose input needs no gradient (a rank that owns no table): its peers
-wait for it.
+The backward is the exact transpose of the moves of the forward: nothing is scaled, and rounding by a wire format
+(``comm.codecs``) counts as the identity. Whenever gradients are enabled it runs on every rank of the group, also on
+one whose input needs no gradient (a rank that owns no table): its peers wait for it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from dmt_plugin.comm.codecs import Codec, Shape, codec_of
+from dmt_plugin.comm.formats import Format
 from dmt_plugin.comm.layout import BatchLayout
 from dmt_plugin.comm.transport import Group, Pending, Wire, group_ranks
 
@@ -38,19 +42,19 @@ class _Shape:
     recv_widths: tuple[int, ...]
 
     @property
-    def send_splits(self) -> list[int]:
-        return [rows * self.send_width for rows in self.send_rows]
+    def sent(self) -> Shape:
+        """What this rank sends to all members together: rows of one width, hence one block."""
+        return sum(self.send_rows), self.send_width
 
     @property
-    def recv_splits(self) -> list[int]:
-        return [rows * width for rows, width in zip(self.recv_rows, self.recv_widths, strict=True)]
+    def received(self) -> list[Shape]:
+        return list(zip(self.recv_rows, self.recv_widths, strict=True))
 
-    def blocks(self, received: Tensor) -> tuple[Tensor, ...]:
-        parts = received.split(self.recv_splits)
-        return tuple(
-            part.view(rows, width)
-            for part, rows, width in zip(parts, self.recv_rows, self.recv_widths, strict=True)
-        )
+    def send_splits(self, codec: Codec) -> list[int]:
+        return [rows * codec.row_elements(self.send_width) for rows in self.send_rows]
+
+    def recv_splits(self, codec: Codec) -> list[int]:
+        return [rows * codec.row_elements(width) for rows, width in self.received]
 
 
 class _Flight:
@@ -59,25 +63,34 @@ class _Flight:
     def __init__(self, core: _Core, shape: _Shape) -> None:
         self.core = core
         self.shape = shape
+        self.dtype = torch.float32
         self.forward: Pending | None = None
         self.backward: Pending | None = None
 
-    def start(self, send: Tensor) -> None:
-        self.forward = self.core.all_to_all("forward", send, self.shape.send_splits, self.shape.recv_splits)
+    def start(self, x: Tensor) -> None:
+        shape, codec = self.shape, self.core.codecs[0]
+        self.dtype = x.dtype
+        self.forward = self.core.all_to_all(
+            "forward", codec.encode([x]), shape.send_splits(codec), shape.recv_splits(codec)
+        )
 
     def finish(self) -> tuple[Tensor, ...]:
         pending, self.forward = self.forward, None
         if pending is None:
             raise RuntimeError(f"exchange '{self.core.name}': wait was called twice for one start")
-        return self.shape.blocks(pending.wait())
+        return self.core.codecs[0].decode(pending.wait(), self.shape.received, self.dtype)
 
-    def start_backward(self, send: Tensor) -> None:
-        self.backward = self.core.all_to_all("backward", send, self.shape.recv_splits, self.shape.send_splits)
+    def start_backward(self, gradients: Sequence[Tensor]) -> None:
+        shape, codec = self.shape, self.core.codecs[1]
+        self.backward = self.core.all_to_all(
+            "backward", codec.encode(gradients), shape.recv_splits(codec), shape.send_splits(codec)
+        )
 
     def finish_backward(self) -> Tensor:
         pending, self.backward = self.backward, None
         assert pending is not None, "the backward of wait runs before that of start"
-        return pending.wait().view(sum(self.shape.send_rows), self.shape.send_width)
+        (gradient,) = self.core.codecs[1].decode(pending.wait(), [self.shape.sent], self.dtype)
+        return gradient
 
 
 class _StartRows(Function):
@@ -86,7 +99,7 @@ class _StartRows(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, flight: _Flight) -> Tensor:
         ctx.flight = flight
-        flight.start(x.reshape(-1))
+        flight.start(x)
         return x.new_empty(0)
 
     @staticmethod
@@ -108,7 +121,7 @@ class _WaitRows(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # Gradients of unused blocks arrive as zeros: autograd materialises them.
-        ctx.flight.start_backward(torch.cat([grad.reshape(-1) for grad in grads]))
+        ctx.flight.start_backward(grads)
         return grads[0].new_zeros(0), None
 
 
@@ -123,7 +136,9 @@ class RowsInFlight:
 class _Core:
     """What the start and wait nodes of one exchange share."""
 
-    def __init__(self, name: str, group: Group, send_width: int, recv_widths: Sequence[int]) -> None:
+    def __init__(
+        self, name: str, group: Group, send_width: int, recv_widths: Sequence[int], formats: tuple[Format, Format]
+    ) -> None:
         if group not in ("lanes", "peers", "world"):
             raise ValueError(
                 f"exchange '{name}': unknown group {group!r}; expected 'lanes', 'peers' or 'world'"
@@ -132,6 +147,8 @@ class _Core:
         self.group = group
         self.send_width = send_width
         self.recv_widths = tuple(recv_widths)
+        self.formats = formats
+        self.codecs = (codec_of(formats[0]), codec_of(formats[1]))
         self.wire: Wire | None = None
         self.index = 0
 
@@ -183,10 +200,9 @@ class _Core:
         if self.wire is None:
             raise RuntimeError(f"exchange '{self.name}' has no transport; call bind(transport) first")
         shape = self.shape(layout)
-        expected = (sum(shape.send_rows), self.send_width)
-        if tuple(x.shape) != expected:
+        if tuple(x.shape) != shape.sent:
             raise ValueError(
-                f"exchange '{self.name}': rows of shape {expected} expected, found {tuple(x.shape)}"
+                f"exchange '{self.name}': rows of shape {shape.sent} expected, found {tuple(x.shape)}"
             )
         if len(self.recv_widths) == 1:
             return RowsInFlight(x, None)
@@ -244,11 +260,19 @@ class RowExchange(nn.Module):
         group: ``"lanes"``, ``"peers"`` or ``"world"``.
         send_width: columns of this rank's rows.
         recv_widths: columns of each source's rows, in group order.
+        formats: wire formats of the forward and the backward direction (``comm.codecs``).
     """
 
-    def __init__(self, name: str, group: Group, send_width: int, recv_widths: Sequence[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        group: Group,
+        send_width: int,
+        recv_widths: Sequence[int],
+        formats: tuple[Format, Format] = ("fp32", "fp32"),
+    ) -> None:
         super().__init__()
-        self._core = _Core(name, group, send_width, recv_widths)
+        self._core = _Core(name, group, send_width, recv_widths, formats)
         self.start = _Start(self._core)
         self.wait = _Wait(self._core)
 
@@ -272,6 +296,11 @@ class RowExchange(nn.Module):
         """Columns of each source's rows, in group order."""
         return self._core.recv_widths
 
+    @property
+    def formats(self) -> tuple[Format, Format]:
+        """Wire formats of the forward and the backward direction."""
+        return self._core.formats
+
     def bind(self, transport: Wire) -> None:
         """Give the exchange its wire; nothing can be sent before.
 
@@ -286,6 +315,6 @@ class RowExchange(nn.Module):
         return blocks
 
     def extra_repr(self) -> str:
-        """Name, group and widths."""
+        """Name, group, widths and formats."""
         widths = f"send_width={self.send_width}, recv_widths={self.recv_widths}"
-        return f"{self.name!r}, group={self.group!r}, {widths}"
+        return f"{self.name!r}, group={self.group!r}, {widths}, formats={self.formats}"

@@ -4,11 +4,12 @@ The exchanges count what they really send (:class:`dmt_plugin.comm.transport.Tra
 is the other side of that ledger, from shapes alone. A test holds the two together.
 
 With ``B`` samples per rank, ``H`` hosts, ``L`` lanes, ``W_r`` the width that rank ``r`` looks up
-and ``O_h`` the width that host ``h`` sends per sample, 4 bytes an entry:
+and ``O_h`` the width that host ``h`` sends per sample, in rows of the bytes that the wire format
+of the exchange and direction takes for that width (fp32: 4 bytes an entry):
 
-* hierarchical: inside the host ``H*B*W`` forward and the transpose backward; to each other
-  host ``B*O`` forward and ``B*O_h`` backward;
-* flat: to each other rank ``B*W`` forward and ``B*W_r`` backward;
+* hierarchical: inside the host ``H*B`` rows of ``W`` forward and the transpose backward; to each
+  other host ``B`` rows of ``O`` forward and of ``O_h`` backward;
+* flat: to each other rank ``B`` rows of ``W`` forward and of ``W_r`` backward;
 * ids and their headers come on top, on the way out only.
 """
 
@@ -17,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dmt_plugin.comm.formats import Format, row_bytes
 from dmt_plugin.comm.ids import IdSlot
 from dmt_plugin.comm.index_exchange import Route
 from dmt_plugin.topology import Topology
 
-_ENTRY = 4
 _HEADER_WORD = 8
 _FAULT_WORDS = 4
 
@@ -34,7 +35,7 @@ class ExchangeCost:
         name: as in the traffic count, e.g. ``"peers"`` or ``"index.peers.ids"``.
         group: ``"peers"``, ``"lanes"`` or ``"world"``.
         phase: ``"forward"`` or ``"backward"``.
-        shape: what is sent, as text in the letters above.
+        shape: what is sent, as text in the letters above, with the wire format where it is not fp32.
         other_hosts: bytes to other hosts.
         same_host: bytes to other ranks of this host.
     """
@@ -56,6 +57,7 @@ def exchange_costs(
     batch: int,
     route: Route,
     mean_ids: Mapping[str, float] | None = None,
+    formats: Mapping[str, tuple[Format, Format]] | None = None,
 ) -> list[ExchangeCost]:
     """The costs of one step on one rank, all ranks having ``batch`` samples.
 
@@ -68,6 +70,8 @@ def exchange_costs(
         batch: samples per rank.
         route: ``"hierarchical"`` or ``"flat"``.
         mean_ids: ids per sample of the features without a fixed number; 1 where not given.
+        formats: for each row exchange (``"lanes"``, ``"peers"``, ``"world"``) its wire formats, forward and
+            backward; fp32 where not given.
     """
     wire = 4 if all(slot.rows <= 2**31 for slot in slots) else 8
     means = mean_ids or {}
@@ -112,15 +116,17 @@ def exchange_costs(
         name: str, rows_to: Mapping[int, int], sent: int, received: Mapping[int, int], shape: str, back: str
     ) -> list[ExchangeCost]:
         costs = []
-        for phase, text in (("forward", shape), ("backward", back)):
+        wires = (formats or {}).get(name, ("fp32", "fp32"))
+        for phase, text, form in zip(("forward", "backward"), (shape, back), wires, strict=True):
             away = near = 0
             for other, rows in rows_to.items():
-                size = _ENTRY * rows * (sent if phase == "forward" else received[other])
+                size = rows * row_bytes(form, sent if phase == "forward" else received[other])
                 if topology.host_of(other) != topology.host_of(rank):
                     away += size
                 elif other != rank:
                     near += size
-            costs.append(ExchangeCost(name, name, phase, text, away, near))
+            shown = text if form == "fp32" else f"{text} {form}"
+            costs.append(ExchangeCost(name, name, phase, shown, away, near))
         return costs
 
     host = topology.host_of(rank)

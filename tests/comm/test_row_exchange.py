@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
+from dmt_plugin.comm.codecs import codec_of
+from dmt_plugin.comm.formats import FORMATS
 from dmt_plugin.comm.layout import BatchLayout
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.topology import Topology
@@ -39,6 +42,40 @@ def test_blocks_and_transpose() -> None:
     # Row r of source s was used by rank u with gradient 10 u + s.
     assert grad0.tolist() == [[0] * 3, [0] * 3, [10] * 3]
     assert grad1.tolist() == [[1] * 2, [1] * 2, [11] * 2]
+
+
+FORMAT_PAIRS = list(itertools.product(FORMATS, repeat=2))
+
+
+@pytest.mark.parametrize("formats", FORMAT_PAIRS, ids="-".join)
+def test_wire_formats_change_rows_and_nothing_else(formats: tuple[Any, Any]) -> None:
+    """What arrives is what fp32 brings, after a trip through the codec; the same for gradients, each with its own."""
+
+    def through(name: str, block: torch.Tensor) -> torch.Tensor:
+        codec = codec_of(name)
+        return codec.decode(codec.encode([block]), [(block.shape[0], block.shape[1])], block.dtype)[0]
+
+    def program(wire: Any) -> bool:
+        generator = torch.Generator().manual_seed(wire.rank)
+        widths, layout = (70, 3), LAYOUT[wire.rank]
+        x = torch.randn(3, widths[wire.rank], generator=generator)
+        coded = x.clone().requires_grad_()
+        expected_x = through(formats[0], x).requires_grad_()
+        exchanges = [
+            RowExchange("rows", "peers", widths[wire.rank], widths, f) for f in (("fp32", "fp32"), formats)
+        ]
+        for exchange in exchanges:
+            exchange.bind(wire)
+        grads = [torch.randn(layout.own, width, generator=generator) for width in widths]
+        expected = exchanges[0](expected_x, layout)
+        torch.autograd.backward(expected, [through(formats[1], grad) for grad in grads])
+        found = exchanges[1](coded, layout)
+        torch.autograd.backward(found, grads)
+        assert expected_x.grad is not None and coded.grad is not None
+        same = [torch.equal(a, b) for a, b in zip(expected, found, strict=True)]
+        return all(same) and torch.equal(expected_x.grad, coded.grad)
+
+    assert SimulatedWorld(PAIR).run(program) == [True, True]
 
 
 def test_received_blocks_share_one_buffer() -> None:
@@ -141,6 +178,8 @@ def test_group_of_one_is_the_identity() -> None:
 def test_misuse_is_named() -> None:
     with pytest.raises(ValueError, match="unknown group 'peer'"):
         RowExchange("rows", "peer", 1, (1,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown wire format 'fp8'"):
+        RowExchange("rows", "peers", 1, (1,), ("fp8", "fp32"))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="'rows' has no transport"):
         RowExchange("rows", "peers", 1, (1, 1)).start(torch.ones(1, 1), LAYOUT[0])
 
