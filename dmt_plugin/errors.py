@@ -8,7 +8,7 @@ expected, and which key or call mends it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from dmt_plugin.findings import Finding, sort_findings
 
@@ -41,27 +41,36 @@ class IdRangeError(DMTError, IndexError):
     """A batch holds an id outside its table's rows."""
 
 
-class CaptureError(DMTError, RuntimeError):
-    """The model could not be turned into a graph."""
-
-
-class TransformError(DMTError, RuntimeError):
-    """The model cannot be rewritten safely; ``findings`` says where and why.
+class FindingsError(DMTError, RuntimeError):
+    """Something about the user's model stops us; ``findings`` says where and why.
 
     Args:
-        findings: All findings of the transform; those of severity "error" come first in the message.
+        findings: What is to be said; those of severity "error" come first in the message.
         summary: First line of the message; by default it counts the errors.
     """
 
     findings: tuple[Finding, ...]
+    problem: ClassVar[str] = "the model cannot be used"
 
     def __init__(self, findings: Iterable[Finding], summary: str | None = None) -> None:
         self.findings = sort_findings(findings)
         errors = sum(finding.severity == "error" for finding in self.findings)
         if summary is None:
             places = "1 place" if errors == 1 else f"{errors} places"
-            summary = f"the model cannot be transformed safely: {places} must change"
+            summary = f"{self.problem}: {places} must change"
         super().__init__("\n".join([summary, *(f"  {finding}" for finding in self.findings)]))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.findings, str(self).split("\n", 1)[0]))
+
+
+class CaptureError(FindingsError):
+    """The model could not be turned into a graph, or a call does not fit the graph that was made."""
+
+    problem = "the model cannot be captured as a graph"
+
+
+class TransformError(FindingsError):
+    """The model cannot be rewritten safely."""
+
+    problem = "the model cannot be transformed safely"

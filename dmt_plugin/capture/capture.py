@@ -1,36 +1,48 @@
 """Captures a model as an fx graph that computes what the model computes, bit for bit.
 
-1. The model is traced twice: in eval mode at one batch size, in train mode at another;
+1. What the modules alone tell is refused first; an adapter, if one is registered for the
+   model, gives it a forward that can be followed.
+2. The model is traced twice: in eval mode at one batch size, in train mode at another;
    what either changes in place becomes visible in the graph.
-2. The two graphs are compared node by node. A constant that differs was baked in by the
+3. The two graphs are compared node by node. A constant that differs was baked in by the
    trace: functional dropout becomes an ``nn.Dropout`` that follows train/eval, anything
-   else is refused, since the graph would be wrong for every other batch.
-3. The graph module shares the user's parameters and buffers, under the user's names.
+   else is refused, since the graph would be wrong for every other batch. A third trace
+   tells whether it was the batch size or the mode.
+4. A function marked with ``torch.fx.wrap`` is traced through; where that fails, everything
+   is traced again with that function as one node.
+5. The graph module shares the user's parameters and buffers, under the user's names.
+6. Where the trace stops, ``torch.export`` is asked what it sees: the error then lists the
+   embedding calls behind the place where the capture stopped.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from dmt_plugin.capture.adapters import adapted
+from dmt_plugin.capture.compare import Difference, differences, drop_answers
+from dmt_plugin.capture.export_view import what_export_sees
 from dmt_plugin.capture.graph_model import GraphModel
 from dmt_plugin.capture.graph_state import graph_module_over
 from dmt_plugin.capture.inputs import ExampleBatch, InputBinder, batch_size_of, with_batch_size
-from dmt_plugin.capture.mutations import make_mutations_explicit
-from dmt_plugin.capture.tracer import Trace, trace_with_values
+from dmt_plugin.capture.refusals import check_modules
+from dmt_plugin.capture.surroundings import WrappedName
+from dmt_plugin.capture.tracer import Trace, WrappedFunctionFailed, trace_with_values
+from dmt_plugin.capture.where import described, module_of, refusal
 from dmt_plugin.errors import CaptureError
 from dmt_plugin.findings import Finding
 
 #: Batch sizes of the two traces. Primes, so that no product of widths equals them by chance.
 TRACE_BATCHES = (7, 11)
 
-_DROPOUTS = {F.dropout: nn.Dropout, torch.dropout: nn.Dropout}
+_DROPOUTS: tuple[Callable[..., Any], ...] = (F.dropout, torch.dropout)
 
 
 @dataclass
@@ -68,49 +80,39 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
 
     Raises:
         CaptureError: the model cannot be a graph (data-dependent control flow, a batch
-            size that became a constant, a compiled or scripted model); the message names
-            the line or the node and the way out.
+            size that became a constant, a compiled or scripted model, ...); its findings
+            name the module, the line and the way out.
     """
-    _refuse_wrapped(model)
-    binder = InputBinder(model.forward, example)
+    findings = check_modules(model)
+    followed, said = adapted(model, example)
+    findings += said
+    binder = InputBinder(followed.forward, example)
     inputs = binder.inputs(example.args, example.kwargs)
     batch = batch_size_of(inputs)
     if batch is None:
-        raise CaptureError(
-            "the example batch holds no tensor, so there is nothing to capture with. "
-            "Pass example_batch= with the arguments of one call of the model."
+        raise refusal(
+            "DMT109",
+            "",
+            "the example batch holds no tensor, so there is nothing to capture with",
+            "pass example_batch= with the arguments of one call of the model",
         )
-    findings: list[Finding] = []
-    first, second = _batch_pair(batch)
-    was_training = model.training
-    states = [(module, module.training) for module in model.modules()]
+    sizes = _batch_pair(batch)
+    resized = [with_batch_size(inputs, batch, size) for size in sizes]
     try:
-        model.eval()
-        trace = trace_with_values(model, binder, with_batch_size(inputs, batch, first))
-        model.train()
-        other = trace_with_values(model, binder, with_batch_size(inputs, batch, second))
-    finally:
-        model.train(was_training)
-        for module, training in states:
-            module.training = training
-    for recorded in (trace, other):
-        make_mutations_explicit(recorded.graph)
-    graph_module = graph_module_over(model, trace.graph, trace.constants)
-    _unify(graph_module, trace.constants, other, (first, second))
-    graph_module.train(was_training)
-    for module, training in states:
+        trace, other = _traces(followed, binder, resized, sizes)
+    except CaptureError as error:
+        raise CaptureError([*error.findings, *what_export_sees(model, example)]) from error
+    dropouts = differences(trace, other)
+    was_training = [(module, module.training) for module in followed.modules()]
+    graph_module = graph_module_over(followed, trace.graph, trace.constants)
+    for count, difference in enumerate(dropouts):
+        _replace_dropout(graph_module, difference.node, f"dmt_dropout_{count}")
+    graph_module.graph.lint()
+    graph_module.recompile()
+    graph_module.train(followed.training)
+    for module, training in was_training:
         module.training = training
-    return CapturedModel(graph_module, binder, example, first, findings)
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod"):
-        raise CaptureError(
-            f"{type(model).__name__} wraps a compiled model. Pass the eager model (model._orig_mod) and compile "
-            "after the transformation."
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("the model is scripted (torch.jit); pass the eager module it was made from.")
+    return CapturedModel(graph_module, binder, example, sizes[0], findings)
 
 
 def _batch_pair(example_batch: int) -> tuple[int, int]:
@@ -118,95 +120,73 @@ def _batch_pair(example_batch: int) -> tuple[int, int]:
     return (first, second) if example_batch != second else (second, first)
 
 
-def _unify(
-    module: fx.GraphModule, constants: Mapping[str, Tensor], other: Trace, batches: tuple[int, int]
-) -> None:
-    for graph in (module.graph, other.graph):
-        _drop_answers(graph)
-    nodes, others = list(module.graph.nodes), list(other.graph.nodes)
-    order, other_order = ({node: i for i, node in enumerate(some)} for some in (nodes, others))
-    dropouts = itertools.count()
-    if len(nodes) != len(others):
-        longer = next(
-            (a for a, b in zip(nodes, others, strict=False) if (a.op, a.target) != (b.op, b.target)), nodes[-1]
-        )
-        raise CaptureError(
-            f"the model takes another path in train mode or at another batch size: {len(nodes)} operations in eval "
-            f"mode at batch {batches[0]}, {len(others)} in train mode at batch {batches[1]}, first difference at "
-            f"{_shown(longer)}. Branches on self.training must be inside layers such as nn.Dropout; loops must "
-            "not run over the batch."
-        )
-    for node, twin in zip(nodes, others, strict=True):
-        if node.op == "placeholder":
-            continue
-        same_operation = (node.op, node.target) == (twin.op, twin.target)
-        mine, theirs = _arguments(node, order, constants), _arguments(twin, other_order, other.constants)
-        if same_operation and mine == theirs:
-            continue
-        if same_operation and node.target in _DROPOUTS:
-            order[_replace_dropout(module, node, f"dmt_dropout_{next(dropouts)}")] = order[node]
-            continue
-        raise CaptureError(
-            f"the trace of {_shown(node)} holds for one mode or batch size only: in eval mode at batch {batches[0]} "
-            f"it has {_differing(mine, theirs)}, in train mode at batch {batches[1]} {_differing(theirs, mine)}. Write "
-            "the size as x.size(0) or -1, and leave train/eval to layers."
-        )
-    module.graph.lint()
-    module.recompile()
+def _traces(
+    model: nn.Module, binder: InputBinder, inputs: Sequence[list[Any]], sizes: tuple[int, int]
+) -> tuple[Trace, Trace]:
+    """Two traces that differ in dropouts only, with as few wrapped functions as leaves as it takes.
+
+    Raises:
+        CaptureError: the model cannot be traced, or the traces differ.
+    """
+    kept: frozenset[WrappedName] = frozenset()
+
+    def traced(which: int, *, training: bool) -> Trace:
+        with _mode(model, training=training):
+            trace = trace_with_values(model, binder, inputs[which], kept)
+        drop_answers(trace.graph)
+        return trace
+
+    while True:
+        try:
+            trace, other = traced(0, training=False), traced(1, training=True)
+            wrong = _beside_dropout(differences(trace, other))
+            if not wrong:
+                return trace, other
+            through = trace.through.get(wrong[0].node, frozenset()) | other.through.get(wrong[0].twin, frozenset())
+            if not through:
+                by_batch = differences(trace, traced(1, training=False))
+                raise _baked(by_batch[0], sizes) if by_batch else _by_mode(wrong[0])
+            kept |= through
+        except WrappedFunctionFailed as error:
+            kept |= error.names
 
 
-def _drop_answers(graph: fx.Graph) -> None:
-    """Removes what only answered a question while tracing, such as the sizes in an ``assert`` on shapes."""
-    for node in reversed(list(graph.nodes)):
-        plain = isinstance(node.meta.get("val"), (bool, int, float, torch.Size, torch.dtype, torch.device))
-        if plain and not node.users and node.op in ("call_function", "call_method"):
-            graph.erase_node(node)
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    states = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, before in states:
+            module.training = before
 
 
-def _shown(node: fx.Node) -> str:
-    """A node for a message, its inputs by name."""
-    return node.format_node() or f"the output {node.args}"
+def _beside_dropout(found: list[Difference]) -> list[Difference]:
+    return [d for d in found if not (d.same_operation and d.node.target in _DROPOUTS)]
 
 
-def _differing(values: tuple[Any, ...], others: tuple[Any, ...]) -> str:
-    found = [value for value, other in zip(values, others, strict=False) if value != other]
-    return ", ".join(str(value)[:80] for value in found) if found else f"{len(values)} arguments"
+def _baked(difference: Difference, sizes: tuple[int, int]) -> CaptureError:
+    return refusal(
+        "DMT102",
+        module_of(difference.node),
+        f"the trace of {described(difference.node)} holds for one batch size only: at batch {sizes[0]} it has "
+        f"{difference.found}, at batch {sizes[1]} {difference.instead}",
+        "write the size as x.size(0) or -1, and do not loop over the batch",
+    )
 
 
-def _arguments(node: fx.Node, order: Mapping[fx.Node, int], constants: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What a node reads, comparable between two traces: nodes by their place, tensors by their values."""
-
-    def comparable(value: Any) -> Any:
-        if isinstance(value, fx.Node):
-            return f"operation {order[value]}"
-        if isinstance(value, torch.Tensor):
-            return ("tensor", tuple(value.shape), tuple(value.flatten().tolist()))
-        return value
-
-    flat: list[Any] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, (list, tuple)):
-            flat.append(len(value))
-            for item in value:
-                collect(item)
-        elif isinstance(value, dict):
-            for key in sorted(value, key=str):
-                flat.append(key)
-                collect(value[key])
-        elif isinstance(value, slice):
-            collect((value.start, value.stop, value.step))
-        else:
-            flat.append(comparable(value))
-
-    collect(node.args)
-    collect(node.kwargs)
-    if node.op == "get_attr" and node.target in constants:
-        collect(constants[str(node.target)])
-    return tuple(flat)
+def _by_mode(difference: Difference) -> CaptureError:
+    return refusal(
+        "DMT106",
+        module_of(difference.node),
+        f"the model takes another path in train mode: at {described(difference.node)} it has {difference.found} in "
+        f"eval mode, {difference.instead} in train mode",
+        "branches on self.training belong inside layers such as nn.Dropout",
+    )
 
 
-def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
+def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> None:
     arguments: dict[str, Any] = dict(zip(("input", "p", "training", "inplace"), node.args, strict=False))
     arguments |= node.kwargs
     module.add_submodule(name, nn.Dropout(float(arguments.get("p", 0.5)), bool(arguments.get("inplace", False))))
@@ -215,5 +195,3 @@ def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> fx.Nod
     replacement.meta = dict(node.meta)
     node.replace_all_uses_with(replacement)
     module.graph.erase_node(node)
-    return replacement
-

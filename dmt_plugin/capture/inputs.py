@@ -13,7 +13,9 @@ list. :class:`InputBinder` is the bridge:
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import enum
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +25,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from dmt_plugin.capture.where import refusal
 from dmt_plugin.errors import CaptureError
+from dmt_plugin.findings import Finding
 
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,14 @@ class ExampleBatch:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_CALL = "the call does not fit the captured model"
+_AGAIN = "call it as in the example batch, or transform the model again with a batch like this one"
+
+
+def _misfit(reason: str, hint: str, summary: str = "the example batch does not fit the model") -> CaptureError:
+    return CaptureError([Finding("DMT109", "error", "", reason, hint)], summary)
 
 
 def _is_leaf(value: Any) -> bool:
@@ -66,7 +78,8 @@ class InputBinder:
         names: a readable name for each graph input, in order.
 
     Raises:
-        CaptureError: if ``example`` does not fit the signature of ``forward``.
+        CaptureError: if ``example`` does not fit the signature of ``forward``, or holds an
+            object whose tensors cannot be found.
     """
 
     def __init__(self, forward: Callable[..., Any], example: ExampleBatch) -> None:
@@ -79,16 +92,28 @@ class InputBinder:
         self._positions = [i for i in range(len(leaves)) if i not in self._constants]
         paths = [path for path, _ in pytree.tree_flatten_with_path(self._bound, is_leaf=_is_leaf)[0]]
         self.names = [_readable(paths[i]) for i in self._positions]
+        self._fixed: dict[str, dict[str, Any]] = {}
+        for name, position in zip(self.names, self._positions, strict=True):
+            if (unknown := _unknown_part(leaves[position], name)) is not None:
+                path, kind = unknown
+                raise refusal(
+                    "DMT108",
+                    path,
+                    f"the input {path} is a {kind.__module__}.{kind.__qualname__}, whose tensors cannot be found",
+                    "pass tensors, lists, tuples, dicts or dataclasses of them, or a KeyedJaggedTensor",
+                )
+            if fixed := _fixed_parts(leaves[position]):
+                self._fixed[name] = fixed
         del self._bound
 
     def _flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise CaptureError(
+            raise _misfit(
                 f"the batch does not fit the model: forward{self.signature} cannot be called with "
-                f"{len(args)} positional argument(s) and the keywords {sorted(kwargs)}: {error}. "
-                "Pass example_batch=(args...) or a dict whose keys are forward's parameters."
+                f"{len(args)} positional argument(s) and the keywords {sorted(kwargs)}: {error}",
+                "pass example_batch=(args...) or a dict whose keys are forward's parameters",
             ) from error
         bound.apply_defaults()
         self._bound = dict(bound.arguments)
@@ -105,25 +130,35 @@ class InputBinder:
         found = leaves if spec == self._spec else self._reordered()
         del self._bound
         if found is None:
-            raise CaptureError(
-                f"the model was captured with inputs structured as {self._spec}, this call has {spec}. "
-                "Call it as in the example batch, or transform it again with a batch like this one."
+            raise _misfit(
+                f"the model was captured with inputs structured as {self._spec}, this call has {spec}", _AGAIN, _CALL
             )
         leaves = found
         for position, constant in self._constants.items():
             leaf = leaves[position]
             if leaf is not constant and (type(leaf) is not type(constant) or leaf != constant):
-                raise CaptureError(
+                raise _misfit(
                     f"input {position} was the constant {constant!r} when the model was captured and is "
-                    f"{leaf!r} now; constants are part of the captured program. Transform the model "
-                    "again with this value, or make it a tensor."
+                    f"{leaf!r} now; constants are part of the captured program",
+                    "transform the model again with this value, or make it a tensor",
+                    _CALL,
                 )
         for name, position in zip(self.names, self._positions, strict=True):
             if is_constant(leaves[position]):
-                raise CaptureError(
+                raise _misfit(
                     f"the input {name} was a tensor or batch object when the model was captured and is "
-                    f"{leaves[position]!r} now. Call it as in the example batch, or transform it again with a batch "
-                    "like this one."
+                    f"{leaves[position]!r} now",
+                    _AGAIN,
+                    _CALL,
+                )
+            if (fixed := self._fixed.get(name)) is not None and (now := _fixed_parts(leaves[position])) != fixed:
+                changed = sorted(key for key in fixed.keys() | now.keys() if fixed.get(key) != now.get(key))
+                raise _misfit(
+                    f"in the input {name} {changed} were {[fixed.get(key) for key in changed]} when the model was "
+                    f"captured and are {[now.get(key) for key in changed]} now; constants are part of the captured "
+                    "program",
+                    _AGAIN,
+                    _CALL,
                 )
         return [leaves[i] for i in self._positions]
 
@@ -162,20 +197,49 @@ def _readable(path: tuple[Any, ...]) -> str:
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name) or "input"
 
 
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What an object holds, by name: the fields of a dataclass, the items of a container."""
+    if isinstance(value, dict):
+        yield from ((str(key), item) for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        yield from ((str(i), item) for i, item in enumerate(value))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))
+    for _, part in _parts(value):
+        yield from _tensors(part)
 
 
 def _strides(value: Any) -> Iterator[int]:
     if is_jagged(value):
         yield int(value.stride())
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _strides(getattr(value, field.name))
+    for _, part in _parts(value):
+        yield from _strides(part)
+
+
+def _unknown_part(value: Any, path: str) -> tuple[str, type] | None:
+    """Path and type of the first part whose tensors cannot be found."""
+    if isinstance(value, (Tensor, *_CONSTANTS)) or is_jagged(value):
+        return None
+    if not isinstance(value, (dict, list, tuple)) and (not dataclasses.is_dataclass(value) or isinstance(value, type)):
+        return path, type(value)
+    return next((found for name, part in _parts(value) if (found := _unknown_part(part, f"{path}.{name}"))), None)
+
+
+def _fixed_parts(value: Any) -> dict[str, Any]:
+    """The constants inside a batch object, by path; for a jagged tensor whether it has weights."""
+    if is_jagged(value):
+        return {"weights": getattr(value, "weights_or_none", lambda: None)() is not None}
+    fixed: dict[str, Any] = {}
+    for name, part in _parts(value):
+        if is_constant(part):
+            fixed[name] = part
+        fixed |= {f"{name}.{path}": constant for path, constant in _fixed_parts(part).items()}
+    return fixed
 
 
 def batch_size_of(inputs: Sequence[Any]) -> int | None:
@@ -215,6 +279,13 @@ def _resize(value: Any, old: int, new: int) -> Any:
             lengths=value.lengths().new_ones(count),
             weights=None if weights is None else weights.new_ones(count),
         )
+    if isinstance(value, dict):
+        twin = copy.copy(value)
+        twin.update({key: _resize(item, old, new) for key, item in value.items()})
+        return twin
+    if isinstance(value, (list, tuple)):
+        items = [_resize(item, old, new) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changes = {f.name: _resize(getattr(value, f.name), old, new) for f in dataclasses.fields(value) if f.init}
         return dataclasses.replace(value, **changes)
@@ -257,16 +328,18 @@ def example_of(value: Any, module: nn.Module) -> ExampleBatch:
         kept = {k: v for k, v in value.items() if k in names}
         missing = [p.name for p in required if p.name not in kept]
         if missing:
-            raise CaptureError(
+            raise _misfit(
                 f"the batch has the keys {sorted(value)}, but forward{inspect.signature(module.forward)} also needs "
-                f"{missing}. Rename the keys or pass example_batch=."
+                f"{missing}",
+                "rename the keys or pass example_batch=",
             )
         return ExampleBatch((), kept)
     if isinstance(value, (list, tuple)):
         if len(value) < len(required):
-            raise CaptureError(
+            raise _misfit(
                 f"the batch has {len(value)} item(s), but forward{inspect.signature(module.forward)} needs "
-                f"{len(required)}. Pass example_batch= with the arguments of one call."
+                f"{len(required)}",
+                "pass example_batch= with the arguments of one call",
             )
         items = tuple(value) if open_ended else tuple(value)[: max(len(required), 1)]
         return ExampleBatch(items, {})

@@ -12,17 +12,22 @@ would run an in-place operation at the wrong time, or never. So:
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, fx
 
-from dmt_plugin.capture.tracer import MUTATED
-from dmt_plugin.errors import CaptureError
+from dmt_plugin.capture.where import described, module_of, refusal
+
+MUTATED = "dmt_mutated"
+"""Node meta: the example values of the inputs that the node changed in place."""
+
+_NEW_TENSOR = "use the operation that returns a new tensor"
 
 
 def make_mutations_explicit(graph: fx.Graph) -> None:
     """Rewrites ``graph`` as the module's docstring says.
 
     Raises:
-        CaptureError: naming the operation that cannot be made safe.
+        CaptureError: naming the operation that cannot be made safe, and the module whose result or state it changes.
     """
     if not any(MUTATED in node.meta for node in graph.nodes):
         return
@@ -43,16 +48,27 @@ def _separate(
     outliving = [n for n in aliases if n.op in ("placeholder", "get_attr")]
     if outliving or source is None:
         what = ", ".join(str(n.target) for n in outliving) or "one of its arguments"
-        raise CaptureError(
-            f"{node.format_node()} changes {what} in place, which outlives the call; a graph computes and does not "
-            "store. Use the operation that returns a new tensor, or do this outside forward."
+        if _renormalises(node) and outliving:
+            raise refusal(
+                "DMT201",
+                _owner(outliving[0]),
+                f"max_norm renormalises rows at every lookup: {described(node)}",
+                "drop max_norm; clip the table outside the step",
+            )
+        raise refusal(
+            "DMT103",
+            _owner(outliving[0]) if outliving else module_of(node),
+            f"{described(node)} changes {what} in place, which outlives the call; a graph computes and does not store",
+            f"{_NEW_TENSOR}, or do this outside forward",
         )
     for alias in aliases:
         later = [user for user in alias.users if position.get(user, -1) > now]
         if later and (alias is not source or node.meta["val"] is not changed):
-            raise CaptureError(
-                f"{node.format_node()} changes a tensor in place that {later[0].name} reads through {alias.name}. Use "
-                "the operation that returns a new tensor."
+            raise refusal(
+                "DMT103",
+                next((str(n.target) for n in aliases if n.op == "call_module"), module_of(node)),
+                f"{described(node)} changes a tensor in place that {later[0].name} reads through {alias.name}",
+                _NEW_TENSOR,
             )
         for user in later:
             user.replace_input_with(alias, node)
@@ -62,6 +78,16 @@ def _separate(
             copy = graph.call_method("clone", (source,))
         copy.meta["val"] = changed
         node.replace_input_with(source, copy)
+
+
+def _renormalises(node: fx.Node) -> bool:
+    return node.target in (F.embedding, F.embedding_bag) and node.kwargs.get("max_norm") is not None
+
+
+def _owner(node: fx.Node) -> str:
+    """The module that holds what a ``get_attr`` node reads; the name itself for the model's own, or for an input."""
+    target = str(node.target)
+    return (target.rpartition(".")[0] or target) if node.op == "get_attr" else target
 
 
 def _memory(node: fx.Node) -> int | None:

@@ -1,4 +1,4 @@
-"""A torch.fx tracer whose proxies know the value they stand for.
+"""A torch.fx tracer whose nodes carry example values.
 
 ``torch.fx.symbolic_trace`` gives up where Python asks a proxy for something concrete: a
 length, a loop, a shape in a comparison. Recommenders do that all the time. Here every
@@ -6,13 +6,14 @@ node also has an *example value*, computed on fake tensors (shapes without data)
 the graph is recorded:
 
 1. each operation is recorded, then run on the example values of its inputs;
-2. ``len``, iteration, ``int`` and ``bool`` of a proxy are answered from its value (what
-   this bakes into the program shows when two traces are compared);
-3. a question that only real data could answer (the truth of a tensor) is an error that
-   names the line of the user's code;
-4. torch's factory functions (``torch.zeros(x.size(0), 4)``) are recorded too when an
-   argument is a proxy; a tensor made without one is a constant of the graph;
-5. what an operation changed in place is noted in ``meta[MUTATED]``.
+2. Python's questions are answered from the values (:mod:`dmt_plugin.capture.proxies`);
+   a question that only real data could answer is refused with the user's line;
+3. torch's factory functions are recorded too when an argument is a proxy; a tensor made
+   without one is a constant of the graph (:mod:`dmt_plugin.capture.surroundings`);
+4. what an operation changed in place is noted, and made explicit once all is recorded
+   (:mod:`dmt_plugin.capture.mutations`);
+5. a selection by a mask that is a constant of the model has a known size
+   (:mod:`dmt_plugin.capture.masks`).
 
 Modules are kept as ``call_module`` nodes down to the leaves of
 :mod:`dmt_plugin.capture.leaves`, so parameters stay the user's own objects.
@@ -21,136 +22,41 @@ Modules are kept as ``call_module`` nodes down to the leaves of
 from __future__ import annotations
 
 import operator
-import os
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
-    unset_fake_temporarily,
 )
 from torch.fx.node import map_aggregate
 
-from dmt_plugin.capture.inputs import InputBinder
-from dmt_plugin.capture.leaves import PooledValues, is_leaf, leaf_value
+from dmt_plugin.capture.inputs import InputBinder, is_jagged
+from dmt_plugin.capture.leaves import is_leaf, leaf_value
+from dmt_plugin.capture.masks import attribute, indices_of, selected, spell_masks_by_row
+from dmt_plugin.capture.mutations import MUTATED, make_mutations_explicit
+from dmt_plugin.capture.proxies import ONE_PATH, ValueProxy
+from dmt_plugin.capture.surroundings import (
+    WrappedName,
+    left_as_it_was,
+    recorded_factories,
+    traced_through_wrapped,
+    wrapped_code,
+    wrapped_in_error,
+    wrapped_on_stack,
+)
+from dmt_plugin.capture.where import SOURCE, calling_line, raising_line, refusal, shown
 from dmt_plugin.errors import CaptureError
 
-_FACTORIES = (
-    "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
-    "tensor", "tril_indices", "triu_indices", "zeros",
-)  # fmt: skip
-_LIBRARY = tuple(os.path.dirname(os.path.abspath(file or "")) for file in (torch.__file__, __file__, mock.__file__))
-
-MUTATED = "dmt_mutated"
-"""Node meta: the example values of the inputs that the node changed in place."""
-
-
-def user_line(error: BaseException | None = None) -> str:
-    """The innermost line of the user's code on the stack (or where ``error`` rose), for messages."""
-    frames = traceback.extract_stack() if error is None else traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        if not frame.filename.startswith(_LIBRARY):
-            return f'{frame.filename}:{frame.lineno}, in {frame.name}: "{frame.line}"'
-    return "unknown line"
-
-
-class ValueProxy(fx.Proxy):
-    """A proxy that answers Python's questions from its example value."""
-
-    def __getattr__(self, name: str) -> Any:
-        return _ValueAttribute(self, name)
-
-    @property
-    def _value(self) -> Any:
-        return self.node.meta["val"]
-
-    def _concrete(self, what: str, ask: Callable[[Any], Any]) -> Any:
-        try:
-            return ask(self._value)
-        except DataDependentOutputException as error:
-            raise CaptureError(
-                f"the model's control flow depends on data: {what} of a tensor at {user_line()}. A graph has one "
-                "path for all data. Replace the branch by torch.where or a mask, or move it out of forward."
-            ) from error
-
-    def _call(self, method: str) -> Any:
-        return _ValueAttribute(self, method)()
-
-    def _item(self, key: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
-
-    def __len__(self) -> int:
-        return self._concrete("len()", len)
-
-    def __int__(self) -> int:
-        return self._concrete("int()", int)
-
-    def __index__(self) -> int:
-        return self._concrete("an index", operator.index)
-
-    def __float__(self) -> float:
-        return self._concrete("float()", float)
-
-    def __bool__(self) -> bool:
-        return self._concrete("the truth value", bool)
-
-    def __contains__(self, item: Any) -> bool:
-        return self._concrete("a membership test", lambda value: item in value)
-
-    def __iter__(self) -> Iterator[Any]:
-        value = self._value
-        if isinstance(value, dict):
-            return iter(list(value))
-        return iter([self._item(i) for i in range(len(self))])
-
-    def keys(self) -> Any:
-        """The keys of a proxied dict or pooled output; recorded as a method call for anything else."""
-        value = self._value
-        return list(value.keys()) if isinstance(value, (dict, PooledValues)) else self._call("keys")
-
-    def length_per_key(self) -> Any:
-        """The widths of a proxied pooled output; recorded as a method call for anything else."""
-        value = self._value
-        if isinstance(value, PooledValues):
-            return value.length_per_key()
-        return self._call("length_per_key")
-
-    def items(self) -> Any:
-        """The items of a proxied dict; recorded as a method call for anything else."""
-        value = self._value
-        return [(k, self._item(k)) for k in value] if isinstance(value, dict) else self._call("items")
-
-    def values(self) -> Any:
-        """The values of a proxied dict; recorded as a method call for anything else."""
-        value = self._value
-        return [self._item(k) for k in value] if isinstance(value, dict) else self._call("values")
-
-
-class _ValueAttribute(ValueProxy):
-    """An attribute of a proxy, recorded when it is used: a method call if it is called, else a read."""
-
-    def __init__(self, owner: ValueProxy, name: str) -> None:
-        self.owner = owner
-        self.name = name
-        self.tracer = owner.tracer
-        self._node: fx.Node | None = None
-
-    @property
-    def node(self) -> fx.Node:  # type: ignore[override]
-        if self._node is None:
-            self._node = self.tracer.create_proxy("call_function", getattr, (self.owner, self.name), {}).node
-        return self._node
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
+STEP_OUTSIDE = (
+    "move this step out of forward, make it a torch operation, or register an adapter for the model "
+    "(dmt_plugin.register_adapter)"
+)
 
 
 class ValueTracer(fx.Tracer):
@@ -170,6 +76,18 @@ class ValueTracer(fx.Tracer):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._device = next((t.device for t in inputs if isinstance(t, Tensor) and not t.is_meta), torch.device("cpu"))
         self._evaluating = 0
+        self._wrapped = wrapped_code()
+        self.through: dict[fx.Node, frozenset[WrappedName]] = {}
+
+    @property
+    def evaluating(self) -> bool:
+        """True while example values are computed, when nothing is recorded."""
+        return self._evaluating > 0
+
+    @property
+    def here(self) -> str:
+        """Qualified name of the module whose forward runs; "" for the model itself."""
+        return str(next(reversed(self.module_stack.values()))[0]) if self.module_stack else ""
 
     # -- recording -------------------------------------------------------------------
 
@@ -200,7 +118,21 @@ class ValueTracer(fx.Tracer):
         node = result.node
         if "val" not in node.meta:
             node.meta["val"] = self._evaluate(node)
+        owner = node.args[0] if node.args else None
+        if node.meta["val"] is None and isinstance(owner, fx.Node) and is_jagged(owner.meta["val"]):
+            self.graph.erase_node(node)  # "no weights" is a constant of the call, which may be asked with "is None"
+            return None
         return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Records a node with the user's line."""
+        node = super().create_node(*args, **kwargs)
+        source = calling_line()
+        if source is not None:
+            node.meta[SOURCE] = source
+        if through := wrapped_on_stack(self._wrapped):
+            self.through[node] = through
+        return node
 
     def _evaluate(self, node: fx.Node) -> Any:
         self._evaluating += 1
@@ -215,10 +147,21 @@ class ValueTracer(fx.Tracer):
             return result
         except CaptureError:
             raise
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            what = "a size" if isinstance(error, DynamicOutputShapeException) else "a number"
+            raise refusal(
+                "DMT101",
+                self.here,
+                f"{what} depends on data: {node.format_node()} at {shown(calling_line())}",
+                ONE_PATH,
+            ) from error
         except Exception as error:
-            raise CaptureError(
-                f"cannot follow the model at {user_line()}: {node.format_node()} failed on example shapes "
-                f"({type(error).__name__}: {error}). Move this step out of forward, or make it a torch operation."
+            raise refusal(
+                "DMT107",
+                self.here,
+                f"cannot follow the model at {shown(calling_line())}: {node.format_node()} failed on example shapes "
+                f"({type(error).__name__}: {error})",
+                STEP_OUTSIDE,
             ) from error
         finally:
             self._evaluating -= 1
@@ -230,11 +173,13 @@ class ValueTracer(fx.Tracer):
         args = fx.node.map_arg(node.args, value_of)
         kwargs = fx.node.map_arg(node.kwargs, value_of)
         if node.op == "get_attr":
-            return _attribute(self.root, str(node.target))
+            return attribute(self.root, str(node.target))
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
             value = leaf_value(module, args, kwargs)
             return self._call_leaf(module, args, kwargs) if value is NotImplemented else value
+        if (picked := selected(node, self.root)) is not None:
+            return picked
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -243,17 +188,13 @@ class ValueTracer(fx.Tracer):
         return node.target(*args, **kwargs)
 
     def _without_masks(self, index: Any, value: Any) -> Any:
-        """Lists for the masks that are attributes of the model: an example value has no entries to count."""
+        """Lists for the masks that are constants of the model: an example value has no entries to count."""
         if not isinstance(index, tuple):
             index, value = (index,), (value,)
         plain: list[Any] = []
         for item, example in zip(index, value, strict=True):
-            if isinstance(item, fx.Node) and item.op == "get_attr" and example.dtype == torch.bool:
-                with unset_fake_temporarily():
-                    picked = _attribute(self.root, str(item.target)).nonzero(as_tuple=True)
-                plain.extend(self.mode.from_tensor(part) for part in picked)
-            else:
-                plain.append(example)
+            picked = indices_of(item, self.root)
+            plain.extend([example] if picked is None else [self.mode.from_tensor(part) for part in picked])
         return tuple(plain) if len(plain) > 1 else plain[0]
 
     def _call_leaf(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -288,22 +229,25 @@ class ValueTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Records a module call; a module made inside forward is traced through if it has no parameters."""
-        if self._evaluating:
+        if self.evaluating:
             return forward(*args, **kwargs)
         try:
             self.path_of_module(m)
         except NameError:
             if next(m.parameters(), None) is not None:
-                raise CaptureError(
-                    f"{type(m).__name__} with parameters is created inside forward at {user_line()}; such parameters "
-                    "are never trained. Create the module in __init__."
+                raise refusal(
+                    "DMT104",
+                    self.here,
+                    f"{type(m).__name__} with parameters is created inside forward at {shown(calling_line())}; such "
+                    "parameters are never trained",
+                    "create the module in __init__",
                 ) from None
             return m.forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers become nodes, except while values are computed."""
-        if self._evaluating:
+        if self.evaluating:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
@@ -323,50 +267,6 @@ class ValueTracer(fx.Tracer):
         return {name: value for name, value in made.items() if name in read and name.startswith("_tensor_constant")}
 
 
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for atom in path.split("."):
-        value = getattr(value, atom)
-    return value
-
-
-@contextmanager
-def _recorded_factories(tracer: ValueTracer) -> Iterator[None]:
-    def contains_proxy(value: Any) -> bool:
-        found: list[bool] = []
-        map_aggregate(value, lambda item: found.append(True) if isinstance(item, fx.Proxy) else None)
-        return bool(found)
-
-    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not tracer._evaluating and contains_proxy((args, kwargs)):
-                return tracer.create_proxy("call_function", original, args, kwargs)
-            return original(*args, **kwargs)
-
-        return call
-
-    with ExitStack() as stack:
-        for name in _FACTORIES:
-            stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
-        yield
-
-
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Undoes what the model's forward stores on its modules while proxies flow through it."""
-    tables = ("_parameters", "_buffers", "_modules")
-    before = [(m, dict(m.__dict__), [dict(m.__dict__[t]) for t in tables]) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, contents in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for table, content in zip(tables, contents, strict=True):
-                module.__dict__[table].clear()
-                module.__dict__[table].update(content)
-
-
 @dataclass(frozen=True)
 class Trace:
     """One recorded call.
@@ -374,39 +274,59 @@ class Trace:
     Attributes:
         graph: the operations, each node with its example value in ``meta["val"]``.
         constants: tensors made inside forward from no input, by the attribute name the graph gives them.
+        through: for nodes recorded inside functions marked with ``torch.fx.wrap``, those functions.
     """
 
     graph: fx.Graph
     constants: dict[str, Tensor]
+    through: dict[fx.Node, frozenset[WrappedName]]
 
 
-def trace_with_values(model: nn.Module, binder: InputBinder, inputs: Sequence[Any]) -> Trace:
+class WrappedFunctionFailed(Exception):
+    """A trace stopped inside functions marked with ``torch.fx.wrap``; they can be kept as one node each."""
+
+    def __init__(self, names: frozenset[WrappedName]) -> None:
+        super().__init__(sorted(name for _, name in names))
+        self.names = names
+
+
+def trace_with_values(
+    model: nn.Module, binder: InputBinder, inputs: Sequence[Any], kept: Collection[WrappedName] = ()
+) -> Trace:
     """Records ``model`` called with ``inputs``; the model is left exactly as it was.
 
     Args:
         model: the user's model.
         binder: how the flat inputs become the call.
         inputs: one example per graph input.
+        kept: functions marked with ``torch.fx.wrap`` that stay one node; the others are traced through.
 
     Returns:
         The graph and its constants.
 
     Raises:
-        CaptureError: the model does something a graph cannot hold; names the user's line.
+        CaptureError: the model does something a graph cannot hold; names the module and the user's line.
+        WrappedFunctionFailed: it does so inside wrapped functions.
     """
     tracer = ValueTracer(binder, inputs)
-    with _left_as_it_was(model), _recorded_factories(tracer):
+    with left_as_it_was(model), recorded_factories(tracer), traced_through_wrapped(kept):
         try:
             graph = tracer.trace(model)
-        except CaptureError:
-            raise
+            make_mutations_explicit(graph)
+            spell_masks_by_row(graph, model)
         except Exception as error:
-            raise CaptureError(
-                f"cannot capture {type(model).__name__}: {type(error).__name__}: {error} "
-                f"(at {user_line(error)})."
+            if through := wrapped_in_error(error, tracer._wrapped) - set(kept):
+                raise WrappedFunctionFailed(through) from error
+            if isinstance(error, CaptureError):
+                raise
+            raise refusal(
+                "DMT107",
+                tracer.here,
+                f"cannot follow the model at {shown(raising_line(error))}: {type(error).__name__}: {error}",
+                STEP_OUTSIDE,
             ) from error
     # A custom tracer class makes unpickling trace the model again, and the origin fields of
     # the generated code cannot be pickled at all.
     graph._tracer_cls = None
     graph._co_fields = {}
-    return Trace(graph, tracer.constants(graph))
+    return Trace(graph, tracer.constants(graph), tracer.through)

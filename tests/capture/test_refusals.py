@@ -25,7 +25,7 @@ def refusal(model: nn.Module, *args: Any) -> str:
 def test_control_flow_on_data_names_the_users_line(kind: type[nn.Module]) -> None:
     text = refusal(kind(), rows(5))
     assert "models.py" in text and "in forward" in text
-    assert ("if x.sum() > 0:  # the line" in text) or ("x.max().item()" in text)
+    assert ("if x.sum() > 0: # the line" in text) or ("x.max().item()" in text)
 
 
 @pytest.mark.parametrize("kind", [m.LoopsOverBatch, m.BakesBatch, m.BakesBatchInConstant])

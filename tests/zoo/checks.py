@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dmt_plugin.api import transform
 from dmt_plugin.capture import ExampleBatch, capture
 from dmt_plugin.config import TransformConfig
-from dmt_plugin.errors import DMTError, TransformError
+from dmt_plugin.errors import DMTError, FindingsError
 from dmt_plugin.tower_model import TowerModel
 from tests.zoo.spec import FEATURES, Batch, Variant, call_of
 
@@ -42,7 +42,7 @@ def example(batch: Batch) -> ExampleBatch:
 
 def notes_of(error: BaseException, stage: str) -> list[Note]:
     """An error as findings: those of the compiler with their codes, a crash with its last line."""
-    if isinstance(error, TransformError):
+    if isinstance(error, FindingsError):
         return [
             {"stage": stage, "code": f.code, "severity": f.severity, "module": f.module, "reason": f.reason}
             for f in error.findings

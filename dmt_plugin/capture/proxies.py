@@ -1,0 +1,131 @@
+"""Proxies that answer Python's questions from the example value of their node.
+
+1. ``len``, iteration, ``int``, ``bool``, ``in`` are answered from the value. What that
+   bakes into the graph shows when two traces are compared.
+2. A question that only real data could answer (the truth of a tensor) is refused.
+3. An attribute is recorded when it is used: a method call if it is called, else a read.
+   A constant field of a batch object (``None``, a string, a number) is that constant; later
+   calls are checked to have the same (see :class:`~dmt_plugin.capture.inputs.InputBinder`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from dmt_plugin.capture.inputs import is_constant
+from dmt_plugin.capture.leaves import PooledValues
+from dmt_plugin.capture.where import calling_line, refusal, shown
+
+ONE_PATH = "a graph has one path for all data; replace the branch by torch.where or a mask, or move it out of forward"
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that answers Python's questions from its example value."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = self._value
+        if dataclasses.is_dataclass(value) and any(field.name == name for field in dataclasses.fields(value)):
+            stored = getattr(value, name)
+            if is_constant(stored):
+                return stored
+        return _ValueAttribute(self, name)
+
+    @property
+    def _value(self) -> Any:
+        return self.node.meta.get("val")
+
+    def _concrete(self, what: str, ask: Callable[[Any], Any]) -> Any:
+        try:
+            return ask(self._value)
+        except DataDependentOutputException as error:
+            raise refusal(
+                "DMT101",
+                self.tracer.here,  # type: ignore[attr-defined]
+                f"the control flow depends on data: {what} of a tensor at {shown(calling_line())}",
+                ONE_PATH,
+            ) from error
+
+    def _call(self, method: str) -> Any:
+        return _ValueAttribute(self, method)()
+
+    def _item(self, key: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise refusal(
+            "DMT103",
+            self.tracer.here,  # type: ignore[attr-defined]
+            f"an item is assigned at {shown(calling_line())}; a graph has values, not places to store them",
+            "use torch.cat, torch.where or torch.index_put, which return a new tensor",
+        )
+
+    def __len__(self) -> int:
+        return self._concrete("len()", len)
+
+    def __int__(self) -> int:
+        return self._concrete("int()", int)
+
+    def __index__(self) -> int:
+        return self._concrete("an index", operator.index)
+
+    def __float__(self) -> float:
+        return self._concrete("float()", float)
+
+    def __bool__(self) -> bool:
+        return self._concrete("the truth value", bool)
+
+    def __contains__(self, item: Any) -> bool:
+        return self._concrete("a membership test", lambda value: item in value)
+
+    def __iter__(self) -> Iterator[Any]:
+        value = self._value
+        if isinstance(value, dict):
+            return iter(list(value))
+        return iter([self._item(i) for i in range(len(self))])
+
+    def keys(self) -> Any:
+        """The keys of a proxied dict or pooled output; recorded as a method call for anything else."""
+        value = self._value
+        return list(value.keys()) if isinstance(value, (dict, PooledValues)) else self._call("keys")
+
+    def length_per_key(self) -> Any:
+        """The widths of a proxied pooled output; recorded as a method call for anything else."""
+        value = self._value
+        if isinstance(value, PooledValues):
+            return value.length_per_key()
+        return self._call("length_per_key")
+
+    def items(self) -> Any:
+        """The items of a proxied dict; recorded as a method call for anything else."""
+        value = self._value
+        return [(k, self._item(k)) for k in value] if isinstance(value, dict) else self._call("items")
+
+    def values(self) -> Any:
+        """The values of a proxied dict; recorded as a method call for anything else."""
+        value = self._value
+        return [self._item(k) for k in value] if isinstance(value, dict) else self._call("values")
+
+
+class _ValueAttribute(ValueProxy):
+    """An attribute of a proxy, recorded when it is used."""
+
+    def __init__(self, owner: ValueProxy, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        self.tracer = owner.tracer
+        self._node: fx.Node | None = None
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        if self._node is None:
+            self._node = self.tracer.create_proxy("call_function", getattr, (self.owner, self.name), {}).node
+        return self._node
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)

@@ -1,0 +1,94 @@
+"""What can be told from a model's modules alone, before anything is traced.
+
+1. A compiled or scripted module, anywhere in the model, has no forward that Python runs:
+   there is nothing to record (DMT105). The same goes for a model that is already wrapped for
+   distribution: its forward is the wrapper's.
+2. Hooks (DMT112). A leaf keeps its hooks, as it stays the user's own module. Hooks on the
+   model itself would not run when the graph does, and those for the backward pass of
+   a module that is traced through have no module to fire for: errors. Forward hooks of a
+   module that is traced through are recorded as they are now: a warning.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from dmt_plugin.capture.leaves import is_leaf
+from dmt_plugin.errors import CaptureError
+from dmt_plugin.findings import Finding
+
+_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+
+
+def check_modules(model: nn.Module) -> list[Finding]:
+    """Refuses what cannot be traced, as the module's docstring says.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        CaptureError: with one finding per module.
+    """
+    findings = [*_without_python(model)]
+    if not findings:
+        findings += _hooked(model)
+    if any(finding.severity == "error" for finding in findings):
+        raise CaptureError(findings)
+    return findings
+
+
+def _without_python(model: nn.Module) -> Iterator[Finding]:
+    inside: list[str] = []
+    for path, module in model.named_modules():
+        if any(path == outer or path.startswith(f"{outer}.") or not outer for outer in inside):
+            continue
+        what = _form(module)
+        if what is not None:
+            inside.append(path)
+            reason, hint = what
+            yield Finding("DMT105", "error", path, reason, hint)
+
+
+def _form(module: nn.Module) -> tuple[str, str] | None:
+    compiled = sys.modules.get("torch._dynamo.eval_frame")  # not imported: then nothing can be compiled
+    kind = type(module).__name__
+    if compiled is not None and isinstance(module, compiled.OptimizedModule):
+        return f"{kind} is a compiled module (torch.compile)", "pass the eager module (._orig_mod); compile afterwards"
+    if module._compiled_call_impl is not None:
+        return f"{kind} was compiled in place (module.compile())", "compile after the transformation"
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{kind} is a scripted module (torch.jit)", "pass the eager module it was made from"
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return f"{kind} wraps the model for distribution", "pass the model inside (.module); DeepSpeed distributes it"
+    return None
+
+
+def _hooked(model: nn.Module) -> Iterator[Finding]:
+    for path, module in model.named_modules():
+        if path and is_leaf(module):
+            continue
+        forward = sum(len(getattr(module, table)) for table in _FORWARD_HOOKS)
+        backward = sum(len(getattr(module, table)) for table in _BACKWARD_HOOKS)
+        if backward or (forward and not path):
+            what = "backward" if backward else "forward"
+            yield Finding(
+                "DMT112",
+                "error",
+                path,
+                f"{what} hooks are registered here, which would not run with the graph",
+                "remove them before the transformation and register them on the model it returns",
+            )
+        elif forward:
+            yield Finding(
+                "DMT112",
+                "warning",
+                path,
+                f"{forward} forward hook(s) are registered here; they are recorded as they are now, and removing them "
+                "later changes nothing",
+                "remove them before the transformation unless they belong to the model",
+            )

@@ -1,0 +1,128 @@
+"""What must be different around a model while it is traced, and be as before afterwards.
+
+1. torch's factory functions (``torch.zeros(x.size(0), 4)``) are recorded when an argument
+   is a proxy: they take plain numbers, so no proxy would be asked.
+2. What forward stores on its modules (``self.seen = x``) is undone, or proxies would stay
+   in the user's model.
+3. Functions marked with ``torch.fx.wrap`` are ordinary functions for this tracer: a join
+   inside one must be seen. Those named in ``kept`` stay one node, as they would be under
+   ``torch.fx.symbolic_trace``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from types import CodeType, TracebackType
+from typing import Any, Protocol
+from unittest import mock
+
+import torch
+from torch import fx, nn
+from torch.fx import _symbolic_trace
+from torch.fx.node import map_aggregate
+
+WrappedName = tuple[int, str]
+"""How fx names a wrapped function: the identity of its globals, and its name there."""
+
+_FACTORIES = (
+    "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
+    "tensor", "tril_indices", "triu_indices", "zeros",
+)  # fmt: skip
+
+
+class Recorder(Protocol):
+    """What a tracer offers here."""
+
+    @property
+    def evaluating(self) -> bool:
+        """True while example values are computed, when nothing is recorded."""
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        """Records one operation."""
+
+
+@contextmanager
+def recorded_factories(tracer: Recorder) -> Iterator[None]:
+    """Records factory functions that are called with a proxy."""
+
+    def contains_proxy(value: Any) -> bool:
+        found: list[bool] = []
+        map_aggregate(value, lambda item: found.append(True) if isinstance(item, fx.Proxy) else None)
+        return bool(found)
+
+    def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not tracer.evaluating and contains_proxy((args, kwargs)):
+                return tracer.create_proxy("call_function", original, args, kwargs)
+            return original(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as stack:
+        for name in _FACTORIES:
+            stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
+        yield
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Undoes what is stored on the modules of ``model`` meanwhile."""
+    tables = ("_parameters", "_buffers", "_modules")
+    before = [(m, dict(m.__dict__), [dict(m.__dict__[t]) for t in tables]) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for table, content in zip(tables, contents, strict=True):
+                module.__dict__[table].clear()
+                module.__dict__[table].update(content)
+
+
+def wrapped_code() -> dict[CodeType, WrappedName]:
+    """The code of every function that is marked with ``torch.fx.wrap``, with fx's name of it."""
+    found: dict[CodeType, WrappedName] = {}
+    for name, names in _symbolic_trace._wrapped_fns_to_patch.items():
+        function = names.get(name[1])
+        if inspect.isfunction(function):
+            found[inspect.unwrap(function).__code__] = name
+    return found
+
+
+@contextmanager
+def traced_through_wrapped(kept: Collection[WrappedName]) -> Iterator[None]:
+    """Has fx treat wrapped functions, except those in ``kept``, as ordinary ones."""
+    registry = _symbolic_trace._wrapped_fns_to_patch
+    removed = {name: registry.pop(name) for name in list(registry) if name not in kept}
+    try:
+        yield
+    finally:
+        registry.update(removed)
+
+
+def wrapped_on_stack(code: dict[CodeType, WrappedName]) -> frozenset[WrappedName]:
+    """The wrapped functions that are running now."""
+    found = set()
+    frame = sys._getframe(1) if code else None
+    while frame is not None:
+        if frame.f_code in code:
+            found.add(code[frame.f_code])
+        frame = frame.f_back
+    return frozenset(found)
+
+
+def wrapped_in_error(error: BaseException | None, code: dict[CodeType, WrappedName]) -> frozenset[WrappedName]:
+    """The wrapped functions that ``error``, or what caused it, came through."""
+    found = set()
+    while error is not None:
+        step: TracebackType | None = error.__traceback__
+        while step is not None:
+            if step.tb_frame.f_code in code:
+                found.add(code[step.tb_frame.f_code])
+            step = step.tb_next
+        error = error.__cause__
+    return frozenset(found)
