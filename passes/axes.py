@@ -51,9 +51,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Axis:
-    """A changed dimension."""
+    """A changed dimension.
+
+    Attributes:
+        segments: its parts, in order.
+        free: True for what a layer or parameter gives anew: its entries have no meaning but
+            that of what they are combined with.
+    """
 
     segments: tuple[Segment, ...]
+    free: bool = False
 
     @property
     def old(self) -> int:
@@ -97,24 +104,39 @@ class Axis:
 
 
     def with_layout_of(self, other: Axis) -> Axis:
-        """Two axes that lie entry on entry: the one that knows more about its vectors.
+        """The axis of two that lie entry on entry.
 
         Raises:
-            Unsupported: they differ in size, or in how they are made of vectors.
+            Unsupported: they differ in size, or in which parts and vectors they are made of.
         """
         if self.new != other.new:
             raise Unsupported(f"combines {self.new} with {other.new} entries")
-        mine, others = self._units(), other._units()
-        if not mine or not others:
-            return self if mine else other
-        if mine != others:
-            raise Unsupported(f"combines {self.new} entries in vectors of {mine} with vectors of {others}")
+        if self.free or other.free:
+            return other if self.free else self
+        if self._runs() != other._runs():
+            raise Unsupported(f"combines two dimensions of {self.new} entries that are made of different parts")
         return self
 
-    def _units(self) -> list[tuple[int, int]]:
-        """Old and new width of the vectors in the changed parts; empty if it counts entries."""
-        widths = [(s.old_unit, s.new_unit) for s in self.segments if s.changed]
-        return [w for i, w in enumerate(widths) if w != (1, 1) and widths[i - 1 : i] != [w]]
+    def satisfies(self, wanted: Axis) -> bool:
+        """Whether it is what another place asks for: the size, and at least what changes there."""
+        mine = [s for s in self.segments if s.changed]
+        theirs = [s for s in wanted.segments if s.changed]
+        return (
+            self.new == wanted.new
+            and (not all(s.same_vectors for s in mine) or all(s.same_vectors for s in theirs))
+            and (not all(s.same_entries for s in mine) or all(s.same_entries for s in theirs))
+        )
+
+    def _runs(self) -> list[tuple[int, int, int, int, bool]]:
+        """Neighbouring segments of one kind taken together."""
+        runs: list[tuple[int, int, int, int, bool]] = []
+        for s in self.segments:
+            if runs and runs[-1][2:] == (s.old_unit, s.new_unit, s.changed):
+                old, new = runs.pop()[:2]
+                runs.append((old + s.old, new + s.new, s.old_unit, s.new_unit, s.changed))
+            else:
+                runs.append((s.old, s.new, s.old_unit, s.new_unit, s.changed))
+        return runs
 
 
 Axes = dict[int, Axis]

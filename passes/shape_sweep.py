@@ -16,7 +16,7 @@ dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.shape_rules`) de
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,11 +58,21 @@ class State:
         value: new example value; tensors are on the meta device.
         axes: changed dimensions.
         changed: whether anything about it differs from the capture.
+        parts: for several tensors at once (a split, say), the changed dimensions of each.
     """
 
     value: Any
     axes: Axes = field(default_factory=dict)
     changed: bool = False
+    parts: tuple[Axes, ...] = ()
+
+    def part(self, index: Any) -> Axes | tuple[Axes, ...]:
+        """Changed dimensions of an element, or of several."""
+        if not self.parts:
+            return {}
+        if not isinstance(index, (int, slice)):
+            raise Unsupported("takes a computed one of several tensors")
+        return self.parts[index]
 
 
 def shapes_only(value: Any) -> Any:
@@ -72,7 +82,7 @@ def shapes_only(value: Any) -> Any:
     )
 
 
-Rule = Callable[["Sweep", fx.Node], Axes]
+Rule = Callable[["Sweep", fx.Node], Axes | tuple[Axes, ...]]
 
 
 class Sweep:
@@ -159,11 +169,20 @@ class Sweep:
         rule = self._rule_of(self, node)
         if rule is None:
             raise Unsupported(f"{node.op} {_name(node)} is not known to the shape repair")
-        axes = rule(self, node)
+        found = rule(self, node)
+        axes, parts = ({}, found) if isinstance(found, tuple) else (found, ())
         value = self.evaluate(node, axes)
-        self._check(node, value, axes)
         old = shapes_only(node.meta.get("val"))
-        return State(value, axes, bool(axes) or not _same(old, value))
+        if isinstance(old, (tuple, list)) and any(isinstance(v, Tensor) for v in old) and not parts:
+            raise Unsupported("gives several tensors, which its rule does not tell apart")
+        if parts:
+            if len(value) != len(parts) or len(old) != len(parts):
+                raise Unsupported(f"would give {len(value)} tensors, not {len(old)}")
+            for before, after, own_axes in zip(old, value, parts, strict=True):
+                _check(tuple(before.shape), after, own_axes)
+        elif isinstance(value, Tensor):
+            _check(shape_of(node), value, axes)
+        return State(value, axes, bool(axes) or any(parts) or not _same(old, value), parts)
 
     def evaluate(self, node: fx.Node, axes: Axes) -> Any:
         """The node's new example value."""
@@ -171,8 +190,8 @@ class Sweep:
             shape = [axes[d].new if d in axes else size for d, size in enumerate(shape_of(node))]
             return _empty(shape, node)
         args, kwargs = self.edits.get(node, (node.args, node.kwargs))
-        args = map_arg(args, lambda n: self.states[n].value)
-        kwargs = map_arg(kwargs, lambda n: self.states[n].value)
+        args = shapes_only(map_arg(args, lambda n: self.states[n].value))
+        kwargs = shapes_only(map_arg(kwargs, lambda n: self.states[n].value))
         try:
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -180,17 +199,6 @@ class Sweep:
             return node.target(*args, **kwargs)
         except (RuntimeError, IndexError, TypeError) as error:
             raise Unsupported(f"does not work on the new shapes: {error}") from error
-
-    def _check(self, node: fx.Node, value: Any, axes: Axes) -> None:
-        if not isinstance(value, Tensor):
-            return
-        old = shape_of(node)
-        wanted = tuple(axes[d].new if d in axes else size for d, size in enumerate(old))
-        if tuple(value.shape) != wanted:
-            raise Unsupported(f"would have the shape {tuple(value.shape)}, expected {wanted} (before: {old})")
-        for dim, axis in axes.items():
-            if axis.old != old[dim]:
-                raise Unsupported(f"dimension {dim} had {old[dim]} entries, its parts add up to {axis.old}")
 
     # -- imposing sizes ------------------------------------------------------------------
 
@@ -213,8 +221,9 @@ class Sweep:
             self._note(node, wanted)
         if node.op == "call_module" and last in wanted and is_linear(self.gm.get_submodule(str(node.target))):
             self._note(node, {last: wanted[last]})
-        for source, axes in producers(self, node, wanted):
-            missing = {d: axis for d, axis in axes.items() if d not in self.states[source].axes}
+        for source, axes in producers(self, node, self.states[node].axes | wanted):
+            there = self.states[source].axes
+            missing = {d: axis for d, axis in axes.items() if d not in there or not there[d].satisfies(axis)}
             if missing:
                 self.impose(source, missing)
         dim, axis = next(iter(wanted.items()))
@@ -226,12 +235,16 @@ class Sweep:
         raise Unsupported(f"needs {what}, and {why_fixed(self, node)}")
 
     def _note(self, node: fx.Node, wanted: Axes) -> None:
-        for dim, axis in wanted.items():
-            before = self.forced.get((node, dim))
-            if before is not None:
-                raise Unsupported(f"{node.name} would have to give both {before.new} and {axis.new} entries")
         check_resizable(self.gm, node)
-        self.forced.update({(node, dim): axis for dim, axis in wanted.items()})
+        # A parameter has one size wherever it is read; calls of a layer are compared at the end.
+        reads = [n for n in self.gm.graph.nodes if n.op == "get_attr" and n.target == node.target]
+        for place in reads if node.op == "get_attr" else [node]:
+            for dim, axis in wanted.items():
+                before = self.forced.get((place, dim))
+                # What was asked for first may be widened once: from other vectors' widths to other vectors.
+                if before is not None and (before.new != axis.new or not axis.satisfies(before)):
+                    raise Unsupported(f"{node.name} would have to give both {before.new} and {axis.new} entries")
+                self.forced[place, dim] = replace(axis, free=True)
         raise Restart
 
     def note_input(self, node: fx.Node, axis: Axis | None) -> None:
@@ -291,6 +304,15 @@ def check_resizable(gm: fx.GraphModule, node: fx.Node) -> None:
             others.append(other.name)
     if others:
         raise Unsupported(f"{target} is also used by {others[0]}; a parameter of another size cannot be shared")
+
+
+def _check(old: tuple[int, ...], value: Tensor, axes: Axes) -> None:
+    wanted = tuple(axes[d].new if d in axes else size for d, size in enumerate(old))
+    if tuple(value.shape) != wanted:
+        raise Unsupported(f"would have the shape {tuple(value.shape)}, expected {wanted} (before: {old})")
+    for dim, axis in axes.items():
+        if axis.old != old[dim]:
+            raise Unsupported(f"dimension {dim} had {old[dim]} entries, its parts add up to {axis.old}")
 
 
 def _empty(shape: list[int], node: fx.Node) -> Tensor:
