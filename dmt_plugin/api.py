@@ -7,8 +7,9 @@
    again: this is the semantic-preserving transform, equal bit for bit;
 3. insert tower modules and repair the shapes behind them, if the config asks for them.
 
-A group that cannot go through tower modules is an error, or stays as it is where
-``transform.on_unsupported`` is ``"transport"``.
+A group that the layers behind it cannot take through tower modules is an error, or goes
+another way: ``transform.on_unsupported`` names one. That is found out by trying, so the
+compiler starts again from the capture, now knowing of the group.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def transform(
             if group is None:
                 raise
             blocked[group] = next(f.reason for f in error.findings if f.code == "DMT401")
-            logger.warning("%s moves unchanged: %s", group, blocked[group])
+            logger.warning("%s: %s; going on with %r", group, blocked[group], settings.transform.on_unsupported)
 
 
 def build_placed(
@@ -142,8 +143,8 @@ def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch, blocked:
 
 
 def _group_to_block(ctx: PassContext, error: TransformError, blocked: Mapping[str, str]) -> str | None:
-    """The next group to leave as it is, where the config allows that."""
-    if ctx.config.transform.on_unsupported != "transport" or not any(f.code == "DMT401" for f in error.findings):
+    """The next group to take another way, where the config allows that."""
+    if ctx.config.transform.on_unsupported == "error" or not any(f.code == "DMT401" for f in error.findings):
         return None
     return next((name for name in ctx.unsupported if name not in blocked), None)
 

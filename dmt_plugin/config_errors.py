@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,7 +17,6 @@ from dmt_plugin.errors import ConfigError
 
 # Values that the design knows and this version does not have.
 LATER: Mapping[str, frozenset[str]] = {
-    "partition.strategy": frozenset({"learned"}),
 }
 
 
@@ -61,26 +60,26 @@ def _say(path: tuple[str, ...], detail: Any, model: type[BaseModel]) -> str:
         return str(detail["ctx"]["error"])
     if detail["type"] == "extra_forbidden":
         return _unknown_key(path, model)
-    parent = model
-    for name in path[:-1]:
-        parent = parent.model_fields[name].annotation  # type: ignore[assignment]
+    parent, annotation = _place(path, model)
     # Of a union, pydantic hands over the value itself once per branch: the first will do.
     value = detail["input"]
+    if detail["loc"][-1] == "[key]":
+        return f'the key {_show(value)} is not a string, expected {_show(str(value))}'
     if ".".join(path) in LATER and value in LATER[".".join(path)]:
         schema = parent.model_json_schema()["properties"][path[-1]]
         return f"{_show(value)} is not in this version, expected {_expected(schema)}"
-    annotation = parent.model_fields[path[-1]].annotation
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        inner = next(iter(annotation.model_fields))
+    if (section := _section(annotation)) is not None:
+        inner = next(iter(section.model_fields))
         return f'found {_show(value)}, expected an object such as {{"{inner}": ...}}'
+    if (entry := _entry(annotation)) is not None:
+        inner = next(iter(entry.model_fields))
+        return f'found {_show(value)}, expected an object such as {{"0": {{"{inner}": ...}}}}'
     schema = parent.model_json_schema()["properties"][path[-1]]
     return f"found {_show(value)}{_did_you_mean(value, schema.get('enum', []))}, expected {_expected(schema)}"
 
 
 def _unknown_key(path: tuple[str, ...], model: type[BaseModel]) -> str:
-    parent = model
-    for name in path[:-1]:
-        parent = parent.model_fields[name].annotation  # type: ignore[assignment]
+    parent, _ = _place(path, model)
     key = path[-1]
     guess = _did_you_mean(key, list(parent.model_fields))
     if guess:
@@ -96,14 +95,39 @@ def _unknown_key(path: tuple[str, ...], model: type[BaseModel]) -> str:
 def _key_path(model: type[BaseModel], location: Sequence[Any]) -> tuple[str, ...]:
     # pydantic appends the branch of a union to the location: keep only what is a key.
     path: list[str] = []
+    annotation: Any = model
     for part in location:
-        path.append(str(part))
-        field = model.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        section, entry = _section(annotation), _entry(annotation)
+        if (section is None and entry is None) or part == "[key]":
             break
-        model = inner
+        path.append(str(part))
+        field = section.model_fields.get(str(part)) if section is not None else None
+        annotation = entry if section is None else field.annotation if field is not None else None
     return tuple(path)
+
+
+def _place(path: tuple[str, ...], model: type[BaseModel]) -> tuple[type[BaseModel], Any]:
+    """The section that the last key of ``path`` belongs to, and what that key holds."""
+    parent, annotation = model, None
+    here: Any = model
+    for name in path:
+        section = _section(here)
+        if section is None:  # a name that the user gave: an entry of an object of sections
+            here = annotation = _entry(here)
+            continue
+        field = section.model_fields.get(name)
+        parent, annotation = section, field.annotation if field is not None else None
+        here = annotation
+    return parent, annotation
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _entry(annotation: Any) -> type[BaseModel] | None:
+    """The section that an object with names of the user's own holds under each of them."""
+    return _section(get_args(annotation)[1]) if get_origin(annotation) is dict else None
 
 
 def _expected(schema: Mapping[str, Any]) -> str:
@@ -114,7 +138,7 @@ def _expected(schema: Mapping[str, Any]) -> str:
     if "const" in schema:
         return json.dumps(schema["const"])
     kinds = {"integer": "a whole number", "number": "a finite number", "boolean": "true or false"}
-    kinds |= {"string": "a string", "null": "null"}
+    kinds |= {"string": "a string", "null": "null", "object": "an object", "array": "a list"}
     text = kinds[schema["type"]]
     if "minimum" in schema:
         text += f" of at least {schema['minimum']:g}"

@@ -2,9 +2,10 @@
 
 For every tower group of the plan:
 
-1. the streams of each tower are packed to ``(B, F_t, N)``, in the tower's order;
-2. a pass-through tower module flattens them to ``(B, F_t*N)``;
-3. the outputs are split into streams again, and each join gets back the stream it had.
+1. what the streams are computed from is moved before the first use of any of them;
+2. the streams of each tower are packed to ``(B, F_t, N)``, in the tower's order;
+3. a pass-through tower module flattens them to ``(B, F_t*N)``;
+4. the outputs are split into streams again, and each use gets back the stream it had.
 
 The graph computes what it computed before, bit for bit, gradients included; that is what
 "semantic-preserving" means, and it is checked at this point. Replacing the pass-through
@@ -30,6 +31,18 @@ def tower_path(group: str, tower: int) -> str:
     return f"{TOWERS}.{group}.tower{tower}"
 
 
+def decoder_path(group: str, tower: int) -> str:
+    """Qualified name of the decoder of one tower in one group."""
+    return f"{TOWERS}.{group}.decoder{tower}"
+
+
+def tower_number(path: str) -> int | None:
+    """Number of the tower that a module is; ``None`` if it is something else."""
+    name = path.rpartition(".")[2]
+    inside = path.startswith(f"{TOWERS}.") and path.count(".") == 2 and name.startswith("tower")
+    return int(name.removeprefix("tower")) if inside else None
+
+
 class InsertTowers(GraphPass):
     """See the module's docstring."""
 
@@ -48,13 +61,14 @@ class InsertTowers(GraphPass):
         assert ctx.plan is not None
         graph = ctx.gm.graph
         order = {node: i for i, node in enumerate(graph.nodes)}
-        first_join = min(group.joins, key=order.__getitem__)
+        first_use = min(group.joins, key=order.__getitem__)
+        _bring_forward(group.streams, first_use, order)
         stream_by_feature = {lookup.feature: s for lookup, s in zip(group.lookups, group.streams, strict=True)}
         spec = next(g for g in ctx.plan.groups if g.name == group.name)
         outputs: list[fx.Node] = []
         shapes: list[tuple[tuple[int, ...], ...]] = []
         packed: list[fx.Node] = []
-        with graph.inserting_before(first_join):
+        with graph.inserting_before(first_use):
             for tower in range(len(ctx.plan.towers)):
                 streams = [stream_by_feature[f] for f in ctx.plan.features_of(spec, tower)]
                 if not streams:
@@ -78,3 +92,15 @@ class InsertTowers(GraphPass):
                 for join in group.joins:
                     join.replace_input_with(old, new)
         return 2 * len(outputs) + 1 + len(packed)
+
+
+def _bring_forward(streams: list[fx.Node], point: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Moves the nodes that ``streams`` are computed from before ``point``, in their order."""
+    pending, late = list(streams), set()
+    while pending:
+        node = pending.pop()
+        if node not in late and order[node] > order[point]:
+            late.add(node)
+            pending.extend(node.all_input_nodes)
+    for node in sorted(late, key=order.__getitem__):
+        point.prepend(node)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import PlanError
+from dmt_plugin.errors import ConfigError, PlanError
 from dmt_plugin.nn.towers import automatic_dim
 from dmt_plugin.partitioner import partition_features
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
@@ -54,24 +54,26 @@ class PartitionFeatures(GraphPass):
         assigned = partition_features(features, towers, partition.strategy, partition.file)
         host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
         self._check_groups(ctx, assigned)
+        width = next((g.width for g in ctx.groups if g.kind == "tower"), 0)
         ctx.plan = TowerPlan(
             topology=str(ctx.topology),
             tables=tables,
             features=features,
             groups=tuple(
-                GroupSpec(g.name, g.kind, g.width, tuple(x.feature for x in g.lookups)) for g in ctx.groups
+                GroupSpec(g.name, g.kind, g.width, tuple(x.feature for x in g.lookups), g.form, _dim(ctx.config, g))
+                for g in ctx.groups
             ),
             towers=assigned,
             tower_hosts=hosts,
             table_lanes=place_tables(tables, features, host_of, ctx.topology),
-            module=module_spec(ctx.config, next((g.width for g in ctx.groups if g.kind == "tower"), 0)),
+            module=module_spec(ctx.config, width),
+            overrides=override_specs(ctx.config, width, towers),
             model=fingerprint,
             provenance={"strategy": partition.strategy, "file": partition.file},
         )
         return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")
 
     def _check_groups(self, ctx: PassContext, towers: tuple[tuple[str, ...], ...]) -> None:
-        tolerant = ctx.config.transform.on_unsupported == "transport"
         for group in ctx.groups:
             members = {lookup.feature for lookup in group.lookups}
             empty = [t for t, names in enumerate(towers) if not members & set(names)]
@@ -79,7 +81,7 @@ class PartitionFeatures(GraphPass):
                 continue
             ctx.find(
                 "DMT304",
-                "warning" if tolerant else "error",
+                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
                 group.lookups[0].table,
                 f"tower(s) {empty} have no feature of {group.name}, so hosts would hold different numbers of tower "
                 "modules",
@@ -92,7 +94,15 @@ def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:
     """A key that is set in the config and contradicts the plan is an error, not a suggestion."""
     planned: dict[str, object] = {**dataclasses.asdict(plan.module), "count": len(plan.towers)}
     planned["module"] = planned.pop("kind")
-    for key in sorted(config.towers.model_fields_set):
+    wanted: object
+    if "overrides" in config.towers.model_fields_set:
+        wanted = override_specs(config, 0, len(plan.towers), plan.module.dim)
+        if wanted != dict(plan.overrides):
+            raise PlanError(
+                f"dmt.towers.overrides is for tower(s) {sorted(config.towers.overrides)}, but the plan in {file} was "
+                f"made with others: {plan.to_dict()['overrides']}. Remove the key or make a new plan."
+            )
+    for key in sorted(config.towers.model_fields_set - {"overrides"}):
         wanted = getattr(config.towers, key)
         if wanted not in ("auto", planned[key]):
             raise PlanError(
@@ -112,8 +122,11 @@ def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
         )
     for group in ctx.groups:
         spec = planned[group.name]
-        if spec.kind == "transport" and group.kind == "tower":
-            _to_transport(group, "the plan moves it as it is")
+        if spec.kind == "transport":
+            if group.kind == "tower":
+                _to_transport(group, "the plan moves it as it is")
+        elif spec.form != group.form:
+            _to_form(group, spec)
         if spec.kind == "tower" and group.kind == "transport":
             raise PlanError(
                 f"the plan takes {group.name} through towers, but it cannot: {group.reason}. Make a new plan for this "
@@ -124,8 +137,20 @@ def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
             raise PlanError(f"the plan gives tower(s) {empty} no feature of {group.name}; each needs at least one.")
 
 
+def _to_form(group: StreamGroup, spec: GroupSpec) -> None:
+    """Gives a group the form it has in the plan; only a regular group can be in the native one."""
+    if group.kind == "tower" and spec.form == "native":
+        raise PlanError(
+            f"the plan has {group.name} in the native form, but here it is in the form {group.form!r}"
+            + (f": {group.reason}" if group.reason else "")
+            + ". Make a new plan for this model and configuration."
+        )
+    group.form, group.reason = spec.form, group.reason or "the plan says so"
+
+
 def _to_transport(group: StreamGroup, reason: str) -> None:
     group.kind, group.joins, group.streams, group.reason = "transport", [], [x.node for x in group.lookups], reason
+    group.form = "native"
 
 
 def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[FeatureSpec, ...]]:
@@ -149,3 +174,32 @@ def module_spec(config: DMTConfig, width: int) -> TowerModuleSpec:
     towers = config.towers
     dim = automatic_dim(towers.module, towers.c, width) if towers.dim == "auto" else int(towers.dim)
     return TowerModuleSpec(towers.module, towers.c, towers.p, dim, towers.init, towers.seed)
+
+
+def override_specs(config: DMTConfig, width: int, towers: int, dim: int = 0) -> dict[int, TowerModuleSpec]:
+    """The towers whose module differs.
+
+    Args:
+        config: the ``"dmt"`` section.
+        width: width of the streams that ``"auto"`` is resolved for.
+        towers: number of towers.
+        dim: width of their outputs, where it is known already.
+
+    Raises:
+        ConfigError: a tower that is not there.
+    """
+    base = module_spec(config, width)
+    found: dict[int, TowerModuleSpec] = {}
+    for tower in sorted(map(int, config.towers.overrides)):
+        if tower >= towers:
+            raise ConfigError(
+                f"dmt.towers.overrides.{tower}: there is no such tower; this run has {towers}, 0 to {towers - 1}."
+            )
+        own = config.towers.of_tower(tower)
+        found[tower] = TowerModuleSpec(own.module, own.c, own.p, dim or base.dim, own.init, own.seed)
+    return found
+
+
+def _dim(config: DMTConfig, group: StreamGroup) -> int:
+    """Width of the outputs of a group's towers; ``"auto"`` depends on the width of its streams."""
+    return module_spec(config, group.width).dim if group.kind == "tower" else 0

@@ -9,6 +9,10 @@ section 4, under its letters:
 * ``dcn``: one cross layer on the flattened tower, then ``Linear(F_t*N -> F_t*D)``;
   ``O_t = D * F_t``.
 
+``preserve`` is for models whose interaction cannot change: ``Linear(F_t*N -> F_t*N)``, so that
+``O_t = F_t*N`` and every feature has an output in its place. (In the letters: ``c = 0``,
+``p = F_t``, ``D = N``.) It compresses nothing.
+
 ``none`` is the pass-through tower. A user's own class is named by import path and built
 as ``cls(features=F_t, width=N, dim=D)``.
 
@@ -16,6 +20,8 @@ Initialisation matters, since a tower module sits where the embeddings used to g
 straight through: ``orthogonal`` (rows of a random rotation: variance is kept) and
 ``identity`` (each output starts as an average of neighbouring inputs, the cross layer as
 zero) start close to the flat model; ``torch`` is the library's default for ``nn.Linear``.
+For ``preserve``, whose outputs stand in for the features one by one, ``orthogonal`` is a
+small rotation: orthogonal, and near the identity.
 """
 
 from __future__ import annotations
@@ -29,6 +35,9 @@ from torch import Tensor, nn
 
 from dmt_plugin.errors import ConfigError
 from dmt_plugin.plan import TowerModuleSpec
+
+_ROTATION = 0.1
+"""How far, as a part of its length, the start of a preserving tower turns a vector."""
 
 
 class PassThroughTower(nn.Module):
@@ -108,6 +117,30 @@ class DCNTower(nn.Module):
         return self.project(flat * self.cross(flat) + flat)
 
 
+class PreserveTower(nn.Module):
+    """Mixes the features of a tower and hands on as many of the same width.
+
+    Args:
+        features: ``F_t``.
+        width: ``N``.
+        init: ``"orthogonal"`` (a small rotation), ``"identity"`` or ``"torch"``.
+    """
+
+    def __init__(self, features: int, width: int, init: str = "orthogonal") -> None:
+        super().__init__()
+        self.out_features = features * width
+        self.mix = nn.Linear(self.out_features, self.out_features)
+        initialise_linear(self.mix, init)
+        if init == "orthogonal":
+            with torch.no_grad():
+                noise = torch.randn_like(self.mix.weight) * (_ROTATION / math.sqrt(2 * self.out_features))
+                self.mix.weight.copy_(torch.linalg.matrix_exp(noise - noise.t()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, F_t, N) -> (B, F_t*N)``."""
+        return self.mix(x.flatten(1))
+
+
 def initialise_linear(layer: nn.Linear, init: str) -> None:
     """Initialises one linear layer of a tower module; see the module's docstring.
 
@@ -153,7 +186,8 @@ def build_tower_module(spec: TowerModuleSpec, features: int, width: int, tower: 
         tower: number of the tower, part of the seed.
 
     Raises:
-        ConfigError: a user's class that cannot be imported or breaks the contract.
+        ConfigError: a user's class that cannot be imported or breaks the contract; a width that
+            the module cannot have.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(spec.seed * 100_003 + tower)  # and not those of the accelerators
@@ -163,6 +197,14 @@ def build_tower_module(spec: TowerModuleSpec, features: int, width: int, tower: 
             return DLRMTower(features, width, spec.dim, spec.c, spec.p, spec.init)
         if spec.kind == "dcn":
             return DCNTower(features, width, spec.dim, spec.init)
+        if spec.kind == "preserve":
+            if spec.dim != width:
+                raise ConfigError(
+                    f'the tower module "preserve" keeps the width of its features, {width}, but the streams of tower '
+                    f"{tower} are to have the width {spec.dim}. Set dmt.towers.dim to {width}, or choose another "
+                    "module for this tower."
+                )
+            return PreserveTower(features, width, spec.init)
         return _user_tower(spec, features, width)
 
 
@@ -172,8 +214,8 @@ def _user_tower(spec: TowerModuleSpec, features: int, width: int) -> nn.Module:
         cls = getattr(importlib.import_module(path), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f'dmt.towers.module is {spec.kind!r}; expected "none", "dlrm", "dcn" or the import path of a class '
-            f"(package.module:Class). Importing it failed: {type(error).__name__}: {error}"
+            f'dmt.towers.module is {spec.kind!r}; expected "none", "dlrm", "dcn", "preserve" or the import path of a '
+            f"class (package.module:Class). Importing it failed: {type(error).__name__}: {error}"
         ) from error
     contract = (
         f"{spec.kind} breaks the contract of a tower module: built as cls(features={features}, width={width}, "
