@@ -19,97 +19,94 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
-from dmt_plugin.config_errors import near_miss, one_of, refuse, say_problems
+from dmt_plugin.config_errors import near_miss, refuse, say_problems
+from dmt_plugin.config_towers import IntOrAuto, PositiveInt, Section, TowersConfig
 from dmt_plugin.errors import ConfigError
 
-PositiveInt = Annotated[int, Field(ge=1)]
-IntOrAuto = PositiveInt | Literal["auto"]
 
-TOWER_MODULES = ("dlrm", "dcn", "none")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class TopologyConfig(_Section):
+class TopologyConfig(Section):
     """Hosts and ranks; "auto" asks the launcher."""
 
     hosts: IntOrAuto = Field(default="auto", description="Number of hosts H.")
     ranks_per_host: IntOrAuto = Field(default="auto", description="Ranks on each host L; rank = host * L + lane.")
 
 
-class TowersConfig(_Section):
-    """Number and kind of towers. c, p and D (dim) are the paper's letters."""
+class CostConfig(Section):
+    """What a feature costs its tower, when towers are balanced by cost: shares of the whole model, weighted."""
 
-    count: IntOrAuto = Field(default="auto", description='Number of towers T; "auto" is one per host.')
-    module: str = Field(
-        default="dlrm",
-        description='Tower module: "dlrm", "dcn", "none" (the same numbers by another route), '
-        'or "pkg.mod:Class", an nn.Module of your own.',
-    )
-    c: int = Field(default=1, ge=0, description='Outputs of width D per feature ("dlrm").')
-    p: int = Field(default=0, ge=0, description='Outputs of width D per tower as a whole ("dlrm").')
-    dim: IntOrAuto = Field(default="auto", description="Width D of a tower module's outputs.")
-    init: Literal["orthogonal", "identity", "torch"] = Field(
-        default="orthogonal",
-        description="How the linear layers of tower modules start; \"torch\" is nn.Linear's default."
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of that initialisation, the same on every rank.")
-
-    @field_validator("module")
-    @classmethod
-    def _known_module(cls, value: str) -> str:
-        package, colon, name = value.partition(":")
-        own = colon and name.isidentifier() and all(part.isidentifier() for part in package.split("."))
-        if value not in TOWER_MODULES and not own:
-            raise ValueError(f'{one_of(value, TOWER_MODULES)} or "pkg.mod:Class" for a module of your own')
-        return value
-
-    @model_validator(mode="after")
-    def _some_output(self) -> TowersConfig:
-        if self.module == "dlrm" and self.c == 0 and self.p == 0:
-            raise ValueError(
-                "c = 0 and p = 0 leave a \"dlrm\" tower without outputs; set c or p to at least 1, "
-                'or "module": "none"'
-            )
-        return self
+    bytes: float = Field(default=1.0, ge=0, description="Weight of the memory of a feature's tables.")
+    lookups: float = Field(default=1.0, ge=0, description="Weight of the rows it reads per sample.")
+    width: float = Field(default=1.0, ge=0, description="Weight of the entries it gives per sample.")
 
 
-class PartitionConfig(_Section):
+class PartitionConfig(Section):
     """Which feature belongs to which tower."""
 
-    strategy: Literal["strided", "contiguous", "file"] = Field(
+    strategy: Literal["strided", "contiguous", "file", "learned", "graph", "random", "greedy_balance"] = Field(
         default="strided",
-        description='"strided": feature i to tower i mod T; "contiguous": in runs; "file": as written.'
+        description='"strided": feature i to tower i mod T; "contiguous": in runs; "file": as written; "learned": by '
+        'affinity; "graph", "random", "greedy_balance": baselines to compare it with.',
     )
     file: str | None = Field(default=None, description='Path of the tower plan when strategy is "file".')
-    objective: Literal["coherent", "diverse"] = Field(
-        default="coherent", description="What a learned partition looks for: like features together, or apart."
+    affinity: str | None = Field(default=None, description='Affinity file for "learned" and "graph" (dmt partition).')
+    objective: Literal["coherent", "diverse", "mutual_information", "auto"] = Field(
+        default="coherent",
+        description="What a learned partition looks for: like features together, or apart; like ones by mutual "
+        'information; "auto": coherent or diverse, whichever the plane shows with less stress.',
     )
-    balance: Literal["count"] = Field(default="count", description="What is kept equal between towers: features.")
+    balance: Literal["count", "cost"] = Field(
+        default="count", description="What is kept equal between towers: features, or their cost."
+    )
+    bound: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description='Largest tower to smallest ("count"; "auto" is as even as it goes), or heaviest tower to the fair '
+        'share ("cost"; "auto" is 1.1).',
+    )
+    cost: CostConfig = Field(default=CostConfig(), description="Weights of a feature's cost.")
+    pin: dict[str, int] = Field(default={}, description="Features that must be in a certain tower.")
+    together: list[list[str]] = Field(default=[], description="Lists of features that share a tower.")
+    apart: list[list[str]] = Field(default=[], description="Lists of features no two of which share a tower.")
+    groups: dict[str, list[str]] = Field(
+        default={}, description="Groups of features; a tower holds features of one group only."
+    )
+    method: Literal["refined", "paper"] = Field(
+        default="refined",
+        description='"paper": clusters in the plane of the affinities as they are; "refined": stretched, and improved '
+        "by swaps on the affinities themselves.",
+    )
+    dimensions: PositiveInt = Field(default=2, description="Dimensions of the space that features are laid out in.")
+    restarts: PositiveInt = Field(default=8, description="Starting points of layout and clusters; the best is taken.")
+    seed: int = Field(default=0, ge=0, description="Seed of the starting points.")
 
     @model_validator(mode="after")
-    def _strategy_and_file(self) -> PartitionConfig:
+    def _keys_that_are_read(self) -> PartitionConfig:
         if self.strategy == "file" and not self.file:
             raise ValueError('"strategy": "file" needs the path of a plan in dmt.partition.file')
-        if self.strategy != "file" and self.file is not None:
-            raise ValueError(
-                f'"file": "{self.file}" would not be read with "strategy": "{self.strategy}"; '
-                'set "strategy": "file" or remove the file'
-            )
-        if self.objective == "diverse":
-            raise ValueError(
-                'dmt.partition.objective: "diverse" steers a learned partition, which is not in this version; '
-                'expected "coherent"'
-            )
+        for key, readers in _READ_BY.items():
+            value = getattr(self, key)
+            if self.strategy not in readers and value != type(self).model_fields[key].default:
+                shown = value if isinstance(value, str) else json.dumps(value, default=dict)
+                raise ValueError(
+                    f'dmt.partition.{key} = "{shown}" would not be read with "strategy": "{self.strategy}"; set '
+                    f'"strategy": "{readers[0]}" or remove the key'
+                )
         return self
 
 
-class LookupConfig(_Section):
+_BALANCED = ("learned", "graph", "random", "greedy_balance")
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "file": ("file",),
+    "affinity": ("learned", "graph"),
+    **dict.fromkeys(("objective", "method", "dimensions", "restarts"), ("learned",)),
+    "seed": ("learned", "graph", "random"),
+    **dict.fromkeys(("balance", "bound", "cost", "pin", "together", "apart", "groups"), _BALANCED),
+}
+
+
+class LookupConfig(Section):
     """How embedding rows are looked up and trained."""
 
     backend: Literal["auto", "fbgemm", "torch"] = Field(
@@ -125,7 +122,7 @@ class LookupConfig(_Section):
     )
 
 
-class CommConfig(_Section):
+class CommConfig(Section):
     """How rows and ids travel."""
 
     route: Literal["hierarchical", "flat"] = Field(
@@ -159,12 +156,14 @@ class CommConfig(_Section):
         return self.peer_dtype, gradient_format(self.peer_dtype, self.peer_grad_dtype)
 
 
-class TransformConfig(_Section):
+class TransformConfig(Section):
     """How strict the rewrite is."""
 
-    on_unsupported: Literal["error", "transport"] = Field(
+    on_unsupported: Literal["error", "transport", "decoder", "preserve"] = Field(
         default="error",
-        description='Where a join cannot take towers: refuse, or move its rows untouched ("transport").'
+        description="Where the layers behind a group of features cannot take other streams: refuse; move its rows "
+        'untouched ("transport"); compress them, and give the old streams back behind the exchange ("decoder"); or use '
+        'tower modules that keep number and width ("preserve").',
     )
     verify: bool = Field(
         default=True, description="Compare the rewritten model with the original on the example batch."
@@ -183,13 +182,13 @@ class TransformConfig(_Section):
         return value
 
 
-class ReportConfig(_Section):
+class ReportConfig(Section):
     """What is written for people."""
 
     dir: str | None = Field(default=None, description="Folder for plan.json and transform.json; null: none.")
 
 
-class DMTConfig(_Section):
+class DMTConfig(Section):
     """The "dmt" section. Every key has a default that serves."""
 
     enabled: bool = Field(default=True, description="false leaves model and engine untouched.")
