@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmt_plugin.api import initialize, transform
+    from dmt_plugin.capture.adapters import register_adapter, unregister_adapter, with_forward
     from dmt_plugin.capture.inputs import ExampleBatch
+    from dmt_plugin.capture.marks import mark_embeddings
     from dmt_plugin.checkpoint import to_flat
     from dmt_plugin.config import DMTConfig
     from dmt_plugin.errors import DMTError
@@ -28,8 +30,12 @@ _HOMES = {
     "TowerModel": "tower_model",
     "TowerPlan": "plan",
     "initialize": "api",
+    "mark_embeddings": "capture.marks",
+    "register_adapter": "capture.adapters",
     "to_flat": "checkpoint",
     "transform": "api",
+    "unregister_adapter": "capture.adapters",
+    "with_forward": "capture.adapters",
 }
 
 __all__ = [
@@ -41,8 +47,12 @@ __all__ = [
     "TowerPlan",
     "__version__",
     "initialize",
+    "mark_embeddings",
+    "register_adapter",
     "to_flat",
     "transform",
+    "unregister_adapter",
+    "with_forward",
 ]
 
 

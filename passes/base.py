@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import CapturedModel
 from dmt_plugin.config import DMTConfig
@@ -116,6 +116,46 @@ class Lookup:
         return self.dim * (self.hotness or 1) if self.pooling == "none" else self.dim
 
 
+@dataclass(frozen=True)
+class Region:
+    """What a model does to one feature before it meets others.
+
+    Attributes:
+        stream: the node that comes out, ``(B, W)`` or ``(B, 1, W)``.
+        lookups: the lookups that go in.
+        nodes: everything between, ``stream`` included, in order.
+        ids: index nodes that go in as well (for a mask).
+        layers: whether layers with parameters are among the nodes.
+    """
+
+    stream: fx.Node
+    lookups: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+    ids: tuple[fx.Node, ...] = ()
+    layers: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One marker of the user's.
+
+    Attributes:
+        name: the group's.
+        streams: the nodes that were marked, in order.
+        keys: a name for each stream, or for each field of a single ``(B, F, N)`` stream; empty without keys.
+    """
+
+    name: str
+    streams: tuple[fx.Node, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def joint(self) -> bool:
+        """True if one stream holds the vectors of several features."""
+        value = self.streams[0].meta.get("val")
+        return len(self.streams) == 1 and isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] > 1
+
+
 @dataclass
 class StreamGroup:
     """Lookups whose results meet in the same joins.
@@ -168,6 +208,8 @@ class PassContext:
         config: the ``"dmt"`` section.
         topology: hosts and lanes.
         lookups: filled by ``find_lookups``.
+        marks: what the user marked; filled by ``read_marks``.
+        regions: by lookup, what happens to its feature alone; filled by ``find_regions``.
         groups: filled by ``find_joins``.
         plan: filled by ``partition_features``.
         findings: what passes have to say.
@@ -182,6 +224,8 @@ class PassContext:
     config: DMTConfig
     topology: Topology
     lookups: list[Lookup] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    regions: dict[fx.Node, Region] = field(default_factory=dict)
     groups: list[StreamGroup] = field(default_factory=list)
     plan: TowerPlan | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -190,6 +234,10 @@ class PassContext:
     unsupported: list[str] = field(default_factory=list)
     blocked: dict[str, str] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """What the capture noticed is part of what there is to say."""
+        self.findings.extend(self.captured.findings)
 
     @property
     def gm(self) -> fx.GraphModule:

@@ -36,6 +36,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.node import map_aggregate
 
+from dmt_plugin.capture.identities import drop_identities
 from dmt_plugin.capture.inputs import InputBinder, is_jagged
 from dmt_plugin.capture.leaves import is_leaf, leaf_value
 from dmt_plugin.capture.masks import attribute, indices_of, selected, spell_masks_by_row
@@ -314,6 +315,7 @@ def trace_with_values(
             graph = tracer.trace(model)
             make_mutations_explicit(graph)
             spell_masks_by_row(graph, model)
+            drop_identities(graph)
         except Exception as error:
             if through := wrapped_in_error(error, tracer._wrapped) - set(kept):
                 raise WrappedFunctionFailed(through) from error

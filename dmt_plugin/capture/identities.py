@@ -1,0 +1,32 @@
+"""Removes operations that hand back the very tensor they were given.
+
+``x.flatten(1)`` of a ``(B, N)`` tensor returns ``x`` itself: no copy, no view, no entry in
+the autograd graph. Models write it where an input may have more dimensions, and once for
+every place that reads it, which hides that all of them read one tensor. Dropping it is
+exact, and stays so whatever sizes the tensor gets, as its rank cannot change.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+_FLATTENS = ("flatten", torch.flatten)
+
+
+def drop_identities(graph: fx.Graph) -> None:
+    """Takes the operations above out of a recorded graph."""
+    for node in list(graph.nodes):
+        source = node.args[0] if node.args else None
+        if node.target in _FLATTENS and isinstance(source, fx.Node) and _over_one_dimension(node, source):
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def _over_one_dimension(node: fx.Node, source: fx.Node) -> bool:
+    value = source.meta.get("val")
+    named = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+    start, end = named.get("start_dim", 0), named.get("end_dim", -1)
+    if not isinstance(value, Tensor) or not value.dim() or not isinstance(start, int) or not isinstance(end, int):
+        return False
+    return start % value.dim() == end % value.dim()
