@@ -9,13 +9,22 @@ from dmt_plugin.passes.find_lookups import FindLookups
 from dmt_plugin.passes.insert_tower_modules import InsertTowerModules
 from dmt_plugin.passes.insert_towers import InsertTowers
 from dmt_plugin.passes.partition_features import PartitionFeatures
+from dmt_plugin.passes.read_marks import ReadMarks
 from dmt_plugin.passes.repair_shapes import RepairShapes
 from dmt_plugin.passes.split_joint_tables import SplitJointTables
 
 
 def towers_passes() -> list[GraphPass]:
     """From a captured model to the same model with pass-through towers."""
-    return [DissolveCollections(), SplitJointTables(), FindLookups(), FindJoins(), PartitionFeatures(), InsertTowers()]
+    return [
+        DissolveCollections(),
+        ReadMarks(),
+        SplitJointTables(),
+        FindLookups(),
+        FindJoins(),
+        PartitionFeatures(),
+        InsertTowers(),
+    ]
 
 
 def modules_passes() -> list[GraphPass]:
