@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
+from dmt_plugin.capture.masks import constant_of
 from dmt_plugin.passes.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.shape_sweep import Sweep
 
@@ -30,30 +32,85 @@ def constant_value(sweep: Sweep, item: Any) -> Tensor | None:
         return None
     if item.op == "get_attr":
         value = sweep.attribute(item)
-        return value.detach() if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else None
+        if not isinstance(value, Tensor) or (isinstance(value, nn.Parameter) and value.is_floating_point()):
+            return None  # integers and booleans cannot be trained, even where they are kept as a parameter
+        return value.detach()
     if item.target is operator.getitem and isinstance(item.args[1], int):
         source = constant_value(sweep, item.args[0])
         return None if source is None else source[item.args[1]]
-    if item.op == "call_method" and item.target in ("long", "to", "int", "bool") and item.args:
-        source = constant_value(sweep, item.args[0])
-        if source is None or item.target == "to":
-            return source
-        return getattr(source, str(item.target))()
-    return None
+    return constant_of(item, sweep.gm)
 
 
-def _patterns(n: int) -> Iterator[tuple[str, Callable[[int], Tensor]]]:
-    def build(function: Callable[..., Tensor], offset: int, swap: bool) -> Callable[[int], Tensor]:
-        def pairs(size: int) -> Tensor:
-            found = function(size, size, offset)
-            return found.flip(0) if swap else found
+def enumerated_anew(pairs: Tensor, axis: Axis, ordered: bool = True) -> Tensor | None:
+    """The pairs of ``axis.new`` things, enumerated as ``pairs`` enumerates those of ``axis.old``.
 
-        return pairs
+    For few things several enumerations agree. They may differ in order only, which does not
+    matter, as everything behind the pairs starts anew.
 
-    for function in (torch.tril_indices, torch.triu_indices):
-        for offset in (-1, 0, 1):
-            for swap in (False, True):
-                yield f"{function.__name__}({n}, offset={offset}, swap={swap})", build(function, offset, swap)
+    Args:
+        pairs: rows and columns, ``(2, pairs)``.
+        axis: old and new number of things.
+        ordered: False if only the set of pairs is known (a mask).
+
+    Returns:
+        ``(2, new pairs)``, or ``None`` if this is no known enumeration.
+
+    Raises:
+        Unsupported: it is one of several that mean different pairs.
+    """
+    found = []
+    for build in _enumerations():
+        old = build(axis.old)
+        if torch.equal(old, pairs) or (not ordered and _as_set(old, False) == _as_set(pairs, False)):
+            found.append(build(axis.new))
+    if len({tuple(_as_set(new, True)) for new in found}) > 1:
+        raise Unsupported(f"for {axis.old} features its index may mean several kinds of pairs")
+    return found[0] if found else None
+
+
+def _as_set(pairs: Tensor, either_way: bool) -> list[tuple[int, ...]]:
+    listed = [(int(i), int(j)) for i, j in pairs.t().tolist()]
+    return sorted(tuple(sorted(p)) if either_way else p for p in listed)
+
+
+def _enumerations() -> Iterator[Callable[[int], Tensor]]:
+    """Known ways to list the pairs of ``n`` things: functions of ``n`` that give ``(2, pairs)``."""
+    triangles = [
+        _triangle(function, offset)
+        for function in (torch.tril_indices, torch.triu_indices)
+        for offset in (-1, 0, 1)
+    ]
+    yield from triangles
+    yield from (_columns_first(build) for build in triangles)
+    yield _by_distance
+    yield _all_but_diagonal
+    yield _all
+    yield _diagonal
+
+
+def _triangle(function: Callable[..., Tensor], offset: int) -> Callable[[int], Tensor]:
+    return lambda n: function(n, n, offset)
+
+
+def _columns_first(build: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    return lambda n: build(n).flip(0)
+
+
+def _by_distance(n: int) -> Tensor:
+    """(0, 1), (1, 2), ..., then (0, 2), (1, 3), ..."""
+    return torch.tensor([(i, i + k) for k in range(1, n) for i in range(n - k)]).reshape(-1, 2).t()
+
+
+def _all_but_diagonal(n: int) -> Tensor:
+    return torch.tensor([(i, j) for i in range(n) for j in range(n) if i != j]).reshape(-1, 2).t()
+
+
+def _all(n: int) -> Tensor:
+    return torch.cartesian_prod(torch.arange(n), torch.arange(n)).t()
+
+
+def _diagonal(n: int) -> Tensor:
+    return torch.arange(n).expand(2, -1)
 
 
 def regenerate(
@@ -83,33 +140,58 @@ def regenerate(
         raise Unsupported("its index is computed; only constant index lists can be made anew")
     if any(v is not None and v.is_meta for v in values):
         raise Unsupported("its index list holds no data (meta device), so it cannot be recognised")
-    n_old, n_new = first.old, first.new
-    for _, build in _patterns(n_old):
-        rows, cols = build(n_old)
-        if len(values) == 2 and all(
-            v is not None and v.shape == w.shape and bool((v.cpu() == w).all())
-            for v, w in zip(values, (rows, cols), strict=True)
-        ):
-            return _edit(sweep, node, positions, items, list(build(n_new)), Axis.of(len(rows), build(n_new).shape[1]))
-        mask = torch.zeros(n_old, n_old, dtype=torch.bool)
-        mask[rows, cols] = True
-        if len(values) == 1 and values[0] is not None and torch.equal(values[0].cpu(), mask):
-            new_mask = torch.zeros(n_new, n_new, dtype=torch.bool)
-            new_mask[tuple(build(n_new))] = True
-            new_pairs = int(new_mask.sum())
-            return _edit(sweep, node, positions, items, [new_mask], Axis.of(int(mask.sum()), new_pairs))
-    raise Unsupported(f"its index is not a triangle of {n_old} x {n_old} pairs")
-
-
-def _edit(
-    sweep: Sweep, node: fx.Node, positions: Sequence[int], items: Sequence[Any], new: list[Tensor], axis: Axis
-) -> Axis:
+    known = [v.cpu() for v in values if v is not None]
+    mask = len(known) == 1 and known[0].dtype == torch.bool
+    new = None
+    if mask and known[0].shape == (first.old, first.old):
+        new = enumerated_anew(known[0].nonzero().t(), first, ordered=False)
+    elif len(known) == 2 and all(v.dim() == 1 for v in known) and len(known[0]) == len(known[1]):
+        new = enumerated_anew(torch.stack(known), first)
+    if new is None:
+        raise Unsupported(f"its index is not a triangle of {first.old} x {first.old} pairs")
+    if mask:  # the order of a mask is that of its rows; new lists replace it, as a mask has no shape without data
+        made = torch.zeros(first.new, first.new, dtype=torch.bool)
+        made[tuple(new)] = True
+        new = made.nonzero().t()
+    old_pairs = int(known[0].sum()) if mask else len(known[0])
     index = list(items)
-    if new[0].dtype == torch.bool:  # a mask has no shape without data; its row and column lists are the same pairs
-        rows, cols = new[0].nonzero(as_tuple=True)
-        index[positions[0] : positions[0] + 1] = [rows, cols]
-    else:
-        for position, value in zip(positions, new, strict=True):
-            index[position] = value
+    index[positions[0] : positions[-1] + 1] = list(new)
     sweep.edits[node] = ((node.args[0], tuple(index)), {})
-    return axis
+    return Axis.of(old_pairs, new.shape[1])
+
+
+def mask_anew(sweep: Sweep, node: fx.Node, source: fx.Node, missing: Axes) -> bool:
+    """Replaces a constant mask over pairs of features, as ``scores * mask`` or ``masked_fill`` use it.
+
+    Args:
+        sweep: the walk.
+        node: an operation entry by entry.
+        source: one of its inputs.
+        missing: dimensions in which the input must follow.
+
+    Returns:
+        Whether the input is a constant of two values whose last two dimensions are a known pattern of pairs; then the
+        operation has been given the one for the new number of features.
+    """
+    value = constant_value(sweep, source)
+    rank = len(source.meta["val"].shape)
+    if value is None or value.is_meta or rank < 2 or sorted(missing) != [rank - 2, rank - 1]:
+        return False
+    rows, columns = missing[rank - 2], missing[rank - 1]
+    kinds = value.unique()
+    if (rows.old, rows.new) != (columns.old, columns.new) or len(kinds) != 2 or value.numel() != rows.old**2:
+        return False
+    flat = value.reshape(rows.old, rows.old)
+    for on, off in (kinds, kinds.flip(0)):
+        pairs = enumerated_anew((flat == on).nonzero().t().cpu(), rows, ordered=False)
+        if pairs is not None:
+            made = torch.full((rows.new, rows.new), off.item(), dtype=value.dtype, device=value.device)
+            made[tuple(pairs)] = on
+            made = made.reshape(*value.shape[:-2], rows.new, rows.new)
+            sweep.edits[node] = _replaced(sweep.edits.get(node, (node.args, node.kwargs)), source, made)
+            return True
+    return False
+
+
+def _replaced(arguments: Any, source: fx.Node, value: Tensor) -> Any:
+    return map_arg(arguments, lambda n: value if n is source else n)

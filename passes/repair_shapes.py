@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture import graph_module_over
-from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, Repair
+from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Repair
 from dmt_plugin.passes.resized_layers import anew, resized
 from dmt_plugin.passes.shape_ops import shape_of
 from dmt_plugin.passes.shape_rules import rule_of
@@ -46,14 +46,13 @@ class RepairShapes(GraphPass):
                 "error",
                 error.node.name,
                 f"the model behind the towers cannot be adapted at this operation: {error.reason}",
-                'set dmt.transform.on_unsupported to "transport" or dmt.towers.module to "none" to move the features '
-                "unchanged, or choose c, p and dim so that streams keep their number and width",
+                f"{WAYS_OUT}; or choose c, p and dim so that streams keep their number and width",
             )
             return self.result(1)
         self._layers(ctx, sweep)
         self._parameters(ctx, sweep)
         for count, (node, (args, kwargs)) in enumerate(sweep.edits.items()):
-            node.args, node.kwargs = _with_buffers(ctx.gm, node, args, count), kwargs
+            node.args, node.kwargs = _with_buffers(ctx.gm, node, (args, kwargs), count)
         for node, state in sweep.states.items():
             if state.changed:
                 node.meta["val"] = state.value
@@ -106,7 +105,7 @@ def _groups_behind(node: fx.Node) -> list[str]:
     return sorted(found)
 
 
-def _with_buffers(gm: fx.GraphModule, node: fx.Node, args: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def _with_buffers(gm: fx.GraphModule, node: fx.Node, arguments: Any, count: int) -> Any:
     """Tensors among new arguments become buffers that are not saved (they follow from the plan)."""
     made: list[str] = []
 
@@ -121,4 +120,4 @@ def _with_buffers(gm: fx.GraphModule, node: fx.Node, args: tuple[Any, ...], coun
         read.meta["val"] = torch.empty(value.shape, dtype=value.dtype, device="meta")
         return read
 
-    return map_aggregate(args, place)
+    return map_aggregate(arguments, place)

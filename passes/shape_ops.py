@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
-from dmt_plugin.passes.axes import Axes, view_axes
+from dmt_plugin.passes.axes import Axes, Axis, Unsupported
+from dmt_plugin.passes.products import PRODUCTS, factors
+from dmt_plugin.passes.reshaping import view_axes
 
 if TYPE_CHECKING:
     from dmt_plugin.passes.shape_sweep import Sweep
@@ -24,6 +26,7 @@ ELEMENTWISE = {
     "contiguous", "clone", "detach", "to", "type_as", "where", "tril", "triu", "sign", "rsqrt", "reciprocal",
 }  # fmt: skip
 REDUCTIONS = {"sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp"}
+JOINS = {"cat", "concat", "concatenate", "stack"}
 VIEWS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 SIZES = {"size", "dim", "ndimension", "numel"}
 
@@ -87,8 +90,11 @@ def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, 
     inputs = tensor_inputs(node)
     if node.op == "call_module":
         module = sweep.gm.get_submodule(str(node.target))
-        passes_on = isinstance(module, (*NORMS, *ELEMENTWISE_MODULES)) or (is_linear(module) and last not in wanted)
-        return [(inputs[0], wanted)] if passes_on else []
+        if is_linear(module):
+            wanted = {d: axis for d, axis in wanted.items() if d != last}
+        elif not isinstance(module, (*NORMS, *ELEMENTWISE_MODULES)):
+            return []
+        return [(inputs[0], wanted)]
     name = name_of(node)
     if name in ELEMENTWISE:
         shifts = [(n, len(shape) - len(shape_of(n))) for n in inputs]
@@ -97,16 +103,19 @@ def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, 
     if name in VIEWS:
         before = view_axes(wanted, shape, shape_of(inputs[0]))
         return [(inputs[0], before)] if isinstance(before, dict) else []
-    if name in ("transpose", "permute", "t"):
+    if name in ("transpose", "permute", "t", "swapaxes"):
         order = dim_order(node)(len(shape))
         return [(inputs[0], {order[d]: axis for d, axis in wanted.items()})]
+    if name in JOINS:
+        return _of_join(node, wanted)
     if name == "getitem":
         dims = kept_dims(node)
         return [(inputs[0], {dims[d]: axis for d, axis in wanted.items()})] if wanted.keys() <= dims.keys() else []
-    if name == "linear":
-        return [(inputs[1], {0: wanted[last]})] if last in wanted else [(inputs[0], wanted)]
-    if name in ("matmul", "mm", "bmm"):
-        return _of_product(node, wanted)
+    if name in PRODUCTS:
+        return factors(node, name, wanted)
+    if name in REDUCTIONS:
+        left = kept_by_reduction(node)
+        return [(inputs[0], {left[d]: axis for d, axis in wanted.items()})] if wanted.keys() <= left.keys() else []
     return []
 
 
@@ -114,16 +123,54 @@ def _spans(node: fx.Node, dim: int, size: int) -> bool:
     return dim >= 0 and shape_of(node)[dim] == size
 
 
-def _of_product(node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
-    a, b = node.args[0], node.args[1]
-    assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
-    last = len(shape_of(node)) - 1
-    found: list[tuple[fx.Node, Axes]] = []
-    if last in wanted:
-        found.append((b, {len(shape_of(b)) - 1: wanted[last]}))
-    if last - 1 in wanted:
-        found.append((a, {len(shape_of(a)) - 2: wanted[last - 1]}))
-    return found
+def kept_by_reduction(node: fx.Node) -> dict[int, int]:
+    """Dimension of a reduction's result -> of its source; those summed over, and kept as size 1, are not there.
+
+    Raises:
+        Unsupported: the dimension is computed.
+    """
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    rank, kwargs = len(shape_of(source)), dict(node.kwargs)
+    position = 2 if name_of(node) == "norm" else 1
+    given: Any = kwargs.get("dim", kwargs.get("axis", node.args[position] if len(node.args) > position else None))
+    if isinstance(given, (fx.Node, bool)):
+        raise Unsupported("reduces over a computed dimension")
+    listed = range(rank) if given is None else [given] if isinstance(given, int) else given
+    gone = {int(d) % rank for d in listed}
+    left = [d for d in range(rank) if d not in gone or len(shape_of(node)) == rank]
+    return {to: d for to, d in enumerate(left) if d not in gone}
+
+
+def joined_dim(node: fx.Node) -> int:
+    """The dimension of a join's result along which its parts lie."""
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    return int(given) % len(shape_of(node))
+
+
+def joined_parts(node: fx.Node) -> list[fx.Node]:
+    """What a join puts side by side."""
+    return list(node.args[0] if node.args else node.kwargs["tensors"])  # type: ignore[arg-type]
+
+
+def _of_join(node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
+    """Other entries of a joined dimension are asked of each part, another size only where it is clear of which."""
+    dim, parts = joined_dim(node), joined_parts(node)
+    stacked = name_of(node) == "stack"
+    across = {d - (stacked and d > dim): axis for d, axis in wanted.items() if d != dim}
+    if dim not in wanted:
+        return [(part, across) for part in parts]
+    if stacked:
+        return []
+    sizes = [shape_of(part)[dim] for part in parts]
+    segments = wanted[dim].segments
+    if [s.old for s in segments] == sizes:
+        along = [{dim: Axis((s,))} if s.changed else {} for s in segments]
+    elif wanted[dim].old == wanted[dim].new:
+        along = [{dim: Axis.of(size, size)} for size in sizes]
+    else:
+        return []
+    return [(part, across | own) for part, own in zip(parts, along, strict=True) if across | own]
 
 
 def kept_dims(node: fx.Node) -> dict[int, int]:
@@ -154,4 +201,6 @@ def why_fixed(sweep: Sweep, node: fx.Node) -> str:
             "it is a lookup that does not go through these towers, whose table keeps its width; "
             f"set dmt.towers.dim to {shape_of(node)[-1]}"
         )
+    if name_of(node) in JOINS:
+        return "which of the parts joined there should change is not known"
     return "nothing that produces it can be resized"

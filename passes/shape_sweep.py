@@ -16,7 +16,7 @@ dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.shape_rules`) de
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,6 +65,10 @@ class State:
     axes: Axes = field(default_factory=dict)
     changed: bool = False
     parts: tuple[Axes, ...] = ()
+
+    def lacks(self, wanted: Axes) -> Axes:
+        """What of ``wanted`` it does not have yet."""
+        return {d: axis for d, axis in wanted.items() if d not in self.axes or not self.axes[d].satisfies(axis)}
 
     def part(self, index: Any) -> Axes | tuple[Axes, ...]:
         """Changed dimensions of an element, or of several."""
@@ -222,9 +226,7 @@ class Sweep:
         if node.op == "call_module" and last in wanted and is_linear(self.gm.get_submodule(str(node.target))):
             self._note(node, {last: wanted[last]})
         for source, axes in producers(self, node, self.states[node].axes | wanted):
-            there = self.states[source].axes
-            missing = {d: axis for d, axis in axes.items() if d not in there or not there[d].satisfies(axis)}
-            if missing:
+            if missing := self.states[source].lacks(axes):
                 self.impose(source, missing)
         dim, axis = next(iter(wanted.items()))
         what = (
@@ -244,7 +246,7 @@ class Sweep:
                 # What was asked for first may be widened once: from other vectors' widths to other vectors.
                 if before is not None and (before.new != axis.new or not axis.satisfies(before)):
                     raise Unsupported(f"{node.name} would have to give both {before.new} and {axis.new} entries")
-                self.forced[place, dim] = replace(axis, free=True)
+                self.forced[place, dim] = axis.anew()
         raise Restart
 
     def note_input(self, node: fx.Node, axis: Axis | None) -> None:

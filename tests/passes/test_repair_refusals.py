@@ -31,12 +31,11 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "per feature layers": (
         lambda t, m: torch.stack([layer(t[:, i]) for i, layer in enumerate(m.each)], 1), MORE, "getitem", "takes entry",
     ),
-    "chunk": (lambda t, m: t.chunk(2, dim=1)[1], HALF, "chunk", "chunk is not known"),
-    "split": (lambda t, m: torch.split(t, 3, dim=1)[0], SAME_FLAT, "split", "split is not known"),
-    "unbind": (lambda t, m: sum(t.unbind(1)), SAME, "unbind", "unbind is not known"),
-    "sort": (lambda t, m: torch.sort(t, dim=1)[0], SAME, "sort", "sort is not known"),
+    "chunk": (lambda t, m: t.chunk(2, dim=1)[1], HALF, "chunk", "cuts a dimension whose features changed"),
+    "split": (lambda t, m: torch.split(t, 3, dim=1)[0], SAME_FLAT, "split", "cuts a dimension"),
+    "unbind": (lambda t, m: sum(t.unbind(1)), SAME, "unbind", "cuts a dimension"),
+    "sort": (lambda t, m: torch.sort(t, dim=1)[0], SAME, "sort", "takes positions along a dimension"),
     "var_mean": (lambda t, m: torch.var_mean(t, dim=2)[1], SAME, "var_mean", "var_mean is not known"),
-    "einsum": (lambda t, m: torch.einsum("bnd,bmd->bnm", t, t), HALF, "einsum", "einsum is not known"),
     "cumsum": (lambda t, m: t.cumsum(1), SAME, "cumsum", "cumsum is not known"),
     "functional norm": (lambda t, m: F.layer_norm(t, (8,)), SAME, "layer_norm", "layer_norm is not known"),
     "recurrent": (lambda t, m: m.recurrent(t)[0], HALF, "head_recurrent", "call_module head.recurrent is not known"),
@@ -48,14 +47,16 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "view across, same total": (lambda t, m: t.view(-1, 12, 4), SAME_FLAT, "view", "mixes changed dimensions"),
     "buffer of the old size": (lambda t, m: t.flatten(1) * m.wide, SAME_FLAT, "mul", "nothing that produces it"),
     "buffer per feature": (lambda t, m: t + m.table, SAME, "add", "nothing that produces it"),
-    "pairs of vectors": (lambda t, m: t[:, m.odd_pairs[0]] * t[:, m.odd_pairs[1]], MORE, "getitem", "single entries"),
+    "pairs of vectors": (
+        lambda t, m: t[:, m.odd_pairs[0]] * t[:, m.odd_pairs[1]], MORE, "getitem", "do not enumerate the pairs of 6 features",
+    ),
     "unknown pairs": (
         lambda t, m: torch.bmm(t, t.mT)[:, m.odd_pairs[0], m.odd_pairs[1]], MORE, "getitem", "not a triangle of 6 x 6",
     ),
     "computed pairs": (
         lambda t, m: torch.bmm(t, t.mT)[:, (m.odd_pairs + 0)[0], m.odd_pairs[1]], MORE, "getitem", "index is computed",
     ),
-    "multiplied by a vector": (lambda t, m: torch.matmul(t, m.table[0]), SAME, "matmul", "multiplies by a vector"),
+    "multiplied by a buffer": (lambda t, m: torch.matmul(t, m.table[0]), SAME, "matmul", "nothing that produces it"),
     "frozen layer": (lambda t, m: m.frozen(t.flatten(1)), HALF, "head_frozen", "head.frozen.bias is frozen"),
     "tied layer": (
         lambda t, m: m.layer(t.flatten(1)) + m.twin(t.flatten(1)), HALF, "head_layer", "also used by head.twin.weight",
