@@ -1,0 +1,1 @@
+"""Measured comparisons on an emulated cluster; nothing here is installed with the package."""
