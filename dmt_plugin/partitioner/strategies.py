@@ -1,117 +1,139 @@
-"""Partition strategies that need no training: strided, contiguous, from a file.
+"""Partition strategies under one interface: from a :class:`Case` to a tower for each unit.
 
-Every strategy answers one question: given the features in the model's order, some of
-them tied together because they share a table, which tower does each belong to? Tied
-features move as one unit. The number of units in two towers differs by at most one.
+* ``learned``: features in the plane of their affinities, balanced clusters there (section 4 of the paper), improved by
+  swaps on the affinities themselves.
+* ``graph``: communities of the affinity graph, made to fit the limits.
+* ``random``: every allowed partition of the same shape is equally likely.
+* ``greedy_balance``: heaviest unit first, to the lightest tower.
+* ``strided`` and ``contiguous`` look at nothing but the order of the features.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
 
 from dmt_plugin.errors import PlanError
-from dmt_plugin.plan import FeatureSpec, read_json
+from dmt_plugin.partitioner.clusters import balanced_clusters
+from dmt_plugin.partitioner.local_search import PairCosts, improve
+from dmt_plugin.partitioner.packing import Labels, Packing, first_assignment
 
-Units = list[list[str]]
-Towers = list[list[str]]
+_LARGE = 300
+"""Features from which on the slower of two ways is not taken."""
 
 
-def partition_features(
-    features: Sequence[FeatureSpec], towers: int, strategy: str, file: str | Path | None = None
-) -> tuple[tuple[str, ...], ...]:
-    """Assigns every feature to a tower.
+@dataclass(frozen=True)
+class Case:
+    """What a strategy may look at. Features are in an order that does not depend on the model's.
 
-    Args:
-        features: the model's features, in the model's order.
-        towers: number of towers ``T``.
-        strategy: ``"strided"``, ``"contiguous"`` or ``"file"``.
-        file: for ``"file"``: JSON with an entry ``"towers"``, a list of lists of feature names.
-
-    Returns:
-        The feature names of each tower, in the model's order.
-
-    Raises:
-        PlanError: more towers than independent features, or a file that does not fit.
+    Attributes:
+        packing: which assignments of units to towers are allowed.
+        unit_of: ``(F,)`` unit of each feature.
+        seed: seed of whatever is drawn.
+        restarts: how many starting points to try.
+        affinity: ``(F, F)`` affinities, or ``None``.
+        points: ``(F, n)`` the features' places in the plane, for ``learned``.
+        pair_costs: ``(F, F)`` distances to improve on after clustering, or ``None`` to leave the clusters as they are.
     """
-    if strategy == "file":
-        if file is None:
-            raise PlanError('dmt.partition.strategy is "file" but dmt.partition.file is not set.')
-        return _from_file(features, towers, file)
-    units = tied_units(features)
-    if towers > len(units):
-        raise PlanError(
-            f"{towers} towers but only {len(units)} independent features ({len(features)} features; features that "
-            "share a table stay together). Lower dmt.towers.count."
-        )
-    if strategy not in _STRATEGIES:
-        raise PlanError(f"unknown partition strategy {strategy!r}; known: {sorted([*_STRATEGIES, 'file'])}.")
-    order = {f.name: i for i, f in enumerate(features)}
-    return tuple(tuple(sorted(tower, key=order.__getitem__)) for tower in _STRATEGIES[strategy](units, towers))
+
+    packing: Packing
+    unit_of: NDArray[np.int64]
+    seed: int = 0
+    restarts: int = 8
+    affinity: NDArray[np.float64] | None = None
+    points: NDArray[np.float64] | None = None
+    pair_costs: NDArray[np.float64] | None = None
 
 
-def tied_units(features: Sequence[FeatureSpec]) -> Units:
-    """Groups features that share a table; units are in order of their first feature."""
-    graph: nx.Graph[str | tuple[str, str]] = nx.Graph()
-    for feature in features:
-        graph.add_node(feature.name)
-        for table in feature.tables:
-            graph.add_edge(feature.name, ("table", table))
-    names = [f.name for f in features]
-    position = {name: i for i, name in enumerate(names)}
-    units = [
-        sorted((n for n in part if isinstance(n, str)), key=position.__getitem__)
-        for part in nx.connected_components(graph)
-    ]
-    return sorted(units, key=lambda unit: position[unit[0]])
+Strategy = Callable[[Case], Labels]
 
 
-def _strided(units: Units, towers: int) -> Towers:
+def strided(case: Case) -> Labels:
     """Deals the units out like cards: unit ``i`` goes to tower ``i mod T`` (paper, section 5.2.3)."""
-    return [[name for unit in units[t::towers] for name in unit] for t in range(towers)]
+    return np.arange(len(case.packing.weights)) % case.packing.towers
 
 
-def _contiguous(units: Units, towers: int) -> Towers:
+def contiguous(case: Case) -> Labels:
     """Cuts the list of units into ``T`` runs whose lengths differ by at most one."""
-    short, extra = divmod(len(units), towers)
-    runs: Towers = []
-    start = 0
-    for t in range(towers):
-        stop = start + short + (1 if t < extra else 0)
-        runs.append([name for unit in units[start:stop] for name in unit])
-        start = stop
-    return runs
+    units, towers = len(case.packing.weights), case.packing.towers
+    short, extra = divmod(units, towers)
+    return np.repeat(np.arange(towers), [short + (t < extra) for t in range(towers)])
 
 
-_STRATEGIES: dict[str, Callable[[Units, int], Towers]] = {"strided": _strided, "contiguous": _contiguous}
+def learned(case: Case) -> Labels:
+    """Balanced clusters in the plane; of several starts the one whose towers are tightest in the end."""
+    assert case.points is not None
+    restarts = case.restarts if len(case.unit_of) <= _LARGE else min(case.restarts, 2)
+    plane = ((case.points[:, None, :] - case.points[None, :, :]) ** 2).sum(2)
+    judge = PairCosts(plane if case.pair_costs is None else case.pair_costs, case.unit_of)
+    best: tuple[float, Labels] | None = None
+    for start in range(restarts):
+        labels = balanced_clusters(case.points, plane, case.unit_of, case.packing, case.seed + start)
+        if case.pair_costs is not None:
+            labels = improve(case.packing, judge, labels)
+        value = judge.value(labels, case.packing.towers)
+        if best is None or value < best[0] - 1e-12:
+            best = value, labels
+    assert best is not None
+    return best[1]
 
 
-def _from_file(features: Sequence[FeatureSpec], towers: int, file: str | Path) -> tuple[tuple[str, ...], ...]:
-    data = read_json(file)
-    given = data.get("towers")
-    if not isinstance(given, list) or not all(
-        isinstance(tower, list) and all(isinstance(name, str) for name in tower) for tower in given
-    ):
-        raise PlanError(f'{file} needs an entry "towers": a list with one list of feature names per tower.')
-    if len(given) != towers:
-        raise PlanError(
-            f"{file} has {len(given)} towers, this run needs {towers}. Set dmt.towers.count to {len(given)} or change "
-            "the file."
-        )
-    known = {f.name for f in features}
-    unknown = sorted({name for tower in given for name in tower} - known)
-    missing = sorted(known - {name for tower in given for name in tower})
-    twice = sorted(name for name, count in Counter(name for tower in given for name in tower).items() if count > 1)
-    if unknown or missing or twice:
-        raise PlanError(
-            f"{file} does not fit the model: unknown features {unknown}, features in no tower {missing}, features "
-            f"listed more than once {twice}. "
-            f"The model's features are {[f.name for f in features]}."
-        )
-    empty = [t for t, tower in enumerate(given) if not tower]
-    if empty:
-        raise PlanError(f"{file}: tower(s) {empty} have no feature. Every tower needs at least one.")
-    return tuple(tuple(tower) for tower in given)
+def graph(case: Case) -> Labels:
+    """Communities of the graph of the stronger half of the affinities, filled up to the limits."""
+    import networkx as nx
+
+    assert case.affinity is not None
+    count, towers = len(case.unit_of), case.packing.towers
+    strong = case.affinity.copy()
+    np.fill_diagonal(strong, 0.0)
+    if count > 1:
+        # Every pair has some affinity; without a threshold the graph is complete and modularity sees no community.
+        strong = np.clip(strong - np.median(strong[~np.eye(count, dtype=bool)]), 0.0, None)
+    found = nx.from_numpy_array(strong)
+    if towers == 1 or not found.number_of_edges():
+        communities = [set(range(count))]
+    elif count <= _LARGE:
+        communities = nx.community.greedy_modularity_communities(found, weight="weight", cutoff=towers, best_n=towers)
+    else:
+        communities = nx.community.louvain_communities(found, weight="weight", seed=case.seed)
+    ordered = sorted((sorted(c) for c in communities), key=lambda c: (-len(c), c))
+    taste = np.zeros((len(case.packing.weights), towers))
+    for t, members in enumerate(ordered[:towers]):
+        liking = strong[:, members].sum(1) / len(members)
+        taste[:, t] = -np.bincount(case.unit_of, weights=liking)
+        taste[np.unique(case.unit_of[members]), t] -= strong.sum()  # a member stays, where there is room
+    return _fitted(case, taste)
+
+
+def random(case: Case) -> Labels:
+    """Random tastes: units are exchangeable, so no partition of the same shape is likelier than another."""
+    taste = np.random.default_rng(case.seed).random((len(case.packing.weights), case.packing.towers))
+    return _fitted(case, taste)
+
+
+def greedy_balance(case: Case) -> Labels:
+    """Heaviest unit first, to the lightest tower."""
+    return _fitted(case, None)
+
+
+def _fitted(case: Case, taste: NDArray[np.float64] | None) -> Labels:
+    labels = first_assignment(case.packing, taste)
+    if labels is None:  # the caller has found out that there is one
+        raise PlanError("no assignment keeps the limits and rules of dmt.partition. Raise dmt.partition.bound.")
+    return labels
+
+
+STRATEGIES: Mapping[str, Strategy] = {
+    "strided": strided,
+    "contiguous": contiguous,
+    "learned": learned,
+    "graph": graph,
+    "random": random,
+    "greedy_balance": greedy_balance,
+}
+NEED_AFFINITY = frozenset({"learned", "graph"})
+IN_ORDER = frozenset({"strided", "contiguous"})
+"""Strategies that take the features as they come; the others must not depend on their order."""

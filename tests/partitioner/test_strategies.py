@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmt_plugin.errors import PlanError
 from dmt_plugin.partitioner import partition_features
-from dmt_plugin.partitioner.strategies import tied_units
+from dmt_plugin.partitioner.units import tied_units
 from dmt_plugin.plan import FeatureSpec
 
 
@@ -80,8 +80,8 @@ def test_too_many_towers_for_tied_features() -> None:
 
 
 def test_an_unknown_strategy_names_the_known() -> None:
-    with pytest.raises(PlanError, match=r"'learned'; known: \['contiguous', 'file', 'strided'\]"):
-        partition_features([FeatureSpec("f", ("t",))], 1, "learned")
+    with pytest.raises(PlanError, match=r"'learnt'; known: \['contiguous', 'file', 'graph', 'greedy_balance', 'learned'"):
+        partition_features([FeatureSpec("f", ("t",))], 1, "learnt")
 
 
 FEATURES = [FeatureSpec(f"f{i}", (f"t{i}",)) for i in range(4)]
