@@ -10,12 +10,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
-from dmt_plugin.passes.axes import Axes, Axis, Segment, Unsupported
-from dmt_plugin.passes.shape_ops import name_of, shape_of
+from dmt_plugin.passes.axes import Axes, Axis, Segment
+from dmt_plugin.passes.shape_ops import joined_dim, joined_parts, name_of, shape_of
 from dmt_plugin.passes.shape_sweep import SEED, Sweep
 
 Seed = tuple[str, int, int, int]
@@ -35,15 +33,12 @@ def parts_of(entries: list[fx.Node]) -> list[tuple[fx.Node, Seed | None, int]]:
 
 def join(sweep: Sweep, node: fx.Node) -> Axes:
     """See the module's docstring."""
-    entries = list(node.args[0] if node.args else node.kwargs["tensors"])  # type: ignore[arg-type]
+    entries, dim = joined_parts(node), joined_dim(node)
     stacked = name_of(node) == "stack"
-    old = shape_of(node)
-    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-    dim = int(given) % len(old)
     along: list[Axis | int] = []
     across: dict[int, Axis] = {}
     widths: dict[int, int] = {}
-    flat = not stacked and dim == len(old) - 1
+    flat = not stacked and dim == len(shape_of(node)) - 1
     for entry, seed, count in parts_of(entries):
         axes = sweep.states[entry].axes
         if seed is not None:
@@ -59,17 +54,14 @@ def join(sweep: Sweep, node: fx.Node) -> Axes:
         for d, axis in axes.items():
             place = d + (1 if stacked and d >= dim else 0)
             if stacked or d != dim:
-                across.setdefault(place, axis)
+                across[place] = across[place].with_layout_of(axis) if place in across else axis
                 if seed is not None:
                     widths[place] = axis.new
     for entry in entries:
         missing: Axes = {}
         for place, axis in across.items():
             d = place - (1 if stacked and place > dim else 0)
-            own = sweep.states[entry].axes.get(d)
-            if own is not None and own.new != axis.new:
-                raise Unsupported(f"joins widths {own.new} and {axis.new}")
-            if own is None and shape_of(entry)[d] != widths.get(place):
+            if d not in sweep.states[entry].axes and shape_of(entry)[d] != widths.get(place):
                 missing[d] = axis
         if missing:
             sweep.impose(entry, missing)

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import fx
 
-from dmt_plugin.passes.axes import Axes, Axis, Segment, Unsupported, align, view_axes
+from dmt_plugin.passes.axes import Axes, Axis, Segment, Unsupported
+from dmt_plugin.passes.reshaping import align, view_axes
 from dmt_plugin.passes.shape_joins import parts_of
-from dmt_plugin.passes.shape_ops import dim_order, name_of, shape_of
+from dmt_plugin.passes.shape_ops import JOINS, dim_order, joined_parts, name_of, shape_of
 from dmt_plugin.passes.shape_sweep import Sweep
 
 #: Operations that are views without sizes among their arguments.
@@ -42,13 +43,12 @@ def view(sweep: Sweep, node: fx.Node) -> Axes:
 
 def _force_part(sweep: Sweep, join: fx.Node, dim: int, index: int, size: int) -> None:
     """Resizes one neighbour inside a joined dimension, found by its position in the join."""
-    while name_of(join) not in ("cat", "concat", "concatenate"):
+    while name_of(join) not in JOINS - {"stack"}:
         sources = join.all_input_nodes
         if len(sources) != 1 or shape_of(sources[0]) != shape_of(join):
             raise Unsupported(f"a vector beside the streams must become {size} wide, but its join was not found")
         (join,) = sources
-    entries = list(join.args[0] if join.args else join.kwargs["tensors"])  # type: ignore[arg-type]
-    entry = parts_of(entries)[index][0]
+    entry = parts_of(joined_parts(join))[index][0]
     sweep.force(entry, dim, Axis.of(shape_of(entry)[dim], size))
 
 
