@@ -16,7 +16,7 @@ import dataclasses
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import ConfigError, PlanError
 from dmt_plugin.nn.towers import automatic_dim
-from dmt_plugin.partitioner import partition_features
+from dmt_plugin.partitioner.files import resolve
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
 from dmt_plugin.plan import (
     FeatureSpec,
@@ -51,7 +51,8 @@ class PartitionFeatures(GraphPass):
         count = ctx.config.towers.count
         towers = ctx.topology.hosts if count == "auto" else int(count)
         hosts = towers_to_hosts(towers, ctx.topology)
-        assigned = partition_features(features, towers, partition.strategy, partition.file)
+        made = resolve(features, tables, towers, partition, fingerprint)
+        assigned = made.towers
         host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
         self._check_groups(ctx, assigned)
         width = next((g.width for g in ctx.groups if g.kind == "tower"), 0)
@@ -69,7 +70,7 @@ class PartitionFeatures(GraphPass):
             module=module_spec(ctx.config, width),
             overrides=override_specs(ctx.config, width, towers),
             model=fingerprint,
-            provenance={"strategy": partition.strategy, "file": partition.file},
+            provenance=made.provenance,
         )
         return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")
 
