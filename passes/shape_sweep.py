@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from dmt_plugin.passes.axes import Axes, Axis, Unsupported
-from dmt_plugin.passes.shape_ops import is_linear, producers, shape_of, why_fixed
+from dmt_plugin.passes.shape_ops import copied, is_linear, producers, shape_of, why_fixed
 
 SEED = "dmt_stream"
 """Node meta: ``(group, old number of streams, old width, new width)`` of a new stream."""
@@ -175,7 +175,7 @@ class Sweep:
             raise Unsupported(f"{node.op} {_name(node)} is not known to the shape repair")
         found = rule(self, node)
         axes, parts = ({}, found) if isinstance(found, tuple) else (found, ())
-        value = self.evaluate(node, axes)
+        value = self.evaluate(node, axes, parts)
         old = shapes_only(node.meta.get("val"))
         if isinstance(old, (tuple, list)) and any(isinstance(v, Tensor) for v in old) and not parts:
             raise Unsupported("gives several tensors, which its rule does not tell apart")
@@ -183,16 +183,19 @@ class Sweep:
             if len(value) != len(parts) or len(old) != len(parts):
                 raise Unsupported(f"would give {len(value)} tensors, not {len(old)}")
             for before, after, own_axes in zip(old, value, parts, strict=True):
-                _check(tuple(before.shape), after, own_axes)
+                if isinstance(before, Tensor):
+                    _check(tuple(before.shape), after, own_axes)
         elif isinstance(value, Tensor):
             _check(shape_of(node), value, axes)
         return State(value, axes, bool(axes) or any(parts) or not _same(old, value), parts)
 
-    def evaluate(self, node: fx.Node, axes: Axes) -> Any:
+    def evaluate(self, node: fx.Node, axes: Axes, parts: tuple[Axes, ...] = ()) -> Any:
         """The node's new example value."""
         if node.op == "call_module":
-            shape = [axes[d].new if d in axes else size for d, size in enumerate(shape_of(node))]
-            return _empty(shape, node)
+            val = node.meta["val"]
+            if parts:
+                return tuple(_resized(v, own) for v, own in zip(val, parts, strict=True))
+            return _resized(val, axes)
         args, kwargs = self.edits.get(node, (node.args, node.kwargs))
         args = shapes_only(map_arg(args, lambda n: self.states[n].value))
         kwargs = shapes_only(map_arg(kwargs, lambda n: self.states[n].value))
@@ -225,6 +228,9 @@ class Sweep:
             self._note(node, wanted)
         if node.op == "call_module" and last in wanted and is_linear(self.gm.get_submodule(str(node.target))):
             self._note(node, {last: wanted[last]})
+        copies = {d: axis for d, axis in wanted.items() if copied(node, d)}
+        if copies:
+            self._note(node, copies)
         for source, axes in producers(self, node, self.states[node].axes | wanted):
             if missing := self.states[source].lacks(axes):
                 self.impose(source, missing)
@@ -237,7 +243,8 @@ class Sweep:
         raise Unsupported(f"needs {what}, and {why_fixed(self, node)}")
 
     def _note(self, node: fx.Node, wanted: Axes) -> None:
-        check_resizable(self.gm, node)
+        if node.op in ("get_attr", "call_module"):
+            check_resizable(self.gm, node)
         # A parameter has one size wherever it is read; calls of a layer are compared at the end.
         reads = [n for n in self.gm.graph.nodes if n.op == "get_attr" and n.target == node.target]
         for place in reads if node.op == "get_attr" else [node]:
@@ -315,6 +322,13 @@ def _check(old: tuple[int, ...], value: Tensor, axes: Axes) -> None:
     for dim, axis in axes.items():
         if axis.old != old[dim]:
             raise Unsupported(f"dimension {dim} had {old[dim]} entries, its parts add up to {axis.old}")
+
+
+def _resized(value: Any, axes: Axes) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    shape = [axes[d].new if d in axes else size for d, size in enumerate(value.shape)]
+    return torch.empty(shape, dtype=value.dtype, device="meta")
 
 
 def _empty(shape: list[int], node: fx.Node) -> Tensor:
