@@ -70,6 +70,12 @@ def test_every_key_is_documented():
         {"towers": {"module": "my.models:Tower", "count": 3}},
         {"towers": {"c": 0, "p": 2, "dim": 8, "init": "identity", "seed": 7}},
         {"towers": {"module": "none", "c": 0, "p": 0}},
+        {"towers": {"overrides": {"1": {"c": 2, "p": 1, "module": "dcn"}, "0": {}}}},
+        {"towers": {"count": 2, "overrides": {"1": {"module": "my.models:Tower", "init": "torch", "seed": 3}}}},
+        {"towers": {"module": "preserve", "overrides": {"1": {"init": "identity"}}}},
+        {"towers": {"c": 0, "p": 1, "overrides": {"0": {"c": 1, "p": 0}}}},
+        {"transform": {"on_unsupported": "decoder"}},
+        {"transform": {"on_unsupported": "preserve"}},
         {"partition": {"strategy": "file", "file": "towers.json"}},
         {"lookup": {"lr": 1}},
         {"transform": {"example_batch": "some/train.py:batch"}},
@@ -108,6 +114,26 @@ def test_accepted(section):
         ({"lookup": {"lr": float("nan")}}, ["dmt.lookup.lr", "number"]),
         ({"lookup": {"optimizer": "adam"}}, ["dmt.lookup.optimizer", "rowwise_adagrad"]),
         ({"transform": {"on_unsupported": "ignore"}}, ["dmt.transform.on_unsupported", '"error"']),
+        ({"transform": {"on_unsupported": "decode"}}, ["dmt.transform.on_unsupported", 'did you mean "decoder"']),
+        ({"towers": {"module": "preserv"}}, ["dmt.towers.module", 'did you mean "preserve"']),
+        ({"towers": {"module": "preserve", "dim": 4}}, ["dmt.towers", '"dim": 4', "keeps each width"]),
+        ({"towers": {"overrides": {"1": {"modul": "dcn"}}}}, ["dmt.towers.overrides.1.modul", 'did you mean "module"']),
+        ({"towers": {"overrides": {"1": {"module": "dcm"}}}}, ["overrides.1.module", 'did you mean "dcn"']),
+        ({"towers": {"overrides": {"1": {"zzz": 1}}}}, ["overrides.1.zzz", "module, c, p, init, seed"]),
+        ({"towers": {"overrides": {"1": {"count": 3}}}}, ["overrides.1.count", "dmt.towers.count"]),
+        ({"towers": {"overrides": {"1": {"dim": 4}}}}, ["overrides.1", "one width", "dmt.towers.dim"]),
+        ({"towers": {"overrides": {"1": {"c": "x"}}}}, ["overrides.1.c", '"x"', "whole number of at least 0"]),
+        ({"towers": {"overrides": {"1": {"c": 0}}}}, ["overrides.1", "c = 0", "p = 0"]),
+        ({"towers": {"overrides": {"1": {"init": "xavier"}}}}, ["overrides.1.init", '"orthogonal"']),
+        ({"towers": {"overrides": {"1": {"module": "none"}}}}, ["overrides.1.module", '"none"', '"identity"']),
+        ({"towers": {"overrides": {"1": 3}}}, ["overrides.1", "found 3", '{"module": ...}']),
+        ({"towers": {"overrides": 3}}, ["dmt.towers.overrides", "found 3", '{"0": {"module": ...}}']),
+        ({"towers": {"overrides": {"one": {}}}}, ["dmt.towers.overrides", '"one"', "number"]),
+        ({"towers": {"overrides": {"01": {}}}}, ["dmt.towers.overrides", '"01"', "number"]),
+        ({"towers": {"overrides": {1: {"c": 2}}}}, ["dmt.towers.overrides.1", "the key 1 is not a string", '"1"']),
+        ({"towers": {"count": 2, "overrides": {"2": {"c": 2}}}}, ["overrides.2", "2 towers, 0 to 1"]),
+        ({"towers": {"module": "none", "overrides": {"0": {"c": 2}}}}, ["overrides.0", '"module": "none"']),
+        ({"towers": {"module": "preserve", "overrides": {"0": {"c": 2}}}}, ["overrides.0", "c would not fit"]),
         ({"transform": {"example_batch": "train.py"}}, ["dmt.transform.example_batch", "file.py:factory"]),
         ({"report": "out"}, ["dmt.report", '"out"', "object", '{"dir"']),
         ({"topology": {"hosts": 2.0}}, ["dmt.topology.hosts", "2.0", "whole number"]),
@@ -209,3 +235,9 @@ def test_import_is_light():
     code = "import sys, dmt_plugin.config; print({'torch', 'deepspeed'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
+
+
+def test_what_holds_for_one_tower():
+    towers = DMTConfig.model_validate({"towers": {"c": 2, "seed": 4, "overrides": {"1": {"c": 1, "p": 1}}}}).towers
+    assert (towers.of_tower(0).c, towers.of_tower(0).p) == (2, 0)
+    assert (towers.of_tower(1).c, towers.of_tower(1).p, towers.of_tower(1).seed) == (1, 1, 4)
