@@ -165,8 +165,11 @@ def _require_same_state(module: nn.Module, result: Any, path: str) -> None:
 
 def _require_same_results(model: nn.Module, followed: nn.Module, example: ExampleBatch, path: str) -> None:
     hint = "the adapter's forward must compute what the model computes"
-    results = [_results(m, example) for m in (model, followed)]
-    (outputs, spec, gradients), (others, other_spec, other_gradients) = results
+    outputs, spec, gradients = _results(model, example)
+    try:
+        others, other_spec, other_gradients = _results(followed, example)
+    except Exception as error:
+        raise _wrong(path, f"with the adapter the model fails: {type(error).__name__}: {error}", hint) from error
     if spec != other_spec:
         raise _wrong(path, f"with the adapter the model returns {other_spec} instead of {spec}", hint)
     for i, (a, b) in enumerate(zip(outputs, others, strict=True)):

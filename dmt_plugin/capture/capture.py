@@ -129,6 +129,7 @@ def _traces(
         CaptureError: the model cannot be traced, or the traces differ.
     """
     kept: frozenset[WrappedName] = frozenset()
+    inside: BaseException | None = None
 
     def traced(which: int, *, training: bool) -> Trace:
         with _mode(model, training=training):
@@ -149,6 +150,12 @@ def _traces(
             kept |= through
         except WrappedFunctionFailed as error:
             kept |= error.names
+            inside = inside or error.__cause__
+        except CaptureError as error:
+            # As a leaf it fails for the same reason: the line inside the function tells more than that of its call.
+            if isinstance(inside, CaptureError) and inside.findings[0].code == error.findings[0].code:
+                raise inside from None
+            raise
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class ExampleBatch:
 
 
 _CALL = "the call does not fit the captured model"
+_VALUE = "no constant"
 _AGAIN = "call it as in the example batch, or transform the model again with a batch like this one"
 
 
@@ -152,11 +153,11 @@ class InputBinder:
                     _CALL,
                 )
             if (fixed := self._fixed.get(name)) is not None and (now := _fixed_parts(leaves[position])) != fixed:
-                changed = sorted(key for key in fixed.keys() | now.keys() if fixed.get(key) != now.get(key))
+                changed = sorted(k for k in fixed.keys() | now.keys() if fixed.get(k, _VALUE) != now.get(k, _VALUE))
                 raise _misfit(
-                    f"in the input {name} {changed} were {[fixed.get(key) for key in changed]} when the model was "
-                    f"captured and are {[now.get(key) for key in changed]} now; constants are part of the captured "
-                    "program",
+                    f"in the input {name} {changed} were {[fixed.get(k, _VALUE) for k in changed]} when the model was "
+                    f"captured and are {[now.get(k, _VALUE) for k in changed]} now; constants are part of the "
+                    "captured program",
                     _AGAIN,
                     _CALL,
                 )

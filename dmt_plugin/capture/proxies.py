@@ -25,6 +25,9 @@ from dmt_plugin.capture.where import calling_line, refusal, shown
 ONE_PATH = "a graph has one path for all data; replace the branch by torch.where or a mask, or move it out of forward"
 
 
+_ANSWERED = ("keys", "values", "items", "get", "length_per_key")
+
+
 class ValueProxy(fx.Proxy):
     """A proxy that answers Python's questions from its example value."""
 
@@ -34,7 +37,21 @@ class ValueProxy(fx.Proxy):
             stored = getattr(value, name)
             if is_constant(stored):
                 return stored
+        if name in _ANSWERED and isinstance(value, (dict, PooledValues)) and hasattr(value, name):
+            return lambda *args: self._container(value, name, *args)
         return _ValueAttribute(self, name)
+
+    def _container(self, value: dict[Any, Any] | PooledValues, method: str, *args: Any) -> Any:
+        """What is known of a dict or of a pooled output while tracing; its tensors are recorded as items."""
+        if method in ("keys", "length_per_key"):
+            return list(getattr(value, method)())
+        if not isinstance(value, dict):
+            return self._call(method)
+        if method == "get" and args[0] not in value:
+            return args[1] if len(args) > 1 else None
+        if method == "get":
+            return self._item(args[0])
+        return [(key, self._item(key)) if method == "items" else self._item(key) for key in value]
 
     @property
     def _value(self) -> Any:
@@ -52,7 +69,7 @@ class ValueProxy(fx.Proxy):
             ) from error
 
     def _call(self, method: str) -> Any:
-        return _ValueAttribute(self, method)()
+        return self.tracer.create_proxy("call_method", method, (self,), {})
 
     def _item(self, key: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
@@ -89,27 +106,10 @@ class ValueProxy(fx.Proxy):
             return iter(list(value))
         return iter([self._item(i) for i in range(len(self))])
 
-    def keys(self) -> Any:
-        """The keys of a proxied dict or pooled output; recorded as a method call for anything else."""
-        value = self._value
-        return list(value.keys()) if isinstance(value, (dict, PooledValues)) else self._call("keys")
-
-    def length_per_key(self) -> Any:
-        """The widths of a proxied pooled output; recorded as a method call for anything else."""
-        value = self._value
-        if isinstance(value, PooledValues):
-            return value.length_per_key()
-        return self._call("length_per_key")
-
-    def items(self) -> Any:
-        """The items of a proxied dict; recorded as a method call for anything else."""
-        value = self._value
-        return [(k, self._item(k)) for k in value] if isinstance(value, dict) else self._call("items")
-
-    def values(self) -> Any:
-        """The values of a proxied dict; recorded as a method call for anything else."""
-        value = self._value
-        return [self._item(k) for k in value] if isinstance(value, dict) else self._call("values")
+    @property
+    def keys(self) -> Any:  # type: ignore[override]
+        """As any attribute; a property because fx has a method of this name, and a batch object may have a field."""
+        return self.__getattr__("keys")
 
 
 class _ValueAttribute(ValueProxy):

@@ -3,7 +3,8 @@
 1. A compiled or scripted module, anywhere in the model, has no forward that Python runs:
    there is nothing to record (DMT105). The same goes for a model that is already wrapped for
    distribution: its forward is the wrapper's.
-2. Hooks (DMT112). A leaf keeps its hooks, as it stays the user's own module. Hooks on the
+2. Hooks (DMT112). A leaf keeps its hooks, as it stays the user's own module (they run on
+   example values too, since they may change what the layer gives). Hooks on the
    model itself would not run when the graph does, and those for the backward pass of
    a module that is traced through have no module to fire for: errors. Forward hooks of a
    module that is traced through are recorded as they are now: a warning.

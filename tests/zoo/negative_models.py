@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmt_plugin import mark_embeddings
 from tests.zoo.checks import TRACE_BATCH
 from tests.zoo.spec import DENSE, WIDTH, Built, bags_of, dense_and_ids, dense_of, mlp, rows_of
 
@@ -30,24 +31,81 @@ class Base(nn.Module):
         return self.deep(torch.cat([dense, *self.vectors(ids)], dim=1))
 
 
-class BranchOnData(Base):
+class Behind(Base):
+    """The plain model with one more module behind it; that module is called ``last``."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.last = last
+
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        out = super().forward(dense, ids)
-        if out.mean() > 0:
-            out = out * 2
+        return self.last(super().forward(dense, ids))
+
+
+class BranchOnData(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0:
+            x = x * 2
+        return x
+
+
+class NumberFromData(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        longest = int(x.max().item())
+        return x + longest
+
+
+class SizeFromData(nn.Module):
+    """How many entries there are is only known once there are data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - torch.masked_select(x, x > 0).sum()
+
+
+class LoopOverBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[i : i + 1] * 2 for i in range(x.size(0))])
+
+
+class FixedBatch(nn.Module):
+    """The batch size of the example is written into the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), 1) / torch.arange(1, x.shape[0].__index__() + 1).unsqueeze(1)
+
+
+class PathOfMode(nn.Module):
+    """Another computation in train mode, which no layer holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.training else torch.relu(x)
+
+
+class MadeInForward(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Linear(1, 1)(x)
+
+
+class ThroughNumpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + float(x.detach().numpy().sum())
+
+
+class CountsCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return x / self.calls
+
+
+class AssignsItems(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros(x.size(0), 2)
+        out[:, 0] = x[:, 0]
         return out
-
-
-class LoopOverIds(Base):
-    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        longest = int(ids.max().item())
-        return super().forward(dense, ids) + longest
-
-
-class LoopOverBatch(Base):
-    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        rows = [super(LoopOverBatch, self).forward(dense[i : i + 1], ids[i : i + 1]) for i in range(ids.size(0))]
-        return torch.cat(rows)
 
 
 class WritesIntoTable(Base):
@@ -154,17 +212,26 @@ class SomeFunctional(Base):
         return self.deep(torch.cat([dense, *self.vectors(ids), extra], dim=1))
 
 
-class FixedBatch(Base):
-    """The batch size of the example is written into the model."""
+class Hidden:
+    """A batch that only its author can read."""
 
-    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        out = super().forward(dense, ids)
-        return out.view(len(out), 1) / torch.arange(1, out.shape[0].__index__() + 1).unsqueeze(1)
+    def __init__(self, dense: Tensor, ids: Tensor) -> None:
+        self.dense, self.ids = dense, ids
 
 
-class MadeInForward(Base):
-    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        return nn.Linear(1, 1)(super().forward(dense, ids))
+class TakesHidden(Base):
+    def forward(self, batch: Hidden) -> Tensor:
+        return super().forward(batch.dense, batch.ids)
+
+
+class MarkedTwice(Base):
+    """Says of table 2 that it is an item, and then that it is a user."""
+
+    def vectors(self, ids: Tensor) -> list[Tensor]:
+        vectors = super().vectors(ids)
+        mark_embeddings("item", vectors[:3], ["a", "b", "c"])
+        mark_embeddings("user", vectors[2:], ["d", "e", "f", "g"])
+        return vectors
 
 
 class NoTable(nn.Module):
@@ -198,10 +265,58 @@ def _padding_not_zero() -> Built:
     return model, dense_and_ids(FIELDS)
 
 
+def _behind(last: Callable[[], nn.Module]) -> Callable[[], Built]:
+    return lambda: (Behind(last()), dense_and_ids(FIELDS))
+
+
 def _compiled() -> Built:
     return torch.compile(Base(), backend="eager"), dense_and_ids(FIELDS)  # type: ignore[return-value]
+
+
+def _compiled_inside() -> Built:
+    model = Base()
+    model.deep = torch.compile(model.deep, backend="eager")  # type: ignore[assignment]
+    return model, dense_and_ids(FIELDS)
+
+
+def _compiled_in_place() -> Built:
+    model = Base()
+    model.deep.compile(backend="eager")
+    return model, dense_and_ids(FIELDS)
 
 
 def _scripted() -> Built:
     batch = dense_and_ids(FIELDS)
     return torch.jit.trace(Base(), batch(TRACE_BATCH, 0), check_trace=False), batch
+
+
+def _scripted_inside() -> Built:
+    model = Base()
+    model.deep = torch.jit.script(model.deep)
+    return model, dense_and_ids(FIELDS)
+
+
+def _distributed() -> Built:
+    return nn.DataParallel(Base()), dense_and_ids(FIELDS)
+
+
+def _hidden() -> Built:
+    batch = dense_and_ids(FIELDS)
+    return TakesHidden(), lambda n, seed=0: (Hidden(*batch(n, seed)),)
+
+
+def _misfit() -> Built:
+    batch = dense_and_ids(FIELDS)
+    return Base(), lambda n, seed=0: (*batch(n, seed), torch.zeros(n))
+
+
+def _hooked() -> Built:
+    model = Base()
+    model.register_forward_hook(lambda module, args, output: output * 2)
+    return model, dense_and_ids(FIELDS)
+
+
+def _hooked_backward() -> Built:
+    model = Base()
+    model.deep.register_full_backward_hook(lambda module, above, below: None)
+    return model, dense_and_ids(FIELDS)

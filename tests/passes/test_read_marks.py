@@ -1,0 +1,113 @@
+"""Markers are read into names of groups and features, and leave the graph as it was without them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dmt_plugin import ExampleBatch, mark_embeddings
+from dmt_plugin.capture import capture
+from dmt_plugin.config import DMTConfig
+from dmt_plugin.errors import TransformError
+from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.dissolve_collections import DissolveCollections
+from dmt_plugin.passes.read_marks import ReadMarks, feature_name, group_name
+from dmt_plugin.topology import Topology
+
+KEYS = ["user", "item", "shop"]
+IDS = torch.arange(15).view(5, 3) % 9
+
+
+class Model(nn.Module):
+    """Three tables, one table of three fields, and what ``use`` makes of them."""
+
+    def __init__(self, use: Callable[[Any, list[Tensor], Tensor], Tensor]) -> None:
+        super().__init__()
+        self.use = use
+        self.tables = nn.ModuleList(nn.Embedding(10, 4) for _ in range(3))
+        self.joint = nn.Embedding(30, 4)
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        vectors = [table(ids[:, i]) for i, table in enumerate(self.tables)]
+        return self.use(self, vectors, ids)
+
+
+def read(use: Callable[[Any, list[Tensor], Tensor], Tensor]) -> PassContext:
+    ctx = PassContext(capture(Model(use), ExampleBatch((IDS,))), DMTConfig(), Topology(2, 1))
+    return run_passes([DissolveCollections(), ReadMarks()], ctx)
+
+
+def names(ctx: PassContext, field: int | None = None) -> dict[str, tuple[str | None, str | None]]:
+    calls = [n for n in ctx.gm.graph.nodes if n.op == "call_module" and isinstance(ctx.module(n), nn.Embedding)]
+    return {str(n.target): (group_name(ctx, n), feature_name(ctx, n, field)) for n in calls}
+
+
+FORMS: dict[str, Callable[[Any, list[Tensor], Tensor], Tensor]] = {
+    "list": lambda m, v, ids: torch.cat(mark_embeddings("deep", v, KEYS), 1),
+    "tuple": lambda m, v, ids: torch.stack(mark_embeddings("deep", tuple(v), KEYS), 1),
+    "stacked": lambda m, v, ids: mark_embeddings("deep", torch.stack(v, 1), KEYS),
+    "side by side": lambda m, v, ids: mark_embeddings("deep", torch.cat([x.unsqueeze(1) for x in v], 1), KEYS),
+    "behind a layer": lambda m, v, ids: torch.cat(mark_embeddings("deep", [m.mix(x) * 2 for x in v], KEYS), 1),
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_streams_get_the_names_that_the_user_gave(form: str) -> None:
+    torch.manual_seed(0)
+    ctx = read(FORMS[form])
+    assert names(ctx) == {f"tables.{i}": ("deep", key) for i, key in enumerate(KEYS)}
+    assert mark_embeddings not in {n.target for n in ctx.gm.graph.nodes} and not ctx.findings
+    torch.manual_seed(0)
+    assert torch.equal(ctx.gm(IDS), Model(FORMS[form])(IDS))
+    assert ctx.results[-1].matched == 1 and len(ctx.marks) == 1
+
+
+def test_a_table_of_several_fields_is_named_by_field() -> None:
+    offsets = torch.tensor([0, 10, 20])
+    ctx = read(lambda m, v, ids: mark_embeddings("deep", m.joint(ids + offsets), KEYS).flatten(1))
+    (mark,) = ctx.marks
+    assert mark.joint and names(ctx)["joint"] == ("deep", None)
+    assert [names(ctx, field)["joint"][1] for field in range(4)] == [*KEYS, None]
+
+
+def test_without_keys_there_is_only_a_group() -> None:
+    ctx = read(lambda m, v, ids: torch.cat([*mark_embeddings("a", v[:2]), *mark_embeddings("b", v[2:])], 1))
+    assert [g for g, _ in names(ctx).values()] == ["a", "a", "b"]
+    assert {f for _, f in names(ctx).values()} == {None}
+
+
+def test_a_table_behind_several_keys_has_no_name() -> None:
+    ctx = read(lambda m, v, ids: torch.cat(mark_embeddings("deep", [v[0], v[0] * v[1], v[2]], KEYS), 1))
+    assert [f for _, f in names(ctx).values()] == [None, "item", "shop"]
+
+
+def test_two_groups_may_hold_one_feature() -> None:
+    def use(m: Any, v: list[Tensor], ids: Tensor) -> Tensor:
+        deep = mark_embeddings("deep", v, KEYS)
+        return torch.cat([*deep, *mark_embeddings("mixed", [m.mix(x) for x in deep], KEYS)], 1)
+
+    ctx = read(use)
+    assert names(ctx) == {f"tables.{i}": (None, key) for i, key in enumerate(KEYS)} and not ctx.findings
+
+
+def test_contradictions_are_errors() -> None:
+    def use(m: Any, v: list[Tensor], ids: Tensor) -> Tensor:
+        mark_embeddings("item", v[:2], ["a", "b"])
+        return torch.cat(mark_embeddings("user", v, KEYS), 1)
+
+    with pytest.raises(TransformError) as caught:
+        read(use)
+    assert [(f.code, f.severity, f.module) for f in caught.value.findings] == [
+        ("DMT220", "error", "tables.0"), ("DMT220", "error", "tables.1")
+    ]  # fmt: skip
+
+
+def test_what_no_table_feeds_is_a_warning() -> None:
+    ctx = read(lambda m, v, ids: torch.cat([*v, mark_embeddings("dense", ids.float(), ["numbers"])], 1))
+    (found,) = ctx.findings
+    assert (found.code, found.severity) == ("DMT220", "warning") and "dense: numbers" in found.reason
