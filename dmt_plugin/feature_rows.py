@@ -2,8 +2,8 @@
 
 1. The model is captured, and the compiler's own passes find its lookups: what ``dmt explain`` understands serves.
 2. The part of the graph that the lookups need becomes a graph of its own; the dense layers are never run.
-3. A feature with several lookups is shown by its widest, side by side. A bag is pooled by the lookup itself; the rows of
-   a sequence are added up.
+3. A feature with several lookups is shown by its widest, side by side. A bag is pooled by the lookup itself; the rows
+   of a sequence are added up.
 """
 
 from __future__ import annotations

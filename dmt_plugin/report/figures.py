@@ -14,7 +14,7 @@ from typing import Any
 
 from dmt_plugin.report.style import PALETTE
 
-_PLACEHOLDER = {name: f"#0a{place:02x}c3" for place, name in enumerate(PALETTE, start=16)}
+COLOURS = {name: f"#0a{place:02x}c3" for place, name in enumerate(PALETTE, start=16)}
 
 
 def stacked_bars(
@@ -48,23 +48,23 @@ def stacked_bars(
                 left=left,
                 height=0.62,
                 label=part,
-                color=_PLACEHOLDER[colour],
-                edgecolor=_PLACEHOLDER["card"],
+                color=COLOURS[colour],
+                edgecolor=COLOURS["card"],
                 linewidth=0.8,
                 hatch="////" if part in modelled else None,
             )
             left = [start + value for start, value in zip(left, values, strict=True)]
         for row, end in enumerate(left):
             axes.annotate(
-                label(end), (end, row), (6, 0), textcoords="offset points", va="center", color=_PLACEHOLDER["ink"]
+                label(end), (end, row), (6, 0), textcoords="offset points", va="center", color=COLOURS["ink"]
             )
         axes.set_yticks(range(len(bars)), bars)
         axes.invert_yaxis()
         axes.set_xlim(0, max(left, default=1.0) * 1.1 or 1.0)
         axes.set_xlabel(unit)
-        axes.grid(axis="x", color=_PLACEHOLDER["line"], linewidth=0.8)
+        axes.grid(axis="x", color=COLOURS["line"], linewidth=0.8)
         axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0, labelcolor=_PLACEHOLDER["ink"])
+        axes.tick_params(axis="y", length=0, labelcolor=COLOURS["ink"])
         axes.legend(
             loc="lower center",
             bbox_to_anchor=(0.47, 1.0),
@@ -74,7 +74,7 @@ def stacked_bars(
             handlelength=1.6,
         )
 
-    return _draw(draw, width=9.6, height=0.5 * len(bars) + 1.0, name=name)
+    return svg_of(draw, width=9.6, height=0.5 * len(bars) + 1.0, name=name)
 
 
 def curves(
@@ -105,7 +105,7 @@ def curves(
                 x,
                 y,
                 label=curve,
-                color=_PLACEHOLDER[colours[place % len(colours)]],
+                color=COLOURS[colours[place % len(colours)]],
                 linestyle=dashes[place % len(dashes)],
                 linewidth=widths[place % len(widths)],
                 alpha=0.45 if place == 0 and len(series) > 1 else 1.0,
@@ -114,16 +114,16 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel(x_label)
-        axes.set_title(y_label, loc="left", fontsize=10, color=_PLACEHOLDER["muted"])
-        axes.grid(axis="y", color=_PLACEHOLDER["line"], linewidth=0.8)
+        axes.set_title(y_label, loc="left", fontsize=10, color=COLOURS["muted"])
+        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.legend(frameon=False, handlelength=3.2)
 
-    return _draw(draw, width=5.2, height=3.3, name=name)
+    return svg_of(draw, width=5.2, height=3.3, name=name)
 
 
-def _draw(draw: Callable[[Any], None], *, width: float, height: float, name: str) -> str:
+def svg_of(draw: Callable[[Any], None], *, width: float, height: float, name: str) -> str:
     """Runs `draw` on fresh axes and returns the SVG for the page; sizes in inches of 72 px."""
     try:
         import matplotlib
@@ -138,11 +138,11 @@ def _draw(draw: Callable[[Any], None], *, width: float, height: float, name: str
         "svg.hashsalt": name,
         "hatch.linewidth": 1.0,
         "font.size": 10,
-        "axes.labelcolor": _PLACEHOLDER["muted"],
-        "xtick.color": _PLACEHOLDER["muted"],
-        "ytick.color": _PLACEHOLDER["muted"],
-        "text.color": _PLACEHOLDER["ink"],
-        "axes.edgecolor": _PLACEHOLDER["line"],
+        "axes.labelcolor": COLOURS["muted"],
+        "xtick.color": COLOURS["muted"],
+        "ytick.color": COLOURS["muted"],
+        "text.color": COLOURS["ink"],
+        "axes.edgecolor": COLOURS["line"],
         "axes.axisbelow": True,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -171,6 +171,6 @@ def for_page(svg: str, name: str) -> str:
     svg = re.sub(r'(href="|url\()#', rf"\1#{name}-", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    for colour, placeholder in _PLACEHOLDER.items():
+    for colour, placeholder in COLOURS.items():
         svg = svg.replace(placeholder, f"var(--{colour})")
     return svg.replace("<svg", '<svg class="chart" role="img"', 1)
