@@ -63,10 +63,10 @@ class RepairShapes(GraphPass):
 
     def _layers(self, ctx: PassContext, sweep: Sweep) -> None:
         outputs = {str(n.target): a.new for (n, _), a in sweep.forced.items() if n.op == "call_module"}
-        inputs = {target: axis.new for target, axis in sweep.inputs.items() if axis is not None}
+        inputs = {t: tuple(a.new if a else None for a in axes) for t, axes in sweep.inputs.items() if any(axes)}
         for target in dict.fromkeys([*inputs, *outputs]):
             old = ctx.gm.get_submodule(target)
-            new, what, init = resized(old, inputs.get(target), outputs.get(target), target)
+            new, what, init = resized(old, inputs.get(target, ()), outputs.get(target), target)
             new.train(old.training)
             parent, _, name = target.rpartition(".")
             setattr(ctx.gm.get_submodule(parent), name, new)

@@ -3,7 +3,7 @@
 1. The dimensions before and after are grouped so that each group holds the same entries.
 2. One dimension seen as ``(n, w)`` is cut at its vectors, which must be ``w`` wide; a
    neighbour in it that would then not fit is reported, so that it can be resized first.
-3. Two dimensions flattened to one keep the inner as the width of its vectors.
+3. Dimensions flattened to one keep the innermost as the width of its vectors.
 
 Backwards the same holds: what a view must give says what its input must give.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 from dmt_plugin.passes.axes import Axes, Axis, Segment, Unsupported
 
@@ -67,8 +68,10 @@ def split_flat(axis: Axis, outer: int, inner: int) -> tuple[Axis | None, Axis | 
     )
 
 
-def merge(outer: Axis | int, inner: Axis | int) -> Axis:
-    """Dimensions ``(n, w)`` flattened to one, at least one of them changed."""
+def merge(outer: Axis | int, inner: Axis | int) -> Axis | int:
+    """Dimensions ``(n, w)`` flattened to one; the product of two that did not change."""
+    if isinstance(outer, int) and isinstance(inner, int):
+        return outer * inner
     old_width = inner.old if isinstance(inner, Axis) else inner
     new_width = inner.new if isinstance(inner, Axis) else inner
     kept = isinstance(inner, int)
@@ -137,8 +140,10 @@ def view_axes(axes: Axes, old_in: Sequence[int], old_out: Sequence[int]) -> Axes
             if isinstance(found, Need):
                 return ins[0], found
             result.update({d: axis for d, axis in zip(outs, found, strict=True) if axis is not None})
-        elif len(ins) == 2 and len(outs) == 1:
-            result[outs[0]] = merge(axes.get(ins[0], old_in[ins[0]]), axes.get(ins[1], old_in[ins[1]]))
+        elif len(ins) > 1 and len(outs) == 1:
+            flat = reduce(merge, (axes.get(d, old_in[d]) for d in ins))
+            assert isinstance(flat, Axis)
+            result[outs[0]] = flat
         else:
             raise Unsupported(f"a view from {list(old_in)} to {list(old_out)} mixes changed dimensions")
     return result

@@ -6,6 +6,7 @@ old values, scaled to the new number of inputs; norms as they start.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from typing import Any
@@ -13,28 +14,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SEQUENCE_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 LIKE_BEFORE = "mean and spread of the old values"
 AS_NEW = "as a new layer starts"
 
 
-def resized(old: nn.Module, fan_in: int | None, out: int | None, target: str) -> tuple[nn.Module, str, str]:
+def resized(old: nn.Module, sizes: tuple[int | None, ...], out: int | None, target: str) -> tuple[nn.Module, str, str]:
     """A layer of another size.
 
     Args:
         old: the layer.
-        fan_in: its new number of inputs, channels or features; ``None`` if they are what they were.
+        sizes: its new number of inputs, channels or features, one for each dimension that it is over; ``None``, or
+            none at all, if they are what they were.
         out: its new number of outputs; ``None`` if they are what they were.
         target: its qualified name, which also seeds its new values.
 
     Returns:
         The new layer, what changed, and how its values start.
     """
+    fan_in = sizes[0] if sizes else None
     if isinstance(old, nn.Linear):
         return *_linear(old, fan_in, out, target), LIKE_BEFORE
     if isinstance(old, nn.Conv1d):
         return *_conv(old, fan_in, out, target), LIKE_BEFORE
-    assert fan_in is not None and out is None
-    return *_norm(old, fan_in), AS_NEW
+    assert any(sizes) and out is None
+    if isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
+        return *_norm_of_entries(old, sizes), AS_NEW
+    assert fan_in is not None
+    if isinstance(old, SEQUENCE_LAYERS):
+        return _renewed(old, target), "all of it (inputs mean something else)", LIKE_BEFORE
+    if isinstance(old, nn.PReLU):
+        return *_slopes(old, fan_in, target), LIKE_BEFORE
+    assert isinstance(old, nn.BatchNorm1d)
+    return *_norm_of_channels(old, fan_in), AS_NEW
 
 
 def anew(old: Tensor, shape: list[int] | tuple[int, ...], old_fan: int, new_fan: int, seed: str) -> Tensor:
@@ -78,6 +90,22 @@ def _conv(old: nn.Conv1d, fan_in: int | None, out: int | None, seed: str) -> tup
     return new, _changes(("in_channels", old.in_channels, fan_in), ("out_channels", old.out_channels, out))
 
 
+def _slopes(old: nn.PReLU, size: int, seed: str) -> tuple[nn.PReLU, str]:
+    new = nn.utils.skip_init(nn.PReLU, size, device=old.weight.device, dtype=old.weight.dtype)
+    with torch.no_grad():
+        new.weight.copy_(anew(old.weight, (size,), 1, 1, seed + ".weight"))
+    return new, _changes(("num_parameters", old.num_parameters, size))
+
+
+def _renewed(old: nn.Module, seed: str) -> nn.Module:
+    """The same layer with other values."""
+    new = copy.deepcopy(old)
+    with torch.no_grad():
+        for name, parameter in new.named_parameters():
+            parameter.copy_(anew(parameter, parameter.shape, 1, 1, f"{seed}.{name}"))
+    return new
+
+
 def _changes(*sizes: tuple[str, int, int | None]) -> str:
     return ", ".join(
         f"{name} {before} -> {after}" + (" (inputs mean something else)" if before == after else "")
@@ -86,16 +114,26 @@ def _changes(*sizes: tuple[str, int, int | None]) -> str:
     )
 
 
-def _norm(old: nn.Module, size: int) -> tuple[nn.Module, str]:
+def _norm_of_channels(old: nn.BatchNorm1d, size: int) -> tuple[nn.Module, str]:
+    new = nn.BatchNorm1d(size, old.eps, old.momentum, old.affine, old.track_running_stats)
+    return _placed_like(old, new), f"features {old.num_features} -> {size}"
+
+
+def _norm_of_entries(old: nn.LayerNorm | nn.RMSNorm, sizes: tuple[int | None, ...]) -> tuple[nn.Module, str]:
+    before = [int(size) for size in old.normalized_shape]
+    shape = [size or kept for size, kept in zip(sizes, before, strict=True)]
     new: nn.Module
-    if isinstance(old, nn.BatchNorm1d):
-        new = nn.BatchNorm1d(size, old.eps, old.momentum, old.affine, old.track_running_stats)
-        before = old.num_features
+    if isinstance(old, nn.RMSNorm):
+        new = nn.RMSNorm(shape, old.eps, old.elementwise_affine)
     else:
-        assert isinstance(old, nn.LayerNorm)
-        new = nn.LayerNorm(size, old.eps, old.elementwise_affine, bias=old.bias is not None)
-        before = old.normalized_shape[0]
+        new = nn.LayerNorm(shape, old.eps, old.elementwise_affine, bias=old.bias is not None)
+    return _placed_like(old, new), f"features {_shown(before)} -> {_shown(shape)}"
+
+
+def _shown(shape: list[int]) -> str:
+    return str(shape[0]) if len(shape) == 1 else str(tuple(shape))
+
+
+def _placed_like(old: nn.Module, new: nn.Module) -> nn.Module:
     reference = next(iter([*old.parameters(), *old.buffers()]), None)
-    if reference is not None:
-        new.to(device=reference.device, dtype=reference.dtype)
-    return new, f"features {before} -> {size}"
+    return new if reference is None else new.to(device=reference.device, dtype=reference.dtype)

@@ -102,7 +102,7 @@ def _require_width(sweep: Sweep, node: fx.Node, widths: list[Axis | None], size:
 
 
 def _anew(sweep: Sweep, node: fx.Node) -> bool:
-    return sweep.inputs[str(node.target)] is not None
+    return any(sweep.inputs[str(node.target)])
 
 
 def _require_no_masks(call: dict[str, Any], names: tuple[str, ...]) -> None:

@@ -100,7 +100,7 @@ class Sweep:
         states: state of each node after :meth:`run`.
         forced: sizes imposed on ``(node, dimension)``.
         edits: new arguments of nodes whose literals changed.
-        inputs: new input axis of layers, by qualified name.
+        inputs: new input axes of layers, by qualified name; ``None`` for one that did not change.
         noted: calls of layers whose input was noted.
     """
 
@@ -113,7 +113,7 @@ class Sweep:
     def _reset(self) -> None:
         self.states: dict[fx.Node, State] = {}
         self.edits: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-        self.inputs: dict[str, Axis | None] = {}
+        self.inputs: dict[str, tuple[Axis | None, ...]] = {}
         self.noted: set[fx.Node] = set()
 
     def run(self) -> None:
@@ -144,7 +144,7 @@ class Sweep:
             if node.op != "call_module":
                 continue
             target = str(node.target)
-            if self.inputs.get(target) is not None and node not in self.noted:
+            if any(self.inputs.get(target, ())) and node not in self.noted:
                 raise UnsupportedAt(node, f"the layer {target} is also called on an input that did not change")
             given = [axis.new for (n, _), axis in self.forced.items() if n is node]
             sizes.setdefault(target, set()).add(given[0] if given else None)
@@ -197,8 +197,8 @@ class Sweep:
                 return tuple(_resized(v, own) for v, own in zip(val, parts, strict=True))
             return _resized(val, axes)
         args, kwargs = self.edits.get(node, (node.args, node.kwargs))
-        args = shapes_only(map_arg(args, lambda n: self.states[n].value))
-        kwargs = shapes_only(map_arg(kwargs, lambda n: self.states[n].value))
+        args = map_arg(shapes_only(args), lambda n: self.states[n].value)
+        kwargs = map_arg(shapes_only(kwargs), lambda n: self.states[n].value)
         try:
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -256,22 +256,19 @@ class Sweep:
                 self.forced[place, dim] = axis.anew()
         raise Restart
 
-    def note_input(self, node: fx.Node, axis: Axis | None) -> None:
-        """Notes the input axis of the layer that ``node`` calls; all its calls must agree.
+    def note_input(self, node: fx.Node, *axes: Axis | None) -> None:
+        """Notes the input axes of the layer that ``node`` calls, mostly one; all its calls must agree.
 
         Raises:
             Unsupported: they do not, or the layer cannot be made anew.
         """
         target = str(node.target)
         self.noted.add(node)
-        if axis is not None:
+        if any(axes):
             check_resizable(self.gm, node)
-        size = axis.new if axis else None
-        if target in self.inputs:
-            before = self.inputs[target]
-            if (before.new if before else None) != size:
-                raise Unsupported(f"the layer {target} is called with inputs of different new sizes")
-        self.inputs[target] = axis
+        before = self.inputs.setdefault(target, axes)
+        if [a and a.new for a in before] != [a and a.new for a in axes]:
+            raise Unsupported(f"the layer {target} is called with inputs of different new sizes")
 
     def attribute(self, node: fx.Node) -> Any:
         """The object a ``get_attr`` node reads."""
