@@ -101,8 +101,11 @@ def _key_path(model: type[BaseModel], location: Sequence[Any]) -> tuple[str, ...
         if (section is None and entry is None) or part == "[key]":
             break
         path.append(str(part))
-        field = section.model_fields.get(str(part)) if section is not None else None
-        annotation = entry if section is None else field.annotation if field is not None else None
+        if section is None:  # the name is the user's own
+            annotation = entry
+            continue
+        field = section.model_fields.get(str(part))
+        annotation = field.annotation if field is not None else None
     return tuple(path)
 
 

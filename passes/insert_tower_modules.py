@@ -76,7 +76,7 @@ class InsertTowerModules(GraphPass):
             assert tower is not None
             module = build_tower_module(ctx.plan.module_of(spec, tower), features, width, tower)
             _put(ctx, str(output.target), module, self._like)
-            output.meta["val"] = value.new_empty(batch, int(module.out_features))  # type: ignore[arg-type]
+            output.meta["val"] = value.new_empty(batch, _width(module))
             built.append(module)
         return built
 
@@ -137,6 +137,12 @@ def _packed(output: fx.Node) -> fx.Node:
     return pack
 
 
+def _width(module: nn.Module) -> int:
+    """``O_t`` of a tower module."""
+    width: Any = module.out_features
+    return int(width)
+
+
 def _put(ctx: PassContext, path: str, module: nn.Module, like: Tensor) -> None:
     """Registers a copy of ``module`` where ``like`` is."""
     parent, _, name = path.rpartition(".")
@@ -145,7 +151,7 @@ def _put(ctx: PassContext, path: str, module: nn.Module, like: Tensor) -> None:
 
 def _report(ctx: PassContext, group: StreamGroup, modules: list[nn.Module], decoders: list[nn.Linear]) -> None:
     looked_up = len(group.streams) * group.width
-    sent = sum(int(m.out_features) for m in modules)  # type: ignore[arg-type]
+    sent = sum(_width(m) for m in modules)
     text = f"{group.name} ({len(group.streams)} features of width {group.width}) keeps its shapes: {group.reason}. "
     if group.form == "preserve":
         text += f"Its tower modules give {sent} entries a sample for {looked_up}, so fewer bytes are not to be had"

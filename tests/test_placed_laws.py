@@ -1,6 +1,7 @@
 """What runs on many ranks under DeepSpeed is the single-process logical graph.
 
-Three optimiser steps on 1x2, 2x1 and 2x2, ZeRO 0, 1, 2, with and without tower modules:
+Three optimiser steps on 1x2, 2x1 and 2x2, ZeRO 0, 1, 2, with and without tower modules, and
+with towers behind which the model keeps its shapes (a decoder is a dense layer as any other):
 outputs, every dense, tower and table parameter. Tolerance: 2e-6 on values of order one
 (fp32; sums over ranks are added in another order). Tables and dense parameters are trained by
 SGD, so that an error in a gradient shows at its own size, and by Adagrad in the models whose
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests._util.ranks import run_ranks
-from tests.zoo.models import ZOO
+from tests.zoo.models import TIED, ZOO
 
 TOLERANCE = 2e-6
 STEPS = 3
@@ -31,6 +32,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "tower modules": {"towers": {"module": "dlrm", "c": 1, "p": 1, "dim": 4}},
     "flat route": {"towers": {"module": "dcn"}, "comm": {"route": "flat"}},
 }
+
+FORMS: dict[str, dict[str, Any]] = {
+    "decoder": {"transform": {"on_unsupported": "decoder"}, "towers": {"overrides": {"1": {"p": 1}}}},
+    "preserve": {"transform": {"on_unsupported": "preserve"}},
+}
+FORM_CASES = {"2x2": (("decoder", 1), ("decoder", 2), ("preserve", 0)), "2x1": (("decoder", 0),), "1x2": ()}
+"""Towers that keep the shapes behind them, and ZeRO stages."""
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -93,7 +101,7 @@ def single_process(name: str, dmt: dict[str, Any], topology: str, world: int) ->
     from dmt_plugin.api import transform
 
     torch.manual_seed(0)
-    flat, batch = ZOO[name]()
+    flat, batch = {**ZOO, **TIED}[name]()
     model = transform(prepared(flat), batch(5, 0), {"dmt": dmt}, topology).train()
     tables = {f"{t}.weight" for t in model.table_names}
     named = dict(model.named_parameters())
@@ -121,7 +129,7 @@ def train(name: str, dmt: dict[str, Any], stage: int, rank: int) -> tuple[list[A
     from dmt_plugin.checkpoint import gather_state
 
     torch.manual_seed(0 if rank == 0 else 1000 + rank)  # other ranks start from rank 0's weights
-    flat, batch = ZOO[name]()
+    flat, batch = {**ZOO, **TIED}[name]()
     config = {
         "train_micro_batch_size_per_gpu": LOCAL,
         "optimizer": DENSE_ADAGRAD if name in ADAGRAD else DENSE_SGD,
@@ -147,7 +155,7 @@ def compare(rank: int, world: int, topology: str, cases: list[tuple[str, str, in
     """Trains every case on all ranks; rank 0 also trains the single process and lists what differs."""
     wrong = []
     for name, variant, stage, backend in cases:
-        dmt = section(name, VARIANTS[variant], topology, backend)
+        dmt = section(name, {**VARIANTS, **FORMS}[variant], topology, backend)
         outputs, state = train(name, dmt, stage, rank)
         everyone: list[Any] = [None] * world
         dist.all_gather_object(everyone, outputs)
@@ -182,7 +190,8 @@ def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]
         if topology == "2x2" or (n + stage + i) % 3 == 0:
             backend = "torch" if (stage + i) % 3 == 0 else "fbgemm"
             cases.append((name, variant, stage, backend))
-    return cases
+    tied = itertools.product(sorted(TIED), FORM_CASES[topology])
+    return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in tied]
 
 
 @pytest.mark.processes

@@ -137,6 +137,23 @@ class DeepFM(nn.Module):
         return (linear + pairs + self.dense(dense) + self.deep(v.flatten(1))).squeeze(1)
 
 
+class Products(nn.Module):
+    """Inner products over lists of pairs, in which every vector is several times, and vectors by position."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(rows_of(f), width) for f in range(features))
+        self.fields = nn.ModuleList(nn.LayerNorm(width) for _ in range(features))
+        self.top = mlp(DENSE + features * (features - 1) // 2 + features * width, 16, 1)
+
+    def forward(self, dense: Tensor, sparse: Tensor) -> Tensor:
+        vectors = [table(sparse[:, f]) for f, table in enumerate(self.tables)]
+        pairs = list(itertools.combinations(vectors, 2))
+        rows, columns = torch.stack([a for a, _ in pairs], 1), torch.stack([b for _, b in pairs], 1)
+        own = [norm(vector) for norm, vector in zip(self.fields, vectors, strict=True)]
+        return self.top(torch.cat([dense, (rows * columns).sum(2), *own], dim=1)).squeeze(1)
+
+
 def dlrm(features: int = 6, width: int = 8) -> tuple[nn.Module, Batch]:
     return DLRM(features, width), matrix_batch(features)
 
@@ -191,6 +208,13 @@ def torchrec_dcn(features: int = 6, width: int = 8) -> tuple[nn.Module, Batch]:
     model = DLRM_DCN(_collection(features, width), DENSE, [12, width], [16, 1], dcn_num_layers=2, dcn_low_rank_dim=4)
     return model, jagged_batch(features)
 
+
+def products(features: int = 6, width: int = 8) -> tuple[nn.Module, Batch]:
+    return Products(features, width), matrix_batch(features)
+
+
+#: Models whose interaction cannot take other streams.
+TIED: dict[str, Callable[..., tuple[nn.Module, Batch]]] = {"products": products}
 
 ZOO: dict[str, Callable[..., tuple[nn.Module, Batch]]] = {
     "dlrm": dlrm,
