@@ -1,9 +1,12 @@
 """Everything there is to say about one transformation, as plain data.
 
-1. Transform the model and place it for one rank of the topology; no process is started.
-2. Condense the graphs: chains of dense nodes become one node, an exchange's start and wait
-   one, so that what is left is the picture around the towers.
-3. List every collective of a training step with shape and bytes, by formula.
+1. Transform the model and place it for one rank of the topology; no process is started and no table is copied,
+   so a model on the meta device serves.
+2. If the transformation is refused, run the analysis alone, as far as it goes: findings say what is wrong,
+   groups and the flat graph say with what.
+3. Condense the graphs (:mod:`dmt_plugin.report.graph_data`): flat, with towers, and of one rank, alone and beside
+   the first ranks of other hosts.
+4. List every collective of a training step with shape and bytes, by formula.
 """
 
 from __future__ import annotations
@@ -14,29 +17,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
-from torch import Tensor, fx, nn
+import torch
+from torch import fx, nn
 
 from dmt_plugin.api import transform
-from dmt_plugin.capture import capture
+from dmt_plugin.capture import ExampleBatch, capture
 from dmt_plugin.capture.inputs import batch_size_of, example_of
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.config import DMTConfig
-from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights, split_columns
-from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.errors import TransformError
+from dmt_plugin.findings import sort_findings
+from dmt_plugin.passes.base import PassContext, Repair, StreamGroup, run_passes
 from dmt_plugin.passes.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.insert_towers import TOWERS
-from dmt_plugin.passes.place import EXCHANGE_META, LOOKUP, SHAPE_META
-from dmt_plugin.placed import PlacedModel, place
+from dmt_plugin.passes.pipeline import towers_passes
+from dmt_plugin.placed import PlacedGraph, PlacedModel, place_graph
 from dmt_plugin.plan import TowerPlan
 from dmt_plugin.planner.cost import exchange_costs
+from dmt_plugin.report.graph_data import condensed, node_lines
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
 
-_STEPS_BEHIND = 10
-"""How many operations behind the towers belong to "around the towers"."""
+_MOST_HOSTS = 3
+"""How many hosts are shown beside each other."""
 
-_JAGGED = {jagged_values, jagged_offsets, jagged_weights}
+_INIT = {
+    "orthogonal": "rows of a random rotation, bias 0",
+    "identity": "averages of neighbouring inputs, bias 0",
+    "torch": "the layer's own default",
+}
 
 
 def explain(
@@ -51,7 +60,7 @@ def explain(
     """Explains the transformation of ``model``.
 
     Args:
-        model: the user's model; not changed.
+        model: the user's model; not changed. Its weights may be on the meta device.
         batch: one call of it.
         config: the ``"dmt"`` section.
         topology: hosts and lanes to explain for.
@@ -59,7 +68,11 @@ def explain(
         batch_size: samples per rank for the byte counts; by default that of ``batch``.
 
     Returns:
-        Plain data: plan, groups, findings, repairs, passes, collectives, graphs.
+        Plain data: plan, groups, findings, repairs, new parameters, passes, collectives, graphs. ``"refused"`` is
+        ``None``, or the message of the refusal; then what could not be made is ``None`` or empty.
+
+    Raises:
+        CaptureError: the model cannot be captured.
     """
     example = example_of(batch, model)
     captured = capture(model, example)
@@ -67,41 +80,81 @@ def explain(
     samples = batch_size or batch_size_of(inputs) or 1
     flat = PassContext(captured, config, topology)
     run_passes([DissolveCollections()], flat)
-    placed = place_graph(transform(model, example, config, topology), config, topology, rank)
+    before = {
+        "graph_before": condensed(flat.gm, captured.batch_size),
+        "nodes_before": node_lines(flat.gm, captured.batch_size),
+    }
+    try:
+        logical = transform(model, example, config, topology)
+    except TransformError as error:
+        return {**_refused(error, model, example, config, topology, rank, samples), **before}
+    by_host = {}
+    for host in range(min(topology.hosts, _MOST_HOSTS)):
+        graph = place_graph(logical, config, topology, topology.rank_of(host, 0))
+        by_host[f"host {host}, lane 0"] = condensed(graph.graph_module, logical.batch_size)
+    placed = place_graph(logical, config, topology, rank)
+    return {**describe(placed, samples), **before, "graphs_by_host": by_host}
+
+
+def _refused(
+    error: TransformError,
+    model: nn.Module,
+    example: ExampleBatch,
+    config: DMTConfig,
+    topology: Topology,
+    rank: int,
+    samples: int,
+) -> dict[str, Any]:
+    """What is known of a model that cannot be rewritten: as much as the analysis finds out by itself."""
+    ctx = PassContext(capture(model, example), config, topology)
+    for step in towers_passes():
+        try:
+            run_passes([step], ctx)
+        except TransformError:
+            break
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("plan", "plan_fingerprint", "compression", "parameters", "graph_after", "graph_placed")
+    )
     return {
-        **describe(placed, samples),
-        "graph_before": condensed(flat.gm),
-        "nodes_before": node_lines(flat.gm),
+        **nothing,
+        "refused": str(error).split("\n", 1)[0],
+        "topology": str(topology),
+        "rank": rank,
+        "batch_size": samples,
+        "route": config.comm.route,
+        "towers": _towers(ctx.plan) if ctx.plan else [],
+        "groups": [_found_group(g) for g in ctx.groups],
+        "tower_modules": [],
+        "findings": [dataclasses.asdict(f) for f in sort_findings(error.findings)],
+        "repairs": [],
+        "new_parameters": [],
+        "passes": [dataclasses.asdict(r) for r in ctx.results],
+        "collectives": [],
+        "nodes_after": [],
+        "graphs_by_host": {},
     }
 
 
-def describe(placed: PlacedModel, batch_size: int) -> dict[str, Any]:
-    """What was made of a model, from one rank's placed model: all of :func:`explain` but the graph before.
+def describe(placed: PlacedGraph | PlacedModel, batch_size: int) -> dict[str, Any]:
+    """What was made of a model, from one rank's graph: all of :func:`explain` but the flat graph and other hosts.
 
     Args:
-        placed: the rank's model.
+        placed: the rank's graph, or its model.
         batch_size: samples per rank for the byte counts.
     """
     logical = placed.logical
     plan = logical.plan
-    widths = {t.name: t.dim for t in plan.tables}
+    graph: fx.GraphModule = placed.__dict__["graph_module"]
+    size = logical.batch_size
     return {
+        "refused": None,
         "topology": str(placed.topology),
         "rank": placed.rank,
         "batch_size": batch_size,
         "route": placed.placement.route,
         "plan": plan.to_dict(),
         "plan_fingerprint": plan.fingerprint,
-        "towers": [
-            {
-                "tower": t,
-                "host": plan.tower_hosts[t],
-                "features": list(names),
-                "width": sum(widths[table] for f in plan.features if f.name in names for table in f.tables),
-                "rows": sum(plan.table(x).rows for x in _tables_of(plan, names)),
-            }
-            for t, names in enumerate(plan.towers)
-        ],
+        "towers": _towers(plan),
         "groups": [
             {
                 "name": g.name,
@@ -114,13 +167,15 @@ def describe(placed: PlacedModel, batch_size: int) -> dict[str, Any]:
             for g in plan.groups
         ],
         "compression": _compression(placed),
-        "findings": [dataclasses.asdict(f) for f in logical.findings],
+        "tower_modules": _tower_modules(logical),
+        "findings": [dataclasses.asdict(f) for f in sort_findings(logical.findings)],
         "repairs": [dataclasses.asdict(r) for r in logical.repairs],
+        "new_parameters": _new_parameters(logical),
         "passes": [dataclasses.asdict(r) for r in (*logical.passes, *placed.passes)],
         "collectives": [dataclasses.asdict(c) for c in costs_of(placed, batch_size)],
-        "graph_after": condensed(logical.__dict__["graph_module"]),
-        "graph_placed": condensed(placed.__dict__["graph_module"]),
-        "nodes_after": node_lines(placed.__dict__["graph_module"]),
+        "graph_after": condensed(logical.__dict__["graph_module"], size),
+        "graph_placed": condensed(graph, size),
+        "nodes_after": node_lines(graph, size),
         "parameters": _parameters(logical),
     }
 
@@ -133,11 +188,89 @@ def write_report(placed: PlacedModel, batch_size: int, folder: str | Path) -> No
     (target / "transform.json").write_text(json.dumps(describe(placed, batch_size), indent=2) + "\n")
 
 
+def _towers(plan: TowerPlan) -> list[dict[str, Any]]:
+    widths = {t.name: t.dim for t in plan.tables}
+    return [
+        {
+            "tower": t,
+            "host": plan.tower_hosts[t],
+            "features": list(names),
+            "width": sum(widths[table] for f in plan.features if f.name in names for table in f.tables),
+            "rows": sum(plan.table(x).rows for x in _tables_of(plan, names)),
+        }
+        for t, names in enumerate(plan.towers)
+    ]
+
+
 def _tables_of(plan: TowerPlan, features: Sequence[str]) -> set[str]:
     return {table for f in plan.features if f.name in features for table in f.tables}
 
 
-def costs_of(placed: PlacedModel, batch: int) -> list[Any]:
+def _found_group(group: StreamGroup) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "features": len(group.lookups),
+        "width": group.width,
+        "reason": group.reason,
+        "meets_at": group.meeting_point,
+    }
+
+
+def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
+    """Every module between a tower's streams and what crosses hosts, with its shapes."""
+    found = []
+    for node in logical.graph.nodes:
+        if node.op != "call_module" or not str(node.target).startswith(f"{TOWERS}."):
+            continue
+        group, _, tower = str(node.target).removeprefix(f"{TOWERS}.").partition(".tower")
+        (packed,) = node.args
+        module = logical.get_submodule(str(node.target))
+        found.append(
+            {
+                "path": str(node.target),
+                "group": group,
+                "tower": int(tower),
+                "host": logical.plan.tower_hosts[int(tower)],
+                "input": f"(B, {', '.join(map(str, packed.meta['val'].shape[1:]))})",
+                "output": f"(B, {node.meta['val'].shape[1]})",
+                "parameters": sum(p.numel() for p in module.parameters()),
+            }
+        )
+    return found
+
+
+def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
+    """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
+    module = logical.plan.module
+    tables = {t.parameter for t in logical.plan.tables}
+    flat = dict(logical.__dict__["flat"].named_parameters())
+    found = []
+    for name, parameter in logical.named_parameters():
+        repair = next((r for r in logical.repairs if name == r.target or name.startswith(f"{r.target}.")), None)
+        if repair is not None and not _kept(parameter, flat.get(name), repair):
+            why, init = repair.what, repair.init
+        elif repair is None and name not in flat and name not in tables:
+            own = module.kind in ("dlrm", "dcn") and name.startswith(f"{TOWERS}.")
+            why, init = "new", _INIT.get(module.init, module.init) if own else "as its module starts"
+        else:
+            continue
+        found.append(
+            {"name": name, "shape": list(parameter.shape), "count": parameter.numel(), "why": why, "init": init}
+        )
+    return found
+
+
+def _kept(parameter: nn.Parameter, before: nn.Parameter | None, repair: Repair) -> bool:
+    """Whether a parameter of a layer that was made anew still has its old values: a bias where only inputs changed."""
+    if before is None or before.shape != parameter.shape:
+        return False
+    if parameter.is_meta or before.is_meta:
+        return parameter.dim() == 1 and repair.what.startswith("in_features") and "out_features" not in repair.what
+    return torch.equal(parameter, before)
+
+
+def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[Any]:
     """Bytes of every exchange of one step of a placed model, by formula."""
     placement = placed.placement
     return exchange_costs(
@@ -152,7 +285,7 @@ def costs_of(placed: PlacedModel, batch: int) -> list[Any]:
     )
 
 
-def _compression(placed: PlacedModel) -> float | None:
+def _compression(placed: PlacedGraph | PlacedModel) -> float | None:
     """``CR = sum(F_t * N) / sum(O_t)`` over the tower modules, or ``None`` without any."""
     plan = placed.plan
     sent = sum(c.width for own in placed.placement.host_columns for c in own if c.tower)
@@ -169,143 +302,3 @@ def _parameters(model: TowerModel) -> dict[str, int]:
         kind = "tables" if name in tables else "towers" if name.startswith(TOWERS) else "dense"
         counts[kind] += parameter.numel()
     return counts
-
-
-# -- graphs ----------------------------------------------------------------------------
-
-
-def kind_of(gm: fx.GraphModule, node: fx.Node, sparse: bool) -> str:
-    """What a node is, in the words of the picture."""
-    if node.op == "placeholder":
-        return "input"
-    if node.op == "output":
-        return "output"
-    if EXCHANGE_META in node.meta:
-        return "exchange"
-    if node.op == "call_module":
-        target = str(node.target)
-        if target.startswith(f"{TOWERS}."):
-            return "tower"
-        if target == LOOKUP or isinstance(gm.get_submodule(target), (nn.Embedding, nn.EmbeddingBag)):
-            return "lookup"
-    return "interaction" if sparse else "dense"
-
-
-def _classes(gm: fx.GraphModule) -> dict[fx.Node, str]:
-    """Kind of every node; what only reads inputs or prepares ids counts as input."""
-    kinds: dict[fx.Node, str] = {}
-    sparse: set[fx.Node] = set()
-    for node in gm.graph.nodes:
-        kind = kind_of(gm, node, bool(sparse & set(node.all_input_nodes)))
-        if kind in ("lookup", "exchange", "tower") or (kind == "interaction"):
-            sparse.add(node)
-        kinds[node] = kind
-    for node in reversed(gm.graph.nodes):
-        users = [kinds[u] for u in node.users]
-        ids = node.target in _JAGGED or all(
-            u == "input" or (u in ("lookup", "exchange") and kinds[node] == "dense") for u in users
-        )
-        if kinds[node] == "dense" and users and ids:
-            kinds[node] = "input"
-    return kinds
-
-
-def condensed(gm: fx.GraphModule) -> dict[str, Any]:
-    """The graph as ``{"nodes": [...], "edges": [...]}`` for a picture: neighbours of one kind become one node."""
-    kinds = _classes(gm)
-    whole: nx.Graph[fx.Node] = nx.Graph()
-    nodes = [n for n in gm.graph.nodes if n.users or n.op in ("placeholder", "output")]
-    position = {n: i for i, n in enumerate(nodes)}
-    whole.add_nodes_from(nodes)
-    for node in nodes:
-        for source in node.all_input_nodes:
-            same_exchange = node.meta.get(EXCHANGE_META) == source.meta.get(EXCHANGE_META)
-            mergeable = kinds[node] in ("dense", "interaction", "input") or same_exchange
-            if kinds[node] == kinds[source] and mergeable:
-                whole.add_edge(source, node)
-    parts: list[list[fx.Node]] = []
-    for component in nx.connected_components(whole):
-        parts.extend(_without_cycles(sorted(component, key=position.__getitem__), kinds))
-    home = {node: i for i, part in enumerate(parts) for node in part}
-    edges = sorted({(home[s], home[n]) for n in nodes for s in n.all_input_nodes if home[s] != home[n]})
-    return {
-        "nodes": [
-            {"id": str(i), "label": _label(gm, part, kinds), "kind": kinds[part[0]], "note": _note(part)}
-            for i, part in enumerate(parts)
-        ],
-        "edges": [{"source": str(a), "target": str(b)} for a, b in edges],
-    }
-
-
-def _without_cycles(part: list[fx.Node], kinds: dict[fx.Node, str]) -> list[list[fx.Node]]:
-    """Cuts a merged part where a path leaves it and comes back (pack, tower, interaction, exchange, ...)."""
-    members = set(part)
-    depth: dict[fx.Node, int] = {}
-    graph_nodes = list(part[0].graph.nodes)
-    for node in graph_nodes:
-        levels = []
-        for source in node.all_input_nodes:
-            crossing = source not in members and node in members and kinds[source] != "input"
-            levels.append(depth[source] + (1 if crossing else 0))
-        depth[node] = max(levels, default=0)
-    by_level: dict[int, list[fx.Node]] = {}
-    for node in part:
-        by_level.setdefault(depth[node], []).append(node)
-    return [by_level[level] for level in sorted(by_level)]
-
-
-def _label(gm: fx.GraphModule, part: list[fx.Node], kinds: dict[fx.Node, str]) -> str:
-    first = part[0]
-    kind = kinds[first]
-    if kind == "exchange":
-        return f"{first.meta[EXCHANGE_META]} exchange"
-    if kind in ("lookup", "tower"):
-        target = str(first.target)
-        return "sharded lookup" if target == LOOKUP else target.removeprefix(f"{TOWERS}.")
-    if kind == "input":
-        named = [str(n.target) for n in part if n.op == "placeholder"]
-        return ", ".join(named) if named else "ids"
-    if kind == "output":
-        return "output"
-    modules = [str(n.target) for n in part if n.op == "call_module"]
-    joins = [n.name for n in part if n.op == "call_function" and n.target is split_columns]
-    operations = modules or joins or [n.name for n in part]
-    shown = list(dict.fromkeys(m.split(".")[0] for m in operations))
-    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "")
-
-
-def _note(part: list[fx.Node]) -> str:
-    if SHAPE_META in part[-1].meta:
-        return str(part[-1].meta[SHAPE_META])
-    value = part[-1].meta.get("val")
-    if isinstance(value, Tensor):
-        return "(" + ", ".join(["B", *map(str, value.shape[1:])]) + ")"
-    return f"{len(part)} operations" if len(part) > 1 else ""
-
-
-def node_lines(gm: fx.GraphModule) -> list[tuple[str, str, str]]:
-    """``(name, operation, shape)`` of the nodes around the towers: from the ids to what follows the joins."""
-    kinds = _classes(gm)
-    nodes = list(gm.graph.nodes)
-    near = {n for n in nodes if kinds[n] in ("lookup", "exchange", "tower")}
-    frontier = set(near)
-    for _ in range(_STEPS_BEHIND):
-        frontier = {u for n in frontier for u in n.users if kinds[u] == "interaction"} - near
-        near |= frontier
-    lines: list[tuple[str, str, str]] = []
-    overlapped: list[fx.Node] = []
-    for node in nodes:
-        if kinds[node] == "dense" and any(EXCHANGE_META in n.meta for n in near):
-            overlapped.append(node)
-        elif node in near and node.target is not getattr:
-            if overlapped and EXCHANGE_META in node.meta:
-                first, last = overlapped[0].name, overlapped[-1].name
-                lines.append((f"{first} ... {last}", f"{len(overlapped)} dense operations meanwhile", ""))
-            overlapped = []
-            target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "?")
-            lines.append((node.name, f"{node.op.removeprefix('call_')} {target}", _shape(node)))
-    return lines
-
-
-def _shape(node: fx.Node) -> str:
-    return str(node.meta.get(SHAPE_META) or (_note([node]) if isinstance(node.meta.get("val"), Tensor) else ""))

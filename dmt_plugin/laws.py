@@ -4,16 +4,17 @@
    numbers, in train mode.
 2. With pass-through towers, outputs and the gradient of every parameter are equal bit for
    bit. Where they are not, both graphs are run node by node and the first node that
-   differs is named.
+   differs is named (:mod:`dmt_plugin.difference`).
 3. With tower modules, every parameter that had a gradient still has one, and the order of
    the tower outputs matters: no stream is lost or mixed up on the way.
+
+A model that is refused breaks the law that it can be rewritten; the findings say why.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,12 @@ from dmt_plugin.api import transform
 from dmt_plugin.capture import ExampleBatch, GraphModel, capture
 from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.config import DMTConfig
+from dmt_plugin.difference import first_gradient, first_layer, first_value, left_as_it_is, loss_of, same
+from dmt_plugin.errors import CaptureError, ConfigError, TransformError
 from dmt_plugin.passes.insert_towers import TOWERS
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.verify import can_run
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,13 @@ class Verdict:
         law: what must hold.
         holds: whether it does.
         detail: what was compared, or what differs.
+        node: name of the first node that differs, where a node can be named.
     """
 
     law: str
     holds: bool
     detail: str = ""
+    node: str = ""
 
 
 def check_laws(model: nn.Module, batch: Any, config: DMTConfig, topology: Topology) -> list[Verdict]:
@@ -53,43 +59,72 @@ def check_laws(model: nn.Module, batch: Any, config: DMTConfig, topology: Topolo
         batch: one call of it.
         config: the ``"dmt"`` section.
         topology: what the towers are for.
+
+    Raises:
+        ConfigError: the model has no weights to compute with.
     """
+    if not can_run(model):
+        raise ConfigError(
+            "the laws are checked with numbers, and some weights of the model are on the meta device. Build a smaller "
+            "copy of it with weights (fewer rows per table are enough); dmt explain needs none."
+        )
     model = copy.deepcopy(model)
     example = example_of(batch, model)
-    return list(_laws(model, example, config, topology))
+    verdicts: list[Verdict] = []
+    try:
+        verdicts.extend(_captured_laws(model, example))
+        # The checks that transform makes by itself would stop at the first difference.
+        config = config.model_copy(update={"transform": config.transform.model_copy(update={"verify": False})})
+        verdicts.extend(_preserving_laws(model, example, config, topology))
+        if config.towers.module != "none":
+            compressed = transform(model, example, config, topology)
+            if not compressed.semantic_preserving:
+                verdicts.extend(_tower_laws(model, compressed, example))
+    except CaptureError as error:
+        verdicts.append(Verdict("the model can be captured as a graph", False, str(error)))
+    except TransformError as error:
+        verdicts.append(Verdict("the model can be rewritten as the configuration asks", False, str(error)))
+    return verdicts
 
 
-def _laws(model: nn.Module, example: ExampleBatch, config: DMTConfig, topology: Topology) -> Iterator[Verdict]:
+def _captured_laws(model: nn.Module, example: ExampleBatch) -> Iterator[Verdict]:
     captured = capture(model, example).as_module()
-    for mode in ("eval", "train"):
-        expected, found = (_outputs(m, example, mode == "train") for m in (model, captured))
-        law = f"the captured graph is the model ({mode} mode)"
-        yield Verdict(law, _equal(expected, found), _worst(expected, found))
-    # The checks that transform makes by itself would stop at the first difference.
-    config = config.model_copy(update={"transform": config.transform.model_copy(update={"verify": False})})
-    preserving = config.model_copy(update={"towers": config.towers.model_copy(update={"module": "none"})})
-    towers = transform(model, example, preserving, topology)
-    yield from _same_gradients(model, captured, towers, example)
-    if config.towers.module != "none":
-        compressed = transform(model, example, config, topology)
-        if not compressed.semantic_preserving:
-            yield from _tower_laws(model, compressed, example)
+    for training in (False, True):
+        expected, found = (_outputs(m, example, training) for m in (model, captured))
+        law = f"the captured graph is the model ({_mode(training)} mode)"
+        if _equal(expected, found):
+            yield Verdict(law, True, _worst(expected, found))
+        else:
+            node = first_layer(model, captured, example, training)
+            yield _broken(law, _worst(expected, found), node, "in an operation outside layers")
 
 
-def _same_gradients(
-    model: nn.Module, captured: GraphModel, towers: TowerModel, example: ExampleBatch
+def _preserving_laws(
+    model: nn.Module, example: ExampleBatch, config: DMTConfig, topology: Topology
 ) -> Iterator[Verdict]:
-    for mode in ("eval", "train"):
-        runs = [_gradients(m, example, mode == "train") for m in (model, towers)]
-        (expected, wanted), (found, given) = runs
-        same = _equal(expected, found)
-        detail = _worst(expected, found)
-        if not same:
-            detail += f"; first at {first_difference(captured, towers, example)}"
-        yield Verdict(f"pass-through towers keep outputs ({mode} mode)", same, detail)
-        different = sorted(n for n in wanted.keys() | given.keys() if not _same(wanted.get(n), given.get(n)))
-        detail = f"{len(wanted)} gradients" if not different else f"gradients differ: {different[:5]}"
-        yield Verdict(f"pass-through towers keep every gradient ({mode} mode)", not different, detail)
+    preserving = config.model_copy(update={"towers": config.towers.model_copy(update={"module": "none"})})
+    captured = capture(model, example).as_module()
+    towers = transform(model, example, preserving, topology)
+    for training in (False, True):
+        (expected, wanted), (found, given) = (_gradients(m, example, training) for m in (model, towers))
+        law = f"pass-through towers keep outputs ({_mode(training)} mode)"
+        if _equal(expected, found):
+            yield Verdict(law, True, _worst(expected, found))
+        else:
+            node = first_value(captured, towers, example, training)
+            yield _broken(law, _worst(expected, found), node, "in no node that both graphs have")
+        law = f"pass-through towers keep every gradient ({_mode(training)} mode)"
+        different = sorted(n for n in wanted.keys() | given.keys() if not same(wanted.get(n), given.get(n)))
+        if not different:
+            yield Verdict(law, True, f"{len(wanted)} gradients")
+        else:
+            node = first_gradient(captured, towers, example, training)
+            yield _broken(law, f"gradients differ: {different[:5]}", node, "in no node that both graphs have")
+
+
+def _broken(law: str, detail: str, node: fx.Node | None, nowhere: str) -> Verdict:
+    where = f"node {node.name} ({node.op} {node.target})" if node is not None else nowhere
+    return Verdict(law, False, f"{detail}; first {where if node is None else f'at {where}'}", node.name if node else "")
 
 
 def _tower_laws(model: nn.Module, towers: TowerModel, example: ExampleBatch) -> Iterator[Verdict]:
@@ -108,56 +143,33 @@ def _tower_laws(model: nn.Module, towers: TowerModel, example: ExampleBatch) -> 
         hook = towers.get_submodule(path).register_forward_hook(lambda module, args, out: out.flip(1))
         changed = not _equal(before, _outputs(towers, example, False))
         hook.remove()
-        yield Verdict(f"the streams of {path} are told apart", changed, "reversed outputs change the result")
+        detail = "reversed outputs change the result" if changed else "reversed outputs do not change the result"
+        yield Verdict(f"the streams of {path} are told apart", changed, detail)
 
 
-# -- running -----------------------------------------------------------------------------
+def _mode(training: bool) -> str:
+    return "train" if training else "eval"
 
 
-@contextmanager
-def _left_as_it_is(model: nn.Module, training: bool) -> Iterator[None]:
-    """Runs in one mode, with fixed random numbers, and restores buffers and modes."""
-    states = {n: b.clone() for n, b in model.named_buffers()}
-    modes = [(m, m.training) for m in model.modules()]
-    model.train(training)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, was in modes:
-            module.training = was
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(states[name])
-
-
-def _outputs(model: nn.Module, example: ExampleBatch, training: bool) -> list[Any]:
-    with _left_as_it_is(model, training), torch.no_grad():
+def _outputs(model: nn.Module | GraphModel, example: ExampleBatch, training: bool) -> list[Any]:
+    with left_as_it_is(model, training), torch.no_grad():
         return pytree.tree_leaves(model(*example.args, **example.kwargs))
 
 
 def _gradients(model: nn.Module, example: ExampleBatch, training: bool) -> tuple[list[Any], dict[str, Tensor]]:
     model.zero_grad()
-    with _left_as_it_is(model, training):
-        out = pytree.tree_leaves(model(*example.args, **example.kwargs))
-        losses = [o.float().square().sum() for o in out if isinstance(o, Tensor) and o.requires_grad]
-        if losses:
-            torch.stack(losses).sum().backward()
+    with left_as_it_is(model, training):
+        outputs = model(*example.args, **example.kwargs)
+        loss = loss_of(outputs)
+        if loss is not None:
+            loss.backward()
     found = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return [o.detach() if isinstance(o, Tensor) else o for o in out], found
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        a, b = (t.to_dense() if t.is_sparse else t for t in (a, b))
-        return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
-    return type(a) is type(b) and bool(a == b)
+    return [o.detach() if isinstance(o, Tensor) else o for o in pytree.tree_leaves(outputs)], found
 
 
 def _equal(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _worst(a: list[Any], b: list[Any]) -> str:
@@ -170,47 +182,3 @@ def _worst(a: list[Any], b: list[Any]) -> str:
                 return f"shape {tuple(x.shape)}, then {tuple(y.shape)}"
             worst = max(worst, float((x.detach().double() - y.detach().double()).abs().max()))
     return f"largest difference {worst:.3g}"
-
-
-# -- bisect ------------------------------------------------------------------------------
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the value of every node."""
-
-    def __init__(self, module: fx.GraphModule, see: Callable[[str, Any], None]) -> None:
-        super().__init__(module)
-        self._see = see
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Runs one node and hands its value over."""
-        value = super().run_node(n)
-        self._see(n.name, value)
-        return value
-
-
-def first_difference(before: GraphModel, after: GraphModel, example: ExampleBatch) -> str:
-    """Name of the first node that both graphs have and compute differently.
-
-    Args:
-        before: a graph.
-        after: the same graph, rewritten; nodes that were kept have kept their names.
-        example: the call to run both with, in eval mode.
-
-    Returns:
-        The name and operation of the node, or a text saying that none differs.
-    """
-    values: dict[str, Any] = {}
-    differing: list[str] = []
-
-    def compare(name: str, value: Any) -> None:
-        if name in values and isinstance(value, Tensor) and not differing and not _same(values[name], value):
-            differing.append(name)
-
-    for model, see in ((before, values.__setitem__), (after, compare)):
-        with _left_as_it_is(model, False), torch.no_grad():
-            _Recorder(model.__dict__["graph_module"], see).run(*model.binder.inputs(example.args, example.kwargs))
-    if not differing:
-        return "no node (the difference is in the gradients alone)"
-    node = next(n for n in after.graph.nodes if n.name == differing[0])
-    return f"node {node.name} ({node.op} {node.target})"

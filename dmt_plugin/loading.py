@@ -33,11 +33,8 @@ def load_factory(spec: str, option: str) -> Callable[..., Any]:
     Raises:
         ConfigError: says which part could not be found, or how loading it failed.
     """
-    key = _said(spec, option)
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name.isidentifier():
-        raise ConfigError(f"{key}: expected package.module:function or path/to/file.py:function.")
-    module = _load_file(Path(place), key) if place.endswith(".py") else _import(place, key)
+    module = load_module(spec, option)
+    place, _, name = spec.rpartition(":")
     found = getattr(module, name, None)
     if not callable(found):
         own = sorted(
@@ -45,8 +42,23 @@ def load_factory(spec: str, option: str) -> Callable[..., Any]:
             for n, v in vars(module).items()
             if callable(v) and not n.startswith("_") and getattr(v, "__module__", "") == module.__name__
         )
-        raise ConfigError(f"{key}: {place} has no function {name!r}. It defines {', '.join(own) or 'none'}.")
+        raise ConfigError(
+            f"{_said(spec, option)}: {place} has no function {name!r}. It defines {', '.join(own) or 'none'}."
+        )
     return found
+
+
+def load_module(spec: str, option: str) -> ModuleType:
+    """The module before the colon of ``package.module:name`` or ``path/to/file.py:name``.
+
+    Raises:
+        ConfigError: it cannot be found or fails while it is loaded.
+    """
+    key = _said(spec, option)
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not name.isidentifier():
+        raise ConfigError(f"{key}: expected package.module:function or path/to/file.py:function.")
+    return _load_file(Path(place), key) if place.endswith(".py") else _import(place, key)
 
 
 def call_factory(factory: Callable[..., Any], spec: str, option: str) -> Any:
@@ -60,7 +72,7 @@ def call_factory(factory: Callable[..., Any], spec: str, option: str) -> Any:
     except Exception as error:
         raise ConfigError(
             f"{_said(spec, option)}: {spec.rpartition(':')[2]}() raised {type(error).__name__}: "
-            f"{error}{_line_of(error)}. It is called without arguments."
+            f"{error}{line_of(error)}. It is called without arguments."
         ) from error
 
 
@@ -121,10 +133,10 @@ def _said(spec: str, option: str) -> str:
 
 
 def _failed(key: str, error: BaseException) -> ConfigError:
-    return ConfigError(f"{key} cannot be loaded: {type(error).__name__}: {error}{_line_of(error)}.")
+    return ConfigError(f"{key} cannot be loaded: {type(error).__name__}: {error}{line_of(error)}.")
 
 
-def _line_of(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """Where an error rose, as text: the innermost line outside this file and the import machinery."""
     frames = [
         f

@@ -93,7 +93,7 @@ def test_what_fails_is_said(tmp_path: Path, spec: str, text: str, said: str) -> 
 
 
 def test_a_key_of_the_config_is_named_as_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="^dmt.transform.example_batch = 'gone.py:f': no such file"):
+    with pytest.raises(ConfigError, match=r"^dmt\.transform\.example_batch = 'gone\.py:f': no such file"):
         load_factory("gone.py:f", "dmt.transform.example_batch")
 
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from dmt_plugin.cli import config, explain, verify
+from dmt_plugin.cli import config, explain, partition, verify
 from dmt_plugin.errors import DMTError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("explain")(explain.command)
 app.command("verify")(verify.command)
+app.command("partition")(partition.command)
 app.command("config")(config.command)
 
 

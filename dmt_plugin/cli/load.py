@@ -1,66 +1,153 @@
-"""Finds what a command line names: the model, an example batch, a configuration file."""
+"""Finds what a command line names: the model, an example batch, a configuration file.
+
+1. The model's module is loaded, once; the configuration is looked for here, then beside it.
+2. The factory is called, and what it returns is checked.
+3. The batch comes from ``--batch``, from the factory, from ``example_batch()`` beside it, or from the
+   configuration. The model is called on it once: whether they fit each other is not the compiler's business.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.loading import load_factory
+from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.errors import CaptureError, ConfigError
+from dmt_plugin.loading import call_factory, line_of, load_factory, load_module
 
 
-def importable_here() -> None:
-    """Makes the current directory importable, as ``python -m`` does."""
-    if str(Path.cwd()) not in sys.path:
+@dataclass(frozen=True)
+class Loaded:
+    """What a command works on.
+
+    Attributes:
+        model: the user's ``nn.Module``.
+        batch: one call of it, as ``dmt_plugin.ExampleBatch``.
+        section: the ``"dmt"`` section.
+        ds_config: the whole configuration.
+        config: where it came from.
+    """
+
+    model: Any
+    batch: Any
+    section: DMTConfig
+    ds_config: dict[str, Any]
+    config: str
+
+
+def load(model: str, config: str | None, batch: str | None) -> Loaded:
+    """Loads what ``--model``, ``--config`` and ``--batch`` name.
+
+    Args:
+        model: ``package.module:factory`` or ``path/to/file.py:factory``.
+        config: a DeepSpeed configuration with a ``"dmt"`` section; ``None``: the defaults.
+        batch: factory of an example batch; ``None``: looked for.
+
+    Raises:
+        ConfigError: anything that cannot be found, read or called, or does not fit.
+    """
+    if str(Path.cwd()) not in sys.path:  # as for ``python -m``
         sys.path.insert(0, str(Path.cwd()))
+    module = load_module(model, "--model")
+    factory = load_factory(model, "--model")
+    section, ds_config, where = DMTConfig(), {}, "defaults"
+    if config is not None:
+        path = find_config(config, module)
+        where, ds_config = str(path), load_ds_config(path)
+        found = read_dmt_config(ds_config, where)
+        if found is None:
+            raise ConfigError(f'{path} has no "dmt" section, or "enabled" is false: the stock engine would run.')
+        section = found
+    built = call_factory(factory, model, "--model")
+    own = None
+    if isinstance(built, tuple) and len(built) == 2:
+        built, own = built
+    _require_module(built, model)
+    source, value = _batch(module, model, batch, own, section.transform.example_batch)
+    return Loaded(built, _fitting(value, built, source), section, ds_config, where)
 
 
-def find_config(path: str, model: Callable[..., Any]) -> Path:
+def find_config(path: str, module: ModuleType) -> Path:
     """A configuration file, looked for here and beside the file that defines the model.
 
     Raises:
         ConfigError: it is in neither place.
     """
     given = Path(path)
-    source = getattr(sys.modules.get(getattr(model, "__module__", "")), "__file__", None)
+    source = getattr(module, "__file__", None)
     places = [given] + ([Path(source).parent / given] if source and not given.is_absolute() else [])
     for place in places:
         if place.is_file():
             return place
-    raise ConfigError(f"no such configuration file: {' nor '.join(str(p) for p in places)}.")
+    looked = " nor ".join(dict.fromkeys(os.path.abspath(p) for p in places))
+    raise ConfigError(f"--config {path}: no such configuration file: {looked}.")
 
 
-def load_model_and_batch(
-    model_spec: str, batch_spec: str | None, config_batch: str | None
-) -> tuple[Any, Any, Callable[..., Any]]:
-    """Builds the model and finds an example batch for it.
+def _require_module(built: Any, spec: str) -> None:
+    from torch import nn
 
-    The batch comes from ``--batch``, from the factory if it returns ``(model, batch)``, from a function
-    ``example_batch`` beside the factory, or from the config.
+    if isinstance(built, nn.Module):
+        return
+    hint = " Did you name the class without calling it?" if isinstance(built, type) else ""
+    raise ConfigError(
+        f"--model {spec}: {spec.rpartition(':')[2]}() returned {_what(built)}; expected a torch.nn.Module, or the pair "
+        f"(module, example batch).{hint}"
+    )
 
-    Returns:
-        The model, the batch, and the factory.
 
-    Raises:
-        ConfigError: no batch; names the ways to give one.
-    """
-    factory = load_factory(model_spec, "--model")
-    built = factory()
-    batch = None
-    if isinstance(built, tuple) and len(built) == 2:
-        built, batch = built
-    beside = getattr(sys.modules.get(getattr(factory, "__module__", "")), "example_batch", None)
-    if batch_spec is not None:
-        batch = load_factory(batch_spec, "--batch")()
-    elif batch is None and callable(beside):
-        batch = beside()
-    elif batch is None and config_batch is not None:
-        batch = load_factory(config_batch, "dmt.transform.example_batch")()
-    if batch is None:
-        raise ConfigError(
-            f"no example batch for {model_spec}: give --batch package.module:function, define example_batch() beside "
-            "the model's factory, let the factory return (model, batch), or set dmt.transform.example_batch."
-        )
-    return built, batch, factory
+def _what(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
+
+
+def _batch(module: ModuleType, model: str, batch: str | None, own: Any, configured: str | None) -> tuple[str, Any]:
+    """Where the batch comes from, in words, and the batch."""
+    beside: Callable[[], Any] | None = getattr(module, "example_batch", None)
+    if batch is not None:
+        return f"--batch {batch}", call_factory(load_factory(batch, "--batch"), batch, "--batch")
+    if own is not None:
+        return f"--model {model}", own
+    if callable(beside):
+        spec = f"{model.rpartition(':')[0]}:example_batch"
+        return spec, call_factory(beside, spec, "the example batch of")
+    if configured is not None:
+        key = "dmt.transform.example_batch"
+        return f"{key} = {configured!r}", call_factory(load_factory(configured, key), configured, key)
+    raise ConfigError(
+        f"no example batch for {model}: give --batch package.module:function, define example_batch() beside the "
+        "model's factory, let the factory return (model, batch), or set dmt.transform.example_batch."
+    )
+
+
+def _fitting(value: Any, model: Any, source: str) -> Any:
+    """The batch as a call of the model that works, on a model that has weights."""
+    import torch
+
+    from dmt_plugin.capture.inputs import InputBinder, example_of
+    from dmt_plugin.verify import can_run
+
+    try:
+        example = example_of(value, model)
+        InputBinder(model.forward, example)
+    except CaptureError as error:
+        raise ConfigError(f"the example batch ({source}) does not fit the model. {error}") from error
+    if can_run(model):
+        modes = [(m, m.training) for m in model.modules()]
+        try:
+            with torch.no_grad():
+                model.eval()(*example.args, **example.kwargs)
+        except Exception as error:
+            raise ConfigError(
+                f"the model does not take the example batch ({source}): {type(model).__name__} raised "
+                f"{type(error).__name__}: {error}{line_of(error)}. Give a batch that the model can be called with."
+            ) from error
+        finally:
+            for part, mode in modes:
+                part.training = mode
+    return example

@@ -7,47 +7,65 @@ import json
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmt_plugin.cli.load import find_config, importable_here, load_model_and_batch
+from dmt_plugin.cli.load import load
 from dmt_plugin.cli.shape import topology_shape
-from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.loading import load_factory
 
 
 def command(
     model: Annotated[str, typer.Option(help="package.module:factory or path/to/file.py:factory.")],
     config: Annotated[
-        str | None, typer.Option(help='DeepSpeed JSON with a "dmt" section; default: the default section.')
+        str | None,
+        typer.Option(
+            help='DeepSpeed JSON with a "dmt" section, looked for here and beside the model; default: the default '
+            "section."
+        ),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help="Factory of an example batch; default: example_batch() beside the model.")
+        str | None,
+        typer.Option(
+            help="Factory of an example batch, written as --model is; default: what the model's factory returns beside "
+            'the model, or example_batch() beside the factory, or the configuration\'s "example_batch".'
+        ),
     ] = None,
-    hosts: Annotated[int | None, typer.Option(min=1, help="Hosts; default: the config, else 2.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+    hosts: Annotated[
+        int | None, typer.Option(min=1, help="Hosts; default: the config, else the number of towers, else 2.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON instead of a table.")] = False,
 ) -> None:
-    """Check on your model that the rewritten graph computes what it must; exit status 1 if any law fails."""
-    importable_here()
-    section = DMTConfig()
-    if config is not None:
-        path = find_config(config, load_factory(model, "--model"))
-        section = read_dmt_config(load_ds_config(path), str(path)) or section
-    built, example, _ = load_model_and_batch(model, batch, section.transform.example_batch)
+    """Check on your model and batch that the rewritten graph computes what it must.
+
+    Where it does not, the first node that differs is named. Exit status: 0, or 1 if a law fails, or 2 if something
+    cannot be found.
+    """
+    loaded = load(model, config, batch)
     from dmt_plugin.laws import check_laws
     from dmt_plugin.topology import Topology
 
-    verdicts = check_laws(built, example, section, Topology(topology_shape(section, hosts, None)[0], 1))
-    failed = [v for v in verdicts if not v.holds]
+    topology = Topology(topology_shape(loaded.section, hosts, None)[0], 1)
+    verdicts = check_laws(loaded.model, loaded.batch, loaded.section, topology)
+    kept = sum(v.holds for v in verdicts)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(v) for v in verdicts], indent=2))
+        data = {
+            "model": model,
+            "config": loaded.config,
+            "topology": str(topology),
+            "holds": kept == len(verdicts),
+            "laws": [dataclasses.asdict(v) for v in verdicts],
+        }
+        typer.echo(json.dumps(data, indent=2))
     else:
-        table = Table("law", "holds", "detail", title="laws of the transformation")
+        table = Table("law", "holds", title="laws of the transformation", box=box.SIMPLE_HEAD, title_justify="left")
+        table.add_column("what was compared, or what differs", overflow="fold")
         for verdict in verdicts:
             mark = "[green]yes[/green]" if verdict.holds else "[red]NO[/red]"
             table.add_row(escape(verdict.law), mark, escape(verdict.detail))
-        Console().print(table)
-        Console().print(f"{len(verdicts) - len(failed)} of {len(verdicts)} laws hold")
-    if failed:
+        console = Console() if Console().is_terminal else Console(width=140)
+        console.print(table)
+        console.print(f"{kept} of {len(verdicts)} laws hold")
+    if kept < len(verdicts):
         raise typer.Exit(1)

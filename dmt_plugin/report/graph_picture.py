@@ -1,6 +1,6 @@
 """A legible picture of a model's graph around the towers, as one SVG.
 
-1. Parallel twins (same kind and column, same neighbours) fold into one stacked node: "11 x lookup".
+1. Nodes that play the same part fold into one stacked node: "11 x lookup" (`folding`).
 2. `layered_layout` places the nodes.
 3. Edges are drawn first, then column headings, nodes, and a legend of the kinds that occur.
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from dmt_plugin.report.folding import classes, common_name, without_digits
 from dmt_plugin.report.layered_layout import Band, layout
 
 KINDS = {  # kind -> what the legend calls it
@@ -23,7 +24,7 @@ KINDS = {  # kind -> what the legend calls it
     "lookup": "embedding lookup",
     "exchange": "exchange between ranks",
     "tower": "tower module",
-    "interaction": "interaction",
+    "interaction": "layers behind the embeddings",
     "output": "output",
 }
 _COLOURS = {  # kind -> (light fill, light edge, dark fill, dark edge)
@@ -37,6 +38,7 @@ _COLOURS = {  # kind -> (light fill, light edge, dark fill, dark edge)
 }
 _LABEL_PX, _NOTE_PX = 7.1, 6.1  # mean width of a character
 _LINE, _PADDING, _MARGIN, _HEADING = 15.0, 10.0, 12.0, 30.0
+_STACK = 7.0  # how far the nodes behind the first of a stack look out
 _MOST_CHARACTERS = 34
 
 
@@ -49,8 +51,9 @@ class Node:
         label: what the picture shows.
         kind: one of `KINDS`.
         column: where it runs, such as `"host 0"`; `None` for what is not tied to one place.
-        note: second line: shape, bytes.
+        note: lines below the label: shape, bytes.
         count: how many operations it stands for.
+        more: what the pointer shows besides.
     """
 
     id: str
@@ -59,6 +62,7 @@ class Node:
     column: str | None = None
     note: str = ""
     count: int = 1
+    more: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,39 +95,37 @@ class Graph:
         return cls(nodes, edges)
 
     def folded(self, least: int = 4) -> Graph:
-        """The graph with `least` or more parallel twins drawn as one node."""
-        sources: dict[str, set[str]] = {node.id: set() for node in self.nodes}
-        targets: dict[str, set[str]] = {node.id: set() for node in self.nodes}
-        for edge in self.edges:
-            sources[edge.target].add(edge.source)
-            targets[edge.source].add(edge.target)
-        twins: dict[tuple, list[Node]] = {}
-        for node in self.nodes:
-            key = (node.kind, node.column, frozenset(sources[node.id]), frozenset(targets[node.id]))
-            twins.setdefault(key, []).append(node)
+        """The graph with `least` or more nodes that play the same part drawn as one (see `folding`)."""
+        of = {node.id: node for node in self.nodes}
+        looks = {n.id: (n.kind, n.column, without_digits(n.label), without_digits(n.note)) for n in self.nodes}
         nodes, kept = [], {}
-        for group in twins.values():
-            if len(group) < least:
-                nodes += group
-                kept.update({node.id: node.id for node in group})
-                continue
-            names = ", ".join(node.label for node in group)
-            count = sum(node.count for node in group)
-            label = f"{count} \u00d7 {KINDS[group[0].kind]}"
-            nodes.append(replace(group[0], label=label, note=names, count=count))
-            kept.update({node.id: group[0].id for node in group})
-        order = {node.id: place for place, node in enumerate(self.nodes)}
-        nodes.sort(key=lambda node: order[node.id])
+        for group in classes(looks, [(e.source, e.target) for e in self.edges], least):
+            first = of[group[0]]
+            kept.update(dict.fromkeys(group, first.id))
+            nodes.append(_stack([of[name] for name in group]) if len(group) > 1 else first)
         return Graph(nodes, list(dict.fromkeys(Edge(kept[e.source], kept[e.target]) for e in self.edges)))
 
 
-def picture_of_graph(graph: Graph, *, fold: int = 4, title: str = "") -> str:
+def _stack(group: Sequence[Node]) -> Node:
+    """One node for several: how many, what they are called together, and the shape they have in common."""
+    count = sum(node.count for node in group)
+    labels = list(dict.fromkeys(node.label for node in group))
+    notes = {node.note for node in group}
+    what = labels[0] if len(labels) == 1 else KINDS[group[0].kind]
+    lines = [common_name(labels) if len(labels) > 1 else "", next(iter(notes)) if len(notes) == 1 else ""]
+    note = "\n".join(line for line in lines if line) or ", ".join(labels if len(labels) > 1 else sorted(notes))
+    more = ", ".join(labels) if len(labels) > 1 else ""
+    return replace(group[0], label=f"{count} \u00d7 {what}", note=note, count=count, more=more)
+
+
+def picture_of_graph(graph: Graph, *, fold: int = 4, title: str = "", name: str = "gp") -> str:
     """The SVG of a graph, from top to bottom.
 
     Args:
         graph: what to draw.
         fold: draw this many parallel twins, or more, as one node; 0 draws all.
         title: text for screen readers.
+        name: prefix of the ids in the SVG; has to differ between the pictures of a page.
 
     Raises:
         ValueError: the graph has a cycle, or an edge names a node that does not exist.
@@ -146,15 +148,20 @@ def picture_of_graph(graph: Graph, *, fold: int = 4, title: str = "") -> str:
     left = _MARGIN + (width - 2 * _MARGIN - placed.width) / 2
     height = top + placed.height + 26 + 22 * len(_legend_lines(kinds, placed.width)) + _MARGIN
 
-    parts = [_band(name, band) for name, band in placed.bands.items()]
-    parts += [_edge(points, sizes, edge) for edge, points in placed.routes.items()]
+    half = {node.id: sizes[node.id][1] / 2 for node in graph.nodes}
+    above = {node.id: half[node.id] + (_STACK if node.count > 1 else 0.0) for node in graph.nodes}
+
+    parts = [_band(band) for band in placed.bands.values()]
+    parts += [_edge(points, half[a], above[b], name) for (a, b), points in placed.routes.items()]
+    parts += [_heading(text, band) for text, band in placed.bands.items()]
     parts += [_node(node, texts[node.id], sizes[node.id], placed.centre[node.id]) for node in graph.nodes]
     return (
         f'<svg class="gp" xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height:.0f}" '
         f'width="{width:.0f}" height="{height:.0f}"><title>{html.escape(title or "model graph")}</title>'
         f"<style>{_STYLE}</style>"
-        f'<defs><marker id="gp-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+        f'<defs><marker id="{name}-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         f'orient="auto"><path class="tip" d="M0 0.6 L7.4 4 L0 7.4 Z"/></marker></defs>'
+        f'<rect class="ground" width="{width:.0f}" height="{height:.0f}" rx="6"/>'
         f'<g transform="translate({left:.1f} {top:.1f})">{"".join(parts)}</g>'
         f'<g transform="translate({_MARGIN:.1f} {top + placed.height + 26:.1f})">{legend}</g></svg>'
     )
@@ -164,7 +171,11 @@ def _texts(node: Node) -> tuple[str, list[str]]:
     """Label and note lines, shortened to what fits."""
 
     def shorten(text: str) -> str:
-        return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 1].rstrip(" ,") + "\u2026"
+        if len(text) <= _MOST_CHARACTERS:
+            return text
+        if "." in text and " " not in text:  # the end of a path says more than its beginning
+            return "\u2026" + text[1 - _MOST_CHARACTERS :].lstrip(".")
+        return text[: _MOST_CHARACTERS - 1].rstrip(" ,") + "\u2026"
 
     return shorten(node.label), [shorten(line) for line in node.note.splitlines()[:2] if line]
 
@@ -183,42 +194,41 @@ def _node(node: Node, texts: tuple[str, list[str]], size: tuple[float, float], c
     box = f'width="{width:.1f}" height="{height:.1f}" rx="{radius:.1f}"'
     stack = ""
     if node.count > 1:
-        stack = "".join(f'<rect x="{left + d:.1f}" y="{top - d:.1f}" {box}/>' for d in (7.0, 3.5))
+        stack = "".join(f'<rect x="{left + d:.1f}" y="{top - d:.1f}" {box}/>' for d in (_STACK, _STACK / 2))
     lines = f'<text class="label" x="{x:.1f}" y="{top + 7 + 11.5:.1f}">{html.escape(label)}</text>'
     for place, line in enumerate(note, start=1):
         lines += f'<text class="note" x="{x:.1f}" y="{top + 7 + 11 + _LINE * place:.1f}">{html.escape(line)}</text>'
-    hover = html.escape(f"{node.label}\n{node.note}" if node.note else node.label)
+    hover = html.escape("\n".join(text for text in (node.label, node.note, node.more) if text))
     return (
         f'<g class="node k-{node.kind}"><title>{hover}</title>{stack}'
         f'<rect x="{left:.1f}" y="{top:.1f}" {box}/>{lines}</g>'
     )
 
 
-def _edge(
-    points: Sequence[tuple[float, float]], sizes: Mapping[str, tuple[float, float]], edge: tuple[str, str]
-) -> str:
-    """A smooth line from the bottom of the source to the top of the target, through its stops."""
+def _edge(points: Sequence[tuple[float, float]], start: float, end: float, svg: str) -> str:
+    """A smooth line through its points; it starts below its source's centre and ends above its target's."""
     (first_x, first_y), (last_x, last_y) = points[0], points[-1]
-    stops = [
-        (first_x, first_y + sizes[edge[0]][1] / 2),
-        *points[1:-1],
-        (last_x, last_y - sizes[edge[1]][1] / 2 - 1.5),
-    ]
+    stops = [(first_x, first_y + start), *points[1:-1], (last_x, last_y - end - 1.5)]
     path = f"M{stops[0][0]:.1f} {stops[0][1]:.1f}"
     for (x0, y0), (x1, y1) in pairwise(stops):
         bend = (y1 - y0) / 2
         path += f" C{x0:.1f} {y0 + bend:.1f} {x1:.1f} {y1 - bend:.1f} {x1:.1f} {y1:.1f}"
-    return f'<path class="edge" d="{path}" marker-end="url(#gp-tip)"/>'
+    return f'<path class="edge" d="{path}" marker-end="url(#{svg}-tip)"/>'
 
 
-def _band(name: str, band: Band) -> str:
-    """A column's background, with its name in the corner."""
+def _band(band: Band) -> str:
+    """A column's background."""
     top = band.top - _HEADING
     return (
         f'<rect class="band" x="{band.left:.1f}" y="{top:.1f}" width="{band.right - band.left:.1f}" '
         f'height="{band.bottom - top + 10:.1f}" rx="10"/>'
-        f'<text class="heading" x="{band.left + 10:.1f}" y="{top + 16:.1f}">{html.escape(name)}</text>'
     )
+
+
+def _heading(text: str, band: Band) -> str:
+    """A column's name in its corner; a halo keeps edges off it."""
+    place = f'x="{band.left + 10:.1f}" y="{band.top - _HEADING + 16:.1f}"'
+    return f'<text class="heading" {place}>{html.escape(text)}</text>'
 
 
 def _legend_lines(kinds: Sequence[str], width: float) -> list[list[tuple[str, float]]]:
@@ -251,11 +261,11 @@ def _legend(kinds: Sequence[str], width: float) -> tuple[str, float]:
 
 def _variables(theme: int) -> str:
     fills = "".join(f"--gp-{k}:{c[2 * theme]};--gp-{k}-edge:{c[2 * theme + 1]};" for k, c in _COLOURS.items())
-    ink, muted, line, band = (
-        ("#1b1d21", "#656b75", "#a9aeb7", "#f5f5f3"),
-        ("#e8e9eb", "#9aa1ac", "#5d646e", "#212429"),
+    ink, muted, line, band, ground = (
+        ("#1b1d21", "#5b616b", "#9aa0aa", "#f5f5f3", "#ffffff"),
+        ("#e8e9eb", "#a6adb8", "#6b727d", "#24282d", "#1c1f23"),
     )[theme]
-    return f"{fills}--gp-ink:{ink};--gp-muted:{muted};--gp-line:{line};--gp-band:{band};"
+    return f"{fills}--gp-ink:{ink};--gp-muted:{muted};--gp-line:{line};--gp-band:{band};--gp-ground:{ground};"
 
 
 _STYLE = (
@@ -265,8 +275,9 @@ _STYLE = (
     ".gp .node text{text-anchor:middle;fill:var(--gp-ink)}"
     ".gp .label{font-size:12px;font-weight:600}.gp .node .note{font-size:11px;fill:var(--gp-muted)}"
     ".gp .node .entry{font-size:11px;text-anchor:start;fill:var(--gp-muted)}"
-    ".gp .heading{font-size:12px;font-weight:650;fill:var(--gp-muted)}"
-    ".gp .band{fill:var(--gp-band)}"
+    ".gp .heading{font-size:12px;font-weight:650;fill:var(--gp-muted);paint-order:stroke;stroke:var(--gp-band);"
+    "stroke-width:6px;stroke-linejoin:round}"
+    ".gp .band{fill:var(--gp-band)}.gp .ground{fill:var(--gp-ground)}"
     ".gp .edge{fill:none;stroke:var(--gp-line);stroke-width:1.3}.gp .tip{fill:var(--gp-line)}"
     + "".join(f".gp .k-{k} rect{{fill:var(--gp-{k});stroke:var(--gp-{k}-edge);stroke-width:1.2}}" for k in KINDS)
 )

@@ -1,6 +1,6 @@
 """A self-contained HTML page: text, tables and inline pictures, readable offline, in light and dark.
 
-1. Blocks (`paragraph`, `tiles`, `figure`, `facts`, `columns`, `code`) turn data into escaped HTML.
+1. Blocks (`paragraph`, `tiles`, `figure`, `facts`, `columns`, `code`, `details`) turn data into escaped HTML.
 2. `Page` collects them under headings.
 3. `Page.render` puts the style sheet in front. Nothing is loaded from elsewhere: no scripts, fonts or images.
 """
@@ -67,6 +67,11 @@ def code(text: str, title: str = "") -> str:
     """Text in a fixed-width font, as it is."""
     heading = f"<h3>{inline(title)}</h3>" if title else ""
     return f'{heading}<pre class="scroll"><code>{html.escape(text)}</code></pre>'
+
+
+def details(summary: str, *blocks: str) -> str:
+    """Blocks that are folded away until the reader opens them."""
+    return f"<details><summary>{inline(summary)}</summary>{''.join(blocks)}</details>"
 
 
 @dataclass

@@ -39,7 +39,8 @@ class Layout:
 
     Attributes:
         centre: centre of every node, `(x, y)`.
-        routes: for every edge the points it passes, from the source's centre to the destination's.
+        routes: for every edge the points it passes, from the source's centre to the destination's; it passes a layer
+            between two nodes upright, by a point at the layer's top and one at its bottom.
         bands: the band of every column, by its name, from left to right.
         width: width of the picture.
         height: height of the picture.
@@ -119,13 +120,11 @@ def layout(
     spans, width = _spans(layers, names, gap, band_gap)
     _spread(layers, spans, width, gap)
 
+    heights = [max((item.height for item in layer), default=0.0) for layer in layers]
     tops, top = [], 0.0
-    for layer in layers:
+    for height in heights:
         tops.append(top)
-        top += max((item.height for item in layer), default=0.0) + layer_gap
-    middles = [
-        top + max((item.height for item in layer), default=0.0) / 2 for top, layer in zip(tops, layers, strict=True)
-    ]
+        top += height + layer_gap
     bands = {}
     for name in names:
         used = [item for item in items.values() if item.column == name]
@@ -133,10 +132,17 @@ def layout(
             first, last = min(item.layer for item in used), max(item.layer for item in used)
             height = max(item.height for item in layers[last])
             bands[name] = Band(*spans[name], tops[first], tops[last] + height)
-    point = {key: (item.x, middles[item.layer]) for key, item in items.items()}
+    centre = {name: (items[name].x, tops[items[name].layer] + heights[items[name].layer] / 2) for name in sizes}
+
+    def passed(key: Hashable) -> tuple[tuple[float, float], ...]:
+        item = items[key]
+        if item.height:
+            return (centre[str(key)],)
+        return (item.x, tops[item.layer]), (item.x, tops[item.layer] + heights[item.layer])
+
     return Layout(
-        centre={name: point[name] for name in sizes},
-        routes={edge: tuple(point[key] for key in chain) for edge, chain in chains.items()},
+        centre=centre,
+        routes={edge: tuple(point for key in chain for point in passed(key)) for edge, chain in chains.items()},
         bands=bands,
         width=width,
         height=max(top - layer_gap, 0.0),
@@ -221,6 +227,8 @@ def _spread(layers: Sequence[list[_Item]], spans: Mapping[str, tuple[float, floa
 
     def limits(item: _Item) -> tuple[float, float]:
         left, right = (0.0, width) if item.column is None else spans[item.column]
+        if item.column:
+            left, right = left + gap / 2, right - gap / 2
         return left + item.width / 2, right - item.width / 2
 
     def push(layer: Sequence[_Item], goals: Sequence[float], sign: int) -> list[float]:

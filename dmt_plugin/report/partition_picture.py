@@ -171,10 +171,8 @@ def draw_loads(axes: Any, view: PartitionView, colours: Colours) -> None:
     if len(view.loads) <= 32:
         text = "{:.0f}" if view.unit == "features" else "{:.3f}"
         for t, load in enumerate(view.loads):
-            axes.annotate(  # inside the bar: the lines of mean and limit run above it
-                text.format(load), (t, load), (0, -4), textcoords="offset points", ha="center", va="top", fontsize=8,
-                color="#ffffff",
-            )  # fmt: skip
+            # In the middle of the bar: the lines of mean and limit run along its end.
+            axes.text(t, load / 2, text.format(load), ha="center", va="center", fontsize=8, color="#ffffff")
     step = math.ceil(len(view.loads) / 32)
     axes.set_xticks(list(towers)[::step], [str(t) for t in towers][::step])
     axes.set_xlabel("tower")

@@ -65,6 +65,8 @@ th:first-child{text-align:left;padding-left:2px}
 thead th{vertical-align:bottom;font-weight:600;font-size:.86rem;line-height:1.35}
 thead small{display:block;color:var(--muted);font-weight:400;font-size:.78rem}
 tbody th{font-weight:560}
+.text{text-align:left;white-space:normal;overflow-wrap:break-word;min-width:5.5em;max-width:34em}
+tbody tr:has(.text)>*{vertical-align:top}tbody th.text{min-width:9em}
 tr.emphasis>*{font-weight:680;background:color-mix(in srgb,var(--accent) 9%,transparent)}
 .notes{color:var(--muted);font-size:.86rem;line-height:1.5;padding-left:1.1em;margin:.9em 0 0;max-width:860px}
 .notes li{margin-bottom:.3em}
@@ -72,11 +74,13 @@ tr.emphasis>*{font-weight:680;background:color-mix(in srgb,var(--accent) 9%,tran
 figure{margin:0 0 18px;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:20px 20px 14px}
 figure svg{display:block;max-width:100%;height:auto;margin:0 auto}
 figure svg.chart{width:100%}
+figure svg.gp{max-width:none}
 .columns pre{font-size:.78rem;padding:12px 14px}
 figcaption{color:var(--muted);font-size:.87rem;line-height:1.5;margin-top:12px}
 .facts{display:grid;grid-template-columns:minmax(90px,auto) 1fr;gap:6px 24px;margin:1.2em 0;font-size:.94rem}
 .facts dt{color:var(--muted)}
 .facts dd{margin:0;overflow-wrap:anywhere}
+details{margin:0 0 1em}summary{cursor:pointer;font-weight:560;margin:0 0 .6em}
 footer{color:var(--muted);font-size:.84rem;border-top:1px solid var(--line);padding-top:18px}
 @media(max-width:620px){main{padding:32px 16px 48px}h1{font-size:1.8rem}
   .facts{grid-template-columns:1fr;gap:0 0}.facts dd{margin-bottom:8px}}

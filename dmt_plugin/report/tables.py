@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dmt_plugin.report.text import inline
 
@@ -21,12 +21,14 @@ class Column:
         title: heading.
         format: format specification for numbers, such as `".4f"` or `",.0f"`.
         note: second, smaller line of the heading: a unit, or how the figures were obtained.
+        text: cells are text, set flush left and broken into lines, rather than figures.
     """
 
     key: str
     title: str
     format: str = ""
     note: str = ""
+    text: bool = False
 
     def show(self, row: Mapping[str, object]) -> str:
         """The text of this column's cell in `row`; a dash where there is no value."""
@@ -69,7 +71,8 @@ class Table:
         for place, column in enumerate(self.columns):
             heading = column.title.replace(" ", "\n")  # narrow columns: a terminal has 80 characters
             heading += f"\n[dim]{column.note.replace(' ', chr(10))}[/dim]" if column.note else ""
-            shown.add_column(heading, justify="right" if place else "left", vertical="bottom", no_wrap=not place)
+            justify: Literal["left", "right"] = "right" if place and not column.text else "left"
+            shown.add_column(heading, justify=justify, vertical="bottom", no_wrap=not place)
         for row in self.rows:
             cells = [column.show(row) for column in self.columns]
             shown.add_row(*cells, style="bold" if cells[0] == self.emphasis else None)
@@ -77,18 +80,25 @@ class Table:
 
     def to_html(self) -> str:
         """The table as HTML, in a box that scrolls sideways on a narrow screen."""
+        kinds = [' class="text"' if c.text else "" for c in self.columns]
         heading = "".join(
-            f'<th scope="col">{inline(c.title)}{f"<small>{inline(c.note)}</small>" if c.note else ""}</th>'
-            for c in self.columns
+            f'<th scope="col"{kind}>{inline(c.title)}{f"<small>{inline(c.note)}</small>" if c.note else ""}</th>'
+            for c, kind in zip(self.columns, kinds, strict=True)
         )
         body = []
         for row in self.rows:
-            first, *rest = [inline(column.show(row)) for column in self.columns]
+            first, *rest = [_cell(column, row) for column in self.columns]
             mark = ' class="emphasis"' if self.columns[0].show(row) == self.emphasis else ""
-            cells = "".join(f"<td>{cell}</td>" for cell in rest)
-            body.append(f'<tr{mark}><th scope="row">{first}</th>{cells}</tr>')
+            cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(rest, kinds[1:], strict=True))
+            body.append(f'<tr{mark}><th scope="row"{kinds[0]}>{first}</th>{cells}</tr>')
         notes = "".join(f"<li>{inline(note)}</li>" for note in self.notes)
         return (
             f'<div class="scroll"><table><thead><tr>{heading}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
             + (f'<ul class="notes">{notes}</ul>' if notes else "")
         )
+
+
+def _cell(column: Column, row: Mapping[str, object]) -> str:
+    """A cell as HTML; a dotted name may be broken at its dots."""
+    text = inline(column.show(row))
+    return text.replace(".", ".<wbr>") if column.text else text

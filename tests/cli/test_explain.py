@@ -3,139 +3,126 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from dmt_plugin.cli import app, main
+from dmt_plugin.cli import app
 from dmt_plugin.cli.explain import explain_data
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.errors import CaptureError, ConfigError
+from tests.report.test_html import Checker
 
-runner = CliRunner(env={"COLUMNS": "160"})
+runner = CliRunner()
 
-MODEL = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.tables = nn.ModuleList(nn.EmbeddingBag(20, 8) for _ in range(5))
-        self.first = nn.EmbeddingBag(20, 1)
-        self.head = nn.Linear(5 * 8 + 3, 1)
-
-    def forward(self, dense, sparse):
-        columns = [t(sparse[:, i:i + 1]) for i, t in enumerate(self.tables)]
-        return self.head(torch.cat([dense, *columns], dim=1)) + self.first(sparse[:, 1:2])
-
-def build():
-    return Net()
-
-def example_batch():
-    return torch.randn(4, 3), torch.randint(0, 20, (4, 5))
-"""
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "net.py").write_text(MODEL)
-    (tmp_path / "ds.json").write_text(json.dumps({"train_micro_batch_size_per_gpu": 64, "dmt": {}}))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+COMMAND = ["explain", "--model", "net.py:build", "--config", "ds.json"]
 
 
 def test_shows_plan_graphs_exchanges_and_findings(project: Path) -> None:
-    result = runner.invoke(app, ["explain", "--model", "net.py:build", "--config", "ds.json"])
+    result = runner.invoke(app, COMMAND)
     assert result.exit_code == 0, result.output
     for text in (
         "2 host(s) x 2 rank(s)",
         "towers",
         "graph around the towers, before",
-        "graph around the towers, after",
+        "graph around the towers, after (rank 0)",
         "dmt_exchange.peers.start",
         "(H*B, ",
-        "collectives of one step",
+        "exchanges of one step on rank 0, 64 samples",
         "index.peers.ids",
-        "head",
+        "parameters that start anew",
+        "head.weight",
+        "in_features 43 -> ",
+        "rows of a random rotation",
+        "insert_tower_modules",
         "DMT301",
     ):
         assert text in result.output, text
+    assert "head.bias" not in result.output  # it keeps its values
+
+
+def test_without_a_config_the_defaults_are_explained(project: Path) -> None:
+    result = runner.invoke(app, ["explain", "--model", "net.py:build"])
+    assert result.exit_code == 0, result.output
+    assert "module dlrm, c=1, p=0, D=4" in result.output
 
 
 def test_json_holds_what_the_text_shows(project: Path) -> None:
-    result = runner.invoke(
-        app, ["explain", "--model", "net.py:build", "--config", "ds.json", "--hosts", "3", "--json"]
-    )
+    result = runner.invoke(app, [*COMMAND, "--hosts", "3", "--json"])
     assert result.exit_code == 0, result.output
     data = json.loads(result.output)
-    assert data["topology"] == "3x2"
+    assert data["topology"] == "3x2" and data["refused"] is None
     assert sorted(f for tower in data["towers"] for f in tower["features"]) == sorted(
         f["name"] for f in data["plan"]["features"]
     )
     assert {c["name"] for c in data["collectives"]} >= {"index.peers.ids", "lanes", "peers"}
     assert data["batch_size"] == 64
-    for graph in ("graph_before", "graph_after", "graph_placed"):
-        names = {n["id"] for n in data[graph]["nodes"]}
-        assert {end for e in data[graph]["edges"] for end in (e["source"], e["target"])} <= names
+    assert [m["path"] for m in data["tower_modules"]] == [f"dmt_towers.group0.tower{t}" for t in range(3)]
+    assert data["tower_modules"][0]["input"] == "(B, 2, 8)" and data["tower_modules"][0]["output"] == "(B, 12)"
+    fresh = {row["name"]: row for row in data["new_parameters"]}
+    assert fresh["head.weight"]["init"] == "mean and spread of the old values"
+    assert fresh["dmt_towers.group0.tower1.per_tower.bias"]["why"] == "new"
+    assert not {n for n in fresh if n.startswith("tables") or n == "head.bias"}
+    assert [p["name"] for p in data["passes"]].count("find_joins") == 1
+    assert set(data["graphs_by_host"]) == {f"host {h}, lane 0" for h in range(3)}
+    for graph in (data["graph_before"], data["graph_after"], data["graph_placed"], *data["graphs_by_host"].values()):
+        names = {n["id"] for n in graph["nodes"]}
+        assert {end for e in graph["edges"] for end in (e["source"], e["target"])} <= names
+        assert "lookup" in {n["kind"] for n in graph["nodes"]}
 
 
 def test_pictures_are_written(project: Path) -> None:
-    result = runner.invoke(
-        app, ["explain", "--model", "net.py:build", "--config", "ds.json", "--svg", str(project / "net.svg")]
-    )
+    result = runner.invoke(app, [*COMMAND, "--svg", str(project / "new" / "net.svg"), "--rank", "3"])
     assert result.exit_code == 0, result.output
-    for when in ("before", "after"):
-        assert (project / f"net-{when}.svg").read_text().startswith("<svg")
+    for when in ("before", "after", "rank3"):
+        path = project / "new" / f"net-{when}.svg"
+        assert ElementTree.fromstring(path.read_text()).tag.endswith("svg")
+        assert f"net-{when}.svg" in result.output
 
 
-@pytest.mark.parametrize(
-    ("model", "config", "message"),
-    [
-        ("net", "ds.json", "package.module:function"),
-        ("nothing.py:build", "ds.json", "no such file"),
-        ("net.py:builds", "ds.json", "has no function"),
-        ("no_such_module:build", "ds.json", "no_such_module"),
-        ("net.py:build", "missing.json", "no such configuration file"),
-    ],
-)
-def test_what_cannot_be_found_is_said(project: Path, model: str, config: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        explain_data(model, config)
+def test_the_page_holds_everything(project: Path) -> None:
+    result = runner.invoke(app, [*COMMAND, "--html", str(project / "net.html")])
+    assert result.exit_code == 0, result.output
+    text = (project / "net.html").read_text()
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert checker.open == [] and len(checker.ids) == len(set(checker.ids))
+    assert not checker.tags & {"script", "link", "img", "iframe", "object"}
+    plain = text.replace("<wbr>", "")
+    for expected in (
+        "<h2>Findings</h2>", "DMT301", "<h2>Towers</h2>", "<h2>Groups of features</h2>", "branches meet at",
+        "<h2>Parameters that start anew</h2>", "head.weight", "rows of a random rotation",
+        "<h2>What rank 0 runs</h2>", "host 1, lane 0", "<h2>Bytes of every exchange</h2>", "index.peers.ids",
+        "<h2>Log of passes</h2>", "insert_towers", "net.py:build",
+    ):  # fmt: skip
+        assert expected in plain, expected
+    assert text.count("<svg") == 4
 
 
-def test_switched_off_and_without_batch(project: Path) -> None:
-    (project / "off.json").write_text(json.dumps({"dmt": {"enabled": False}}))
-    with pytest.raises(ConfigError, match="stock engine"):
-        explain_data("net.py:build", "off.json")
-    (project / "bare.py").write_text(MODEL.split("def example_batch")[0])
-    with pytest.raises(ConfigError, match="no example batch"):
-        explain_data("bare.py:build", "ds.json")
+def test_a_refused_model_is_still_explained(project: Path) -> None:
+    result = runner.invoke(app, ["explain", "--model", "refused.py:build", "--html", "no.html", "--svg", "no.svg"])
+    assert result.exit_code == 1, result.output
+    for text in ("refused", "DMT205", "tables.0", "graph around the towers, before", "find_lookups"):
+        assert text in result.output, text
+    page = (project / "no.html").read_text()
+    assert "The model is refused" in page and "DMT205" in page and page.count("<svg") == 1
+    assert [p.name for p in sorted(project.glob("*.svg"))] == ["no-before.svg"]
+    result = runner.invoke(app, ["explain", "--model", "refused.py:build", "--json"])
+    assert result.exit_code == 1
+    data = json.loads(result.output)
+    assert data["refused"] and data["plan"] is None and data["findings"][0]["code"] == "DMT205"
 
 
-def test_errors_are_messages_and_a_status(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (project / "typo.json").write_text(json.dumps({"dmt": {"towers": {"cuont": 2}}}))
-    monkeypatch.setattr(sys, "argv", ["dmt", "explain", "--model", "net.py:build", "--config", "typo.json"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert "dmt.towers.cuont" in said and "count" in said and "Traceback" not in said
-
-
-def test_config_lists_every_key() -> None:
-    result = runner.invoke(app, ["config"])
-    assert result.exit_code == 0
-    for key in ("dmt.towers.module", "dmt.comm.route", "dmt.partition.strategy", "dmt.lookup.backend"):
-        assert key in result.output
-
-
-def test_the_command_is_installed() -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).with_name("dmt")), "--help"], capture_output=True, text=True, timeout=60
+def test_a_model_that_cannot_be_captured_is_an_error(project: Path) -> None:
+    (project / "branch.py").write_text(
+        (project / "net.py").read_text().replace("flat = ", "if dense.sum() > 0: dense = -dense\n        flat = ")
     )
-    assert done.returncode == 0 and "explain" in done.stdout
+    with pytest.raises(CaptureError, match=r"branch\.py:\d+"):
+        explain_data("branch.py:build", None)
+
+
+def test_a_rank_that_is_not_there(project: Path) -> None:
+    with pytest.raises(ConfigError, match="--rank 4: the topology 2x2 has the ranks 0 to 3"):
+        explain_data("net.py:build", None, rank=4)

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
 from dmt_plugin.passes.base import PassContext, PassResult
 from dmt_plugin.passes.insert_towers import InsertTowers
-from tests.cli.test_explain import MODEL
 
-runner = CliRunner(env={"COLUMNS": "200"})
+runner = CliRunner()
+COMMAND = ["verify", "--model", "net.py:build", "--config", "ds.json"]
+PRESERVING = ["verify", "--model", "net.py:build", "--config", "sptt.json"]
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "net.py").write_text(MODEL)
-    (tmp_path / "ds.json").write_text(json.dumps({"dmt": {"towers": {"c": 1, "p": 1, "dim": 4}}}))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def failed(arguments: list[str]) -> list[dict[str, Any]]:
+    """The laws that do not hold, of which there must be some."""
+    result = runner.invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 1, result.output
+    data = json.loads(result.output)
+    assert data["holds"] is False
+    return [v for v in data["laws"] if not v["holds"]]
+
+
+def after_inserting(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[PassContext], None]) -> None:
+    """Makes the pass that inserts towers do ``spoil`` as well."""
+    sound = InsertTowers.run
+
+    def run(self: InsertTowers, ctx: PassContext) -> PassResult:
+        result = sound(self, ctx)
+        spoil(ctx)
+        return result
+
+    monkeypatch.setattr(InsertTowers, "run", run)
 
 
 def test_all_laws_hold(project: Path) -> None:
-    result = runner.invoke(app, ["verify", "--model", "net.py:build", "--config", "ds.json"])
+    result = runner.invoke(app, COMMAND)
     assert result.exit_code == 0, result.output
     assert "9 of 9 laws hold" in result.output
 
@@ -33,24 +51,89 @@ def test_all_laws_hold(project: Path) -> None:
 def test_json(project: Path) -> None:
     result = runner.invoke(app, ["verify", "--model", "net.py:build", "--json"])
     assert result.exit_code == 0, result.output
-    verdicts = json.loads(result.output)
-    assert len(verdicts) == 9 and all(v["holds"] for v in verdicts)
+    data = json.loads(result.output)
+    assert data["holds"] and data["topology"] == "2x1" and data["config"] == "defaults"
+    assert len(data["laws"]) == 9 and all(v["holds"] and not v["node"] for v in data["laws"])
 
 
 def test_a_wrong_rewrite_is_found_and_its_node_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = InsertTowers.run
-
-    def two_streams_swapped(self: InsertTowers, ctx: PassContext) -> PassResult:
-        result = sound(self, ctx)
+    def two_streams_swapped(ctx: PassContext) -> None:
         join = ctx.groups[0].joins[0]
         entries = list(join.args[0])  # type: ignore[arg-type]
         entries[1], entries[2] = entries[2], entries[1]
         join.args = (entries, *join.args[1:])
-        return result
 
-    monkeypatch.setattr(InsertTowers, "run", two_streams_swapped)
-    result = runner.invoke(app, ["verify", "--model", "net.py:build", "--config", "ds.json", "--json"])
-    assert result.exit_code == 1, result.output
-    failed = [v for v in json.loads(result.output) if not v["holds"]]
-    assert any("keep outputs (eval mode)" in v["law"] and "node cat" in v["detail"] for v in failed), failed
-    assert any("keep every gradient" in v["law"] and "tables" in v["detail"] for v in failed), failed
+    after_inserting(monkeypatch, two_streams_swapped)
+    laws = {v["law"]: v for v in failed(COMMAND)}
+    outputs = laws["pass-through towers keep outputs (eval mode)"]
+    assert outputs["node"] == "cat" and "first at node cat (call_function" in outputs["detail"]
+    gradients = laws["pass-through towers keep every gradient (eval mode)"]
+    assert "tables" in gradients["detail"] and gradients["node"]
+
+
+def test_what_differs_in_train_mode_only_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other_dropout(ctx: PassContext) -> None:
+        ctx.gm.add_submodule("other", nn.Dropout(0.9))
+        next(n for n in ctx.gm.graph.nodes if n.target == "drop").target = "other"
+
+    after_inserting(monkeypatch, other_dropout)
+    laws = failed(PRESERVING)
+    assert [v["law"].removeprefix("pass-through towers keep ") for v in laws] == [
+        "outputs (train mode)",
+        "every gradient (train mode)",
+    ]
+    assert laws[0]["node"] == "drop"
+
+
+def test_a_gradient_that_differs_alone_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(ctx: PassContext) -> None:
+        join = ctx.groups[0].joins[0]
+        stream = list(join.args[0])[2]  # type: ignore[arg-type]
+        with ctx.gm.graph.inserting_before(join):
+            cut = ctx.gm.graph.call_method("detach", (stream,))
+        cut.meta = dict(stream.meta)
+        join.replace_input_with(stream, cut)
+
+    after_inserting(monkeypatch, stopped)
+    laws = failed(PRESERVING)
+    assert [v["law"].removeprefix("pass-through towers keep ") for v in laws] == [
+        "every gradient (eval mode)",
+        "every gradient (train mode)",
+    ]
+    assert all("tables.1" in v["detail"] for v in laws)
+
+
+def test_a_model_that_is_refused_fails_with_its_findings(project: Path) -> None:
+    (law,) = failed(["verify", "--model", "refused.py:build"])
+    assert law["law"] == "the model can be rewritten as the configuration asks" and "DMT205" in law["detail"]
+
+
+def test_a_model_without_weights_cannot_be_verified(project: Path) -> None:
+    (project / "meta.py").write_text(
+        "import torch\nfrom net import Net, example_batch\n"
+        "def build():\n    with torch.device('meta'):\n        return Net()\n"
+    )
+    result = runner.invoke(app, ["verify", "--model", "meta.py:build"])
+    assert result.exit_code != 0 and "meta device" in str(result.exception)
+
+
+def test_a_capture_that_is_not_the_model_names_the_layer() -> None:
+    from dmt_plugin.capture import ExampleBatch, capture
+    from dmt_plugin.difference import first_layer
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+    example = ExampleBatch((torch.randn(5, 3),))
+    captured = capture(model, example).as_module()
+    assert first_layer(model, captured, example, True) is None
+    second = next(n for n in captured.graph.nodes if n.target == "2")
+    second.args = (next(n for n in captured.graph.nodes if n.target == "0"),)
+    captured.__dict__["graph_module"].recompile()
+    assert first_layer(model, captured, example, False) is second
+
+
+def test_a_nan_is_equal_to_a_nan_only() -> None:
+    from dmt_plugin.difference import same
+
+    nan, zero = torch.tensor([float("nan"), 1.0]), torch.tensor([0.0, 1.0])
+    assert same(nan, nan.clone()) and not same(nan, zero)
+    assert not same(torch.tensor([1]), torch.tensor([1.0]))

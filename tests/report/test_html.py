@@ -13,7 +13,7 @@ from dmt_plugin.report import figures, html
 from dmt_plugin.report.graph_picture import Edge, Graph, Node, picture_of_graph
 from dmt_plugin.report.tables import Column, Table
 
-VOID = {"meta", "link", "br", "img", "hr", "input"}
+VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 
 
 class Checker(HTMLParser):

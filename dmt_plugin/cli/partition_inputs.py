@@ -1,0 +1,116 @@
+"""What ``dmt partition`` reads: the model, a checkpoint, batches of data, a loss.
+
+The data factory is called anew for every pass over the data, so a generator serves as well as a loader.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dmt_plugin.cli.load import find_config
+from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.errors import ConfigError
+from dmt_plugin.loading import call_factory, load_factory, load_module
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dmt_plugin.short_training import Loss
+
+
+def importable_here() -> None:
+    """Makes the current directory importable, as ``python -m`` does."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def read_section(config: str | None, model: str | None) -> DMTConfig:
+    """The ``"dmt"`` section of a configuration file, or the defaults.
+
+    Raises:
+        ConfigError: there is no such file or section.
+    """
+    if config is None:
+        return DMTConfig()
+    path = find_config(config, load_module(model, "--model")) if model else Path(config)
+    found = read_dmt_config(load_ds_config(path), str(path))
+    if found is None:
+        raise ConfigError(f'{path} has no "dmt" section, or "enabled" is false.')
+    return found
+
+
+def load_model(spec: str, checkpoint: Path | None) -> nn.Module:
+    """Builds the model, and loads a state dict into it.
+
+    Args:
+        spec: factory of the model, or of ``(model, batch)``.
+        checkpoint: file of a state dict, as ``torch.save(model.state_dict(), file)`` writes it.
+
+    Raises:
+        ConfigError: no module, no such file, or a state that does not fit the model.
+    """
+    import torch
+    from torch import nn
+
+    built = call_factory(load_factory(spec, "--model"), spec, "--model")
+    if isinstance(built, tuple) and len(built) == 2:
+        built = built[0]
+    if not isinstance(built, nn.Module):
+        raise ConfigError(f"--model {spec}: found a {type(built).__name__}; expected a torch.nn.Module.")
+    if checkpoint is None:
+        return built
+    if not checkpoint.is_file():
+        raise ConfigError(f"--checkpoint {checkpoint}: no such file.")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: expected a state dict, names with tensors. Write one with "
+            "torch.save(model.state_dict(), file)."
+        )
+    try:
+        built.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"--checkpoint {checkpoint} does not fit --model {spec}: {error}") from error
+    return built
+
+
+def batches_of(spec: str) -> Callable[[], Iterable[Any]]:
+    """A function that starts a new pass over the data.
+
+    Raises:
+        ConfigError: what the factory returns is not an iterable of batches.
+    """
+    from torch import Tensor
+
+    factory = load_factory(spec, "--data")
+
+    def start() -> Iterable[Any]:
+        found = call_factory(factory, spec, "--data")
+        single = isinstance(found, (tuple, list)) and len(found) > 0 and isinstance(found[0], Tensor)
+        if isinstance(found, (Tensor, dict, str)) or single or not isinstance(found, Iterable):
+            raise ConfigError(
+                f"--data {spec} returned a {type(found).__name__}; expected an iterable of batches, such as a loader, "
+                "a generator or a list. For a single batch return [batch]."
+            )
+        return found
+
+    return start
+
+
+def loss_of(spec: str | None, needed_for: str) -> Loss:
+    """The loss that ``--loss`` names.
+
+    Raises:
+        ConfigError: none was given, or there is no such loss.
+    """
+    from dmt_plugin.short_training import loss_named
+
+    if spec is None:
+        raise ConfigError(
+            f"{needed_for} trains, which needs --loss: logits or probabilities (binary cross-entropy with the last "
+            "item of the batch), output (the model returns its loss), or package.module:function."
+        )
+    return load_factory(spec, "--loss") if ":" in spec else loss_named(spec)
