@@ -37,6 +37,11 @@ def elementwise(sweep: Sweep, node: fx.Node) -> Axes:
     return result
 
 
+def extreme(sweep: Sweep, node: fx.Node) -> Axes:
+    """``max`` and ``min`` that give one tensor: of two tensors entry by entry, or of a whole tensor."""
+    return elementwise(sweep, node) if len(tensor_inputs(node)) > 1 else {}
+
+
 def reduction(sweep: Sweep, node: fx.Node) -> Axes:
     """Sums and the like: the dimensions reduced over are gone, what they held no longer matters."""
     source = node.args[0]

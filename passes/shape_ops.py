@@ -16,18 +16,27 @@ if TYPE_CHECKING:
 
 ELEMENTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardtanh,
-    nn.Dropout, nn.Identity, nn.Softmax, nn.LogSigmoid, nn.Hardswish, nn.Mish,
+    nn.Dropout, nn.Identity, nn.Softmax, nn.LogSigmoid, nn.Hardswish, nn.Mish, nn.LogSoftmax, nn.Softmin, nn.CELU,
+    nn.Hardsigmoid, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.AlphaDropout,
 )  # fmt: skip
-NORMS = (nn.BatchNorm1d, nn.LayerNorm)
+NORMS = (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)
 ELEMENTWISE = {
     "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus", "dropout",
     "softmax", "neg", "abs", "exp", "log", "sqrt", "square", "pow", "add", "sub", "mul", "div", "truediv",
     "true_divide", "multiply", "subtract", "rsub", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "float",
     "contiguous", "clone", "detach", "to", "type_as", "where", "tril", "triu", "sign", "rsqrt", "reciprocal",
+    "addcmul", "addcdiv", "lerp", "masked_fill", "normalize", "log_softmax", "softmin", "gumbel_softmax", "hardtanh",
+    "hardsigmoid", "hardswish", "mish", "celu", "softsign", "logsigmoid", "alpha_dropout", "positive", "pos", "sin",
+    "cos", "exp2", "expm1", "log1p", "log2", "log10", "logit", "erf", "floor", "ceil", "round", "trunc", "frac", "fmod",
+    "remainder", "fmax", "fmin", "hypot", "xlogy", "float_power", "nan_to_num", "isnan", "isinf", "isfinite", "eq",
+    "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "invert", "logical_and", "logical_or", "logical_not",
+    "logical_xor", "bool", "int", "long", "half", "double", "bfloat16", "zeros_like", "ones_like", "full_like",
+    "rand_like", "randn_like", "expand_as", "zero", "fill",
 }  # fmt: skip
 REDUCTIONS = {"sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp"}
 JOINS = {"cat", "concat", "concatenate", "stack"}
 VIEWS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
+REPEATS = {"expand", "broadcast_to", "repeat", "tile"}
 SIZES = {"size", "dim", "ndimension", "numel"}
 
 
@@ -72,11 +81,19 @@ def dim_order(node: fx.Node) -> Callable[[int], list[int]]:
         if name == "permute":
             wanted = given[0] if isinstance(given[0], (list, tuple)) else given
             return [int(d) % rank for d in wanted]
+        if name in ("movedim", "moveaxis"):
+            return _moved(rank, *([d] if isinstance(d, int) else list(d) for d in given))
         a, b = (int(d) % rank for d in given)
         dims[a], dims[b] = dims[b], dims[a]
         return dims
 
     return order
+
+
+def _moved(rank: int, source: list[int], destination: list[int]) -> list[int]:
+    placed = {to % rank: frm % rank for frm, to in zip(source, destination, strict=True)}
+    rest = iter([d for d in range(rank) if d not in placed.values()])
+    return [placed[d] if d in placed else next(rest) for d in range(rank)]
 
 
 def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
@@ -103,13 +120,19 @@ def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, 
     if name in VIEWS:
         before = view_axes(wanted, shape, shape_of(inputs[0]))
         return [(inputs[0], before)] if isinstance(before, dict) else []
-    if name in ("transpose", "permute", "t", "swapaxes"):
+    if name in REPEATS:
+        shift = len(shape) - len(shape_of(inputs[0]))
+        kept = {d - shift: axis for d, axis in wanted.items() if not copied(node, d)}
+        return [(inputs[0], kept)] if kept else []
+    if name in ("layer_norm", "rms_norm", "prelu"):
+        return [(inputs[0], wanted)]
+    if name in ("transpose", "permute", "t", "swapaxes", "swapdims", "movedim", "moveaxis"):
         order = dim_order(node)(len(shape))
         return [(inputs[0], {order[d]: axis for d, axis in wanted.items()})]
     if name in JOINS:
         return _of_join(node, wanted)
     if name == "getitem":
-        dims = kept_dims(node)
+        dims = kept_dims(node) if inputs else {}  # an element of several tensors is not asked for a size
         return [(inputs[0], {dims[d]: axis for d, axis in wanted.items()})] if wanted.keys() <= dims.keys() else []
     if name in PRODUCTS:
         return factors(node, name, wanted)
@@ -117,6 +140,16 @@ def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, 
         left = kept_by_reduction(node)
         return [(inputs[0], {left[d]: axis for d, axis in wanted.items()})] if wanted.keys() <= left.keys() else []
     return []
+
+
+def copied(node: fx.Node, dim: int) -> bool:
+    """Whether a dimension of the node's result is made of copies of one entry, as many as an argument says."""
+    if name_of(node) not in REPEATS:
+        return False
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    own = dim - (len(shape_of(node)) - len(shape_of(source)))
+    return own < 0 or shape_of(source)[own] == 1
 
 
 def _spans(node: fx.Node, dim: int, size: int) -> bool:
@@ -186,7 +219,7 @@ def kept_dims(node: fx.Node) -> dict[int, int]:
     for item in items:
         if item == slice(None):
             found[to] = frm
-        elif item is not None and not isinstance(item, int):
+        elif item is not None and not isinstance(item, (int, slice)):
             return {}
         frm += item is not None
         to += not isinstance(item, int)

@@ -58,19 +58,15 @@ def _extremes(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
     shape = shape_of(source)
     dim = given % len(shape)
     axes = sweep.states[source].axes
-    positions = any(_VALUES.get(str(user.args[1]), user.args[1]) != 0 for user in node.users)
+    # ``values, _ = x.max(1)`` takes both; what nobody uses does not matter.
+    positions = any(_VALUES.get(str(user.args[1]), user.args[1]) != 0 for user in node.users if user.users)
     if dim in axes and (name in ("sort", "topk") or positions):
         raise Unsupported("takes positions along a dimension whose features changed")
-    if len(shape_of_first(node)) == len(shape):
+    if node.meta["val"][0].dim() == len(shape):
         own = {d: axis for d, axis in axes.items() if d != dim}
     else:
         own = {d - (1 if d > dim else 0): axis for d, axis in axes.items() if d != dim}
     return own, dict(own)
-
-
-def shape_of_first(node: fx.Node) -> tuple[int, ...]:
-    """Captured shape of the first of a node's tensors."""
-    return tuple(node.meta["val"][0].shape)
 
 
 def piece_attribute(sweep: Sweep, node: fx.Node) -> Axes | tuple[Axes, ...]:

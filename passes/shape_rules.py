@@ -11,9 +11,11 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.passes.axes import Axes, Unsupported
 from dmt_plugin.passes.products import PRODUCTS
-from dmt_plugin.passes.shape_arithmetic import elementwise, reduction
+from dmt_plugin.passes.shape_arithmetic import elementwise, extreme, reduction
+from dmt_plugin.passes.shape_attention import rule_of_sequence_layer
 from dmt_plugin.passes.shape_indexing import flip, index, index_select, part
 from dmt_plugin.passes.shape_joins import join
+from dmt_plugin.passes.shape_norms import norm_function, norm_module, prelu, prelu_module
 from dmt_plugin.passes.shape_ops import (
     ELEMENTWISE,
     ELEMENTWISE_MODULES,
@@ -27,6 +29,7 @@ from dmt_plugin.passes.shape_ops import (
 )
 from dmt_plugin.passes.shape_pieces import PIECES, in_pieces
 from dmt_plugin.passes.shape_products import convolution, is_convolution, product
+from dmt_plugin.passes.shape_repeats import interleaved, repeats
 from dmt_plugin.passes.shape_sweep import Rule, Sweep
 from dmt_plugin.passes.shape_views import move, transpose, view
 
@@ -40,12 +43,14 @@ def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
         if is_convolution(module):
             return convolution
         if isinstance(module, NORMS):
-            return _norm_module
+            return norm_module
+        if isinstance(module, nn.PReLU):
+            return prelu_module
         if isinstance(module, ELEMENTWISE_MODULES):
             return elementwise
         if isinstance(module, nn.Flatten):
             return view
-        return None
+        return rule_of_sequence_layer(module)
     name = name_of(node)
     if in_pieces(node):
         return PIECES.get(name)
@@ -90,23 +95,12 @@ def _linear_module(sweep: Sweep, node: fx.Node) -> Axes:
     return result
 
 
-def _norm_module(sweep: Sweep, node: fx.Node) -> Axes:
-    (source,) = node.all_input_nodes
-    axes = sweep.states[source].axes
-    module = sweep.gm.get_submodule(str(node.target))
-    rank = len(shape_of(source))
-    if isinstance(module, nn.LayerNorm):
-        if len(module.normalized_shape) != 1:
-            raise Unsupported("LayerNorm over several dimensions")
-        sweep.note_input(node, axes.get(rank - 1))
-    else:
-        sweep.note_input(node, axes.get(1))
-    return dict(axes)
-
-
 _RULES: dict[str, Rule] = {
     "cat": join, "concat": join, "concatenate": join, "stack": join,
     "view": view, "reshape": view, "flatten": view, "unflatten": view, "squeeze": view, "unsqueeze": view,
-    "transpose": transpose, "permute": transpose, "t": transpose, "swapaxes": transpose,
+    "transpose": transpose, "permute": transpose, "t": transpose, "swapaxes": transpose, "swapdims": transpose,
+    "movedim": transpose, "moveaxis": transpose, "max": extreme, "min": extreme,
+    "layer_norm": norm_function, "rms_norm": norm_function, "prelu": prelu,
+    "expand": repeats, "broadcast_to": repeats, "repeat": repeats, "tile": repeats, "repeat_interleave": interleaved,
     "getitem": index, "index_select": index_select, "select": part, "narrow": part, "flip": flip,
 }  # fmt: skip

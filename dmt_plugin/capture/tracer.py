@@ -218,7 +218,10 @@ class ValueTracer(fx.Tracer):
             with self.mode:
                 return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=self._device)
 
-        return map_aggregate(value, convert)
+        made = map_aggregate(value, convert)
+        # The results of ``max(dim=1)`` and the like have names, which plain tuples lack.
+        named = isinstance(value, tuple) and type(value).__module__ == "torch.return_types"
+        return type(value)(made) if named else made
 
     # -- modules ---------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmt_plugin.api import transform
@@ -37,7 +36,6 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "sort": (lambda t, m: torch.sort(t, dim=1)[0], SAME, "sort", "takes positions along a dimension"),
     "var_mean": (lambda t, m: torch.var_mean(t, dim=2)[1], SAME, "var_mean", "var_mean is not known"),
     "cumsum": (lambda t, m: t.cumsum(1), SAME, "cumsum", "cumsum is not known"),
-    "functional norm": (lambda t, m: F.layer_norm(t, (8,)), SAME, "layer_norm", "layer_norm is not known"),
     "recurrent": (lambda t, m: m.recurrent(t)[0], HALF, "head_recurrent", "call_module head.recurrent is not known"),
     "computed size": (lambda t, m: t.view(-1, t.shape[1] * 8), HALF, "view", "does not work on the new shapes"),
     "computed size that fits": (
@@ -48,7 +46,7 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "buffer of the old size": (lambda t, m: t.flatten(1) * m.wide, SAME_FLAT, "mul", "nothing that produces it"),
     "buffer per feature": (lambda t, m: t + m.table, SAME, "add", "nothing that produces it"),
     "pairs of vectors": (
-        lambda t, m: t[:, m.odd_pairs[0]] * t[:, m.odd_pairs[1]], MORE, "getitem", "do not enumerate the pairs of 6 features",
+        lambda t, m: t[:, m.odd_pairs[0]] * t[:, m.odd_pairs[1]], MORE, "getitem", "do not enumerate the pairs of 6",
     ),
     "unknown pairs": (
         lambda t, m: torch.bmm(t, t.mT)[:, m.odd_pairs[0], m.odd_pairs[1]], MORE, "getitem", "not a triangle of 6 x 6",
