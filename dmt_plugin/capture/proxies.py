@@ -107,7 +107,7 @@ class ValueProxy(fx.Proxy):
         return iter([self._item(i) for i in range(len(self))])
 
     @property
-    def keys(self) -> Any:  # type: ignore[override]
+    def keys(self) -> Any:
         """As any attribute; a property because fx has a method of this name, and a batch object may have a field."""
         return self.__getattr__("keys")
 
