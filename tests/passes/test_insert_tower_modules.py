@@ -20,7 +20,7 @@ from dmt_plugin.tower_model import TowerModel
 from tests.passes.flat import Flat, cat, ids, only, towers
 from tests.passes.test_gather_streams import pairs, returned
 from tests.zoo.catalogue import CATALOGUE
-from tests.zoo.checks import build, run
+from tests.zoo.checks import check_towers, undone
 
 FORMS = ("decoder", "preserve")
 
@@ -52,30 +52,6 @@ def compiled(model: nn.Module, form: str, features: int = 4, topology: str = "2x
     return towers(model, ids(features, 5), topology=topology, transform={"on_unsupported": form}, **dmt)
 
 
-def undone(model: TowerModel) -> list[Any]:
-    """Makes towers and their decoders hand on what goes in; returns the hooks."""
-    hooks = []
-    for name, module in model.named_modules():
-        if not name.startswith("dmt_towers.") or name.count(".") != 2:
-            continue
-        path, _, last = name.rpartition(".")
-        if last.startswith("decoder"):
-            tower: Any = model.get_submodule(f"{path}.tower{last.removeprefix('decoder')}")
-
-            def back(module: nn.Module, args: Any, result: Tensor, tower: Any = tower) -> Tensor:
-                return tower.read.flatten(1)
-
-            hooks.append(module.register_forward_hook(back))
-            continue
-
-        def forward(module: Any, args: Any, result: Tensor) -> Tensor | None:
-            module.read = args[0]
-            return args[0].flatten(1) if isinstance(module, PreserveTower) else None
-
-        hooks.append(module.register_forward_hook(forward))
-    return hooks
-
-
 # -- the model behind ------------------------------------------------------------------------
 
 
@@ -94,11 +70,9 @@ def test_with_the_towers_undone_it_is_the_flat_model(make: Any, form: str) -> No
     expected, kept = reference(args), model(args)
     single = isinstance(expected, Tensor)
     assert not torch.equal(expected if single else expected[0], kept if single else kept[0])
-    hooks = undone(model)
-    for a, b in zip([expected] if single else expected, [model(args)] if single else model(args), strict=True):
-        assert torch.equal(a, b)
-    for hook in hooks:
-        hook.remove()
+    with undone(model):
+        for a, b in zip([expected] if single else expected, [model(args)] if single else model(args), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -297,15 +271,9 @@ def test_a_users_tower_in_one_place_and_with_a_decoder() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["deepctr_pnn_outer", "deepctr_afm", "deepctr_fibinet", "fuxi_masknet_serial"])
+@pytest.mark.parametrize(
+    "name", ["deepctr_pnn_outer", "deepctr_afm", "deepctr_fibinet", "fuxi_masknet_serial", "joint_ffm"]
+)
 def test_models_whose_interaction_is_tied_to_its_features(name: str, form: str) -> None:
-    flat, batch = build(CATALOGUE[name])
-    reference, _ = build(CATALOGUE[name])
-    config = {"transform": {"on_unsupported": form}}
-    model = towers(flat, *batch(5, 0), **config)
-    for training in (False, True):
-        hooks = undone(model.train(training))
-        expected, found = (run(m.train(training), batch, 9, 3) for m in (copy.deepcopy(reference), model))
-        for hook in hooks:
-            hook.remove()
-        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    model = check_towers(CATALOGUE[name], {"dmt": {"transform": {"on_unsupported": form}}})
+    assert {g.form for g in model.plan.groups if g.kind == "tower"} <= {"native", form}

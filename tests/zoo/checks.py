@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import pickle
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import torch
@@ -20,6 +21,7 @@ from dmt_plugin.api import transform
 from dmt_plugin.capture import ExampleBatch, capture
 from dmt_plugin.config import TransformConfig
 from dmt_plugin.errors import DMTError, FindingsError
+from dmt_plugin.nn.towers import PreserveTower
 from dmt_plugin.tower_model import TowerModel
 from tests.zoo.spec import FEATURES, Batch, Variant, call_of
 
@@ -171,7 +173,7 @@ def fallbacks() -> list[str]:
 
 
 def tower_paths(model: nn.Module) -> dict[str, list[str]]:
-    """The tower modules of each group, in order."""
+    """The tower modules of each group, and their decoders, in order."""
     found: dict[str, list[str]] = {}
     for name, _ in model.named_modules():
         if name.startswith("dmt_towers.") and name.count(".") == 2:
@@ -179,11 +181,77 @@ def tower_paths(model: nn.Module) -> dict[str, list[str]]:
     return found
 
 
+@contextmanager
+def undone(model: nn.Module) -> Iterator[None]:
+    """Makes preserving towers, and towers with their decoders, hand on what goes in."""
+    read: dict[str, Tensor] = {}
+    handles = []
+
+    def watch(path: str, keeps: bool) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor | None:
+            read[path] = args[0].flatten(1)
+            return read[path] if keeps else None
+
+        return hook
+
+    def give(path: str) -> Callable[..., Tensor]:
+        return lambda module, args, result: read[path]
+
+    for path in (path for paths in tower_paths(model).values() for path in paths):
+        module = model.get_submodule(path)
+        group, _, name = path.rpartition(".")
+        tower = f"{group}.{name.replace('decoder', 'tower')}"
+        hook = watch(path, isinstance(module, PreserveTower)) if path == tower else give(tower)
+        handles.append(module.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_kept(reference: nn.Module, model: TowerModel, batch: Batch) -> None:
+    """Behind towers that keep its shapes nothing of the flat model changes: undo the towers, and it is the flat model.
+
+    Says nothing of a model with native groups: its layers are others.
+    """
+    if not has_towers(model) or any(g.kind == "tower" and g.form == "native" for g in model.plan.groups):
+        return
+    before = reference.state_dict()
+    changed = [n for n, v in model.state_dict().items() if n in before and not torch.equal(v, before[n])]
+    if changed or {r.target for r in model.repairs} != {p for p in _paths(model) if ".decoder" in p}:
+        raise Differs(f"more than the decoders is new: {changed[:4] or [r.target for r in model.repairs]}")
+    for training in (False, True):
+        mode = f"towers undone, {'train' if training else 'eval'} mode"
+        found = []
+        for each in (reference, model):
+            each.train(training)
+            each.zero_grad()
+            with undone(each):
+                outputs = run(each, batch, 9, 3)
+            loss_of(outputs).backward()
+            found.append([t.detach() for t in outputs])
+        require_equal(*found, mode)
+        expected, own = _gradients(reference), _gradients(model)
+        for name, gradient in expected.items():
+            if name not in own:
+                raise Differs(f"{mode}: no gradient of {name}")
+            require_equal([gradient], [own[name]], f"{mode}: gradient of {name}")
+    reference.zero_grad()
+    model.zero_grad()
+
+
+def _paths(model: nn.Module) -> list[str]:
+    return [path for paths in tower_paths(model).values() for path in paths]
+
+
 def check_towers(variant: Variant, config: dict[str, Any], **sizes: int) -> TowerModel:
     """Transforms with tower modules, then trains a step; what came out must be a model of the same kind."""
     flat, batch = build(variant, **sizes)
     model = transform(flat, example(batch), config, TOPOLOGY)
-    reference = build(variant, **sizes)[0].train()
+    reference = build(variant, **sizes)[0]
+    check_kept(reference, model, batch)
+    reference.train()
     model.train()
     for n in SIZES:
         expected, found = run(reference, batch, n, 1), run(model, batch, n, 1)
@@ -197,13 +265,12 @@ def check_towers(variant: Variant, config: dict[str, Any], **sizes: int) -> Towe
         raise Differs(f"parameters without a gradient: {without[:4]}")
     model.eval()
     before = run(model, batch, 9, 2)
-    for paths in tower_paths(model).values():
-        for path in paths:
-            handle = model.get_submodule(path).register_forward_hook(lambda module, args, result: result.flip(1))
-            after = run(model, batch, 9, 2)
-            handle.remove()
-            if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
-                raise Differs(f"the order of the outputs of {path} does not matter: some of them are not used")
+    for path in _paths(model):
+        handle = model.get_submodule(path).register_forward_hook(lambda module, args, result: result.flip(1))
+        after = run(model, batch, 9, 2)
+        handle.remove()
+        if all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            raise Differs(f"the order of the outputs of {path} does not matter: some of them are not used")
     return model
 
 
