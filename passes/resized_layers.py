@@ -108,7 +108,8 @@ def _renewed(old: nn.Module, seed: str) -> nn.Module:
 
 def _changes(*sizes: tuple[str, int, int | None]) -> str:
     return ", ".join(
-        f"{name} {before} -> {after}" + (" (inputs mean something else)" if before == after else "")
+        f"{name} {before} -> {after}"
+        + (f" ({'out' if name.startswith('out') else 'in'}puts mean something else)" if before == after else "")
         for name, before, after in sizes
         if after is not None
     )
