@@ -42,12 +42,13 @@ def read_section(config: str | None, model: str | None) -> DMTConfig:
     return found
 
 
-def load_model(spec: str, checkpoint: Path | None) -> nn.Module:
+def load_model(spec: str, checkpoint: Path | None, seed: int) -> nn.Module:
     """Builds the model, and loads a state dict into it.
 
     Args:
         spec: factory of the model, or of ``(model, batch)``.
         checkpoint: file of a state dict, as ``torch.save(model.state_dict(), file)`` writes it.
+        seed: torch's seed, so that a fresh model is the same each time.
 
     Raises:
         ConfigError: no module, no such file, or a state that does not fit the model.
@@ -55,6 +56,7 @@ def load_model(spec: str, checkpoint: Path | None) -> nn.Module:
     import torch
     from torch import nn
 
+    torch.manual_seed(seed)
     built = call_factory(load_factory(spec, "--model"), spec, "--model")
     if isinstance(built, tuple) and len(built) == 2:
         built = built[0]

@@ -125,10 +125,13 @@ def _symbols_of_rows(rows: NDArray[np.float32]) -> Symbols:
 
 
 def _frequent(values: np.ndarray, most: int) -> Symbols:
-    """Numbers values by frequency, most frequent first; all beyond ``most - 1`` share the last number."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    """Numbers values by frequency, then by who came first; all beyond ``most - 1`` share the last number.
+
+    What a value is called must not matter: the bits of embedding rows differ from one initialisation to the next.
+    """
+    _, first, inverse, counts = np.unique(values, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), dtype=np.int64)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
+    rank[np.lexsort((first, -counts))] = np.arange(len(counts))
     return np.minimum(rank[inverse.reshape(-1)], most - 1)
 
 
