@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from dmt_plugin.comm.ids import IdSlot
-from dmt_plugin.comm.transport import Group, Pending, Wire
+from dmt_plugin.comm.transport import BRIEF_BYTES, Group, Pending, Wire
 
 ID_RANGE, BAG_LENGTHS, HOTNESS, BATCH_SIZE = range(4)
 
@@ -138,6 +138,7 @@ class IdStage:
             torch.tensor(words, dtype=torch.int64).to(wire.device),
             [fixed + len(selection.jagged) for selection in self.send],
             [fixed + len(self.receive.jagged)] * self.members,
+            brief=True,
         )
 
     def read_headers(self, pending: Pending) -> list[Header]:
@@ -162,7 +163,8 @@ class IdStage:
         buffer = torch.empty(sum(splits), dtype=self.dtype, device=wire.device)
         for part, out in zip(self.send, buffer.split(splits), strict=True):
             part.pack_ids(streams, rows, out)
-        ids = wire.all_to_all(f"{self.name}.ids", "forward", self.group, buffer, splits, arriving)
+        brief = self._brief(headers)
+        ids = wire.all_to_all(f"{self.name}.ids", "forward", self.group, buffer, splits, arriving, brief=brief)
         if not self.weighted:
             return ids, None
         splits = [part.weight_size(*size) for part, size in zip(self.send, sizes, strict=True)]
@@ -171,6 +173,13 @@ class IdStage:
         for part, out in zip(self.send, buffer.split(splits), strict=True):
             part.pack_weights(streams, rows, out)
         return ids, wire.all_to_all(f"{self.name}.weights", "forward", self.group, buffer, splits, arriving)
+
+    def _brief(self, headers: Sequence[Header]) -> bool:
+        """Whether every member has few ids to send; told from what all members know, so that all agree."""
+        if any(part.jagged for part in self.send):
+            return False
+        row = sum(sum(part.hotness) for part in self.send) * self.dtype.itemsize
+        return row * max(sum(header.blocks) for header in headers) <= BRIEF_BYTES
 
     def finish_ids(
         self, pending: tuple[Pending, Pending | None], headers: Sequence[Header]

@@ -4,7 +4,8 @@ One exchange goes like this:
 
 1. the caller hands over a flat send buffer with one split per member of the group, in group order;
 2. the bytes of each split are counted by destination (same rank, same host, other host);
-3. the collective starts, and ``Pending.wait`` returns the flat receive buffer;
+3. the exchange starts, by the library's collective or, on gloo, as single messages (``comm.point_to_point``),
+   and ``Pending.wait`` returns the flat receive buffer;
 4. a dead peer or a timeout, at the start or at the wait, becomes an ``ExchangeError`` that says where and
    what.
 
@@ -17,18 +18,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dmt_plugin.comm.point_to_point import PointToPoint, carries
 from dmt_plugin.errors import ExchangeError
 
 if TYPE_CHECKING:
     from dmt_plugin.topology import RankGroups, Topology
 
 logger = logging.getLogger(__name__)
+
+BRIEF_BYTES = 256_000
+"""Up to about so many bytes per rank the library's collective is as fast as single messages or faster."""
 
 Phase = Literal["forward", "backward"]
 Group = Literal["peers", "lanes", "world"]
@@ -137,6 +142,8 @@ class Wire(Protocol):
         send: Tensor,
         send_splits: Sequence[int],
         recv_splits: Sequence[int],
+        *,
+        brief: bool = False,
     ) -> Pending:
         """Start an exchange; see ``Transport.all_to_all``."""
 
@@ -158,12 +165,16 @@ class Transport:
     Args:
         groups: process groups, created with the timeout.
         traffic: counter to use; a fresh one by default.
+        messages: whether exchanges between hosts go as single messages; by default where that is faster (CPU
+            tensors on gloo). Inside a host it never is.
 
     Attributes:
         step: training step, for messages; whoever drives the training sets it.
     """
 
-    def __init__(self, groups: RankGroups, traffic: Traffic | None = None) -> None:
+    def __init__(
+        self, groups: RankGroups, traffic: Traffic | None = None, messages: bool | None = None
+    ) -> None:
         self.topology = groups.topology
         self.rank = groups.rank
         self.device = groups.device
@@ -172,6 +183,13 @@ class Transport:
         self.step = 0
         self._process_groups = {"peers": groups.peers, "lanes": groups.lanes, "world": groups.world}
         self._ranks = {name: group_ranks(groups.topology, groups.rank, name) for name in self._process_groups}
+        if messages is None:
+            messages = self.device.type == "cpu" and carries(groups.world)
+        self._messages = {
+            name: PointToPoint(group, self._ranks[name].index(self.rank))
+            for name, group in self._process_groups.items()
+            if messages and self.topology.hosts > 1 and name != "lanes"
+        }
 
     def all_to_all(
         self,
@@ -181,6 +199,8 @@ class Transport:
         send: Tensor,
         send_splits: Sequence[int],
         recv_splits: Sequence[int],
+        *,
+        brief: bool = False,
     ) -> Pending:
         """Start an exchange inside one group; every member has to call it, in the same order.
 
@@ -191,6 +211,7 @@ class Transport:
             send: ``(sum(send_splits),)`` contiguous elements, sorted by destination in group order.
             send_splits: elements for each member.
             recv_splits: elements from each member.
+            brief: whether every member sends ``BRIEF_BYTES`` at most; the same on every member.
 
         Raises:
             ExchangeError: the backend could not start it.
@@ -205,17 +226,31 @@ class Transport:
         received = send.new_empty(sum(recv_splits))
         where = f"exchange '{name}' ({phase}, {group} group of ranks {', '.join(map(str, ranks))})"
         try:
-            work = dist.all_to_all_single(
-                received,
-                send,
-                list(recv_splits),
-                list(send_splits),
-                group=self._process_groups[group],
-                async_op=True,
-            )
+            messages = None if brief else self._messages.get(group)
+            work = self._start(messages, group, received, send, recv_splits, send_splits)
         except RuntimeError as error:
             raise self.failure(where, "could not start", error) from error
-        return _CollectivePending(self, where, work, received, send)
+        return _StartedPending(self, where, work, received, send)
+
+    def _start(
+        self,
+        messages: PointToPoint | None,
+        group: Group,
+        received: Tensor,
+        send: Tensor,
+        recv_splits: Sequence[int],
+        send_splits: Sequence[int],
+    ) -> Any:
+        if messages is not None:
+            return messages.start(received, send, recv_splits, send_splits)
+        return dist.all_to_all_single(
+            received,
+            send,
+            list(recv_splits),
+            list(send_splits),
+            group=self._process_groups[group],
+            async_op=True,
+        )
 
     def failure(self, where: str, what: str, error: BaseException) -> ExchangeError:
         """Error of an exchange that failed on this rank."""
@@ -230,15 +265,13 @@ class Transport:
         )
 
 
-class _CollectivePending:
-    """A started collective; keeps the send buffer alive until it is done."""
+class _StartedPending:
+    """A started exchange; keeps the send buffer alive until it is done."""
 
-    def __init__(
-        self, transport: Transport, where: str, work: dist.Work, received: Tensor, send: Tensor
-    ) -> None:
+    def __init__(self, transport: Transport, where: str, work: Any, received: Tensor, send: Tensor) -> None:
         self._transport = transport
         self._where = where
-        self._work: dist.Work | None = work
+        self._work: Any = work  # dist.Work, or Messages; both wait within a time limit
         self._received = received
         self._send: Tensor | None = send
 

@@ -126,7 +126,14 @@ def pool(ids: FeatureIds, table: Tensor, pooling: str) -> Tensor:
 class RankProgram:
     """What one rank does with a case."""
 
-    def __init__(self, case: Case, wire: Any, route: str = "hierarchical", **lookup: Any) -> None:
+    def __init__(
+        self,
+        case: Case,
+        wire: Any,
+        route: str = "hierarchical",
+        formats: tuple[Any, Any] = ("fp32", "fp32"),
+        **lookup: Any,
+    ) -> None:
         self.case, self.wire, self.rank, self.route = case, wire, wire.rank, route
         topology = case.topology
         self.index = IndexExchange(case.slots, topology, self.rank, route)  # type: ignore[arg-type]
@@ -144,12 +151,12 @@ class RankProgram:
             of_lanes = [width(topology.rank_of(host, j)) for j in range(case.lanes)]
             of_hosts = [sum(width(topology.rank_of(h, j)) for j in range(case.lanes)) for h in range(case.hosts)]
             self.exchanges = [
-                RowExchange("intra", "lanes", width(self.rank), of_lanes),
-                RowExchange("peer", "peers", sum(of_lanes), of_hosts),
+                RowExchange("intra", "lanes", width(self.rank), of_lanes, formats),
+                RowExchange("peer", "peers", sum(of_lanes), of_hosts, formats),
             ]
         else:
             everyone = [width(r) for r in range(topology.world_size)]
-            self.exchanges = [RowExchange("rows", "world", width(self.rank), everyone)]
+            self.exchanges = [RowExchange("rows", "world", width(self.rank), everyone, formats)]
         self.index.bind(wire)
         for exchange in self.exchanges:
             exchange.bind(wire)

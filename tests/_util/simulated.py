@@ -104,6 +104,8 @@ class SimulatedWire:
         send: Tensor,
         send_splits: Sequence[int],
         recv_splits: Sequence[int],
+        *,
+        brief: bool = False,
     ) -> Any:
         world = self.world
         ranks = group_ranks(self.topology, self.rank, world.regroup(group))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dmt_plugin.comm.point_to_point import Messages, PointToPoint
 from dmt_plugin.comm.transport import Traffic, Transport, group_ranks
 from dmt_plugin.errors import ExchangeError
 from dmt_plugin.topology import Topology
@@ -16,11 +20,14 @@ from dmt_plugin.topology import Topology
 TOPOLOGY = Topology(2, 2)
 
 
-def transport() -> Transport:
-    groups: Any = SimpleNamespace(
-        topology=TOPOLOGY, rank=2, device=torch.device("cpu"), timeout_s=7, peers=None, lanes=None, world=None
+def groups_of(topology: Topology, rank: int = 0) -> Any:
+    return SimpleNamespace(
+        topology=topology, rank=rank, device=torch.device("cpu"), timeout_s=7, peers=None, lanes=None, world=None
     )
-    return Transport(groups)
+
+
+def transport() -> Transport:
+    return Transport(groups_of(TOPOLOGY, 2), messages=False)
 
 
 def test_group_ranks() -> None:
@@ -53,6 +60,44 @@ def test_the_real_buffer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = transport()
     wire.all_to_all("rows", "forward", "lanes", torch.zeros(5, dtype=torch.bfloat16), [2, 3], [1, 1])
     assert wire.traffic.totals().same_host == 6 and wire.traffic.totals().itself == 4
+
+
+def test_form_of_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages between hosts, the library's collective inside a host and for few bytes."""
+    used: list[str] = []
+    monkeypatch.setattr(dist, "all_to_all_single", lambda *args, **kwargs: used.append("library"))
+    monkeypatch.setattr(PointToPoint, "start", lambda *args: used.append("messages"))
+
+    def forms(topology: Topology, **options: Any) -> list[str]:
+        used.clear()
+        wire = Transport(groups_of(topology), **options)
+        for group, brief in itertools.product(("peers", "lanes", "world"), (False, True)):
+            splits = [1] * len(group_ranks(topology, 0, group))
+            wire.all_to_all("x", "forward", group, torch.zeros(len(splits)), splits, splits, brief=brief)  # type: ignore[arg-type]
+        return list(used)
+
+    library, messages = "library", "messages"
+    assert forms(TOPOLOGY, messages=True) == [messages, library, library, library, messages, library]
+    assert forms(TOPOLOGY, messages=False) == [library] * 6
+    assert forms(Topology(1, 3), messages=True) == [library] * 4
+    for backends, chosen in (("cpu:gloo,cuda:nccl", messages), ("cpu:mpi", library)):
+        monkeypatch.setattr(dist, "get_backend_config", lambda group, backends=backends: backends)
+        assert forms(TOPOLOGY)[0] == chosen
+
+
+class _Late:
+    def __init__(self, waits: list[float]) -> None:
+        self.waits = waits
+
+    def wait(self, timeout: Any) -> None:
+        self.waits.append(timeout.total_seconds())
+        time.sleep(0.05)
+
+
+def test_messages_share_one_time_limit() -> None:
+    waits: list[float] = []
+    Messages([_Late(waits), _Late(waits), _Late(waits)]).wait(timedelta(seconds=0.08))  # type: ignore[list-item]
+    assert waits[0] == pytest.approx(0.08, abs=0.01) and waits[1] < 0.035 and waits[2] == 0.001
 
 
 class _Broken:
