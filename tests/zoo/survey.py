@@ -1,14 +1,22 @@
 """Runs the whole zoo through the compiler and says what it makes of each model: ``python -m tests.zoo.survey``.
 
-Prints a table and writes ``build/zoo.json``. Tower modules are tried with one output per feature at half the width
-first, then with one more output per tower at full width; what is refused in both is tried with each fallback.
-``wrong`` in the column of tower modules means that a rewrite went through and fails a check behind it.
+1. Capture: the graph computes what the model computes, in both modes, at other batch sizes, copied and pickled.
+2. SPTT: with pass-through towers outputs, every gradient and four steps of training are equal bit for bit.
+3. Tower modules: one output per feature at half the width first, then one more output per tower at full width;
+   what is refused in both is tried with each fallback.
+4. Oracle: the rewritten model equals the same architecture from its author's own constructor.
+
+Prints a table, says why of every model that is not native or not equal, and writes ``build/zoo.json``:
+``{model: {"capture", "sptt_equal", "tm": "native|decoder|transport|refused", "oracle": "equal|n/a", "findings"}}``
+and some more keys. Two more words stand for defects: ``wrong`` in ``tm`` if a rewrite went through and fails a check
+behind it, ``different`` in ``oracle``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 import warnings
@@ -17,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -104,35 +113,57 @@ def _oracle(variant: Variant, findings: list[Note]) -> dict[str, Any]:
 
 
 def table_of(rows: dict[str, dict[str, Any]]) -> Table:
-    """The survey for a person."""
-    table = Table(title="What the compiler makes of each model", show_lines=False)
-    for column in ("model", "capture", "SPTT", "towers", "config", "features", "oracle", "s", "first finding"):
-        table.add_column(column, no_wrap=column != "first finding", overflow="fold")
+    """The survey for a person; fits a terminal of 100 characters."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("model", "captured", "SPTT equal", "tower modules", "setting", "features", "oracle", "seconds"):
+        table.add_column(column, justify="right" if column == "seconds" else "left")
     for name, row in rows.items():
-        first = next((f for f in row["findings"] if f["severity"] == "error"), None)
-        said = f"{first['stage']}: {first['code']} {first['module']} {first['reason']}"[:110] if first else ""
         colour = {"native": "green", "refused": "red", "wrong": "red"}.get(row["tm"], "yellow")
-        oracle = f"{row['oracle']} {row.get('oracle_settings', '')}"
+        oracle = f"{row['oracle']} {row.get('oracle_settings', '')}".strip()
         table.add_row(
             name, _flag(row["capture"]), _flag(row["sptt_equal"]), f"[{colour}]{row['tm']}", row["config"],
-            row["covered"], oracle, f"{row['seconds']:.1f}", said.replace("[", "\\["),
+            row["covered"], f"[red]{oracle}" if row["oracle"] == "different" else oracle, f"{row['seconds']:.1f}",
         )  # fmt: skip
     return table
+
+
+LEGEND = """\
+captured       the graph computes what the model computes: both modes, other batch sizes, copied, pickled
+SPTT equal     pass-through towers: outputs, all gradients and four training steps are equal bit for bit
+tower modules  native: the layers behind the towers were adapted; decoder, transport: they were kept, by that fallback
+setting        the DLRM tower module that was tried, or the fallback: c outputs of width D per feature, p per tower
+features       how many of the model's features go through towers
+oracle         settings in which the result equals the author's own constructor; n/a: it has no such constructor"""
 
 
 def _flag(value: bool) -> str:
     return "[green]yes" if value else "[red]no"
 
 
+def reasons_of(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Why, for every model that is not captured, equal and native: the first thing that each stage says."""
+    said = []
+    for name, row in rows.items():
+        if row["capture"] and row["sptt_equal"] and row["tm"] == "native" and row["oracle"] != "different":
+            continue
+        for stage in dict.fromkeys(f["stage"].split()[0] for f in row["findings"]):
+            own = [f for f in row["findings"] if f["stage"].split()[0] == stage and f["severity"] == "error"]
+            if own:
+                reason = own[0]["reason"].split("\n", 1)[0]
+                said.append(f"{name}, {stage}: {own[0]['code']} {own[0]['module']}: {reason}".replace(" :", ":"))
+    return said
+
+
 def summary_of(rows: dict[str, dict[str, Any]]) -> list[str]:
     """The counts, one line each."""
     count = len(rows)
     towers, oracles = Counter(r["tm"] for r in rows.values()), Counter(r["oracle"] for r in rows.values())
+    kinds = ", ".join(f"{k} {v}" for k, v in towers.most_common())
     return [
-        f"{count} models; captured {sum(r['capture'] for r in rows.values())}, "
+        f"{count} models: captured {sum(r['capture'] for r in rows.values())}, "
         f"SPTT equal {sum(r['sptt_equal'] for r in rows.values())}",
-        "tower modules: " + ", ".join(f"{k} {v}" for k, v in towers.most_common())
-        + f"; native with some features left out {sum(_partial(r) for r in rows.values())}",
+        f"tower modules: {kinds} (native: {towers['native'] / count:.0%}, asked for: at least {NATIVE:.0%}); native "
+        f"with some features left out: {sum(_partial(r) for r in rows.values())}",
         "oracle: " + ", ".join(f"{k} {v}" for k, v in oracles.most_common()),
     ]
 
@@ -158,15 +189,31 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)  # what falls back is in the table
     wanted = [v for v in CATALOGUE.values() if not options.names or any(n in v.name for n in options.names)]
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    rows = {v.name: survey(v) for v in track(wanted, "zoo", console=console, disable=not sys.stdout.isatty())}
+    if not wanted:
+        parser.error(f"no variant has {' or '.join(options.names)} in its name; there are: {', '.join(CATALOGUE)}")
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    rows = {}
+    for place, variant in enumerate(track(wanted, "models", console=console, disable=not sys.stdout.isatty()), 1):
+        rows[variant.name] = survey(variant)
+        if not sys.stdout.isatty():  # minutes without a word look like a hang
+            console.print(f"{place:3}/{len(wanted)} {variant.name}: {rows[variant.name]['tm']}", highlight=False)
     console.print(table_of(rows))
+    console.print(LEGEND, highlight=False)
+    if reasons := reasons_of(rows):
+        console.print("\nWhy not native, or not equal:", style="bold")
+        for line in reasons:
+            console.print(f"  {line}", markup=False, highlight=False)
+    console.print()
     for line in summary_of(rows):
-        console.print(line)
+        console.print(line, highlight=False)
     if not options.names or options.output != OUTPUT:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(rows, indent=1) + "\n")
+        console.print(f"wrote {options.output}", highlight=False, soft_wrap=True)
+    else:
+        console.print("nothing written: only some models were asked for (name a file with --output)", highlight=False)
     return int(options.check and falls_short(rows))
 
 
