@@ -140,14 +140,19 @@ class CINPart(nn.Module):
 
 
 class AttentionPart(nn.Module):
-    """Multi-head self-attention written out with tensordot and a stack of heads."""
+    """Multi-head self-attention written out with tensordot and a stack of heads.
 
-    def __init__(self, fields: int, width: int, heads: int = 2, layers: int = 2) -> None:
+    It is as wide as the vectors of the flat model. Behind towers of another width it can stay what it was, which the
+    oracle allows for.
+    """
+
+    def __init__(self, fields: int, width: int, own: int = WIDTH, heads: int = 2, layers: int = 2) -> None:
         super().__init__()
-        self.heads, self.size, self.layers = heads, width // heads, layers
+        self.heads, self.size, self.layers = heads, own // heads, layers
         names = ("W_Query", "W_key", "W_Value", "W_Res")
         self.weights = nn.ModuleList(
-            nn.ParameterDict({n: nn.Parameter(torch.randn(width, width) * 0.2) for n in names}) for _ in range(layers)
+            nn.ParameterDict({n: nn.Parameter(torch.randn(before, own) * 0.2) for n in names})
+            for before in (width, *[own] * (layers - 1))
         )
 
     def forward(self, vectors: list[Tensor]) -> Tensor:
@@ -285,7 +290,7 @@ VARIANTS = [
     _variant("deepctr_deepfm_sequence", "DeepCTR DeepFM, VarLenSparseFeat", lambda f, n: FMPart(), sequence=True),
     _variant("deepctr_wide_deep", "DeepCTR WDL", None),
     _variant("deepctr_xdeepfm", "DeepCTR xDeepFM", CINPart),
-    _variant("deepctr_autoint", "DeepCTR AutoInt", AttentionPart, lambda f, n: f * n),
+    _variant("deepctr_autoint", "DeepCTR AutoInt", AttentionPart, lambda f, n: f * WIDTH),
     _variant("deepctr_pnn_inner", "DeepCTR PNN", lambda f, n: PairsPart(f, n, False), _pairs),
     _variant("deepctr_pnn_outer", "DeepCTR PNN", lambda f, n: PairsPart(f, n, True), _pairs),
     _variant("deepctr_fibinet", "DeepCTR FiBiNET", BilinearPart, lambda f, n: 2 * n * _pairs(f, n)),
