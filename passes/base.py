@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from dmt_plugin.capture import CapturedModel
 from dmt_plugin.config import DMTConfig
@@ -137,23 +137,20 @@ class Region:
 
 @dataclass(frozen=True)
 class Mark:
-    """One marker of the user's.
+    """One marker of the user's (``dmt_plugin.mark_embeddings``).
 
     Attributes:
         name: the group's.
-        streams: the nodes that were marked, in order.
-        keys: a name for each stream, or for each field of a single ``(B, F, N)`` stream; empty without keys.
+        keys: a name for each feature; empty without keys.
+        sources: for each marked stream what feeds it: embedding calls, each with the field that is picked out of its
+            ``(B, F, N)``, or ``None`` for all of it.
+        joint: whether there is one stream only, which holds the vectors of several features.
     """
 
     name: str
-    streams: tuple[fx.Node, ...]
     keys: tuple[str, ...]
-
-    @property
-    def joint(self) -> bool:
-        """True if one stream holds the vectors of several features."""
-        value = self.streams[0].meta.get("val")
-        return len(self.streams) == 1 and isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] > 1
+    sources: tuple[frozenset[tuple[fx.Node, int | None]], ...]
+    joint: bool = False
 
 
 @dataclass

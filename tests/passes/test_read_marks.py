@@ -13,9 +13,11 @@ from dmt_plugin import ExampleBatch, mark_embeddings
 from dmt_plugin.capture import capture
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import TransformError
-from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.nn.graph_ops import field_streams
+from dmt_plugin.passes.base import GraphPass, PassContext, run_passes
 from dmt_plugin.passes.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.read_marks import ReadMarks, feature_name, group_name
+from dmt_plugin.passes.split_joint_tables import SplitJointTables
 from dmt_plugin.topology import Topology
 
 KEYS = ["user", "item", "shop"]
@@ -37,16 +39,27 @@ class Model(nn.Module):
         return self.use(self, vectors, ids)
 
 
+PASSES: list[GraphPass] = [DissolveCollections(), ReadMarks(), SplitJointTables()]
+
+
 def read(use: Callable[[Any, list[Tensor], Tensor], Tensor]) -> PassContext:
     ctx = PassContext(capture(Model(use), ExampleBatch((IDS,))), DMTConfig(), Topology(2, 1))
-    return run_passes([DissolveCollections(), ReadMarks()], ctx)
+    return run_passes(PASSES, ctx)
 
 
-def names(ctx: PassContext, field: int | None = None) -> dict[str, tuple[str | None, str | None]]:
-    calls = [n for n in ctx.gm.graph.nodes if n.op == "call_module" and isinstance(ctx.module(n), nn.Embedding)]
-    return {str(n.target): (group_name(ctx, n), feature_name(ctx, n, field)) for n in calls}
+def names(ctx: PassContext) -> dict[str, tuple[str | None, str | None]]:
+    """Group and feature by table; the fields of the joint table by number."""
+    found = {}
+    for node in ctx.gm.graph.nodes:
+        if node.op == "call_module" and isinstance(ctx.module(node), nn.Embedding):
+            fields = [user for cut in node.users if cut.target is field_streams for user in cut.users]
+            for i, lookup in enumerate(fields or [node]):
+                name = f"{node.target}[{i}]" if fields else str(node.target)
+                found[name] = (group_name(ctx, lookup), feature_name(ctx, lookup))
+    return found
 
 
+OFFSETS = torch.tensor([0, 10, 20])
 FORMS: dict[str, Callable[[Any, list[Tensor], Tensor], Tensor]] = {
     "list": lambda m, v, ids: torch.cat(mark_embeddings("deep", v, KEYS), 1),
     "tuple": lambda m, v, ids: torch.stack(mark_embeddings("deep", tuple(v), KEYS), 1),
@@ -64,15 +77,28 @@ def test_streams_get_the_names_that_the_user_gave(form: str) -> None:
     assert mark_embeddings not in {n.target for n in ctx.gm.graph.nodes} and not ctx.findings
     torch.manual_seed(0)
     assert torch.equal(ctx.gm(IDS), Model(FORMS[form])(IDS))
-    assert ctx.results[-1].matched == 1 and len(ctx.marks) == 1
+    assert ctx.results[1].matched == 1 and len(ctx.marks) == 1
 
 
-def test_a_table_of_several_fields_is_named_by_field() -> None:
-    offsets = torch.tensor([0, 10, 20])
-    ctx = read(lambda m, v, ids: mark_embeddings("deep", m.joint(ids + offsets), KEYS).flatten(1))
-    (mark,) = ctx.marks
-    assert mark.joint and names(ctx)["joint"] == ("deep", None)
-    assert [names(ctx, field)["joint"][1] for field in range(4)] == [*KEYS, None]
+JOINT: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "whole": lambda m, rows: mark_embeddings("deep", rows, KEYS).flatten(1),
+    "behind a layer": lambda m, rows: mark_embeddings("deep", torch.relu(m.mix(rows)), KEYS).flatten(1),
+    "picked": lambda m, rows: torch.cat(mark_embeddings("deep", [rows[:, i] for i in range(3)], KEYS), 1),
+    "picked behind": lambda m, rows: torch.cat([mark_embeddings("deep", rows, KEYS)[:, i] for i in range(3)], 1),
+    "selected": lambda m, rows: torch.stack(mark_embeddings("deep", [rows.select(1, i) for i in (0, 1, 2)], KEYS)),
+}
+
+
+@pytest.mark.parametrize("form", list(JOINT))
+def test_the_fields_of_a_joint_table_are_named(form: str) -> None:
+    ctx = read(lambda m, v, ids: JOINT[form](m, m.joint(ids + OFFSETS)))
+    assert [names(ctx)[f"joint[{i}]"] for i in range(3)] == [("deep", key) for key in KEYS]
+    assert not ctx.findings
+
+
+def test_a_sum_over_fields_is_no_field() -> None:
+    ctx = read(lambda m, v, ids: mark_embeddings("deep", m.joint(ids + OFFSETS).sum(1), ["all"]))
+    assert [names(ctx)[f"joint[{i}]"] for i in range(3)] == [("deep", None)] * 3
 
 
 def test_without_keys_there_is_only_a_group() -> None:
