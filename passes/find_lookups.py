@@ -8,8 +8,8 @@
    one table read with two index inputs serves two features.
 3. A table that is not read by the samples' ids (one vector per position or per feature)
    is dense: it is left alone.
-4. A feature is named after the key of the jagged input it comes from, or the column of the
-   id matrix, else after the widest table it is looked up in.
+4. A feature is named as the user's markers say, else after the key of the jagged input it
+   comes from, or the column of the id matrix, else after the widest table it is looked up in.
 5. What the sharded lookup cannot do exactly as the layer does is a finding: it would
    run, and be wrong.
 """
@@ -28,6 +28,7 @@ from torch import fx, nn
 from dmt_plugin.nn.graph_ops import field_streams, jagged_values
 from dmt_plugin.passes.base import Contract, GraphPass, Ids, Lookup, PassContext, PassResult
 from dmt_plugin.passes.id_keys import column_key, key_of, origin_of
+from dmt_plugin.passes.read_marks import feature_name
 from dmt_plugin.passes.split_joint_tables import joint_fields
 from dmt_plugin.passes.table_calls import TableCall, read_call, reads_samples, weight_of
 
@@ -53,7 +54,7 @@ class FindLookups(GraphPass):
         found = _whole_where_ranges_overlap(ctx.gm, found)
         _check_weights(ctx, calls, found)
         _report_unread(ctx, calls)
-        ctx.lookups = _name_features(found)
+        ctx.lookups = _name_features(ctx, found)
         if not calls:
             ctx.find(
                 "DMT200",
@@ -244,17 +245,26 @@ def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
 # -- names -----------------------------------------------------------------------------
 
 
-def _name_features(lookups: list[Lookup]) -> list[Lookup]:
+def _name_features(ctx: PassContext, lookups: list[Lookup]) -> list[Lookup]:
     by_key: dict[str, list[Lookup]] = {}
     for lookup in lookups:
         by_key.setdefault(lookup.key, []).append(lookup)
-    wanted = {key: _input_name(group[0]) or max(group, key=lambda x: x.dim).table for key, group in by_key.items()}
+    wanted = {
+        key: _marked_name(ctx, group) or _input_name(group[0]) or max(group, key=lambda x: x.dim).table
+        for key, group in by_key.items()
+    }
     used: Counter[str] = Counter()
     names: dict[str, str] = {}
     for key, name in wanted.items():
         used[name] += 1
         names[key] = name if used[name] == 1 else f"{name}#{used[name]}"
     return [replace(lookup, feature=names[lookup.key]) for lookup in lookups]
+
+
+def _marked_name(ctx: PassContext, lookups: list[Lookup]) -> str | None:
+    """What the user's markers call the feature, where they agree."""
+    names = {name for lookup in lookups if (name := feature_name(ctx, lookup.node)) is not None}
+    return names.pop() if len(names) == 1 else None
 
 
 def _input_name(lookup: Lookup) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin import ExampleBatch, mark_embeddings
+from dmt_plugin.api import transform
 from dmt_plugin.capture import capture
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import TransformError
@@ -137,3 +138,14 @@ def test_what_no_table_feeds_is_a_warning() -> None:
     ctx = read(lambda m, v, ids: torch.cat([*v, mark_embeddings("dense", ids.float(), ["numbers"])], 1))
     (found,) = ctx.findings
     assert (found.code, found.severity) == ("DMT220", "warning") and "dense: numbers" in found.reason
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_plans_speak_of_features_by_their_keys(joint: bool) -> None:
+    def use(m: Any, v: list[Tensor], ids: Tensor) -> Tensor:
+        vectors = m.joint(ids + OFFSETS) if joint else v
+        marked = mark_embeddings("deep", vectors, KEYS)
+        return m.mix(torch.cat([marked[:, i] for i in range(3)] if joint else marked, 1)[:, :4])
+
+    towers = transform(Model(use), (IDS,), {"dmt": {"towers": {"module": "none"}}}, "2x1")
+    assert {f.name for f in towers.plan.features if not f.name.startswith("tables")} == set(KEYS)
