@@ -60,7 +60,7 @@ class ReadMarks(GraphPass):
             ctx.find("DMT220", "error", place, reason, "mark each stream once")
         if not sources:
             reason = f"the stream {stream.name} is marked as {label}, but no embedding table feeds it"
-            ctx.find("DMT220", "warning", place, reason, "mark the embeddings themselves")
+            ctx.find("DMT221", "warning", place, reason, "mark the embeddings themselves")
 
 
 def feature_name(ctx: PassContext, lookup: fx.Node) -> str | None:

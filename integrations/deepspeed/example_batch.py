@@ -83,8 +83,9 @@ def map_batch(value: Any, model: nn.Module, source: str) -> ExampleBatch:
         example = example_of(value, model)
         signature.bind(*example.args, **example.kwargs)
     except (CaptureError, TypeError) as error:
+        why = error.findings[0].reason if isinstance(error, CaptureError) else error
         raise ConfigError(
-            f"the example batch from {source} does not fit {type(model).__name__}.forward{signature}: {error}. "
+            f"the example batch from {source} does not fit {type(model).__name__}.forward{signature}: {why}. "
             f"Found {describe(value)}; expected a dict whose keys are parameters of forward, or a tuple or list that "
             "starts with its positional arguments, or its only argument. Wrap anything else in "
             "dmt_plugin.ExampleBatch(args, kwargs) and pass it as example_batch=."

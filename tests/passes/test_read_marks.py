@@ -137,7 +137,7 @@ def test_contradictions_are_errors() -> None:
 def test_what_no_table_feeds_is_a_warning() -> None:
     ctx = read(lambda m, v, ids: torch.cat([*v, mark_embeddings("dense", ids.float(), ["numbers"])], 1))
     (found,) = ctx.findings
-    assert (found.code, found.severity) == ("DMT220", "warning") and "dense: numbers" in found.reason
+    assert (found.code, found.severity) == ("DMT221", "warning") and "dense: numbers" in found.reason
 
 
 @pytest.mark.parametrize("joint", [False, True])
