@@ -62,7 +62,7 @@ class InsertTowers(GraphPass):
         graph = ctx.gm.graph
         order = {node: i for i, node in enumerate(graph.nodes)}
         first_use = min(group.joins, key=order.__getitem__)
-        _bring_forward(group.streams, first_use, order)
+        bring_forward(group.streams, first_use, order)
         stream_by_feature = {lookup.feature: s for lookup, s in zip(group.lookups, group.streams, strict=True)}
         spec = next(g for g in ctx.plan.groups if g.name == group.name)
         outputs: list[fx.Node] = []
@@ -94,7 +94,7 @@ class InsertTowers(GraphPass):
         return 2 * len(outputs) + 1 + len(packed)
 
 
-def _bring_forward(streams: list[fx.Node], point: fx.Node, order: dict[fx.Node, int]) -> None:
+def bring_forward(streams: list[fx.Node], point: fx.Node, order: dict[fx.Node, int]) -> None:
     """Moves the nodes that ``streams`` are computed from before ``point``, in their order."""
     pending, late = list(streams), set()
     while pending:

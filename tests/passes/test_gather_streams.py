@@ -18,10 +18,9 @@ PRESERVE = {"transform": {"on_unsupported": "preserve"}}
 
 
 def pairs(streams: list[Tensor], model: Any) -> Tensor:
-    """The lists of an inner product: every stream several times."""
-    n = range(len(streams))
-    rows = torch.stack([streams[i] for i in n for j in n if i < j], 1)
-    columns = torch.stack([streams[j] for i in n for j in n if i < j], 1)
+    """Products of neighbours in a ring, and of the first with all: lists with repeats that enumerate nothing known."""
+    rows = torch.stack([*streams, *streams], 1)
+    columns = torch.stack([*streams[1:], streams[0], *([streams[0]] * len(streams))], 1)
     return (rows * columns).sum(2)
 
 
@@ -171,3 +170,19 @@ def test_what_cannot_keep_its_shapes_moves_with_a_warning(policy: dict[str, Any]
     model = towers(Flat(lambda s, m: torch.cat(s, 1), tables), ids(4, 5), **policy)
     assert [g.kind for g in model.plan.groups] == ["transport"] and model.semantic_preserving
     assert only(model.findings, "DMT302").severity == only(model.findings, "DMT303").severity == "warning"
+
+
+def test_a_feature_that_is_used_outside_its_join_is_named() -> None:
+    finding = only(towers(Flat(one_outside), ids(4, 5)).findings, "DMT306")
+    assert (finding.severity, finding.module) == ("warning", "tables.0")
+    assert "['tables.0']" in finding.reason and "group1" in finding.reason and "['sum_1']" in finding.reason
+    assert not [f for f in found(Flat(cat), ids(4, 5)).findings if f.code == "DMT306"]
+
+
+def test_a_single_feature() -> None:
+    flat = Flat(lambda s, m: s[0] * 1, features=1)
+    with pytest.raises(TransformError) as caught:
+        towers(flat, ids(1, 5))
+    assert [(f.code, f.module) for f in caught.value.findings if f.severity == "error"] == [("DMT305", "tables.0")]
+    model = towers(flat, ids(1, 5), topology="1x2", **DECODER)
+    assert only(model.findings, "DMT305").severity == "warning" and model.semantic_preserving

@@ -127,7 +127,7 @@ def test_the_cost_of_decoders_is_told() -> None:
     finding = only(model.findings, "DMT307")
     # Per tower of 2 features: O_t = 2*2 = 4, decoder 4 -> 8.
     assert finding.severity == "warning" and finding.module == "tables.0"
-    assert "group0 (4 features of width 4)" in finding.reason and "more than once" not in finding.reason
+    assert "group0 (4 features of width 4)" in finding.reason and "more than once" in finding.reason
     assert "8 entries a sample cross hosts instead of 16" in finding.reason
     assert f"{2 * (4 * 8 + 8)} parameters and {2 * 2 * 4 * 8} FLOPs a sample" in finding.reason
     assert [(r.target, r.what) for r in model.repairs] == [

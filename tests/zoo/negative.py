@@ -77,7 +77,7 @@ class Negative:
             operation behind the towers, its node (a pattern).
         reason: a part of the finding's reason; for a trace that stops, a part of the user's line.
         config: the DeepSpeed configuration it is refused under.
-        severity: "error", or "info" where the rest of the model can go on safely.
+        severity: "error", or "warning" where the rest of the model can go on safely.
     """
 
     name: str
@@ -122,9 +122,9 @@ NEGATIVES = [
     Negative("tied_by_function", _plain(TiedByFunction), "DMT205", "tables.1", "also used by"),
     Negative("padding_not_zero", _padding_not_zero, "DMT207", "tables.0", "not zero"),
     Negative("marked_twice", _plain(MarkedTwice), "DMT220", "tables.2", "marked twice: as item: c and as user: d"),
-    Negative("one_lookup", _plain(OneLookup, 1), "DMT305", "tables.0", "", TOWERS),
-    Negative("used_outside", _plain(UsedOutside), "DMT306", "tables.3", "", TOWERS),
-    Negative("repeated_streams", _plain(Repeated), "DMT302", "tables.1", "more than once", TOWERS),
+    Negative("one_lookup", _plain(OneLookup, 1), "DMT305", "tables.0", "alone", TOWERS),
+    Negative("used_outside", _plain(UsedOutside), "DMT306", "tables.3", "enter the join", TOWERS, "warning"),
+    Negative("repeated_streams", _plain(Repeated), "DMT302", "tables.0", "more than once", TOWERS),
     Negative("fixed_positions", _plain(FixedPositions), "DMT401", r"getitem(_\d+)?", "takes entry 0", TOWERS),
 ]
 
