@@ -27,7 +27,6 @@ def page_of(data: Mapping[str, Any], model: str, config: str | None) -> html.Pag
         model: how the user named the model.
         config: the configuration file; `None`: the default section.
     """
-    data = dict(data)
     refused = data["refused"]
     command = f"dmt explain --model {model}" + (f" --config {config}" if config else "")
     page = html.Page(
@@ -76,7 +75,7 @@ def _facts(data: Mapping[str, Any], model: str, config: str) -> dict[str, str]:
     facts = {"model": f"`{model}`", "configuration": f"`{config}`"}
     if data["plan"]:
         facts["plan"] = f"`{data['plan_fingerprint']}` for model `{data['plan']['model']}`"
-        facts["tower module"] = tower_note(dict(data))
+        facts["tower module"] = tower_note(data)
     if data["parameters"]:
         counts = data["parameters"]
         facts["parameters"] = (
@@ -158,7 +157,7 @@ def _groups(data: Mapping[str, Any]) -> str:
         Column("meets_at", "branches meet at", text=True),
         Column("why", "why", text=True),
     ]
-    rows = [{**g, "why": g["reason"] or tower_note(dict(data))} for g in data["groups"]]
+    rows = [{**g, "why": g["reason"] or tower_note(data)} for g in data["groups"]]
     return Table(columns, rows).to_html()
 
 
@@ -203,7 +202,7 @@ def _exchanges(data: Mapping[str, Any]) -> list[str]:
         Column("other_hosts", "to other hosts", ",d", "bytes"),
         Column("same_host", "inside the host", ",d", "bytes"),
     ]
-    away, near = sum_of_bytes(dict(data))
+    away, near = sum_of_bytes(data)
     total = {"name": "sum", "group": "", "phase": "", "shape": "", "other_hosts": away, "same_host": near}
     text = f"One step of rank {data['rank']} with {data['batch_size']} samples, by formula."
     return [html.paragraph(text), Table(columns, [*data["collectives"], total], emphasis="sum").to_html()]

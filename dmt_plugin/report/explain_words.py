@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
-def headline(data: dict[str, Any]) -> str:
+def headline(data: Mapping[str, Any]) -> str:
     """What becomes of the model, in one line."""
     hosts, lanes = data["topology"].split("x")
     where = f"{hosts} host(s) x {lanes} rank(s), route {data['route']}"
@@ -17,7 +18,7 @@ def headline(data: dict[str, Any]) -> str:
     return f"{where}, {len(data['towers'])} tower(s), strategy {strategy}, {modules}"
 
 
-def tower_note(data: dict[str, Any]) -> str:
+def tower_note(data: Mapping[str, Any]) -> str:
     """What kind of tower module a group goes through."""
     if not data["plan"]:
         return ""
@@ -26,7 +27,7 @@ def tower_note(data: dict[str, Any]) -> str:
     return f"module {module['kind']}" + (f"{letters}, D={module['dim']}" if module["kind"] != "none" else "")
 
 
-def sum_of_bytes(data: dict[str, Any]) -> tuple[int, int]:
+def sum_of_bytes(data: Mapping[str, Any]) -> tuple[int, int]:
     """Bytes of a step to other hosts and inside the host."""
     away = sum(c["other_hosts"] for c in data["collectives"])
     near = sum(c["same_host"] for c in data["collectives"])

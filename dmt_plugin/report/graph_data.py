@@ -91,7 +91,7 @@ def condensed(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
     kinds = kinds_of(gm)
     nodes = [n for n in gm.graph.nodes if kinds[n] not in ("constant", "size") and (n.users or n.op in _ENDS)]
     keys = _keys(nodes, kinds)
-    boxes = nx.DiGraph()
+    boxes: nx.DiGraph[int] = nx.DiGraph()
     home: dict[fx.Node, int] = {}
     parts: dict[int, list[fx.Node]] = {}
     for place, part in enumerate(_parts(nodes, keys)):
@@ -132,11 +132,12 @@ def _keys(nodes: list[fx.Node], kinds: dict[fx.Node, str]) -> dict[fx.Node, Key]
         elif kind == "input":
             keys[node] = (kind, "")
         else:
-            own = paths[node][common : common + 1]
+            own = _part(paths[node], common)
             before = {keys[s] for s in node.all_input_nodes if s in keys}
+            named = {key for key in before if key[1]}
             # A relu or a residual sum between layers belongs to the part it reads from.
-            follows = not own and len(before) == 1 and next(iter(before))[0] == kind
-            keys[node] = next(iter(before)) if follows else (kind, own[0] if own else "")
+            follows = not own and len(named) == 1 and all(k == kind for k, _ in before)
+            keys[node] = next(iter(named)) if follows else (kind, own)
     return keys
 
 
@@ -146,6 +147,13 @@ def _path(node: fx.Node) -> list[str]:
         return str(node.target).split(".")
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return str(stack[-1][0]).split(".") if stack and stack[-1][0] else []
+
+
+def _part(path: list[str], common: int) -> str:
+    """The name that tells parts of the model apart; a number says nothing without the list it counts in."""
+    if len(path) <= common:
+        return ""
+    return ".".join(path[common - 1 : common + 1]) if path[common].isdigit() and common else path[common]
 
 
 def _common(paths: list[list[str]]) -> int:
@@ -159,7 +167,7 @@ def _common(paths: list[list[str]]) -> int:
 def _parts(nodes: list[fx.Node], keys: dict[fx.Node, Key]) -> list[list[fx.Node]]:
     """Step 2: connected nodes of one key and level, in the order of the graph."""
     level: dict[fx.Node, int] = {}
-    whole = nx.Graph()
+    whole: nx.Graph[fx.Node] = nx.Graph()
     whole.add_nodes_from(nodes)
     for node in nodes:
         sources = [s for s in node.all_input_nodes if s in level]
@@ -173,7 +181,7 @@ def _parts(nodes: list[fx.Node], keys: dict[fx.Node, Key]) -> list[list[fx.Node]
     return sorted(parts, key=lambda part: position[part[0]])
 
 
-def _join_rows(boxes: nx.DiGraph, parts: dict[int, list[fx.Node]], kinds: dict[fx.Node, str]) -> None:
+def _join_rows(boxes: nx.DiGraph[int], parts: dict[int, list[fx.Node]], kinds: dict[fx.Node, str]) -> None:
     """Step 3, in place. Joining the ends of a lone edge cannot close a circle."""
     for target in list(nx.topological_sort(boxes)):
         sources = list(boxes.predecessors(target))

@@ -97,7 +97,7 @@ class Graph:
     def folded(self, least: int = 4) -> Graph:
         """The graph with `least` or more nodes that play the same part drawn as one (see `folding`)."""
         of = {node.id: node for node in self.nodes}
-        looks = {n.id: (n.kind, n.column, without_digits(n.label), without_digits(n.note)) for n in self.nodes}
+        looks = {node.id: _look(node) for node in self.nodes}
         nodes, kept = [], {}
         for group in classes(looks, [(e.source, e.target) for e in self.edges], least):
             first = of[group[0]]
@@ -106,15 +106,26 @@ class Graph:
         return Graph(nodes, list(dict.fromkeys(Edge(kept[e.source], kept[e.target]) for e in self.edges)))
 
 
+def _look(node: Node) -> tuple[str | None, ...]:
+    """What has to be alike for two nodes to be drawn as one, besides their part in the graph."""
+    if node.kind == "input":
+        return node.kind, node.column
+    if node.kind == "lookup":  # tables of several widths are still tables
+        return node.kind, node.column, without_digits(node.label)
+    return node.kind, node.column, without_digits(node.label), without_digits(node.note)
+
+
 def _stack(group: Sequence[Node]) -> Node:
     """One node for several: how many, what they are called together, and the shape they have in common."""
     count = sum(node.count for node in group)
     labels = list(dict.fromkeys(node.label for node in group))
-    notes = {node.note for node in group}
-    what = labels[0] if len(labels) == 1 else KINDS[group[0].kind]
-    lines = [common_name(labels) if len(labels) > 1 else "", next(iter(notes)) if len(notes) == 1 else ""]
-    note = "\n".join(line for line in lines if line) or ", ".join(labels if len(labels) > 1 else sorted(notes))
-    more = ", ".join(labels) if len(labels) > 1 else ""
+    alike = len(labels) == 1
+    shapes = list(dict.fromkeys(node.note.split("\n")[0] for node in group if node.note))
+    if group[0].kind == "input" and len(shapes) > 1:
+        shapes = []
+    names = "" if alike else common_name(labels) or ", ".join(labels)
+    note = "\n".join(line for line in (names, ", ".join(shapes)) if line)
+    what, more = (labels[0], "") if alike else (KINDS[group[0].kind], ", ".join(labels))
     return replace(group[0], label=f"{count} \u00d7 {what}", note=note, count=count, more=more)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -128,3 +128,55 @@ def test_ranks_beside_each_other() -> None:
     assert len(joined.nodes) == 4 + 2 * 2
     assert len(joined.edges) == 2 + 2 * 3
     picture_of_graph(joined)
+
+
+def towers(features: int, count: int) -> Graph:
+    nodes = [Node("dense", "x", "input"), Node("out", "cat", "interaction")]
+    edges = []
+    for f in range(features):
+        tower = f"t{f % count}"
+        nodes += [Node(f"i{f}", f"ids_{f}", "input"), Node(f"e{f}", f"emb.{f}", "lookup", note=f"(B, {2 ** (f % 3)})")]
+        edges += [(f"i{f}", f"e{f}"), (f"e{f}", tower)]
+    for t in range(count):
+        nodes.append(Node(f"t{t}", f"group0.tower{t}", "tower"))
+        edges.append((f"t{t}", "out"))
+    return Graph(nodes, [Edge(*edge) for edge in edges] + [Edge("dense", "out")])
+
+
+def test_features_fold_by_tower() -> None:
+    folded = towers(12, 2).folded(4)
+    labels = sorted(node.label for node in folded.nodes)
+    six = "6 \u00d7 "
+    stacks = [six + "embedding lookup"] * 2 + [six + "input"] * 2
+    assert labels == [*stacks, "cat", "group0.tower0", "group0.tower1", "x"]
+    lookups = [node for node in folded.nodes if node.kind == "lookup"]
+    assert {node.note for node in lookups} == {"emb\n(B, 1), (B, 4), (B, 2)", "emb\n(B, 2), (B, 1), (B, 4)"}
+    assert {node.more for node in lookups} == {", ".join(f"emb.{f}" for f in range(t, 12, 2)) for t in (0, 1)}
+
+
+def test_many_towers_fold_with_their_features() -> None:
+    folded = towers(24, 8).folded(4)
+    assert sorted((node.kind, node.count) for node in folded.nodes) == [
+        ("input", 1), ("input", 24), ("interaction", 1), ("lookup", 24), ("tower", 8),
+    ]  # fmt: skip
+    picture_of_graph(folded)
+
+
+def test_nodes_of_other_depth_do_not_fold() -> None:
+    names = [f"r{i}" for i in range(6)]
+    graph = Graph([Node(n, "relu", "dense") for n in names], [Edge(a, b) for a, b in pairwise(names)])
+    assert len(graph.folded(2).nodes) == 6
+
+
+def test_a_long_edge_passes_a_layer_beside_its_nodes() -> None:
+    sizes = {"a": (60.0, 30.0), "b": (60.0, 90.0), "c": (60.0, 30.0)}
+    placed = layout(sizes, [("a", "b"), ("b", "c"), ("a", "c")], {})
+    (_, first, second, _) = placed.routes["a", "c"]
+    x, y = placed.centre["b"]
+    assert first[0] == second[0] and second[1] - first[1] == 90.0 == 2 * (y - first[1])
+    assert abs(first[0] - x) > 30.0
+
+
+def test_pictures_of_one_page_do_not_share_ids() -> None:
+    first, second = (picture_of_graph(star(2), name=name) for name in ("one", "two"))
+    assert 'id="one-tip"' in first and "url(#one-tip)" in first and "one-tip" not in second
