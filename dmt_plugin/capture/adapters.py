@@ -87,8 +87,8 @@ def with_forward(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
             parameters, submodules and methods of ``module``.
     """
     kind = type(module)
-    twin = _shallow(module, type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__}))
-    return twin
+    home = getattr(forward, "__module__", __name__)  # not torch's, whose layers are never looked into
+    return _shallow(module, type(kind.__name__, (kind,), {"forward": forward, "__module__": home}))
 
 
 def adapted(model: nn.Module, example: ExampleBatch) -> tuple[nn.Module, list[Finding]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from dmt_plugin.capture.inputs import is_constant
 from dmt_plugin.capture.leaves import PooledValues
@@ -25,7 +25,15 @@ from dmt_plugin.capture.where import calling_line, refusal, shown
 ONE_PATH = "a graph has one path for all data; replace the branch by torch.where or a mask, or move it out of forward"
 
 
+DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
+"""What fake tensors raise where only real data could answer."""
+
 _ANSWERED = ("keys", "values", "items", "get", "length_per_key")
+
+
+def unknown(error: Exception) -> str:
+    """What one of :data:`DATA_DEPENDENT` says is not known."""
+    return "a size" if isinstance(error, DynamicOutputShapeException) else "a number"
 
 
 class ValueProxy(fx.Proxy):
@@ -60,7 +68,7 @@ class ValueProxy(fx.Proxy):
     def _concrete(self, what: str, ask: Callable[[Any], Any]) -> Any:
         try:
             return ask(self._value)
-        except DataDependentOutputException as error:
+        except DATA_DEPENDENT as error:
             raise refusal(
                 "DMT101",
                 self.tracer.here,  # type: ignore[attr-defined]

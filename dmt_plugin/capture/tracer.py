@@ -28,12 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture.identities import drop_identities
@@ -41,7 +36,7 @@ from dmt_plugin.capture.inputs import InputBinder, is_jagged
 from dmt_plugin.capture.leaves import is_leaf, leaf_value
 from dmt_plugin.capture.masks import attribute, indices_of, selected, spell_masks_by_row
 from dmt_plugin.capture.mutations import MUTATED, make_mutations_explicit
-from dmt_plugin.capture.proxies import ONE_PATH, ValueProxy
+from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueProxy, unknown
 from dmt_plugin.capture.surroundings import (
     WrappedName,
     left_as_it_was,
@@ -148,12 +143,11 @@ class ValueTracer(fx.Tracer):
             return result
         except CaptureError:
             raise
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            what = "a size" if isinstance(error, DynamicOutputShapeException) else "a number"
+        except DATA_DEPENDENT as error:
             raise refusal(
                 "DMT101",
                 self.here,
-                f"{what} depends on data: {node.format_node()} at {shown(calling_line())}",
+                f"{unknown(error)} depends on data: {node.format_node()} at {shown(calling_line())}",
                 ONE_PATH,
             ) from error
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -163,6 +164,17 @@ def test_weights_without_data_cannot_be_compared(register: Register) -> None:
         model = Model()
     findings = capture(model, ExampleBatch((torch.empty(5, 3, device="meta"),))).findings
     assert [(f.code, f.severity, f.module) for f in findings] == [("DMT110", "warning", "inner.1")]
+
+
+def test_the_forward_of_a_layer_of_torch_can_be_another(register: Register) -> None:
+    def linear(self: nn.Linear, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    register(nn.Linear, lambda layer: with_forward(layer, linear))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    graph = capture(model, ExampleBatch((rows(5),))).as_module()
+    assert nn.functional.linear in {n.target for n in graph.graph.nodes}
+    assert torch.equal(pickle.loads(pickle.dumps(graph))(rows(4)), model(rows(4)))
 
 
 def test_the_names_are_public() -> None:
