@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ class TowerPlan:
 
     def table(self, name: str) -> TableSpec:
         """A table by name."""
-        return next(t for t in self.tables if t.name == name)
+        return self._table_by_name[name]
 
     def module_of(self, group: GroupSpec, tower: int) -> TowerModuleSpec:
         """The module of one tower in one group, with the width of its outputs."""
@@ -185,13 +186,19 @@ class TowerPlan:
         members = set(group.features)
         return tuple(f for f in self.towers[tower] if f in members)
 
-    @property
+    # Asked for every lookup on every rank, so looked up in a dict that is made once.
+
+    @cached_property
     def _tower_by_feature(self) -> dict[str, int]:
         return {name: t for t, names in enumerate(self.towers) for name in names}
 
-    @property
+    @cached_property
     def _feature_by_table(self) -> dict[str, str]:
         return {table: feature.name for feature in self.features for table in feature.tables}
+
+    @cached_property
+    def _table_by_name(self) -> dict[str, TableSpec]:
+        return {table.name: table for table in self.tables}
 
     # -- checks ------------------------------------------------------------------------
 
