@@ -98,6 +98,18 @@ def simple_deepfm(features: int = FEATURES, width: int = WIDTH) -> Built:
     return model, jagged_batch(features)
 
 
+def simple_deepfm_beside(streams: int, dim: int, features: int) -> Built:
+    """The same of torchrec's own parts, with a dense vector of the flat model's width beside streams of any width."""
+    from torchrec.models.deepfm import DenseArch, FMInteractionArch, OverArch
+
+    model, batch = simple_deepfm(streams, dim)
+    names = [f"cat_{f}" for f in range(streams)]
+    model.dense_arch = DenseArch(DENSE, 12, WIDTH)
+    model.inter_arch = FMInteractionArch(WIDTH + streams * dim, names, 7)
+    model.over_arch = OverArch(WIDTH + 7 + 1)
+    return model, batch
+
+
 class PooledStack(nn.Module):
     """A model of one's own over a collection: all columns at once, viewed per feature."""
 
@@ -132,6 +144,11 @@ VARIANTS = [
     Variant("torchrec_dlrm_dcn", "torchrec", dlrm_dcn, _oracle(dlrm_dcn)),
     Variant("torchrec_dlrm_projection", "torchrec", dlrm_projection, _oracle(dlrm_projection)),
     Variant("torchrec_dlrm_train", "torchrec", dlrm_train, _oracle(dlrm_train, f"model.{_BAGS}")),
-    Variant("torchrec_simple_deepfm", "torchrec", simple_deepfm, _oracle(simple_deepfm)),
+    Variant(
+        "torchrec_simple_deepfm",
+        "torchrec",
+        simple_deepfm,
+        Oracle(simple_deepfm_beside, lambda streams: [f"{_BAGS}.t{i}" for i in range(streams)]),
+    ),
     Variant("torchrec_pooled_stack", "torchrec", pooled_stack, _oracle(pooled_stack, "ebc.embedding_bags")),
 ]
