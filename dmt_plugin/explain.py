@@ -2,8 +2,8 @@
 
 1. Transform the model and place it for one rank of the topology; no process is started and no table is copied,
    so a model on the meta device serves.
-2. If the transformation is refused, run the analysis alone, as far as it goes: findings say what is wrong,
-   groups and the flat graph say with what.
+2. If the model is refused, run the analysis alone, as far as it goes: findings say what is wrong, groups and
+   the flat graph say with what.
 3. Condense the graphs (:mod:`dmt_plugin.report.graph_data`): flat, with towers, and of one rank, alone and beside
    the first ranks of other hosts.
 4. List every collective of a training step with shape and bytes, by formula.
@@ -21,15 +21,15 @@ import torch
 from torch import fx, nn
 
 from dmt_plugin.api import transform
-from dmt_plugin.capture import ExampleBatch, capture
+from dmt_plugin.capture import InputBinder, capture
 from dmt_plugin.capture.inputs import batch_size_of, example_of
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import TransformError
+from dmt_plugin.errors import CaptureError, FindingsError, TransformError
 from dmt_plugin.findings import sort_findings
 from dmt_plugin.passes.base import PassContext, Repair, StreamGroup, run_passes
 from dmt_plugin.passes.dissolve_collections import DissolveCollections
-from dmt_plugin.passes.insert_towers import TOWERS
+from dmt_plugin.passes.insert_towers import tower_number
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.placed import PlacedGraph, PlacedModel, place_graph
 from dmt_plugin.plan import TowerPlan
@@ -72,12 +72,16 @@ def explain(
         ``None``, or the message of the refusal; then what could not be made is ``None`` or empty.
 
     Raises:
-        CaptureError: the model cannot be captured.
+        CaptureError: the batch is no call of the model.
     """
     example = example_of(batch, model)
-    captured = capture(model, example)
-    inputs = captured.binder.inputs(example.args, example.kwargs)
+    inputs = InputBinder(model.forward, example).inputs(example.args, example.kwargs)
     samples = batch_size or batch_size_of(inputs) or 1
+    shown = {"topology": str(topology), "rank": rank, "batch_size": samples, "route": config.comm.route}
+    try:
+        captured = capture(model, example)
+    except CaptureError as error:
+        return {**_refused(error, None), **shown, "graph_before": None, "nodes_before": []}
     flat = PassContext(captured, config, topology)
     run_passes([DissolveCollections()], flat)
     before = {
@@ -87,7 +91,8 @@ def explain(
     try:
         logical = transform(model, example, config, topology)
     except TransformError as error:
-        return {**_refused(error, model, example, config, topology, rank, samples), **before}
+        analysed = PassContext(capture(model, example), config, topology)
+        return {**_refused(error, analysed), **shown, **before}
     by_host = {}
     for host in range(min(topology.hosts, _MOST_HOSTS)):
         graph = place_graph(logical, config, topology, topology.rank_of(host, 0))
@@ -96,39 +101,26 @@ def explain(
     return {**describe(placed, samples), **before, "graphs_by_host": by_host}
 
 
-def _refused(
-    error: TransformError,
-    model: nn.Module,
-    example: ExampleBatch,
-    config: DMTConfig,
-    topology: Topology,
-    rank: int,
-    samples: int,
-) -> dict[str, Any]:
-    """What is known of a model that cannot be rewritten: as much as the analysis finds out by itself."""
-    ctx = PassContext(capture(model, example), config, topology)
-    for step in towers_passes():
+def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
+    """What is known of a model that cannot be rewritten: as much as the analysis of ``ctx`` finds out by itself."""
+    for step in towers_passes() if ctx else ():
+        assert ctx is not None
         try:
             run_passes([step], ctx)
         except TransformError:
             break
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("plan", "plan_fingerprint", "compression", "parameters", "graph_after", "graph_placed")
-    )
+    nothing = dict.fromkeys(("plan", "plan_fingerprint", "compression", "parameters", "graph_after", "graph_placed"))
+    plan = ctx.plan if ctx else None
     return {
         **nothing,
         "refused": str(error).split("\n", 1)[0],
-        "topology": str(topology),
-        "rank": rank,
-        "batch_size": samples,
-        "route": config.comm.route,
-        "towers": _towers(ctx.plan) if ctx.plan else [],
-        "groups": [_found_group(g) for g in ctx.groups],
+        "towers": _towers(plan) if plan else [],
+        "groups": [_found_group(g) for g in ctx.groups] if ctx else [],
         "tower_modules": [],
         "findings": [dataclasses.asdict(f) for f in sort_findings(error.findings)],
         "repairs": [],
         "new_parameters": [],
-        "passes": [dataclasses.asdict(r) for r in ctx.results],
+        "passes": [dataclasses.asdict(r) for r in ctx.results] if ctx else [],
         "collectives": [],
         "nodes_after": [],
         "graphs_by_host": {},
@@ -159,6 +151,7 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int) -> dict[str, An
             {
                 "name": g.name,
                 "kind": g.kind,
+                "form": g.form,
                 "features": len(g.features),
                 "width": g.width,
                 "reason": logical.group_reasons[g.name],
@@ -210,6 +203,7 @@ def _found_group(group: StreamGroup) -> dict[str, Any]:
     return {
         "name": group.name,
         "kind": group.kind,
+        "form": group.form,
         "features": len(group.lookups),
         "width": group.width,
         "reason": group.reason,
@@ -221,17 +215,19 @@ def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
     """Every module between a tower's streams and what crosses hosts, with its shapes."""
     found = []
     for node in logical.graph.nodes:
-        if node.op != "call_module" or not str(node.target).startswith(f"{TOWERS}."):
+        tower = tower_number(str(node.target)) if node.op == "call_module" else None
+        if tower is None:
             continue
-        group, _, tower = str(node.target).removeprefix(f"{TOWERS}.").partition(".tower")
+        group = next(g for g in logical.plan.groups if g.name == str(node.target).split(".")[1])
         (packed,) = node.args
         module = logical.get_submodule(str(node.target))
         found.append(
             {
                 "path": str(node.target),
-                "group": group,
-                "tower": int(tower),
-                "host": logical.plan.tower_hosts[int(tower)],
+                "group": group.name,
+                "tower": tower,
+                "host": logical.plan.tower_hosts[tower],
+                "module": logical.plan.module_of(group, tower).kind,
                 "input": f"(B, {', '.join(map(str, packed.meta['val'].shape[1:]))})",
                 "output": f"(B, {node.meta['val'].shape[1]})",
                 "parameters": sum(p.numel() for p in module.parameters()),
@@ -242,7 +238,6 @@ def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
 
 def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
     """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
-    module = logical.plan.module
     tables = {t.parameter for t in logical.plan.tables}
     flat = dict(logical.__dict__["flat"].named_parameters())
     found = []
@@ -251,14 +246,26 @@ def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
         if repair is not None and not _kept(parameter, flat.get(name), repair):
             why, init = repair.what, repair.init
         elif repair is None and name not in flat and name not in tables:
-            own = module.kind in ("dlrm", "dcn") and name.startswith(f"{TOWERS}.")
-            why, init = "new", _INIT.get(module.init, module.init) if own else "as its module starts"
+            why, init = "new", _start(logical.plan, name)
         else:
             continue
         found.append(
             {"name": name, "shape": list(parameter.shape), "count": parameter.numel(), "why": why, "init": init}
         )
     return found
+
+
+def _start(plan: TowerPlan, name: str) -> str:
+    """How a parameter of a tower module starts."""
+    path = name.split(".")
+    tower = tower_number(".".join(path[:3]))
+    group = next((g for g in plan.groups if tower is not None and g.name == path[1]), None)
+    if tower is None or group is None:
+        return "as its module starts"
+    spec = plan.module_of(group, tower)
+    if (spec.kind, spec.init) == ("preserve", "orthogonal"):
+        return "a small rotation, bias 0"
+    return _INIT.get(spec.init, spec.init) if spec.kind in ("dlrm", "dcn", "preserve") else "as its module starts"
 
 
 def _kept(parameter: nn.Parameter, before: nn.Parameter | None, repair: Repair) -> bool:
@@ -299,6 +306,7 @@ def _parameters(model: TowerModel) -> dict[str, int]:
     tables = {t.parameter for t in model.plan.tables}
     counts = {"tables": 0, "towers": 0, "dense": 0}
     for name, parameter in model.named_parameters():
-        kind = "tables" if name in tables else "towers" if name.startswith(TOWERS) else "dense"
+        inside = tower_number(".".join(name.split(".")[:3])) is not None  # a decoder is a layer of the dense part
+        kind = "tables" if name in tables else "towers" if inside else "dense"
         counts[kind] += parameter.numel()
     return counts

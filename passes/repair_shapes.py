@@ -49,6 +49,7 @@ class RepairShapes(GraphPass):
                 f"{WAYS_OUT}; or choose c, p and dim so that streams keep their number and width",
             )
             return self.result(1)
+        known = len(ctx.repairs)  # decoders are listed already
         self._layers(ctx, sweep)
         self._parameters(ctx, sweep)
         for count, (node, (args, kwargs)) in enumerate(sweep.edits.items()):
@@ -59,7 +60,8 @@ class RepairShapes(GraphPass):
         lookups = {lookup.node for lookup in ctx.lookups}
         ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)
         ctx.captured.graph_module = graph_module_over(ctx.gm, ctx.gm.graph)
-        return self.result(len(ctx.repairs) + len(sweep.edits), len(ctx.repairs) + len(sweep.edits))
+        count = len(ctx.repairs) - known + len(sweep.edits)
+        return self.result(count, count)
 
     def _layers(self, ctx: PassContext, sweep: Sweep) -> None:
         outputs = {str(n.target): a.new for (n, _), a in sweep.forced.items() if n.op == "call_module"}

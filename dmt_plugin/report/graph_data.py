@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights
-from dmt_plugin.passes.insert_towers import TOWERS
+from dmt_plugin.passes.insert_towers import TOWERS, tower_number
 from dmt_plugin.passes.place import EXCHANGE_META, LOOKUP, SHAPE_META
 
 _STEPS_BEHIND = 10
@@ -64,7 +64,7 @@ def _kind(
         return "exchange"
     if node.op == "call_module":
         target = str(node.target)
-        if target.startswith(f"{TOWERS}."):
+        if tower_number(target) is not None:
             return "tower"
         if target == LOOKUP or isinstance(gm.get_submodule(target), (nn.Embedding, nn.EmbeddingBag)):
             return "lookup"

@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import ConfigError, PlanError
+from dmt_plugin.explain import explain
 from dmt_plugin.nn.towers import DCNTower, DLRMTower, PreserveTower
 from dmt_plugin.plan import TowerPlan
+from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
 from tests.passes.flat import Flat, cat, ids, only, towers
 from tests.passes.test_gather_streams import pairs, returned
@@ -277,3 +280,25 @@ def test_a_users_tower_in_one_place_and_with_a_decoder() -> None:
 def test_models_whose_interaction_is_tied_to_its_features(name: str, form: str) -> None:
     model = check_towers(CATALOGUE[name], {"dmt": {"transform": {"on_unsupported": form}}})
     assert {g.form for g in model.plan.groups if g.kind == "tower"} <= {"native", form}
+
+
+def test_the_shape_repair_counts_its_own_repairs_only() -> None:
+    model = compiled(Flat(pairs), "decoder")
+    assert next(r for r in model.passes if r.name == "repair_shapes").changed == 0
+
+
+def test_explaining_a_model_with_decoders() -> None:
+    dmt = {"transform": {"on_unsupported": "decoder"}, "towers": {"overrides": {"1": {"p": 1}}}}
+    config = DMTConfig.model_validate(dmt)
+    data = explain(Flat(pairs), (ids(4, 5),), config, Topology(2, 1))
+    assert [g["form"] for g in data["groups"]] == ["decoder"]
+    assert [(m["tower"], m["module"], m["output"]) for m in data["tower_modules"]] == [
+        (0, "dlrm", "(B, 4)"), (1, "dlrm", "(B, 6)"),
+    ]  # fmt: skip
+    anew = {p["name"]: p["init"] for p in data["new_parameters"]}
+    assert "least-squares" in anew["dmt_towers.group0.decoder1.weight"]
+    assert "rotation" in anew["dmt_towers.group0.tower1.per_tower.weight"]
+    assert data["compression"] == 16 / 10
+    decoders = 4 * 8 + 8 + 6 * 8 + 8
+    top = sum(p.numel() for p in Flat(pairs).top.parameters())
+    assert data["parameters"]["dense"] == decoders + top
