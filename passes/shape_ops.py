@@ -33,7 +33,10 @@ ELEMENTWISE = {
     "logical_xor", "bool", "int", "long", "half", "double", "bfloat16", "zeros_like", "ones_like", "full_like",
     "rand_like", "randn_like", "expand_as", "zero", "fill",
 }  # fmt: skip
-REDUCTIONS = {"sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp"}
+REDUCTIONS = {
+    "sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp", "nansum", "nanmean", "any", "all",
+    "count_nonzero", "linalg_norm", "linalg_vector_norm",
+}  # fmt: skip
 JOINS = {"cat", "concat", "concatenate", "stack"}
 VIEWS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 REPEATS = {"expand", "broadcast_to", "repeat", "tile"}
@@ -165,7 +168,7 @@ def kept_by_reduction(node: fx.Node) -> dict[int, int]:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     rank, kwargs = len(shape_of(source)), dict(node.kwargs)
-    position = 2 if name_of(node) == "norm" else 1
+    position = 2 if name_of(node) in ("norm", "linalg_norm", "linalg_vector_norm") else 1
     given: Any = kwargs.get("dim", kwargs.get("axis", node.args[position] if len(node.args) > position else None))
     if isinstance(given, (fx.Node, bool)):
         raise Unsupported("reduces over a computed dimension")

@@ -254,7 +254,7 @@ class Extremes(Head):
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
         t = torch.stack(streams, dim=1)
         low, _ = torch.min(t, dim=1)
-        both = torch.max(t.amax(1), low)
+        both = torch.max(t.amax(1), low) / torch.linalg.vector_norm(t, 2, 1) * (t > 0).any(dim=1)
         return self.top(torch.cat([t.max(dim=1).values, t.max(1, keepdim=True)[0].squeeze(1), low, both], dim=1))
 
 

@@ -48,6 +48,7 @@ class Using(heads.Head):
     def build(self, n: int, d: int) -> None:
         self.wide, self.strided = nn.Conv1d(n, 4, 3, padding=1), nn.Conv1d(n, 4, 1, stride=2)
         self.grouped = nn.Conv1d(n, n, 1, groups=2)
+        self.each = nn.Linear(d, 6)
         self.plane, self.groups = nn.Conv2d(1, 2, 1), nn.GroupNorm(2, n)
         self.frozen = nn.Parameter(torch.randn(d, d), requires_grad=False)
         self.matrix = nn.Parameter(torch.randn(n, n, 3))
@@ -126,6 +127,10 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
         lambda t, m: t.repeat_interleave(6, dim=1), SAME, "repeat_interleave", "repeats a dimension",
     ),
     "copies, same sizes": (lambda t, m: torch.tile(t, (2, 1)), SAME, "tile", "repeats a dimension"),
+    "an entry of a piece": (lambda t, m: m.each(t).chunk(2, -1)[0][:, 0], SAME, "getitem", "takes entry 0"),
+    "an entry of joined pieces": (
+        lambda t, m: torch.cat(m.each(t).split(2, dim=-1), -1)[:, :2], SAME, "getitem", "takes the slice",
+    ),
     "a piece of the width": (lambda t, m: t.chunk(2, dim=2)[0], HALF, "chunk", "cuts a dimension"),
     "pieces by size": (lambda t, m: torch.cat(t.split([2, 4], dim=1), 1), MORE, "split", "cuts a dimension"),
     "taken apart": (lambda t, m: torch.stack(t.unbind(1), 1), SAME, "unbind", "cuts a dimension"),
