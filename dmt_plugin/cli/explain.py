@@ -39,7 +39,7 @@ def explain_data(
         See :func:`dmt_plugin.explain.explain`; ``"refused"`` says whether the model was refused.
 
     Raises:
-        DMTError: anything that cannot be found, read or captured.
+        DMTError: anything that cannot be found or read, or does not fit.
     """
     loaded = load(model, config, batch)
     from dmt_plugin.explain import explain
@@ -95,7 +95,7 @@ def command(
 ) -> None:
     """Show what would be made of a model: towers, graphs before and after, bytes, findings. Starts no process.
 
-    Exit status: 0, or 1 if the model is refused (the findings say why), or 2 if something cannot be found or captured.
+    Exit status: 0, or 1 if the model is refused (the findings say why), or 2 if something cannot be found.
     """
     data = explain_data(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank)
     written = [*_write_pictures(data, svg)] if svg is not None else []

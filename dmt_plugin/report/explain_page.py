@@ -37,7 +37,8 @@ def page_of(data: Mapping[str, Any], model: str, config: str | None) -> html.Pag
     )
     page.section("", html.tiles(_tiles(data)), html.facts(_facts(data, model, config or "the default section")))
     page.section("Findings", *_findings(data))
-    page.section("The graph", *_graphs(data))
+    if data["graph_before"]:
+        page.section("The graph", *_graphs(data))
     if data["towers"]:
         page.section("Towers", _towers(data))
     if data["groups"]:
@@ -46,8 +47,10 @@ def page_of(data: Mapping[str, Any], model: str, config: str | None) -> html.Pag
         page.section("Parameters that start anew", *_parameters(data))
         page.section(f"What rank {data['rank']} runs", *_placed(data))
         page.section("Bytes of every exchange", *_exchanges(data))
-    page.section("Log of passes", _passes(data))
-    page.section("Graphs as text", *_texts(data))
+    if data["passes"]:
+        page.section("Log of passes", _passes(data))
+    if data["nodes_before"]:
+        page.section("Graphs as text", *_texts(data))
     return page
 
 

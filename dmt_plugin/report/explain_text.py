@@ -24,12 +24,14 @@ def show(data: dict[str, Any], console: Console) -> None:
         _towers(data, console)
     if data["groups"]:
         _groups(data, console)
-    _graph("graph around the towers, before", data["nodes_before"], console)
+    if data["nodes_before"]:
+        _graph("graph around the towers, before", data["nodes_before"], console)
     if not data["refused"]:
         _graph(f"graph around the towers, after (rank {data['rank']})", data["nodes_after"], console)
         _collectives(data, console)
         _parameters(data, console)
-    _passes(data, console)
+    if data["passes"]:
+        _passes(data, console)
     _findings(data, console)
 
 

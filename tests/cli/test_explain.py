@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
 from dmt_plugin.cli.explain import explain_data
-from dmt_plugin.errors import CaptureError, ConfigError
+from dmt_plugin.errors import ConfigError
 from tests.report.test_html import Checker
 
 runner = CliRunner()
@@ -115,12 +115,15 @@ def test_a_refused_model_is_still_explained(project: Path) -> None:
     assert data["refused"] and data["plan"] is None and data["findings"][0]["code"] == "DMT205"
 
 
-def test_a_model_that_cannot_be_captured_is_an_error(project: Path) -> None:
-    (project / "branch.py").write_text(
-        (project / "net.py").read_text().replace("flat = ", "if dense.sum() > 0: dense = -dense\n        flat = ")
-    )
-    with pytest.raises(CaptureError, match=r"branch\.py:\d+"):
-        explain_data("branch.py:build", None)
+def test_a_model_that_cannot_be_captured_says_where(project: Path) -> None:
+    text = (project / "net.py").read_text()
+    (project / "branch.py").write_text(text.replace("flat = ", "if dense.sum() > 0: dense = -dense\n        flat = "))
+    result = runner.invoke(app, ["explain", "--model", "branch.py:build", "--html", "no.html", "--svg", "no.svg"])
+    assert result.exit_code == 1, result.output
+    assert "refused" in result.output and "DMT101" in result.output and "branch.py:1" in result.output
+    assert "DMT101" in (project / "no.html").read_text() and not list(project.glob("*.svg"))
+    data = explain_data("branch.py:build", None)
+    assert data["refused"] and data["graph_before"] is None and data["findings"][0]["code"] == "DMT101"
 
 
 def test_a_rank_that_is_not_there(project: Path) -> None:
