@@ -23,6 +23,7 @@ from torch.fx.node import map_aggregate
 from dmt_plugin.capture import graph_module_over
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Repair
 from dmt_plugin.passes.resized_layers import anew, resized
+from dmt_plugin.passes.shape_literals import kept_numbers
 from dmt_plugin.passes.shape_ops import shape_of
 from dmt_plugin.passes.shape_rules import rule_of
 from dmt_plugin.passes.shape_sweep import SEED, Sweep, UnsupportedAt
@@ -50,6 +51,15 @@ class RepairShapes(GraphPass):
             )
             return self.result(1)
         known = len(ctx.repairs)  # decoders are listed already
+        for kept in kept_numbers(sweep):
+            ctx.find(
+                "DMT403",
+                "warning",
+                kept.node.name,
+                f"multiplies or divides by {kept.number:g}, which is {kept.form}, and {kept.old} entries became "
+                f"{kept.new}: the number stays as it is",
+                "if it stands for that size, read the size off a tensor in forward (x.shape[1]), so that it follows",
+            )
         self._layers(ctx, sweep)
         self._parameters(ctx, sweep)
         for count, (node, (args, kwargs)) in enumerate(sweep.edits.items()):

@@ -187,6 +187,27 @@ def test_a_parameter_of_one_size_for_two_meanings() -> None:
         transform(Recommender(Both(8, 8), 8, 8), batch(8, 5), {"dmt": {"towers": HALF}}, "2x1")
 
 
+@pytest.mark.parametrize(
+    ("use", "letters", "said"),
+    [
+        (lambda t: t.sum(1) / 6, MORE, "6, which is 6, and 6 entries became 8"),
+        (lambda t: (t @ t.mT * 8**-0.5).sum(1), HALF, "0.353553, which is 1/root of 8, and 8 entries became 4"),
+        (lambda t: F.scaled_dot_product_attention(t, t, t, scale=0.125).sum(1), HALF, "0.125, which is 1/8"),
+        (lambda t: t.sum(1) / 6, SAME, None),
+        (lambda t: t.sum(1) / t.shape[1], MORE, None),
+        (lambda t: (t.sum(1) ** 2 - (t**2).sum(1)) * 0.5, HALF, None),
+    ],
+    ids=["mean", "scaled scores", "scale", "same sizes", "size read off", "halves"],
+)
+def test_a_number_that_may_be_a_size_is_reported(use: Any, letters: dict[str, int], said: str | None) -> None:
+    flat = Recommender(Using(lambda t, m: use(t)), 6, 8)
+    model = transform(flat, batch(6, 5), {"dmt": {"towers": {"module": "dlrm", **letters}}}, "2x1")
+    found = [f for f in model.findings if f.code == "DMT403"]
+    assert len(found) == (said is not None)
+    if said is not None:
+        assert found[0].severity == "warning" and said in found[0].reason
+
+
 def test_two_features_whose_pairs_may_mean_several_kinds() -> None:
     from dmt_plugin.passes.axes import Axis, Unsupported
     from dmt_plugin.passes.index_patterns import enumerated_anew
