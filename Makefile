@@ -21,10 +21,10 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test zoo lint clean
+.PHONY: help venv demo test zoo bench-quick lint clean
 
 help:  ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 venv: $(STAMP)  ## set up .venv with everything the other targets need
 
@@ -36,6 +36,9 @@ test: $(STAMP)  ## run the tests
 
 zoo: $(STAMP)  ## which public models the compiler takes, and how; writes build/zoo.json
 	OMP_NUM_THREADS=1 python -m tests.zoo.survey
+
+bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a minute; needs root
+	OMP_NUM_THREADS=1 python -m benchmarks.step --at-least dmt_cr4_fp32=3.3
 
 # passes/ and integrations/ are dmt_plugin.passes and dmt_plugin.integrations only once installed; mypy looks at
 # folders, so it is shown a tree of links that has them where they belong.

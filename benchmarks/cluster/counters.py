@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.cluster.network import DEVICE, call
 from benchmarks.cluster.shape import Shape
@@ -38,3 +39,13 @@ def read_bytes(shape: Shape) -> list[LinkBytes]:
         link, loop = stats[DEVICE], stats["lo"]
         result.append(LinkBytes(link["tx"]["bytes"], link["rx"]["bytes"], loop["tx"]["bytes"]))
     return result
+
+
+def own_link() -> LinkBytes:
+    """Counts of the host that this process is on: for ranks, which read their own link between steps."""
+    counts = {}
+    for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]:
+        name, _, numbers = line.partition(":")
+        received, sent = (int(numbers.split()[i]) for i in (0, 8))
+        counts[name.strip()] = (sent, received)
+    return LinkBytes(*counts[DEVICE], counts["lo"][0])

@@ -1,0 +1,58 @@
+"""What is measured: cluster, model and repeats."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+WIRE_SHARE = 0.955
+"""Payload's share of a full Ethernet packet: what is left of a link's rate without headers."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One measurement.
+
+    Attributes:
+        hosts: hosts ``H``.
+        lanes: ranks on each ``L``.
+        rate: of each host's link.
+        batch: samples per rank ``B``.
+        features: features ``F``, each with a table of its own.
+        rows: of each table.
+        width: of each table ``N``.
+        dense: dense features.
+        repeats: how often every variant is timed, in turn with the others.
+        iterations: steps of one timing.
+        checked: steps before the first timing, to compare losses and warm up.
+        lr: learning rate of plain SGD, dense part.
+        table_lr: of the tables; large, as a row is met by few samples of a batch, and what a step does to it is to
+            stand out of its rounding.
+    """
+
+    hosts: int = 2
+    lanes: int = 2
+    rate: str = "100mbit"
+    batch: int = 512
+    features: int = 26
+    rows: int = 10_000
+    width: int = 64
+    dense: int = 13
+    repeats: int = 7
+    iterations: int = 1
+    checked: int = 3
+    lr: float = 0.05
+    table_lr: float = 500.0
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1 or self.iterations < 1 or self.checked < 1:
+            raise ValueError("repeats, iterations and checked steps must be at least 1")
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of all hosts."""
+        return self.hosts * self.lanes
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
