@@ -45,7 +45,7 @@ def kinds_of(gm: fx.GraphModule) -> dict[fx.Node, str]:
     for node in gm.graph.nodes:
         sources = [s for s in node.all_input_nodes if kinds[s] != "size"]
         kinds[node] = _kind(gm, node, sources, kinds, any(s in sparse for s in sources))
-        if kinds[node] in ("lookup", "exchange", "tower", "interaction"):
+        if kinds[node] in ("lookup", "exchange", "tower", "decoder", "interaction"):
             sparse.add(node)
     for node in reversed(gm.graph.nodes):
         users = [kinds[u] for u in node.users]
@@ -64,8 +64,8 @@ def _kind(
         return "exchange"
     if node.op == "call_module":
         target = str(node.target)
-        if tower_number(target) is not None:
-            return "tower"
+        if target.startswith(f"{TOWERS}."):
+            return "tower" if tower_number(target) is not None else "decoder"
         if target == LOOKUP or isinstance(gm.get_submodule(target), (nn.Embedding, nn.EmbeddingBag)):
             return "lookup"
     if node.target in _LOOKUPS:
@@ -125,7 +125,7 @@ def _keys(nodes: list[fx.Node], kinds: dict[fx.Node, str]) -> dict[fx.Node, Key]
     keys: dict[fx.Node, Key] = {}
     for node in nodes:
         kind = kinds[node]
-        if kind in ("lookup", "tower", "output"):
+        if kind in ("lookup", "tower", "decoder", "output"):
             keys[node] = (kind, node.name)
         elif kind == "exchange":
             keys[node] = (kind, str(node.meta[EXCHANGE_META]))
@@ -200,7 +200,7 @@ def _label(part: list[fx.Node], kinds: dict[fx.Node, str], keys: dict[fx.Node, K
     kind = kinds[first]
     if kind == "exchange":
         return f"{first.meta[EXCHANGE_META]} exchange"
-    if kind in ("lookup", "tower"):
+    if kind in ("lookup", "tower", "decoder"):
         target = str(first.target) if isinstance(first.target, str) else first.name
         return "sharded lookup" if target == LOOKUP else target.removeprefix(f"{TOWERS}.")
     if kind == "input":
@@ -236,7 +236,7 @@ def node_lines(gm: fx.GraphModule, batch: int) -> list[tuple[str, str, str]]:
     """``(name, operation, shape)`` of the nodes around the towers: from the ids to what follows the joins."""
     kinds = kinds_of(gm)
     nodes = list(gm.graph.nodes)
-    near = {n for n in nodes if kinds[n] in ("lookup", "exchange", "tower")}
+    near = {n for n in nodes if kinds[n] in ("lookup", "exchange", "tower", "decoder")}
     frontier = set(near)
     for _ in range(_STEPS_BEHIND):
         frontier = {u for n in frontier for u in n.users if kinds[u] == "interaction"} - near

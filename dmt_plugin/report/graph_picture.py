@@ -24,6 +24,7 @@ KINDS = {  # kind -> what the legend calls it
     "lookup": "embedding lookup",
     "exchange": "exchange between ranks",
     "tower": "tower module",
+    "decoder": "decoder",
     "interaction": "layers behind the embeddings",
     "output": "output",
 }
@@ -33,6 +34,7 @@ _COLOURS = {  # kind -> (light fill, light edge, dark fill, dark edge)
     "lookup": ("#e3eefa", "#2f6db5", "#1c2c40", "#6aa5e8"),
     "exchange": ("#fdeadb", "#d2640f", "#3a2616", "#f0883e"),
     "tower": ("#dff3ef", "#178a78", "#17322e", "#45bfa9"),
+    "decoder": ("#f3f8dd", "#6f8f1a", "#2a3116", "#a9c84a"),
     "interaction": ("#efe8f8", "#7a55b0", "#2b233a", "#ab8ddb"),
     "output": ("#f1f1ef", "#9a9fa8", "#26292e", "#7d838d"),
 }

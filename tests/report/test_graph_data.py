@@ -74,3 +74,23 @@ def test_lines_are_those_around_the_lookups() -> None:
     lines = node_lines(gm, batch)
     assert lines[0][1].startswith("module tables.") and ("cat", "function cat", "(B, 16)") in lines
     assert not [name for name, _, _ in lines if name.startswith("bottom")]
+
+
+def test_towers_and_decoders_are_told_apart() -> None:
+    import dmt_plugin
+
+    class Chunks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(9, 4) for _ in range(6))
+            self.top = nn.Linear(24, 1)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            joined = torch.stack([table(ids[:, i]) for i, table in enumerate(self.tables)], dim=1)
+            return self.top(torch.cat(joined.chunk(6, dim=1), dim=1).flatten(1))
+
+    config = {"dmt": {"transform": {"on_unsupported": "decoder"}}}
+    towers = dmt_plugin.transform(Chunks(), (torch.zeros(4, 6, dtype=torch.long),), config, "2x1")
+    data = condensed(towers.__dict__["graph_module"], towers.batch_size)
+    named = {kind: [n["label"] for n in data["nodes"] if n["kind"] == kind] for kind in ("tower", "decoder")}
+    assert named == {k: [f"group0.{k}0", f"group0.{k}1"] for k in ("tower", "decoder")}
