@@ -12,6 +12,7 @@ from dmt_plugin.errors import DMTError
 app = typer.Typer(
     name="dmt",
     help="Disaggregated Multi-Tower for DeepSpeed: look at what the transformation does before a cluster is rented.",
+    epilog="Start with: dmt explain --model path/to/model.py:build",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
