@@ -4,7 +4,8 @@
    ``ip netns exec`` puts a host's own ``/etc/hosts`` and ``/etc/ssh`` in their place, for what runs on that host.
 2. Each sshd listens on its host's address alone, which only the cluster's hosts can reach, and takes the cluster's
    key alone.
-3. What ranks need from their environment is set by sshd, as launchers forward almost nothing.
+3. A connection to a host that is gone ends within seconds, and with it the launcher.
+4. What ranks need from their environment is set by sshd, as launchers forward almost nothing.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ Host *
     StrictHostKeyChecking no
     UserKnownHostsFile /dev/null
     LogLevel ERROR
+    ServerAliveInterval 3
+    ServerAliveCountMax 3
 """
 
 
