@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -129,3 +130,12 @@ def test_a_model_that_cannot_be_captured_says_where(project: Path) -> None:
 def test_a_rank_that_is_not_there(project: Path) -> None:
     with pytest.raises(ConfigError, match="--rank 4: the topology 2x2 has the ranks 0 to 3"):
         explain_data("net.py:build", None, rank=4)
+
+
+def test_the_keys_are_those_of_the_page(project: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "explain.md").read_text()
+    listed = set(re.findall(r"`(\w+)`", text.split("Keys of the JSON:")[1].split("\n\n")[0])) - {"null"}
+    branching = (project / "net.py").read_text().replace("flat = ", "assert dense.sum() > 0; flat = ")
+    (project / "branch.py").write_text(branching)
+    for model in ("net.py:build", "refused.py:build", "branch.py:build"):
+        assert set(explain_data(model, None)) == listed, model
