@@ -226,7 +226,9 @@ def _listed(names: list[str], most: int = 4) -> str:
 def _note(part: list[fx.Node], kinds: dict[fx.Node, str], keys: dict[fx.Node, Key], batch: int) -> str:
     """Second line: the shape of what comes out; third line: what a named interaction consists of."""
     given = [n for n in part if n.op == "placeholder"]
-    shape = _shape(given[0] if len(given) == 1 else part[-1], batch) or (f"{len(part)} operations" if len(part) > 1 else "")
+    shape = _shape(given[0] if len(given) == 1 else part[-1], batch)
+    if not shape and len(part) > 1:
+        shape = f"{len(part)} operations"
     named = any(keys[n][1] for n in part)
     if kinds[part[0]] == "interaction" and named and any(n.op != "call_module" for n in part):
         return f"{shape}\n{_listed(_operations(part), 5)}".strip()
