@@ -21,9 +21,17 @@ from dmt_plugin.capture.masks import constant_of
 from dmt_plugin.passes.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.shape_sweep import Sweep
 
+TRIANGLES = (torch.tril_indices, torch.triu_indices)
 
-def constant_value(sweep: Sweep, item: Any) -> Tensor | None:
-    """The real value of an index argument that is the same in every call, or ``None``."""
+
+def constant_value(sweep: Sweep, item: Any, axis: Axis | None = None) -> Tensor | None:
+    """The real value of an index argument that is the same in every call, or ``None``.
+
+    Args:
+        sweep: the walk.
+        item: what a tensor is indexed by.
+        axis: the indexed dimension, if it changed: a triangle computed from its size counts as constant.
+    """
     if isinstance(item, (list, tuple)) and item and all(isinstance(i, int) for i in item):
         return torch.tensor(list(item))
     if isinstance(item, Tensor):
@@ -36,9 +44,52 @@ def constant_value(sweep: Sweep, item: Any) -> Tensor | None:
             return None  # integers and booleans cannot be trained, even where they are kept as a parameter
         return value.detach()
     if item.target is operator.getitem and isinstance(item.args[1], int):
-        source = constant_value(sweep, item.args[0])
+        source = constant_value(sweep, item.args[0], axis)
         return None if source is None else source[item.args[1]]
+    if item.target in TRIANGLES and axis is not None:
+        return _computed_triangle(sweep, item, axis)
     return constant_of(item, sweep.gm)
+
+
+def _computed_triangle(sweep: Sweep, node: fx.Node, axis: Axis) -> Tensor | None:
+    """``torch.triu_indices(n, n)`` in forward, with ``n`` read off a changed dimension of the size of ``axis``."""
+    sizes = [node.args[0], node.args[1]] if len(node.args) > 1 else [node.kwargs.get("row"), node.kwargs.get("col")]
+    for size in sizes:
+        read = _read_off(sweep, size)
+        if read is None or (read.old, read.new) != (axis.old, axis.new):
+            return None
+    offset: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("offset", 0)
+    assert callable(node.target)
+    return node.target(axis.old, axis.old, offset) if isinstance(offset, int) else None
+
+
+def _read_off(sweep: Sweep, size: Any) -> Axis | None:
+    """The axis of the dimension whose size is ``x.shape[d]`` or ``x.size(d)``, if it changed."""
+    if not isinstance(size, fx.Node):
+        return None
+    if size.target == "size" and len(size.args) == 2:
+        source, dim = size.args
+    elif size.target is operator.getitem and isinstance(shape := size.args[0], fx.Node):
+        if shape.target != "size" and not (shape.target is getattr and shape.args[1] == "shape"):
+            return None
+        source, dim = shape.args[0], size.args[1]
+    else:
+        return None
+    if not isinstance(source, fx.Node) or not isinstance(dim, int):
+        return None
+    return sweep.states[source].axes.get(dim % len(source.meta["val"].shape))
+
+
+def triangle(sweep: Sweep, node: fx.Node) -> Axes:
+    """``torch.triu_indices`` and ``torch.tril_indices`` of sizes that changed: the list of pairs did too."""
+    sizes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), int)]
+    value, offset = sweep.states, node.args[2] if len(node.args) > 2 else node.kwargs.get("offset", 0)
+    if not sizes or not isinstance(offset, int) or len(node.args) < 2:
+        raise Unsupported("a triangle of pairs of a computed kind")
+    new = [value[a].value if isinstance(a, fx.Node) else a for a in node.args[:2]]
+    assert callable(node.target)
+    pairs = node.target(*new, offset).shape[1]
+    return {1: Axis.of(node.meta["val"].shape[1], pairs)}
 
 
 def enumerated_anew(pairs: Tensor, axis: Axis, ordered: bool = True) -> Tensor | None:
@@ -77,7 +128,7 @@ def _enumerations() -> Iterator[Callable[[int], Tensor]]:
     """Known ways to list the pairs of ``n`` things: functions of ``n`` that give ``(2, pairs)``."""
     triangles = [
         _triangle(function, offset)
-        for function in (torch.tril_indices, torch.triu_indices)
+        for function in TRIANGLES
         for offset in (-1, 0, 1)
     ]
     yield from triangles
@@ -135,7 +186,7 @@ def regenerate(
     first, second = axes.get(dim), axes.get(dim + 1)
     if first is None or second is None or first.new != second.new or first.old != second.old:
         raise Unsupported("picks single entries of a dimension whose features changed")
-    values = [constant_value(sweep, items[p]) for p in positions]
+    values = [constant_value(sweep, items[p], first) for p in positions]
     if any(v is None for v in values):
         raise Unsupported("its index is computed; only constant index lists can be made anew")
     if any(v is not None and v.is_meta for v in values):

@@ -69,13 +69,13 @@ def new_list(sweep: Sweep, node: fx.Node, axis: Axis) -> tuple[Tensor, Axes]:
     here = picked(node)
     assert here is not None
     source, dim, item = here
-    mine = constant_value(sweep, item)
+    mine = constant_value(sweep, item, axis)
     if mine is None:
         raise Unsupported("picks features by a computed index; only constant index lists can be made anew")
     lists: list[Tensor] = []
     for user in source.users:
         other = picked(user)
-        value = constant_value(sweep, other[2]) if other is not None and other[:2] == (source, dim) else None
+        value = constant_value(sweep, other[2], axis) if other is not None and other[:2] == (source, dim) else None
         if value is not None and not any(torch.equal(value.cpu(), known) for known in lists):
             lists.append(value.cpu())
     if any(value.is_meta for value in (mine, *lists)):

@@ -40,11 +40,14 @@ REDUCTIONS = {
 JOINS = {"cat", "concat", "concatenate", "stack"}
 VIEWS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 REPEATS = {"expand", "broadcast_to", "repeat", "tile"}
+FILLS = {"zeros", "ones", "full", "rand", "randn", "new_zeros", "new_ones", "new_full"}
 SIZES = {"size", "dim", "ndimension", "numel"}
 
 
 def name_of(node: fx.Node) -> str:
-    """An operation's plain name, the same for its method, function and in-place forms."""
+    """An operation's plain name, the same for its method, function and in-place forms; empty for what has none."""
+    if node.op not in ("call_function", "call_method"):
+        return ""  # names of modules, parameters and inputs are the user's
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if not isinstance(target, str):
@@ -147,6 +150,8 @@ def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, 
 
 def copied(node: fx.Node, dim: int) -> bool:
     """Whether a dimension of the node's result is made of copies of one entry, as many as an argument says."""
+    if name_of(node) in FILLS:
+        return True
     if name_of(node) not in REPEATS:
         return False
     source = node.args[0]

@@ -1,4 +1,5 @@
-"""Rules for copies along a dimension: ``expand``, ``broadcast_to``, ``repeat``, ``tile``, ``repeat_interleave``.
+"""Rules for copies along a dimension: ``expand``, ``broadcast_to``, ``repeat``, ``tile``, ``repeat_interleave``;
+and for tensors filled with one value, or at random, which are copies in every dimension.
 
 1. A dimension that is taken over as it is passes through; a literal size that names it follows.
 2. A dimension made of copies of one entry may have any number of copies: where it meets
@@ -16,7 +17,7 @@ from typing import Any
 from torch import fx
 
 from dmt_plugin.passes.axes import Axes, Axis, Unsupported
-from dmt_plugin.passes.shape_ops import name_of, shape_of
+from dmt_plugin.passes.shape_ops import FILLS, name_of, shape_of
 from dmt_plugin.passes.shape_sweep import Sweep
 
 _KEYS = ("size", "sizes", "shape", "repeats", "dims")
@@ -31,8 +32,16 @@ class _Size:
     literal: bool
 
 
+def _first(node: fx.Node) -> int:
+    """Position of the first size among the arguments."""
+    return 1 if isinstance(node.target, str) or name_of(node) not in FILLS else 0
+
+
 def _sizes(sweep: Sweep, node: fx.Node) -> list[_Size]:
-    given: Any = next((node.kwargs[key] for key in _KEYS if key in node.kwargs), node.args[1:])
+    rest = node.args[_first(node) :]
+    if name_of(node) in ("full", "new_full"):
+        rest = rest[:1]  # the value follows
+    given: Any = next((node.kwargs[key] for key in _KEYS if key in node.kwargs), rest)
     if len(given) == 1 and not isinstance(given[0], int):
         (given,) = given
     if isinstance(given, fx.Node):
@@ -45,6 +54,15 @@ def _sizes(sweep: Sweep, node: fx.Node) -> list[_Size]:
         _Size(size, size, True) if isinstance(size, int) else _Size(size.meta["val"], sweep.states[size].value, False)
         for size in given
     ]
+
+
+def filled(sweep: Sweep, node: fx.Node) -> Axes:
+    """``torch.zeros``, ``x.new_ones`` and the like: any number of entries will do."""
+    given = _sizes(sweep, node)
+    made = {d: _made(sweep.forced.get((node, d)), size, size.old) for d, size in enumerate(given)}
+    result = {d: axis for d, axis in made.items() if axis is not None}
+    _edit(sweep, node, result, False, given)
+    return result
 
 
 def repeats(sweep: Sweep, node: fx.Node) -> Axes:
@@ -96,12 +114,15 @@ def _edit(sweep: Sweep, node: fx.Node, axes: Axes, counts: bool, given: list[_Si
 
     key = next((key for key in _KEYS if key in node.kwargs), None)
     args: tuple[Any, ...] = node.args
+    at = _first(node)
     if key is not None:
         sweep.edits[node] = (args, dict(node.kwargs) | {key: all_of(node.kwargs[key])})
-    elif len(args) == 2 and not isinstance(args[1], int):
-        sweep.edits[node] = ((args[0], all_of(args[1])), dict(node.kwargs))
+    elif (len(args) == at + 1 and isinstance(args[at], (tuple, list))) or name_of(node) in ("full", "new_full"):
+        sweep.edits[node] = ((*args[:at], all_of(args[at]), *args[at + 1 :]), dict(node.kwargs))
+    elif len(args) == at + 1 and isinstance(args[at], fx.Node) and not isinstance(args[at].meta["val"], int):
+        sweep.edits[node] = (args, dict(node.kwargs))
     else:
-        sweep.edits[node] = ((args[0], *all_of(args[1:])), dict(node.kwargs))
+        sweep.edits[node] = ((*args[:at], *all_of(args[at:])), dict(node.kwargs))
 
 
 def interleaved(sweep: Sweep, node: fx.Node) -> Axes:

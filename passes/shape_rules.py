@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, fx, nn
 
 from dmt_plugin.passes.axes import Axes, Unsupported
+from dmt_plugin.passes.index_patterns import triangle
 from dmt_plugin.passes.products import PRODUCTS
 from dmt_plugin.passes.shape_arithmetic import elementwise, extreme, reduction
 from dmt_plugin.passes.shape_attention import rule_of_sequence_layer
@@ -19,6 +20,7 @@ from dmt_plugin.passes.shape_norms import norm_function, norm_module, prelu, pre
 from dmt_plugin.passes.shape_ops import (
     ELEMENTWISE,
     ELEMENTWISE_MODULES,
+    FILLS,
     NORMS,
     REDUCTIONS,
     SIZES,
@@ -29,7 +31,7 @@ from dmt_plugin.passes.shape_ops import (
 )
 from dmt_plugin.passes.shape_pieces import PIECES, in_pieces
 from dmt_plugin.passes.shape_products import convolution, is_convolution, product
-from dmt_plugin.passes.shape_repeats import interleaved, repeats
+from dmt_plugin.passes.shape_repeats import filled, interleaved, repeats
 from dmt_plugin.passes.shape_sweep import Rule, Sweep
 from dmt_plugin.passes.shape_views import move, transpose, view
 
@@ -64,6 +66,8 @@ def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
         return reduction
     if name in PRODUCTS:
         return product
+    if name in FILLS:
+        return filled
     return _RULES.get(name)
 
 
@@ -102,5 +106,6 @@ _RULES: dict[str, Rule] = {
     "movedim": transpose, "moveaxis": transpose, "max": extreme, "min": extreme,
     "layer_norm": norm_function, "rms_norm": norm_function, "prelu": prelu,
     "expand": repeats, "broadcast_to": repeats, "repeat": repeats, "tile": repeats, "repeat_interleave": interleaved,
+    "tril_indices": triangle, "triu_indices": triangle,
     "getitem": index, "index_select": index_select, "select": part, "narrow": part, "flip": flip,
 }  # fmt: skip

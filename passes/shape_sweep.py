@@ -163,7 +163,8 @@ class Sweep:
             value = shapes_only(node.meta[SEED_VALUE])
             return State(value, {value.dim() - 1: Axis.of(old, new)}, True)
         own = {dim: axis for (n, dim), axis in self.forced.items() if n is node}
-        if not own and not any(self.states[n].changed for n in node.all_input_nodes):
+        kept = node.target is getattr and node.args[1] in ("dtype", "device", "layout")  # no size, so no change
+        if not own and (kept or not any(self.states[n].changed for n in node.all_input_nodes)):
             return State(shapes_only(node.meta.get("val")))
         if node.op == "get_attr":
             shape_list = list(shape_of(node))
@@ -197,15 +198,22 @@ class Sweep:
                 return tuple(_resized(v, own) for v, own in zip(val, parts, strict=True))
             return _resized(val, axes)
         args, kwargs = self.edits.get(node, (node.args, node.kwargs))
-        args = map_arg(shapes_only(args), lambda n: self.states[n].value)
-        kwargs = map_arg(shapes_only(kwargs), lambda n: self.states[n].value)
+        args = map_arg(shapes_only(args), self._shape_of)
+        kwargs = map_arg(shapes_only(kwargs), self._shape_of)
         try:
             if node.op == "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            assert callable(node.target)
-            return node.target(*args, **kwargs)
+                result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                assert callable(node.target)
+                result = node.target(*args, **kwargs)
+            return shapes_only(result) if isinstance(result, Tensor) else result
         except (RuntimeError, IndexError, TypeError) as error:
             raise Unsupported(f"does not work on the new shapes: {error}") from error
+
+    def _shape_of(self, node: fx.Node) -> Any:
+        """The example value of an argument; shapes are on the meta device, whichever the model asks for."""
+        value = self.states[node].value
+        return torch.device("meta") if isinstance(value, torch.device) else value
 
     # -- imposing sizes ------------------------------------------------------------------
 

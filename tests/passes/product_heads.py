@@ -104,6 +104,20 @@ class PairTable(Head):
         return self.top(t[:, torch.as_tensor(self.pairs)].prod(dim=2).sum(dim=-1))
 
 
+class PairsInForward(Head):
+    """Triangles computed in forward from the number of vectors: of single vectors, and of all products."""
+
+    def build(self, n: int, d: int) -> None:
+        self.top = nn.Linear(n * (n - 1) // 2 + n * (n + 1) // 2, 1)
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        t = torch.stack(streams, dim=1)
+        rows, columns = torch.triu_indices(t.shape[1], t.size(1), offset=1, device=t.device)
+        z = t @ t.mT
+        lower = torch.tril_indices(z.shape[1], z.shape[2])
+        return self.top(torch.cat([(t[:, rows] * t[:, columns]).sum(2), z[:, lower[0], lower[1]]], dim=1))
+
+
 class PairKernels(Head):
     """PNN, outer: a matrix per pair, in one parameter."""
 
@@ -228,6 +242,23 @@ class Repeated(Head):
         return self.top((t * x.expand(t.shape) + x.expand_as(t)).flatten(1))
 
 
+class Filled(Head):
+    """A column of zeros beside the streams, a mask made in forward, a frame of ones as long as the streams."""
+
+    def build(self, n: int, d: int) -> None:
+        self.n = n
+        self.top = nn.Linear((n + 1) * d, 1)
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        t = torch.stack(streams, dim=1)
+        mask = torch.ones(t.shape[1], t.shape[1], device=t.device).triu(1)
+        t = (t @ t.mT).masked_fill(mask.bool(), -1e9).softmax(-1) @ t
+        t = t * torch.full((x.shape[0], self.n, 1), 0.5) + t.new_ones(x.shape[0], t.shape[1], 1)
+        zeros = torch.zeros(x.shape[0], 1, t.shape[2], dtype=t.dtype).to(t.device)
+        t = t.to(x.device)
+        return self.top(torch.cat([t, zeros], dim=1).flatten(1))
+
+
 class Normed(Head):
     """Norms as functions and layers, slopes per feature, similarity to the dense vector."""
 
@@ -274,6 +305,7 @@ class Bilinear(Head):
 
 
 HEADS = (
-    Compressed, CompressedByBroadcast, PairProducts, PairBuffers, PairSelections, PairTable, PairKernels, AllPairs,
-    CrossTensordot, CrossFused, TensordotAttention, FusedAttention, MaskedScores, Repeated, Normed, Extremes, Bilinear,
+    Compressed, CompressedByBroadcast, PairProducts, PairBuffers, PairSelections, PairTable, PairsInForward,
+    PairKernels, AllPairs, CrossTensordot, CrossFused, TensordotAttention, FusedAttention, MaskedScores, Repeated,
+    Filled, Normed, Extremes, Bilinear,
 )  # fmt: skip

@@ -55,6 +55,8 @@ class Using(heads.Head):
         self.register_buffer("odd_mask", torch.rand(n, n) > 0.5)
         self.register_buffer("ones", torch.ones(n, n))
         self.register_buffer("order", torch.arange(n))
+        self.register_buffer("zeros", torch.zeros(n, 1))
+        self.expand = nn.GroupNorm(2, n)
 
     def forward(self, x: Tensor, streams: list[Tensor]) -> Tensor:
         return self.use(torch.stack(streams, dim=1), self).flatten(1).float().sum(1) + self.bottom(x).sum(1)
@@ -83,6 +85,14 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "a selection": (lambda t, m: t.index_select(1, m.order), SAME, "index_select", r"1 index list\(s\)"),
     "a computed selection": (
         lambda t, m: t.index_select(1, (t[0, :, 0] * 0).long()), SAME, "getitem", "takes entry 0",
+    ),
+    "a triangle of the samples": (
+        lambda t, m: _gram(t)[:, torch.triu_indices(t.shape[0], t.shape[0], 1).clamp(max=5)[0], 0], SAME,
+        "getitem", "takes entry 0",
+    ),
+    "pairs of another number": (
+        lambda t, m: _gram(t)[(slice(None), *torch.triu_indices(t.shape[2] - 2, t.shape[1], 1))], MORE,
+        "getitem", "is computed",
     ),
     "lists apart": (
         lambda t, m: _gram(t).unsqueeze(2)[:, ROWS, :, COLUMNS].transpose(0, 1), MORE, "getitem", "not side by side",
@@ -119,6 +129,8 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
         lambda t, m: _gram(t).masked_fill(m.odd_mask, 0.0), SAME, "masked_fill", "nothing that produces it",
     ),
     "a mask of one value": (lambda t, m: _gram(t) * m.ones, SAME, "mul", "nothing that produces it"),
+    "a buffer named as an operation": (lambda t, m: t + m.zeros, SAME, "add", "nothing that produces it"),
+    "a layer named as an operation": (lambda t, m: m.expand(t), SAME, "head_expand", "head.expand is not known"),
     "a mask on one side": (lambda t, m: t.sum(2, keepdim=True) * m.ones, SAME, "mul", "nothing that produces it"),
     "all pairs by copies": (
         lambda t, m: t.repeat(1, 6, 1) * t.repeat_interleave(6, dim=1), MORE, "repeat", "repeats a dimension",
