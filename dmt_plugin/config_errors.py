@@ -111,7 +111,8 @@ def _key_path(model: type[BaseModel], location: Sequence[Any]) -> tuple[str, ...
 
 def _place(path: tuple[str, ...], model: type[BaseModel]) -> tuple[type[BaseModel], Any]:
     """The section that the last key of ``path`` belongs to, and what that key holds."""
-    parent, annotation = model, None
+    parent: type[BaseModel] = model
+    annotation: Any = None
     here: Any = model
     for name in path:
         section = _section(here)

@@ -24,6 +24,7 @@ from dmt_plugin.errors import PlanError
 from dmt_plugin.nn.lookup import ShardedLookup
 from dmt_plugin.passes.base import PassContext, PassResult, run_passes
 from dmt_plugin.passes.find_lookups import FindLookups
+from dmt_plugin.passes.find_regions import FindRegions
 from dmt_plugin.passes.place import LOOKUP, Place, Placement
 from dmt_plugin.passes.schedule import Schedule
 from dmt_plugin.plan import TowerPlan
@@ -122,7 +123,7 @@ def place_graph(logical: TowerModel, config: DMTConfig, topology: Topology, rank
     captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), logical.batch_size)
     ctx = PassContext(captured, config, topology, plan=logical.plan, tags={"single_lookups", "joint_tables_split", "plan"})
     placing = Place(rank)
-    run_passes([FindLookups(), placing, Schedule()], ctx)
+    run_passes([FindLookups(), FindRegions(), placing, Schedule()], ctx)
     return PlacedGraph(ctx.gm, logical, topology, rank, placing.placement, tuple(ctx.results))
 
 

@@ -1,14 +1,17 @@
 """Finds where the streams of a model are joined, and groups lookups by it.
 
-1. The stream of a lookup is its result behind any ``unsqueeze``/``squeeze``/``view`` that
-   keeps one vector per sample: ``(B, N)`` or ``(B, 1, N)``.
+1. A stream is what a feature brings in (:mod:`dmt_plugin.passes.find_regions`): one vector per
+   sample, ``(B, N)`` or ``(B, 1, N)``.
 2. A join is an operation with a list argument, such as ``cat`` or ``stack``, that holds
    streams. Lookups whose streams enter the same joins form a group.
 3. A group can go through towers if each of its streams is only used by those joins, once
    in each list, all in the same order, side by side behind the batch or stacked, all of
-   one width above 1, and if there are enough of them. Otherwise it is transport only:
-   moved by the hierarchical route, numbers unchanged.
-4. Post-dominators (networkx on the reversed graph) tell where all branches behind a
+   one width above 1, and if there are enough of them.
+4. The rest can go through towers too, where the configuration says so, if the model behind
+   gets streams of the old shapes (``"decoder"``, ``"preserve"``): then it does not matter
+   what uses them. :mod:`dmt_plugin.passes.gather_streams` forms those groups.
+5. What is left is transport only: moved by the hierarchical route, numbers unchanged.
+6. Post-dominators (networkx on the reversed graph) tell where all branches behind a
    group's joins have met; that bounds what a change of width can touch and is reported.
 
 Rules look at the graph, never at the name of a class or of a variable.
@@ -23,12 +26,10 @@ import networkx as nx
 import torch
 from torch import fx
 
-from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
+from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
+from dmt_plugin.passes.find_regions import leading, stream_of
+from dmt_plugin.passes.gather_streams import FEWEST, Members, fallback_form, gather
 
-_VIEWS = {
-    "unsqueeze", "squeeze", "view", "reshape", "flatten", "contiguous", "float",
-    torch.unsqueeze, torch.squeeze, torch.reshape, torch.flatten,
-}  # fmt: skip
 _CONCATENATIONS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
 _STACKS: set[Callable[..., Any]] = {torch.stack}
 
@@ -37,82 +38,122 @@ class FindJoins(GraphPass):
     """See the module's docstring."""
 
     name = "find_joins"
-    contract = Contract(provides=frozenset({"groups"}), requires=frozenset({"lookups"}))
+    contract = Contract(provides=frozenset({"groups"}), requires=frozenset({"regions"}))
 
     def run(self, ctx: PassContext) -> PassResult:
         """Fills ``ctx.groups``."""
-        streams = [_stream_of(lookup.node) for lookup in ctx.lookups]
+        lookups = leading(ctx)
+        streams = [stream_of(ctx, lookup) for lookup in lookups]
         position = {node: i for i, node in enumerate(ctx.gm.graph.nodes)}
         by_joins: dict[tuple[fx.Node, ...], list[int]] = {}
         for i, stream in enumerate(streams):
-            by_joins.setdefault(tuple(sorted(stream.users, key=position.__getitem__)), []).append(i)
-        behind = _post_dominators(ctx.gm.graph)
-        wanted = ctx.config.towers.module != "none"
+            if stream.users:
+                by_joins.setdefault(tuple(sorted(stream.users, key=position.__getitem__)), []).append(i)
+        regular: list[list[int]] = []
+        irregular: list[Members] = []
         for members in by_joins.values():
-            group = self._group(
-                ctx, f"group{len(ctx.groups)}", [ctx.lookups[i] for i in members], [streams[i] for i in members]
-            )
-            group.meeting_point = _meeting_point(behind, group.joins or [n for s in group.streams for n in s.users])
+            own = [streams[i] for i in members]
+            reason = _why_not([lookups[i] for i in members], own, list(own[0].users))
+            if reason:
+                irregular.append((members, reason))
+            else:
+                regular.append(members)
+        form = fallback_form(ctx.config)
+        gathered, left = gather(ctx, streams, irregular)
+        could = {lookups[i].table for members, _ in gathered for i in members}
+        found = [
+            *((_in_order(members, streams), "native", "") for members in regular),
+            *((members, form, reason) for members, reason in (gathered if form else ())),
+            *((members, "", reason) for members, reason in (left if form else irregular)),
+        ]
+        behind = _post_dominators(ctx.gm.graph)
+        for members, how, reason in sorted(found, key=lambda entry: min(entry[0])):
+            users = sorted({u for i in members for u in streams[i].users}, key=position.__getitem__)
+            group = _group(ctx, f"group{len(ctx.groups)}", members, streams, users, how, reason)
+            group.meeting_point = _meeting_point(behind, users)
             ctx.groups.append(group)
-            if group.kind == "transport" and wanted:
-                self._report(ctx, group)
-        if wanted and not any(g.kind == "tower" for g in ctx.groups):
-            ctx.find(
-                "DMT303",
-                "warning" if ctx.config.transform.on_unsupported == "transport" else "error",
-                "",
-                "no group of features can go through tower modules, so the model would only be moved differently",
-                'set dmt.towers.module to "none" to use the hierarchical route alone',
-            )
+        if ctx.config.towers.module != "none":
+            self._report(ctx, [x.table for x, s in zip(lookups, streams, strict=True) if not s.users], could)
         return self.result(len(ctx.groups), note=", ".join(f"{g.name}:{g.kind}x{len(g.lookups)}" for g in ctx.groups))
 
-    def _group(
-        self, ctx: PassContext, name: str, lookups: list[Lookup], streams: list[fx.Node]
-    ) -> StreamGroup:
-        joins = list(streams[0].users)
-        reason = ctx.blocked.get(name) or _why_not(lookups, streams, joins)
-        widths = {lookup.dim for lookup in lookups}
-        width = widths.pop() if len(widths) == 1 else 0
-        if reason:
-            return StreamGroup(name, "transport", lookups, [x.node for x in lookups], [], width, reason)
-        entered = _list_argument(joins[0])
-        order = sorted(range(len(streams)), key=lambda i: entered.index(streams[i]))
-        return StreamGroup(name, "tower", [lookups[i] for i in order], [streams[i] for i in order], joins, width)
-
-    def _report(self, ctx: PassContext, group: StreamGroup) -> None:
-        if group.width == 1 or len(group.lookups) < 3:
+    def _report(self, ctx: PassContext, unused: list[str], could: set[str]) -> None:
+        """Findings: lookups that are ``unused``, and groups that only move, though some ``could`` do more."""
+        if unused:
+            ctx.find("DMT301", "info", unused[0], f"the model does not use the rows of {unused}; they are in no group")
+        joins = {join: g.name for g in ctx.groups if g.kind == "tower" for join in g.joins}
+        for group in (g for g in ctx.groups if g.kind == "transport"):
+            users = {user for x in group.lookups for user in stream_of(ctx, x).users}
+            joined = sorted({joins[user] for user in users if user in joins})
+            if joined and users - joins.keys() and len(group.lookups) < FEWEST:
+                outside = sorted(user.name for user in users - joins.keys())
+                ctx.find(
+                    "DMT306",
+                    "warning",
+                    group.lookups[0].table,
+                    f"{[x.feature for x in group.lookups]} enter the join of {joined[0]}, and are used by {outside} "
+                    "besides, which need the vectors as they are; so they move as they are",
+                    "look the feature up in a table of its own for the other use, to have it in the tower",
+                )
+                continue
+            if group.width == 1 or len(group.lookups) < FEWEST:
+                ctx.find(
+                    "DMT301",
+                    "info",
+                    group.lookups[0].table,
+                    f"{group.name} ({len(group.lookups)} lookup(s)) moves as it is: {group.reason}",
+                    "with others it could go through towers that keep its shape: set dmt.transform.on_unsupported to "
+                    '"decoder" or "preserve"' if group.lookups[0].table in could else "",
+                )
+                continue
             ctx.find(
-                "DMT301",
-                "info",
+                "DMT302",
+                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
                 group.lookups[0].table,
-                f"{group.name} ({len(group.lookups)} lookup(s)) moves as it is: {group.reason}",
+                f"{group.name} ({len(group.lookups)} lookups) cannot go through tower modules: {group.reason}",
+                f"join the features with one torch.cat or torch.stack, or {WAYS_OUT}",
             )
-            return
-        ctx.find(
-            "DMT302",
-            "warning" if ctx.config.transform.on_unsupported == "transport" else "error",
-            group.lookups[0].table,
-            f"{group.name} ({len(group.lookups)} lookups) cannot go through tower modules: {group.reason}",
-            'set dmt.transform.on_unsupported to "transport" to move this group unchanged, dmt.towers.module to '
-            '"none" to do so for all, or join the features with one torch.cat or torch.stack',
-        )
+        if len(ctx.groups) == 1 and len(ctx.groups[0].lookups) == 1:
+            ctx.find(
+                "DMT305",
+                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
+                ctx.groups[0].lookups[0].table,
+                "the model looks up this feature alone; a tower compresses what several features have in common",
+                'set dmt.towers.module to "none" with one tower, or train the model as it is',
+            )
+        elif not any(g.kind == "tower" for g in ctx.groups):
+            ctx.find(
+                "DMT303",
+                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
+                "",
+                "no group of features can go through tower modules, so the model would only be moved differently",
+                f'{WAYS_OUT}; or set dmt.towers.module to "none" to use the hierarchical route alone',
+            )
 
 
-def _stream_of(node: fx.Node) -> fx.Node:
-    """Follows views that keep one vector per sample."""
-    while len(node.users) == 1:
-        (user,) = node.users
-        width = node.meta["val"].shape[-1]
-        value = user.meta.get("val")
-        if user.target not in _VIEWS or not isinstance(value, torch.Tensor) or user.args[:1] != (node,):
-            break
-        if any(isinstance(a, fx.Node) for a in user.args[1:]) or user.kwargs.keys() - {"dim", "start_dim"}:
-            break
-        shape = tuple(value.shape)
-        if shape[1:] not in ((width,), (1, width)) or shape[0] != node.meta["val"].shape[0]:
-            break
-        node = user
-    return node
+def _group(
+    ctx: PassContext, name: str, members: list[int], streams: list[fx.Node], users: list[fx.Node], form: str, why: str
+) -> StreamGroup:
+    """A group; ``form`` is empty for one that only moves."""
+    entering = leading(ctx)
+    lookups = [entering[i] for i in members]
+    if form == "native" and name in ctx.blocked:
+        form, why = fallback_form(ctx.config), ctx.blocked[name]
+    elif form == "native" and ctx.config.towers.module == "preserve":
+        form = "preserve"
+    if form:
+        own = [streams[i] for i in members]
+        return StreamGroup(name, "tower", lookups, own, users, int(own[0].meta["val"].shape[-1]), why, form=form)
+    moved = {streams[i] for i in members}
+    lookups = [lookup for lookup, stream in zip(entering, streams, strict=True) if stream in moved]
+    widths = {lookup.dim for lookup in lookups}
+    width = widths.pop() if len(widths) == 1 else 0
+    return StreamGroup(name, "transport", lookups, [x.node for x in lookups], [], width, why)
+
+
+def _in_order(members: list[int], streams: list[fx.Node]) -> list[int]:
+    """Members in the order in which they are joined."""
+    entered = _list_argument(next(iter(streams[members[0]].users)))
+    return sorted(members, key=lambda i: entered.index(streams[i]))
 
 
 def _list_argument(node: fx.Node) -> list[Any]:
@@ -125,18 +166,18 @@ def _dim_of(node: fx.Node) -> Any:
 
 
 def _why_not(lookups: list[Lookup], streams: list[fx.Node], joins: list[fx.Node]) -> str:
-    if len(streams) < 3:
+    if len(streams) < FEWEST:
         return f"{len(streams)} feature(s) are too few to compress"
-    widths = sorted({lookup.dim for lookup in lookups})
+    shapes = {tuple(s.meta["val"].shape) for s in streams}
+    widths = sorted({shape[-1] for shape in shapes})
+    if any(shape[1:] not in ((shape[-1],), (1, shape[-1])) for shape in shapes):
+        return "its features have several vectors a sample"
     if widths == [1]:
         return "first-order weights of width 1 cannot be compressed"
     if len(widths) > 1:
         return f"its features have the widths {widths}; a tower needs one width"
     if len({x.feature for x in lookups}) < len(lookups):
         return "one feature enters the join through several tables"
-    if not joins:
-        return "its lookups are not used"
-    shapes = {tuple(s.meta["val"].shape) for s in streams}
     if len(shapes) > 1:
         return f"its streams have different shapes {sorted(shapes)}"
     rank = len(next(iter(shapes)))

@@ -22,8 +22,9 @@ from torch import fx
 
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.passes.base import PassContext
+from dmt_plugin.passes.find_regions import leading, stream_of
 
-#: Positions in the list of lookups, and what keeps them from being a regular group.
+#: Positions in the list of leading lookups (one per stream), and what keeps them from being a regular group.
 Members = tuple[list[int], str]
 
 FEWEST = 3
@@ -45,13 +46,14 @@ def gather(
 
     Args:
         ctx: the context, with lookups.
-        streams: the stream of each lookup.
+        streams: the stream of each leading lookup.
         irregular: members of what is not a regular group, with the reason.
 
     Returns:
         The groups that can keep their shapes, and what is left; both with reasons.
     """
-    alone = _computed_alone(ctx, streams)
+    lookups = leading(ctx)
+    alone = computed_alone(ctx)
     buckets: dict[tuple[int, int], list[int]] = {}
     met: Counter[str] = Counter()
     for i in sorted(i for members, _ in irregular for i in members):
@@ -59,7 +61,7 @@ def gather(
         width = int(value.shape[-1])
         if width == 1 or not alone[streams[i]] or tuple(value.shape[1:]) not in ((width,), (1, width)):
             continue
-        feature = ctx.lookups[i].feature
+        feature = lookups[i].feature
         buckets.setdefault((width, met[f"{width} {feature}"]), []).append(i)
         met[f"{width} {feature}"] += 1
     groups = [(members, _reason(members, irregular)) for members in buckets.values() if len(members) >= FEWEST]
@@ -67,7 +69,7 @@ def gather(
     left = []
     for members, reason in irregular:
         rest = [i for i in members if i not in taken]
-        dependent = [ctx.lookups[i].table for i in rest if not alone[streams[i]]]
+        dependent = [lookups[i].table for i in rest if not alone[streams[i]]]
         if dependent:
             reason = f"the vectors of {dependent[0]} are computed from those of other tables as well"
         if rest:
@@ -82,12 +84,12 @@ def _reason(members: list[int], irregular: list[Members]) -> str:
     return f"its features are used in {len(behind)} different ways, not by joins that hold all of them"
 
 
-def _computed_alone(ctx: PassContext, streams: list[fx.Node]) -> dict[fx.Node, bool]:
+def computed_alone(ctx: PassContext) -> dict[fx.Node, bool]:
     """For each stream whether it is computed from no lookup but its own."""
     bits = {lookup.node: 1 << i for i, lookup in enumerate(ctx.lookups)}
     own: Counter[fx.Node] = Counter()
-    for lookup, stream in zip(ctx.lookups, streams, strict=True):
-        own[stream] |= bits[lookup.node]
+    for lookup in ctx.lookups:
+        own[stream_of(ctx, lookup)] |= bits[lookup.node]
     behind: dict[fx.Node, int] = {}
     for node in ctx.gm.graph.nodes:
         behind[node] = bits.get(node, 0)

@@ -19,23 +19,23 @@ any, run where the samples are. The rest of the graph is untouched in both.
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
-from dmt_plugin.comm import ids as id_readers
 from dmt_plugin.comm.ids import IdSlot
 from dmt_plugin.comm.index_exchange import IndexExchange, Route
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.comm.transport import Group
-from dmt_plugin.nn.graph_ops import graph_function, pack_streams, side_by_side, split_columns, split_streams
+from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns, split_streams
 from dmt_plugin.nn.lookup import LookupSite
 from dmt_plugin.nn.towers import PassThroughTower
-from dmt_plugin.passes.base import Contract, GraphPass, Ids, Lookup, PassContext, PassResult
-from dmt_plugin.plan import TowerPlan
+from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
+from dmt_plugin.passes.carriers import Carrier, carriers_of, copied_region, shaped, slot_ids
+from dmt_plugin.passes.id_slots import READERS, sites_of, slots_of
+from dmt_plugin.passes.insert_towers import tower_number
 
 EXCHANGES = "dmt_exchange"
 LOOKUP = "dmt_lookup"
@@ -43,12 +43,6 @@ EXCHANGE_META = "dmt_exchange"
 """Node meta of a start or wait node: name of the exchange."""
 SHAPE_META = "dmt_shape_text"
 """Node meta: the shape in the letters of the design, where rows are of several ranks."""
-
-_READERS = {
-    name: graph_function(getattr(id_readers, name))
-    for name in ("ids_from_embedding", "ids_from_column", "ids_from_bag_2d", "ids_from_bag_offsets")
-}
-
 
 @dataclass(frozen=True)
 class Column:
@@ -97,7 +91,7 @@ class Place(GraphPass):
 
     name = "place"
     contract = Contract(
-        provides=frozenset({"placed"}), requires=frozenset({"lookups", "plan"}), conflicts_with=frozenset({"placed"})
+        provides=frozenset({"placed"}), requires=frozenset({"regions", "plan"}), conflicts_with=frozenset({"placed"})
     )
 
     def __init__(self, rank: int) -> None:
@@ -110,13 +104,14 @@ class Place(GraphPass):
         self.ctx, self.plan, self.topology = ctx, ctx.plan, ctx.topology
         self.graph = ctx.gm.graph
         self.output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        self.carriers = carriers_of(ctx)
+        self.region_of = {region.stream: region for region in ctx.regions.values()}
         _remove_pass_through(ctx)
         before = len(self.graph.nodes)
         self.placement.route = ctx.config.comm.route
         with self.graph.inserting_before(self.output):
             routed, layout = self._distribute()
-            rows = self._call(LOOKUP, (routed,))
-            rows.meta[SHAPE_META] = f"(H*L*B, {self.placement.rank_widths[self.rank]})"
+            rows = self._look_up(routed)
             if ctx.config.comm.route == "flat":
                 self._flat(rows, layout)
             else:
@@ -128,25 +123,48 @@ class Place(GraphPass):
     # -- steps ---------------------------------------------------------------------------
 
     def _distribute(self) -> tuple[fx.Node, fx.Node]:
-        slots, readers = _slots(_by_feature(self.ctx, self.plan), self.plan)
-        exchange = IndexExchange(slots, self.topology, self.rank, self.ctx.config.comm.route)
-        place_of = {slot: i for i, slot in enumerate(exchange.owned)}
-        slot_of = {key: i for i, key in enumerate(dict.fromkeys(x.key for x in _by_feature(self.ctx, self.plan)))}
-        mine = [x for x in self.ctx.lookups if self._owner(x) == self.rank]
-        self.placement.slots = slots
-        self.placement.sites = tuple(site for x in mine for site in _sites(x, place_of[slot_of[x.key]]))
-        self.placement.rank_widths = tuple(
-            sum(x.width for x in self.ctx.lookups if self._owner(x) == rank) for rank in range(self.topology.world_size)
-        )
-        ids = [self.graph.call_function(_READERS[name], args, kwargs) for name, args, kwargs in readers]
+        slots = slots_of(self.ctx.lookups, self.plan)
+        exchange = IndexExchange([s for s, _ in slots.values()], self.topology, self.rank, self.ctx.config.comm.route)
+        keys = list(slots)
+        self.slot_by_key = {keys[slot]: i for i, slot in enumerate(exchange.owned)}
+        self.placement.slots = tuple(slot for slot, _ in slots.values())
+        self.placement.sites = sites_of([c.lookup for c in self._carriers_of(self.rank)], self.slot_by_key)
+        self.placement.rank_widths = tuple(_width(self._carriers_of(r)) for r in range(self.topology.world_size))
+        ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
         self._add("index", exchange)
-        routed = self._exchange("index", tuple(ids), f"ids of {len(exchange.owned)} features, H*L*B rows")
+        routed = self._exchange("index", tuple(ids), f"{len(exchange.owned)} id stream(s), H*L*B rows")
         layout = self.graph.call_function(getattr, (routed, "layout"))
         return routed, layout
 
+    def _look_up(self, routed: fx.Node) -> fx.Node:
+        """This rank's rows, and what their features make of them here."""
+        mine = self._carriers_of(self.rank)
+        rows = self._call(LOOKUP, (routed,))
+        rows.meta[SHAPE_META] = f"(H*L*B, {sum(c.lookup.width for c in mine)})"
+        if not any(c.region for c in mine):
+            return rows
+        columns = self._split([rows], [[c.lookup.width for c in mine]])
+        parts = [
+            column if c.region is None else self._at_owner(c.lookup, c.region, column, routed)
+            for c, column in zip(mine, columns, strict=True)
+        ]
+        pooled = self.graph.call_function(side_by_side, (parts,))
+        pooled.meta[SHAPE_META] = f"(H*L*B, {_width(mine)})"
+        return pooled
+
+    def _at_owner(self, lookup: Lookup, region: Region, column: fx.Node, routed: fx.Node) -> fx.Node:
+        slot = self.slot_by_key[lookup.key]
+
+        def ids(index: fx.Node) -> fx.Node:
+            value = index.meta["val"]
+            return self.graph.call_function(slot_ids, (routed, slot, tuple(value.shape[1:]), value.dtype))
+
+        stream = copied_region(self.graph, region, lambda node: shaped(self.graph, column, node), ids)
+        return self.graph.call_method("flatten", (stream, 1))
+
     def _hierarchical(self, rows: fx.Node, layout: fx.Node) -> None:
         host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
-        by_lane = [self._lookups_of(self.topology.rank_of(host, j)) for j in range(self.topology.ranks_per_host)]
+        by_lane = [self._carriers_of(self.topology.rank_of(host, j)) for j in range(self.topology.ranks_per_host)]
         self._add("lanes", self._rows("lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
         blocks = self._exchange("lanes", (rows, layout), f"(H*B, {sum(_width(x) for x in by_lane)})")
         columns = self._split(blocks, [[x.width for x in own] for own in by_lane])
@@ -164,57 +182,75 @@ class Place(GraphPass):
         for column, part in zip((c for own in items for c in own), parts, strict=True):
             self._substitute(column.node, part)
         self.placement.host_columns = tuple(tuple(own) for own in items)
-        self.placement.tower_paths = tuple(c.tower for c in items[host] if c.tower) if self.topology.hosts > 1 else ()
+        if self.topology.hosts > 1:
+            self.placement.tower_paths = tuple(path for c in items[host] if c.tower for path in self._layers_of(c))
 
     def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
-        by_rank = [self._lookups_of(rank) for rank in range(self.topology.world_size)]
+        by_rank = [self._carriers_of(rank) for rank in range(self.topology.world_size)]
         self._add("world", self._rows("world", _width(by_rank[self.rank]), [_width(x) for x in by_rank]))
         blocks = self._exchange("world", (rows, layout), f"(B, {sum(self.placement.rank_widths)})")
         columns = self._split(blocks, [[x.width for x in own] for own in by_rank])
-        for lookup, column in zip((x for own in by_rank for x in own), columns, strict=True):
-            self._substitute(lookup.node, column)
+        for carrier, column in zip((x for own in by_rank for x in own), columns, strict=True):
+            self._substitute(carrier.node, column)
 
     def _tower(self, column: Column, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
         """The tower module of this host on the rows of its peers."""
         pack = column.node.args[0]
         assert isinstance(pack, fx.Node) and pack.target is pack_streams
-        streams = [column_of[_lookup_behind(s, column_of)] for s in pack.args[0]]  # type: ignore[union-attr]
+        streams = [self._in_tower(stream, column_of) for stream in pack.args[0]]  # type: ignore[union-attr]
         packed = self.graph.call_function(pack_streams, (streams,))
         packed.meta[SHAPE_META] = "(H*B, " + ", ".join(map(str, pack.meta["val"].shape[1:])) + ")"
         output = self.graph.call_module(column.tower, (packed,))
         output.meta[SHAPE_META] = f"(H*B, {column.width})"
         return output
 
+    def _in_tower(self, stream: Any, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
+        """A stream of a tower from the columns of its lookups."""
+        if stream in column_of:
+            return column_of[stream]
+        region = self.region_of[stream]
+        return copied_region(self.graph, region, lambda node: shaped(self.graph, column_of[node], node))
+
     # -- helpers -------------------------------------------------------------------------
 
     def _owner(self, lookup: Lookup) -> int:
         return self.topology.rank_of(*self.plan.owner_of(lookup.table))
 
-    def _lookups_of(self, rank: int) -> list[Lookup]:
-        return [x for x in self.ctx.lookups if self._owner(x) == rank]
+    def _carriers_of(self, rank: int) -> list[Carrier]:
+        return [c for c in self.carriers if self._owner(c.lookup) == rank]
 
     def _columns_of(self, host: int) -> list[Column]:
         """What a host sends: outputs of its tower modules, then lookups without one."""
         towers = set(self.plan.towers_on(host))
         columns: list[Column] = []
         packed: set[fx.Node] = set()
-        lookups = {x.node for x in self.ctx.lookups}
-        for split in (n for n in self.graph.nodes if n.target is split_streams):
-            for output in split.args[0]:
-                assert isinstance(output, fx.Node)
-                tower = int(str(output.target).rpartition("tower")[2])
-                pack = output.args[0]
-                assert isinstance(pack, fx.Node)
-                packed.update(_lookup_behind(s, lookups) for s in pack.args[0])  # type: ignore[union-attr]
-                if tower in towers:
-                    width = int(output.meta["val"].shape[1])
-                    columns.append(Column(output, width, str(output.target)))
+        for output in (n for n in self.graph.nodes if n.op == "call_module"):
+            tower = tower_number(str(output.target))
+            if tower is None:
+                continue  # a decoder, say: it runs where the samples are
+            pack = output.args[0]
+            assert isinstance(pack, fx.Node)
+            for stream in pack.args[0]:  # type: ignore[union-attr]
+                assert isinstance(stream, fx.Node)
+                packed.update(self.region_of[stream].lookups if stream in self.region_of else [stream])
+            if tower in towers:
+                columns.append(Column(output, int(output.meta["val"].shape[1]), str(output.target)))
         columns.extend(
-            Column(x.node, x.width)
-            for x in self.ctx.lookups
-            if x.node not in packed and self.plan.host_of_table(x.table) == host
+            Column(c.node, c.width)
+            for c in self.carriers
+            if c.lookup.node not in packed and self.plan.host_of_table(c.lookup.table) == host
         )
         return columns
+
+    def _layers_of(self, column: Column) -> list[str]:
+        """The modules with parameters that a tower runs: its own, and those of its features alone."""
+        pack = column.node.args[0]
+        assert isinstance(pack, fx.Node)
+        packed: Any = pack.args[0]
+        regions = [self.region_of[s] for s in packed if s in self.region_of]
+        nodes = [n for region in regions if region.layers for n in region.nodes if n.op == "call_module"]
+        own = [str(n.target) for n in nodes if any(True for _ in self.ctx.module(n).parameters())]
+        return [column.tower, *own]
 
     def _call(self, target: str, args: tuple[Any, ...]) -> fx.Node:
         if target == LOOKUP:
@@ -235,7 +271,7 @@ class Place(GraphPass):
         wait.meta[SHAPE_META] = arrives
         return wait
 
-    def _split(self, blocks: fx.Node, widths: Sequence[Sequence[int]]) -> list[fx.Node]:
+    def _split(self, blocks: fx.Node | list[fx.Node], widths: Sequence[Sequence[int]]) -> list[fx.Node]:
         parts = self.graph.call_function(split_columns, (blocks, tuple(tuple(own) for own in widths)))
         count = sum(len(own) for own in widths)
         return [self.graph.call_function(operator.getitem, (parts, i)) for i in range(count)]
@@ -250,60 +286,8 @@ class Place(GraphPass):
         old.replace_all_uses_with(new)
 
 
-def _width(lookups: Sequence[Lookup]) -> int:
-    return sum(x.width for x in lookups)
-
-
-def _by_feature(ctx: PassContext, plan: TowerPlan) -> list[Lookup]:
-    """All lookups, in the order of the plan's features."""
-    position = {feature.name: i for i, feature in enumerate(plan.features)}
-    return sorted(ctx.lookups, key=lambda x: position[x.feature])
-
-
-def _slots(lookups: Sequence[Lookup], plan: TowerPlan) -> tuple[tuple[IdSlot, ...], list[Ids]]:
-    """One id stream per index input, and how to read it. A feature has several where its tables are
-    read by different functions of its ids (quotient and remainder)."""
-    by_key: dict[str, list[Lookup]] = {}
-    for lookup in lookups:
-        by_key.setdefault(lookup.key, []).append(lookup)
-    used: Counter[str] = Counter()
-    slots: list[IdSlot] = []
-    for own in by_key.values():
-        first = own[0]
-        used[first.feature] += 1
-        count = used[first.feature]
-        owners = [plan.owner_of(x.table) for x in own]
-        slots.append(
-            IdSlot(
-                name=first.feature if count == 1 else f"{first.feature}/{count}",
-                rows=min(x.rows for x in own),
-                hotness=first.hotness,
-                weighted=first.weighted,
-                host=owners[0][0],
-                lanes=tuple(sorted({lane for _, lane in owners})),
-            )
-        )
-    return tuple(slots), [own[0].ids for own in by_key.values()]
-
-
-def _sites(lookup: Lookup, slot: int) -> list[LookupSite]:
-    """What the owner of a table looks up: a sequence is one site per position."""
-    name, table, rows, dim = lookup.node.name, lookup.table, lookup.rows, lookup.dim
-    if lookup.pooling != "none":
-        return [LookupSite(name, table, slot, rows, dim, lookup.pooling, lookup.weighted)]
-    return [
-        LookupSite(f"{name}[{j}]", table, slot, rows, dim, "sum", False, position=j, padding=lookup.padding)
-        for j in range(lookup.hotness or 0)
-    ]
-
-
-def _lookup_behind(stream: Any, lookups: Any) -> fx.Node:
-    """The lookup whose result a stream is, behind its views."""
-    node = stream
-    while node not in lookups:
-        node = node.args[0]
-    assert isinstance(node, fx.Node)
-    return node
+def _width(carriers: Sequence[Carrier]) -> int:
+    return sum(c.width for c in carriers)
 
 
 def _remove_pass_through(ctx: PassContext) -> None:

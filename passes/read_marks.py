@@ -150,7 +150,7 @@ def _remove(node: fx.Node) -> None:
     if isinstance(marked, (list, tuple)):
         for user in list(node.users):
             assert user.target is operator.getitem, "a marked list is only read by its items"
-            user.replace_all_uses_with(marked[user.args[1]])  # type: ignore[index, arg-type]
+            user.replace_all_uses_with(marked[user.args[1]])  # type: ignore[index]
             graph.erase_node(user)
     else:
         assert isinstance(marked, fx.Node)

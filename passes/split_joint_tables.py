@@ -40,7 +40,7 @@ class SplitJointTables(GraphPass):
     name = "split_joint_tables"
     contract = Contract(
         provides=frozenset({"joint_tables_split"}),
-        requires=frozenset({"single_lookups"}),
+        requires=frozenset({"single_lookups", "marks"}),
         conflicts_with=frozenset({"towers"}),
     )
 

@@ -49,6 +49,9 @@ from dmt_plugin.capture.surroundings import (
 from dmt_plugin.capture.where import SOURCE, calling_line, raising_line, refusal, shown
 from dmt_plugin.errors import CaptureError
 
+#: Entries of a numpy array up to which it is written into the graph as a list.
+_LONGEST_LITERAL = 4096
+
 STEP_OUTSIDE = (
     "move this step out of forward, make it a torch operation, or register an adapter for the model "
     "(dmt_plugin.register_adapter)"
@@ -252,7 +255,7 @@ class ValueTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         """Also accepts numpy scalars and arrays, which torch functions take from users."""
         if type(a).__module__ == "numpy":
-            a = a.item() if getattr(a, "ndim", 1) == 0 else torch.as_tensor(a)
+            a = _plain_numbers(a)
         result = super().create_arg(a)
         if isinstance(result, fx.Node) and "val" not in result.meta:  # a constant tensor became an attribute
             result.meta["val"] = self._evaluate(result)
@@ -263,6 +266,13 @@ class ValueTracer(fx.Tracer):
         made = {name: value for value, name in self.tensor_attrs.items() if isinstance(value, Tensor)}
         read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
         return {name: value for name, value in made.items() if name in read and name.startswith("_tensor_constant")}
+
+
+def _plain_numbers(value: Any) -> Any:
+    """A numpy value as torch takes it: whole numbers as a list (``new_tensor`` warns of tensors), others as a tensor."""
+    if getattr(value, "ndim", 0) == 0 or (value.dtype == "int64" and value.size <= _LONGEST_LITERAL):
+        return value.tolist()
+    return torch.as_tensor(value)
 
 
 @dataclass(frozen=True)

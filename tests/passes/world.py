@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from dmt_plugin.api import transform
@@ -32,8 +33,8 @@ class Step:
     tables: dict[str, Tensor]
 
 
-def settings(**dmt: Any) -> DMTConfig:
-    lookup = {"backend": "torch", "optimizer": "sgd", "lr": LR}
+def settings(backend: str = "torch", **dmt: Any) -> DMTConfig:
+    lookup = {"backend": backend, "optimizer": "sgd", "lr": LR}
     return DMTConfig.model_validate({"lookup": lookup, "partition": {"strategy": "contiguous"}, **dmt})
 
 
@@ -49,6 +50,11 @@ def loss_of(output: Tensor) -> Tensor:
     return (output.sigmoid() * weights).sum()
 
 
+def _output(result: Any) -> Tensor:
+    (output,) = pytree.tree_leaves(result)
+    return output
+
+
 def run_placed(
     logical: TowerModel, config: DMTConfig, world: SimulatedWorld, batches: Sequence[tuple[Any, ...]]
 ) -> list[Step]:
@@ -62,7 +68,7 @@ def run_placed(
         model.train()
         model.lookup.grad_scale = 1.0 / len(models)
         before = {t: model.lookup.table_weight(t).clone() for t in model.lookup.tables}
-        output = model(*batches[wire.rank])
+        output = _output(model(*batches[wire.rank]))
         loss_of(output).backward()
         model.lookup.step()
         tables = {t: (before[t] - model.lookup.table_weight(t)) / LR for t in before}
@@ -75,11 +81,13 @@ def run_placed(
 def run_logical(logical: TowerModel, batches: Sequence[tuple[Any, ...]]) -> list[Step]:
     """The same batches through the logical model: one step that holds the mean gradient of all."""
     model = copy.deepcopy(logical).train()
-    outputs = [model(*batch) for batch in batches]
+    outputs = [_output(model(*batch)) for batch in batches]
     (sum(loss_of(out) for out in outputs) / len(batches)).backward()
-    names = {f"{t}.weight": t for t in model.table_names}
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    tables = {names[n]: g for n, g in found.items() if n in names}
+    found = {n: g.to_dense() if g.is_sparse else g for n, g in found.items()}
+    own = [t for t in model.plan.tables if t.parameter in found]
+    tables = {t.name: found[t.parameter][t.first_row : t.first_row + t.rows] for t in own}
+    names = {t.parameter for t in model.plan.tables}
     return [Step(torch.cat([o.detach() for o in outputs]), {n: g for n, g in found.items() if n not in names}, tables)]
 
 
