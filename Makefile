@@ -55,7 +55,7 @@ clean:  ## remove what the targets made, but for .venv
 
 $(STAMP): pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	python -m pip install -q -e '.[$(FBGEMM),demo,dev,report]'
+	python -m pip install -q -e '.[$(FBGEMM),demo,dev,partition,report]'
 	python -m pip install -q $$(python -c "$$TORCHREC_EXTRA" rest)
 	python -m pip install -q --no-deps $$(python -c "$$TORCHREC_EXTRA" itself)
 	touch $(STAMP)

@@ -95,7 +95,8 @@ def warm_up(
     """
     optimiser = torch.optim.Adagrad([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     flat = model.__dict__.get("flat", model)
-    training, losses = model.training, []
+    training = model.training
+    losses: list[float] = []
     model.train()
     steady = tqdm(itertools.islice(_again(batches), steps), "warm-up", steps, unit="step", disable=not progress)
     for batch in steady:

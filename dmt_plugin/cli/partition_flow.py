@@ -140,7 +140,7 @@ def _by_affinity(request: Request, flat: _Flat, towers: int, config: PartitionCo
 def _settings(base: PartitionConfig, request: Request) -> PartitionConfig:
     """The config's ``partition`` section with the options on top of it."""
     kept = base.model_dump(exclude_unset=True)
-    given = {"strategy": request.strategy, "objective": request.objective, "balance": request.balance}
+    given: dict[str, Any] = {"strategy": request.strategy, "objective": request.objective, "balance": request.balance}
     given |= {"bound": request.bound, "seed": request.seed}
     kept |= {key: value for key, value in given.items() if value is not None}
     if "strategy" not in kept or (kept["strategy"] == "file" and request.strategy is None):

@@ -59,17 +59,17 @@ class Packing:
         return bool((self.weights == 1).all() and self.allowed.all() and not self.apart.any())
 
 
-def first_assignment(packing: Packing, taste: NDArray[np.float64]) -> Labels | None:
+def first_assignment(packing: Packing, taste: NDArray[np.float64] | None) -> Labels | None:
     """An assignment that keeps limits and rules, near what each unit would like.
 
     Args:
         packing: what is allowed.
-        taste: ``(U, T)``, less is better.
+        taste: ``(U, T)``, less is better; ``None`` for the lightest tower.
 
     Returns:
         ``(U,)`` towers, or ``None`` if there is provably no assignment.
     """
-    for liking in (taste, None):
+    for liking in (None,) if taste is None else (taste, None):
         labels = _fill(packing, liking)
         if labels is not None:
             return labels

@@ -253,7 +253,7 @@ def _packing(
     packing = Packing(own, towers, limits, allowed, apart)
     if config.strategy in IN_ORDER:
         return packing, {}
-    fixed = config.bound != "auto" or by_cost
+    fixed = config.bound != "auto"
     packing = settled(packing, [units.units[u] for u in members], said, fixed=fixed, by_cost=by_cost)
     return packing, {"bound": config.bound, "low": packing.limits.low, "high": packing.limits.high}
 

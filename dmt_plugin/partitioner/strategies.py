@@ -3,15 +3,15 @@
 * ``learned``: features in the plane of their affinities, balanced clusters there (section 4 of the paper), improved by
   swaps on the affinities themselves.
 * ``graph``: communities of the affinity graph, made to fit the limits.
-* ``random``: every allowed partition of the same shape is equally likely.
+* ``random``: drawn from the seed; the honest baseline, over several seeds.
 * ``greedy_balance``: heaviest unit first, to the lightest tower.
 * ``strided`` and ``contiguous`` look at nothing but the order of the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,7 @@ def graph(case: Case) -> Labels:
         # Every pair has some affinity; without a threshold the graph is complete and modularity sees no community.
         strong = np.clip(strong - np.median(strong[~np.eye(count, dtype=bool)]), 0.0, None)
     found = nx.from_numpy_array(strong)
+    communities: Sequence[Collection[int]]
     if towers == 1 or not found.number_of_edges():
         communities = [set(range(count))]
     elif count <= _LARGE:
@@ -105,22 +106,30 @@ def graph(case: Case) -> Labels:
         liking = strong[:, members].sum(1) / len(members)
         taste[:, t] = -np.bincount(case.unit_of, weights=liking)
         taste[np.unique(case.unit_of[members]), t] -= strong.sum()  # a member stays, where there is room
-    return _fitted(case, taste)
+    return _fitted(case.packing, taste)
 
 
 def random(case: Case) -> Labels:
-    """Random tastes: units are exchangeable, so no partition of the same shape is likelier than another."""
-    taste = np.random.default_rng(case.seed).random((len(case.packing.weights), case.packing.towers))
-    return _fitted(case, taste)
+    """Random tastes, asked in random order: equal units without rules are exchangeable, so all partitions of them into
+    towers of the same sizes are equally likely."""
+    rng = np.random.default_rng(case.seed)
+    packing = case.packing
+    order = rng.permutation(len(packing.weights))
+    shuffled = replace(
+        packing, weights=packing.weights[order], allowed=packing.allowed[order], apart=packing.apart[order][:, order]
+    )
+    labels = np.empty(len(order), dtype=np.int64)
+    labels[order] = _fitted(shuffled, rng.random((len(order), packing.towers)))
+    return labels
 
 
 def greedy_balance(case: Case) -> Labels:
     """Heaviest unit first, to the lightest tower."""
-    return _fitted(case, None)
+    return _fitted(case.packing, None)
 
 
-def _fitted(case: Case, taste: NDArray[np.float64] | None) -> Labels:
-    labels = first_assignment(case.packing, taste)
+def _fitted(packing: Packing, taste: NDArray[np.float64] | None) -> Labels:
+    labels = first_assignment(packing, taste)
     if labels is None:  # the caller has found out that there is one
         raise PlanError("no assignment keeps the limits and rules of dmt.partition. Raise dmt.partition.bound.")
     return labels

@@ -93,7 +93,8 @@ def test_no_samples() -> None:
 
 def small(**changes: object) -> Affinity:
     fields: dict[str, object] = {
-        "features": ("a", "b"), "values": np.array([[1, 0.25], [0.25, 1]]), "kind": "cosine", "samples": 3, "model": "m",
+        "features": ("a", "b"), "values": np.array([[1, 0.25], [0.25, 1]]), "kind": "cosine",
+        "samples": 3, "model": "m",
     }  # fmt: skip
     return Affinity(**{**fields, **changes})  # type: ignore[arg-type]
 
