@@ -42,8 +42,10 @@ def test_counted_bytes_are_the_formula(name: str, topology: str, route: str, for
     where = Topology.parse(topology)
     logical = transform(flat, batch(5, 0), config, where)
 
+    models = [place(logical, config, where, rank) for rank in range(where.world_size)]
+
     def program(wire: SimulatedWire) -> list[str]:
-        placed = place(logical, config, where, wire.rank)
+        placed = models[wire.rank]
         placed.bind(wire)
         placed(*batch(BATCH, wire.rank)).sum().backward()
         counted = wire.traffic.as_dict()
@@ -67,10 +69,12 @@ def test_varying_bags_are_counted_by_their_mean() -> None:
     where = Topology(2, 1)
     logical = transform(flat, batch(5, 0), config, where)
 
+    models = [place(logical, config, where, rank) for rank in range(where.world_size)]
+
     def program(wire: SimulatedWire) -> tuple[int, int]:
         from dmt_plugin.planner.cost import exchange_costs
 
-        placed = place(logical, config, where, wire.rank)
+        placed = models[wire.rank]
         placed.bind(wire)
         args = batch(BATCH, wire.rank)
         placed(*args)

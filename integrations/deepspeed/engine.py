@@ -1,11 +1,12 @@
-"""DeepSpeed's engine with the four things a tower-decomposed model needs on top.
+"""DeepSpeed's engine with the five things a tower-decomposed model needs on top.
 
 1. ``step`` also applies and clears the tables' gradients, at the same boundary and only if the dense step was applied.
 2. At ZeRO stage 0 DeepSpeed clips with the *average* of the ranks' gradient norms, which is not the norm of all
    parameters once hosts hold different towers. :meth:`DMTEngine.clip_fp32_gradients` uses the exact one: the dense part
    once, plus every tower once. Stages 1 and 2 do so by themselves.
 3. At ZeRO 1 and 2 a torch Adagrad keeps its parameter groups (:mod:`.adagrad`).
-4. Checkpoints are refused until they can hold the tables too.
+4. Where the reduction of gradients fails for want of a rank, the error says so, as those of the exchanges do.
+5. Checkpoints are refused until they can hold the tables too.
 
 Gradient clipping never covers the tables: their gradients are applied by their own optimizer, in the backward pass
 where the backend fuses them, and are no part of the global norm.
@@ -89,6 +90,18 @@ class DMTEngine(DeepSpeedEngine):
             lookup.step()
         lookup.zero_grad()
         self.dmt.transport.step = self.global_steps
+
+    def allreduce_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """As DeepSpeed's; a wait that fails is told as those of the exchanges are.
+
+        Raises:
+            ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
+        """
+        try:
+            super().allreduce_gradients(*args, **kwargs)
+        except RuntimeError as error:
+            where = "the reduction of the dense gradients"
+            raise self.dmt.transport.failure(where, "did not finish", error) from error
 
     def clip_fp32_gradients(self) -> None:
         """Clips at ZeRO stage 0 by the exact global norm, which ``get_global_grad_norm`` then returns.

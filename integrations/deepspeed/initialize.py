@@ -178,7 +178,8 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
     sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
     for line in summary(placed, resolved.source):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
-    return launch(placed, call, section, groups, resolved.source, flat)
+    with private.limited_waits(section.comm.timeout_s):
+        return launch(placed, call, section, groups, resolved.source, flat)
 
 
 def summary(placed: PlacedModel, source: str) -> list[str]:

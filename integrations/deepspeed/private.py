@@ -1,6 +1,6 @@
 """The private names of DeepSpeed that this integration touches, all of them except those the engine subclass overrides.
 
-DeepSpeed has no plugin registry, so three things have to be reached from the side:
+DeepSpeed has no plugin registry, so four things have to be reached from the side:
 
 1. ``deepspeed.initialize`` looks up ``DeepSpeedEngine`` among its module's globals when it builds the engine:
    :func:`engine_class` puts another constructor there for the length of one call and takes it away again.
@@ -8,17 +8,22 @@ DeepSpeed has no plugin registry, so three things have to be reached from the si
    minute, and fails without ``ninja`` on the path. Only inference uses it: :func:`without_shm_build` says to
    DeepSpeed, for the length of one call, that it is not available.
 3. Groups for expert parallelism live in dictionaries keyed ``"ep_size_<n>"``: :func:`expert_groups`.
+4. DeepSpeed makes its process groups without a time limit, so that they get torch's, half an hour:
+   :func:`limited_waits` passes one on, for the length of one call.
 
 ``tests/integrations/test_canaries.py`` fails, naming the one that moved, when DeepSpeed renames any of them.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
+import torch
 from deepspeed import ops
 from deepspeed.utils import groups as ds_groups
 
@@ -65,6 +70,26 @@ def without_shm_build() -> Iterator[None]:
             table.pop(SHM_OP, None)
         else:
             table[SHM_OP] = before
+
+
+@contextmanager
+def limited_waits(timeout_s: float) -> Iterator[None]:
+    """Give every process group that DeepSpeed makes inside the ``with`` block a time limit.
+
+    Args:
+        timeout_s: Limit of every wait in those groups, seconds.
+    """
+    backend = importlib.import_module("deepspeed.comm.torch").TorchBackend
+    stock = backend.new_group
+
+    def new_group(self: Any, ranks: Any) -> Any:
+        return torch.distributed.new_group(ranks, timeout=timedelta(seconds=timeout_s))
+
+    backend.new_group = new_group
+    try:
+        yield
+    finally:
+        backend.new_group = stock
 
 
 def expert_groups(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

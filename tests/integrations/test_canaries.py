@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -50,6 +51,18 @@ def test_initialize_looks_the_engine_up_by_name_when_called():
         assert deepspeed.DeepSpeedEngine is dict
         raise ZeroDivisionError
     assert deepspeed.DeepSpeedEngine is stock
+
+
+def test_groups_are_made_in_one_place_without_a_limit(monkeypatch):
+    assert list(inspect.signature(ds_comm_torch.TorchBackend.new_group).parameters) == ["self", "ranks"]
+    limits = []
+    monkeypatch.setattr(torch.distributed, "new_group", lambda ranks, timeout=None: limits.append(timeout))
+    backend = object.__new__(ds_comm_torch.TorchBackend)
+    with pytest.raises(ZeroDivisionError), private.limited_waits(7):
+        backend.new_group([0])
+        raise ZeroDivisionError
+    backend.new_group([0])
+    assert limits == [timedelta(seconds=7), None]
 
 
 def test_the_shared_memory_op_is_asked_for_by_name():

@@ -13,10 +13,12 @@ import dmt_plugin
 
 
 class Recommender(nn.Module):
+    """Its dense part is large enough for its all-reduce to take most of a step."""
+
     def __init__(self) -> None:
         super().__init__()
         self.tables = nn.ModuleList([nn.EmbeddingBag(50, 4, mode="sum") for _ in range(4)])
-        self.over = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
+        self.over = nn.Sequential(nn.Linear(16, 20_000), nn.ReLU(), nn.Linear(20_000, 1))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.over(torch.cat([t(ids[:, i : i + 1]) for i, t in enumerate(self.tables)], dim=1)).squeeze(1)
