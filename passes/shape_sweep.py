@@ -8,9 +8,9 @@ dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.shape_rules`) de
    with each other and with the old shape in every other dimension (so a batch that
    silently changes size is caught).
 3. Where an input has to change that did not (the dense vector beside narrower streams, the
-   other factor of a product), :meth:`Sweep.force` walks back to the layer or parameter
-   that produces it, notes the new size there, and the walk starts again. Sizes are only
-   ever noted once, so this ends.
+   other factor of a product), :meth:`Sweep.impose` walks back to the layer or parameter
+   that produces it, notes the new size there, and the walk starts again. No size is
+   noted twice, so this ends.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Sweep:
         self.gm = gm
         self._rule_of = rule_of
         self.forced: dict[tuple[fx.Node, int], Axis] = {}
+        self._noted: set[tuple[fx.Node, int, Axis]] = set()
         self._reset()
 
     def _reset(self) -> None:
@@ -261,6 +262,9 @@ class Sweep:
                 # What was asked for first may be widened once: from other vectors' widths to other vectors.
                 if before is not None and (before.new != axis.new or not axis.satisfies(before)):
                     raise Unsupported(f"{node.name} would have to give both {before.new} and {axis.new} entries")
+                if (place, dim, axis) in self._noted:  # asked for before, in vain: the walk would never end
+                    raise Unsupported(f"needs {axis.new} entries in dimension {dim} of {node.name}, which has others")
+                self._noted.add((place, dim, axis))
                 self.forced[place, dim] = axis.anew()
         raise Restart
 

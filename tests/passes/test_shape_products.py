@@ -55,8 +55,6 @@ class Using(heads.Head):
         self.register_buffer("odd_mask", torch.rand(n, n) > 0.5)
         self.register_buffer("ones", torch.ones(n, n))
         self.register_buffer("order", torch.arange(n))
-        self.register_buffer("zeros", torch.zeros(n, 1))
-        self.expand = nn.GroupNorm(2, n)
 
     def forward(self, x: Tensor, streams: list[Tensor]) -> Tensor:
         return self.use(torch.stack(streams, dim=1), self).flatten(1).float().sum(1) + self.bottom(x).sum(1)
@@ -129,8 +127,9 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
         lambda t, m: _gram(t).masked_fill(m.odd_mask, 0.0), SAME, "masked_fill", "nothing that produces it",
     ),
     "a mask of one value": (lambda t, m: _gram(t) * m.ones, SAME, "mul", "nothing that produces it"),
-    "a buffer named as an operation": (lambda t, m: t + m.zeros, SAME, "add", "nothing that produces it"),
-    "a layer named as an operation": (lambda t, m: m.expand(t), SAME, "head_expand", "head.expand is not known"),
+    "copies counted elsewhere": (
+        lambda t, m: t * m.matrix.sum().view(1, 1, 1).expand(1, m.ones.shape[0], 1), MORE, "expand", "makes 6 copies",
+    ),
     "a mask on one side": (lambda t, m: t.sum(2, keepdim=True) * m.ones, SAME, "mul", "nothing that produces it"),
     "all pairs by copies": (
         lambda t, m: t.repeat(1, 6, 1) * t.repeat_interleave(6, dim=1), MORE, "repeat", "repeats a dimension",
@@ -218,6 +217,35 @@ def test_a_number_that_may_be_a_size_is_reported(use: Any, letters: dict[str, in
     assert len(found) == (said is not None)
     if said is not None:
         assert found[0].severity == "warning" and said in found[0].reason
+
+
+class NamedAsOperations(nn.Module):
+    """A model whose own names are those of operations."""
+
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(10, 8) for _ in range(6))
+        self.expand, self.relu = nn.GroupNorm(2, 6), nn.GRU(8, 8, batch_first=True)
+        self.register_buffer("zeros", torch.zeros(6, 1))
+        self.use = use
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        t = torch.stack([table(ids[:, i]) for i, table in enumerate(self.tables)], dim=1)
+        return self.use(t, self).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("use", "reason"),
+    [
+        (lambda t, m: t + m.zeros, "of zeros .*nothing that produces it"),
+        (lambda t, m: m.expand(t), "call_module expand is not known"),
+        (lambda t, m: m.relu(t)[0], "reads the features one after the other"),
+    ],
+    ids=["buffer", "layer", "sequence layer"],
+)
+def test_names_of_the_user_decide_nothing(use: Any, reason: str) -> None:
+    with pytest.raises(TransformError, match=reason):
+        transform(NamedAsOperations(use), batch(6, 5), {"dmt": {"towers": {"module": "dlrm", **SAME}}}, "2x1")
 
 
 def test_two_features_whose_pairs_may_mean_several_kinds() -> None:
