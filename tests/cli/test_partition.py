@@ -1,0 +1,159 @@
+"""``dmt partition`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dmt_plugin.cli import app
+from dmt_plugin.errors import ConfigError, PlanError
+from dmt_plugin.partitioner import Affinity
+
+runner = CliRunner(env={"COLUMNS": "160"})
+
+MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        names = "user item shop city hour day".split()
+        self.tables = nn.ModuleDict({name: nn.EmbeddingBag(20, 8) for name in names})
+        self.head = nn.Linear(6 * 8 + 3, 1)
+
+    def forward(self, dense, sparse):
+        columns = [t(sparse[:, i:i + 1]) for i, t in enumerate(self.tables.values())]
+        return self.head(torch.cat([dense, *columns], dim=1)).squeeze(1)
+
+def build():
+    return Net()
+
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        sparse = torch.randint(0, 20, (32, 3), generator=generator).repeat_interleave(2, dim=1)
+        yield torch.randn(32, 3, generator=generator), sparse, (sparse[:, 0] % 2).float()
+
+def one_batch():
+    return next(batches())
+
+def nothing():
+    return []
+"""
+FEATURES = ["user", "item", "shop", "city", "hour", "day"]
+BASE = ["partition", "--model", "net.py:build", "--data", "net.py:batches", "--towers", "3"]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "net.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*options: str) -> str:
+    result = runner.invoke(app, [*BASE, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_from_warm_up_to_a_transformed_model(project: Path) -> None:
+    text = run(
+        "--warm-up", "5", "--loss", "logits", "-o", "plan.json", "--save-affinity", "a.npz", "--report", "out",
+        "--transform", "towers.pt",
+    )  # fmt: skip
+    assert "6 features in 3 towers, strategy learned" in " ".join(text.split()) and "user" in text
+    plan = json.loads((project / "plan.json").read_text())
+    assert sorted(n for t in plan["towers"] for n in t) == [f"tables.{n}" for n in sorted(FEATURES)]
+    assert plan["provenance"]["warm_up_steps"] == 5 and plan["provenance"]["objective"] == "coherent"
+    assert Affinity.load(project / "a.npz").model == plan["model"]
+    assert (project / "out/partition.png").is_file() and "<html" in (project / "out/partition.html").read_text()
+    model = torch.load(project / "towers.pt", weights_only=False)
+    assert [list(t) for t in model.plan.towers] == plan["towers"]
+    assert model(torch.randn(4, 3), torch.randint(0, 20, (4, 6))).shape == (4,)
+
+
+def test_mutual_information_pairs_equal_columns(project: Path) -> None:
+    text = run("--objective", "mutual_information", "--json")
+    towers = {frozenset(n.removeprefix("tables.") for n in t) for t in json.loads(text)["towers"]}
+    assert towers == {frozenset(p) for p in (("user", "item"), ("shop", "city"), ("hour", "day"))}
+
+
+def test_the_same_again_and_from_a_saved_affinity(project: Path) -> None:
+    first = run("--json", "--save-affinity", "a.npz")
+    assert run("--json") == first
+    alone = runner.invoke(app, ["partition", "--affinity", "a.npz", "--towers", "3", "--json"], catch_exceptions=False)
+    assert [set(t) for t in json.loads(alone.output)["towers"]] == [set(t) for t in json.loads(first)["towers"]]
+    assert json.loads(run("--json", "--affinity", "a.npz"))["provenance"]["affinity"]["file"] == "a.npz"
+
+
+def test_a_whole_plan_for_a_topology(project: Path) -> None:
+    plan = json.loads(run("--json", "--topology", "3x2", "--strategy", "random", "--seed", "4"))
+    assert plan["topology"] == "3x2" and plan["version"] and plan["provenance"]["seed"] == 4
+
+
+def test_auto_by_training(project: Path) -> None:
+    (project / "ds.json").write_text(json.dumps({"dmt": {"towers": {"module": "dlrm", "c": 0, "p": 1, "dim": 4}}}))
+    text = run("--objective", "auto", "--try-steps", "4", "--loss", "logits", "--config", "ds.json", "--json")
+    made = json.loads(text)["provenance"]
+    assert set(made["held_out_loss"]) == {"coherent", "diverse", "mutual_information"}
+    assert made["objective"] == min(made["held_out_loss"], key=made["held_out_loss"].get)
+
+
+def test_a_checkpoint_decides(project: Path) -> None:
+    sys.path.insert(0, str(project))
+    namespace: dict[str, object] = {}
+    exec(MODEL, namespace)
+    model = namespace["build"]()  # type: ignore[operator]
+    torch.save(model.state_dict(), project / "state.pt")
+    first = run("--checkpoint", "state.pt", "--json")
+    assert json.loads(first)["provenance"]["checkpoint"] == "state.pt"
+    torch.save({"head.weight": torch.zeros(1)}, project / "other.pt")
+    with pytest.raises(ConfigError, match=r"other\.pt does not fit --model"):
+        run("--checkpoint", "other.pt")
+    with pytest.raises(ConfigError, match=r"gone\.pt: no such file"):
+        run("--checkpoint", "gone.pt")
+    torch.save({"epoch": 3}, project / "epoch.pt")
+    with pytest.raises(ConfigError, match="expected a state dict"):
+        run("--checkpoint", "epoch.pt")
+
+
+def test_rules_of_the_config(project: Path) -> None:
+    rules = {"strategy": "learned", "pin": {"tables.day": 0}, "apart": [["tables.user", "tables.item"]]}
+    (project / "ds.json").write_text(json.dumps({"dmt": {"partition": rules}}))
+    made = json.loads(run("--config", "ds.json", "--json"))
+    assert "tables.day" in made["towers"][0]
+    assert not any({"tables.user", "tables.item"} <= set(t) for t in made["towers"])
+    assert made["provenance"]["rules"]["pin"] == {"tables.day": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data", "net.py:one_batch"], r"returned a tuple; expected an iterable of batches.*return \[batch\]"),
+        (["--data", "net.py:nothing"], "gave no batch"),
+        (["--warm-up", "3"], "--warm-up trains, which needs --loss"),
+        (["--strategy", "lerned"], 'dmt.partition.strategy: found "lerned".*did you mean "learned"'),
+        (["--strategy", "random", "--save-affinity", "x.npz"], "measures no affinity"),
+        (["--objective", "auto", "--try-steps", "40", "--loss", "logits"], "Lower it to at most 6"),
+        (["--config", "gone.json"], "gone.json"),
+    ],
+)
+def test_options_that_do_not_work(project: Path, options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(*options)
+
+
+def test_more_towers_than_features(project: Path) -> None:
+    with pytest.raises(PlanError, match="7 towers but only 6 independent features"):
+        run("--towers", "7")
+    with pytest.raises(ConfigError, match="how many towers"):
+        runner.invoke(app, BASE[:-2], catch_exceptions=False)
+    with pytest.raises(ConfigError, match="give --model and --data, or the --affinity file"):
+        runner.invoke(app, ["partition", "--towers", "2"], catch_exceptions=False)
