@@ -121,7 +121,8 @@ def place_graph(logical: TowerModel, config: DMTConfig, topology: Topology, rank
     logical.plan.check(model="", topology=topology)
     graph_module = copy_graph(logical)
     captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), logical.batch_size)
-    ctx = PassContext(captured, config, topology, plan=logical.plan, tags={"single_lookups", "joint_tables_split", "plan"})
+    found = {"single_lookups", "joint_tables_split", "plan"}
+    ctx = PassContext(captured, config, topology, plan=logical.plan, tags=found)
     placing = Place(rank)
     run_passes([FindLookups(), FindRegions(), placing, Schedule()], ctx)
     return PlacedGraph(ctx.gm, logical, topology, rank, placing.placement, tuple(ctx.results))

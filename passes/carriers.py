@@ -13,6 +13,7 @@ of the logical graph are dropped once nothing uses them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def carriers_of(ctx: PassContext) -> list[Carrier]:
 
 def _carrier(lookup: Lookup, region: Region | None) -> Carrier:
     if region is not None and len(region.lookups) == 1 and not region.layers:
-        width = int(region.stream.meta["val"].flatten(1).shape[1])
+        width = math.prod(region.stream.meta["val"].shape[1:])
         if region.ids or width < lookup.width:
             return Carrier(lookup, region.stream, width, region)
     return Carrier(lookup, lookup.node, lookup.width)

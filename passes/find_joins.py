@@ -29,6 +29,7 @@ from torch import fx
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
 from dmt_plugin.passes.find_regions import leading, stream_of
 from dmt_plugin.passes.gather_streams import FEWEST, Members, fallback_form, gather
+from dmt_plugin.passes.read_marks import group_name
 
 _CONCATENATIONS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
 _STACKS: set[Callable[..., Any]] = {torch.stack}
@@ -69,7 +70,7 @@ class FindJoins(GraphPass):
         behind = _post_dominators(ctx.gm.graph)
         for members, how, reason in sorted(found, key=lambda entry: min(entry[0])):
             users = sorted({u for i in members for u in streams[i].users}, key=position.__getitem__)
-            group = _group(ctx, f"group{len(ctx.groups)}", members, streams, users, how, reason)
+            group = _group(ctx, _name(ctx, [lookups[i] for i in members]), members, streams, users, how, reason)
             group.meeting_point = _meeting_point(behind, users)
             ctx.groups.append(group)
         if ctx.config.towers.module != "none":
@@ -148,6 +149,14 @@ def _group(
     widths = {lookup.dim for lookup in lookups}
     width = widths.pop() if len(widths) == 1 else 0
     return StreamGroup(name, "transport", lookups, [x.node for x in lookups], [], width, why)
+
+
+def _name(ctx: PassContext, lookups: list[Lookup]) -> str:
+    """What the user's markers call the group, where they agree, else its number."""
+    marked = {group_name(ctx, lookup.node) for lookup in lookups}
+    name = marked.pop() if len(marked) == 1 else None
+    free = name is not None and name.isidentifier() and all(group.name != name for group in ctx.groups)
+    return name if name is not None and free else f"group{len(ctx.groups)}"
 
 
 def _in_order(members: list[int], streams: list[fx.Node]) -> list[int]:

@@ -18,17 +18,16 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
 
-from dmt_plugin.nn.graph_ops import field_streams, jagged_values
+from dmt_plugin.nn.graph_ops import field_streams
 from dmt_plugin.passes.base import Contract, GraphPass, Ids, Lookup, PassContext, PassResult
+from dmt_plugin.passes.feature_names import named
 from dmt_plugin.passes.id_keys import column_key, key_of, origin_of
-from dmt_plugin.passes.read_marks import feature_name
 from dmt_plugin.passes.split_joint_tables import joint_fields
 from dmt_plugin.passes.table_calls import TableCall, read_call, reads_samples, weight_of
 
@@ -54,7 +53,7 @@ class FindLookups(GraphPass):
         found = _whole_where_ranges_overlap(ctx.gm, found)
         _check_weights(ctx, calls, found)
         _report_unread(ctx, calls)
-        ctx.lookups = _name_features(ctx, found)
+        ctx.lookups = named(ctx, found)
         if not calls:
             ctx.find(
                 "DMT200",
@@ -240,42 +239,3 @@ def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
             "parameter, and its whole gradient is reduced in every step",
             "look it up through nn.EmbeddingBag, nn.Embedding or F.embedding on a parameter to have it sharded",
         )
-
-
-# -- names -----------------------------------------------------------------------------
-
-
-def _name_features(ctx: PassContext, lookups: list[Lookup]) -> list[Lookup]:
-    by_key: dict[str, list[Lookup]] = {}
-    for lookup in lookups:
-        by_key.setdefault(lookup.key, []).append(lookup)
-    wanted = {
-        key: _marked_name(ctx, group) or _input_name(group[0]) or max(group, key=lambda x: x.dim).table
-        for key, group in by_key.items()
-    }
-    used: Counter[str] = Counter()
-    names: dict[str, str] = {}
-    for key, name in wanted.items():
-        used[name] += 1
-        names[key] = name if used[name] == 1 else f"{name}#{used[name]}"
-    return [replace(lookup, feature=names[lookup.key]) for lookup in lookups]
-
-
-def _marked_name(ctx: PassContext, lookups: list[Lookup]) -> str | None:
-    """What the user's markers call the feature, where they agree."""
-    names = {name for lookup in lookups if (name := feature_name(ctx, lookup.node)) is not None}
-    return names.pop() if len(names) == 1 else None
-
-
-def _input_name(lookup: Lookup) -> str | None:
-    """What the model's input calls the feature, where it has a name for it."""
-    index = lookup.ids[1][0]
-    if not isinstance(index, fx.Node):
-        return None
-    if lookup.ids[0] == "ids_from_column":
-        return f"{index.target}[{lookup.ids[1][1]}]" if index.op == "placeholder" else None
-    if index.target is jagged_values:
-        return str(index.args[1])
-    if index.target is operator.getitem and isinstance(index.args[1], str):
-        return index.args[1]
-    return None

@@ -26,6 +26,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
+from dmt_plugin.passes.feature_names import keep_names
 from dmt_plugin.passes.id_keys import key_of
 from dmt_plugin.passes.per_sample import is_per_sample
 from dmt_plugin.passes.table_calls import weight_of
@@ -181,4 +182,4 @@ def _merge_features(ctx: PassContext) -> None:
     for region in ctx.regions.values():
         for node in region.lookups[1:]:
             leader[first(feature[node])] = first(feature[region.lookups[0]])
-    ctx.lookups = [replace(x, feature=first(x.feature)) for x in ctx.lookups]
+    ctx.lookups = keep_names([replace(x, feature=first(x.feature)) for x in ctx.lookups])

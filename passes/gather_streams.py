@@ -8,9 +8,9 @@ gathered anew:
 1. A stream takes part if it is one vector per sample of width above 1, is used, and is
    computed from its own lookups alone (streams of one tower are packed before any of them
    is used).
-2. Streams of one width go together. A group has one stream per feature: where a feature has
-   several (one table per partner field, say), the first ones form one group, the second
-   ones the next.
+2. Streams of one width go together, those that the user marked as a group by themselves. A
+   group has one stream per feature: where a feature has several (one table per partner field,
+   say), the first ones form one group, the second ones the next.
 3. A group of fewer than three streams has nothing to compress; its streams move as they are.
 """
 
@@ -23,6 +23,7 @@ from torch import fx
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.find_regions import leading, stream_of
+from dmt_plugin.passes.read_marks import group_name
 
 #: Positions in the list of leading lookups (one per stream), and what keeps them from being a regular group.
 Members = tuple[list[int], str]
@@ -54,16 +55,17 @@ def gather(
     """
     lookups = leading(ctx)
     alone = computed_alone(ctx)
-    buckets: dict[tuple[int, int], list[int]] = {}
+    buckets: dict[tuple[str, int, int], list[int]] = {}
     met: Counter[str] = Counter()
     for i in sorted(i for members, _ in irregular for i in members):
         value = streams[i].meta["val"]
         width = int(value.shape[-1])
         if width == 1 or not alone[streams[i]] or tuple(value.shape[1:]) not in ((width,), (1, width)):
             continue
-        feature = lookups[i].feature
-        buckets.setdefault((width, met[f"{width} {feature}"]), []).append(i)
-        met[f"{width} {feature}"] += 1
+        mark = group_name(ctx, lookups[i].node) or ""
+        seen = f"{mark} {width} {lookups[i].feature}"
+        buckets.setdefault((mark, width, met[seen]), []).append(i)
+        met[seen] += 1
     groups = [(members, _reason(members, irregular)) for members in buckets.values() if len(members) >= FEWEST]
     taken = {i for members, _ in groups for i in members}
     left = []

@@ -279,10 +279,8 @@ class Place(GraphPass):
     def _substitute(self, old: fx.Node, new: fx.Node) -> None:
         """Puts a column in the place of a logical node; a lookup may have given ``(B, L, N)``."""
         value = old.meta["val"]
-        new.meta["val"] = value.flatten(1)
-        if value.dim() == 3:
-            new = self.graph.call_method("unflatten", (new, 1, tuple(value.shape[1:])))
-            new.meta["val"] = value
+        new = shaped(self.graph, new, old)
+        new.meta["val"] = value
         old.replace_all_uses_with(new)
 
 
@@ -299,7 +297,8 @@ def _remove_pass_through(ctx: PassContext) -> None:
         streams = [s for n in outputs for s in n.args[0].args[0]]
         for read in list(split.users):
             read.replace_all_uses_with(streams[int(read.args[1])])
-        ctx.gm.graph.eliminate_dead_code()
+    lookups = {lookup.node for lookup in ctx.lookups}  # also those that nothing uses: ids are read for them
+    ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)
 
 
 def _in_order(graph: fx.Graph) -> None:

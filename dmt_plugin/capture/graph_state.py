@@ -56,7 +56,17 @@ def graph_module_over(
         except AttributeError:
             continue
         twin._non_persistent_buffers_set |= hidden & set(twin._buffers)
+    _keep_aliases(model, module)
     return module
+
+
+def _keep_aliases(model: nn.Module, module: fx.GraphModule) -> None:
+    """A layer that the model has under several names keeps them all, as its state does."""
+    kept = {id(m): path for path, m in module.named_modules() if next(m.children(), None) is None}
+    there = {path for path, _ in module.named_modules(remove_duplicate=False)}
+    for path, layer in model.named_modules(remove_duplicate=False):
+        if id(layer) in kept and path not in there:
+            module.add_submodule(path, layer)
 
 
 @dataclass(frozen=True)

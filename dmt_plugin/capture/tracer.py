@@ -269,7 +269,7 @@ class ValueTracer(fx.Tracer):
 
 
 def _plain_numbers(value: Any) -> Any:
-    """A numpy value as torch takes it: whole numbers as a list (``new_tensor`` warns of tensors), others as a tensor."""
+    """A numpy value as torch takes it: whole numbers as a list (``new_tensor`` warns of tensors), else a tensor."""
     if getattr(value, "ndim", 0) == 0 or (value.dtype == "int64" and value.size <= _LONGEST_LITERAL):
         return value.tolist()
     return torch.as_tensor(value)

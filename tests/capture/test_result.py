@@ -77,3 +77,19 @@ def test_it_trains_as_the_model_does() -> None:
             optimizer.step()
         results.append(one.state_dict())
     assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+
+
+def test_a_layer_of_two_names_keeps_both() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.item = nn.Embedding(9, 4)
+            self.layers = nn.ModuleDict({"item": self.item, "history": self.item})
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.layers["history"](ids) + self.item(ids)
+
+    model = Shared()
+    graph = capture(model, ExampleBatch((torch.arange(5),))).as_module()
+    assert graph.state_dict().keys() == model.state_dict().keys()
+    assert len(list(graph.parameters())) == 1

@@ -19,6 +19,7 @@ from dmt_plugin.passes.base import GraphPass, PassContext, run_passes
 from dmt_plugin.passes.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.read_marks import ReadMarks, feature_name, group_name
 from dmt_plugin.passes.split_joint_tables import SplitJointTables
+from dmt_plugin.placed import place
 from dmt_plugin.topology import Topology
 
 KEYS = ["user", "item", "shop"]
@@ -149,3 +150,18 @@ def test_plans_speak_of_features_by_their_keys(joint: bool) -> None:
 
     towers = transform(Model(use), (IDS,), {"dmt": {"towers": {"module": "none"}}}, "2x1")
     assert {f.name for f in towers.plan.features if not f.name.startswith("tables")} == set(KEYS)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_ranks_find_the_names_again(joint: bool) -> None:
+    """The markers are gone from the graph that is placed; the names are not."""
+
+    def use(m: Any, v: list[Tensor], ids: Tensor) -> Tensor:
+        marked = mark_embeddings("deep", m.joint(ids + OFFSETS) if joint else v, KEYS)
+        return m.mix(torch.cat([marked[:, i] for i in range(3)] if joint else marked, 1)[:, :4])
+
+    config = DMTConfig.model_validate({"towers": {"module": "none"}})
+    towers = transform(Model(use), (IDS,), config, "2x1")
+    placed = place(towers, config, Topology(2, 1), 0)
+    assert set(KEYS) <= {slot.name for slot in placed.placement.slots}
+    assert "deep" in {group.name for group in towers.plan.groups}

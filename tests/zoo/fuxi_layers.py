@@ -159,8 +159,9 @@ class WuKongLayer(nn.Module):
 class WuKongPart(nn.Module):
     def __init__(self, fields: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(WuKongLayer(fields, width, 4, 4, 3), WuKongLayer(8, width, 4, 4, 3))
-        self.head = mlp([8 * width, 12, 1])
+        # Nine vectors: a number that no setting of the oracle meets, where the residual would be an identity.
+        self.layers = nn.Sequential(WuKongLayer(fields, width, 4, 5, 3), WuKongLayer(9, width, 4, 5, 3))
+        self.head = mlp([9 * width, 12, 1])
 
     def forward(self, feature_emb: Tensor) -> Tensor:
         return self.head(self.layers(feature_emb).flatten(start_dim=1))
