@@ -26,7 +26,7 @@ from dmt_plugin.feature_rows import FeatureRows
 from dmt_plugin.partitioner import Affinity, Partition
 from dmt_plugin.partitioner.affinity import Kind
 from dmt_plugin.partitioner.cosine import CosineAccumulator
-from dmt_plugin.partitioner.mutual_information import ValueSample, mutual_information
+from dmt_plugin.partitioner.information import ValueSample, mutual_information
 from dmt_plugin.short_training import Loss, mean_loss, warm_up
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel

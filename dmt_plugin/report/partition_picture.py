@@ -44,8 +44,8 @@ def draw_affinity(axes: Any, view: PartitionView, colours: Colours) -> None:
     pairs = ~np.eye(count, dtype=bool)
     shown = np.where(pairs, view.affinity, np.nan)  # the diagonal is 1 by definition and would set the scale
     low, high = (float(x) for x in (np.nanmin(shown), np.nanmax(shown))) if count > 1 else (0.0, 1.0)
-    blues = LinearSegmentedColormap.from_list("affinity", ["#f3f4f2", "#9dbfe2", "#2f6db5", "#12294a"])
-    blues = blues.with_extremes(bad="#d9dbd8")
+    shades = ["#f3f4f2", "#9dbfe2", "#2f6db5", "#12294a"]
+    blues = LinearSegmentedColormap.from_list("affinity", shades).with_extremes(bad="#d9dbd8")
     image = axes.imshow(shown, cmap=blues, vmin=low, vmax=high if high > low else low + 1e-9, interpolation="nearest")
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, pad=0.02)
     bar.outline.set_visible(False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dmt_plugin.errors import PlanError
-from dmt_plugin.partitioner.mutual_information import ValueSample, mutual_information
+from dmt_plugin.partitioner.information import ValueSample, mutual_information
 
 
 def columns(samples: int = 4000) -> dict[str, np.ndarray]:
