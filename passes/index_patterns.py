@@ -112,16 +112,18 @@ def enumerated_anew(pairs: Tensor, axis: Axis, ordered: bool = True) -> Tensor |
     found = []
     for build in _enumerations():
         old = build(axis.old)
-        if torch.equal(old, pairs) or (not ordered and _as_set(old, False) == _as_set(pairs, False)):
+        same_pairs = not ordered and torch.equal(_counts(old, axis.old, False), _counts(pairs, axis.old, False))
+        if torch.equal(old, pairs) or same_pairs:
             found.append(build(axis.new))
-    if len({tuple(_as_set(new, True)) for new in found}) > 1:
+    if any(not torch.equal(_counts(found[0], axis.new, True), _counts(new, axis.new, True)) for new in found[1:]):
         raise Unsupported(f"for {axis.old} features its index may mean several kinds of pairs")
     return found[0] if found else None
 
 
-def _as_set(pairs: Tensor, either_way: bool) -> list[tuple[int, ...]]:
-    listed = [(int(i), int(j)) for i, j in pairs.t().tolist()]
-    return sorted(tuple(sorted(p)) if either_way else p for p in listed)
+def _counts(pairs: Tensor, n: int, either_way: bool) -> Tensor:
+    """How often each pair of ``n`` things is listed; (0, 1) and (1, 0) may count as one."""
+    first, second = (pairs.amin(0), pairs.amax(0)) if either_way else pairs
+    return torch.bincount(first * n + second, minlength=n * n)
 
 
 def _enumerations() -> Iterator[Callable[[int], Tensor]]:
