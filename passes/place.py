@@ -68,6 +68,7 @@ class Placement:
         sites: lookups of this rank.
         exchanges: the exchange modules by name.
         tower_paths: modules that only this host holds.
+        feature_layers: layers of the user's model that run in the towers of all hosts.
         host_columns: for each host the columns it sends to its peers (hierarchical route).
         rank_widths: for each rank the width of its looked-up rows.
         route: ``"hierarchical"`` or ``"flat"``.
@@ -77,6 +78,7 @@ class Placement:
     sites: tuple[LookupSite, ...] = ()
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()
+    feature_layers: tuple[str, ...] = ()
     host_columns: tuple[tuple[Column, ...], ...] = ()
     rank_widths: tuple[int, ...] = ()
     route: Route = "hierarchical"
@@ -183,7 +185,10 @@ class Place(GraphPass):
             self._substitute(column.node, part)
         self.placement.host_columns = tuple(tuple(own) for own in items)
         if self.topology.hosts > 1:
-            self.placement.tower_paths = tuple(path for c in items[host] if c.tower for path in self._layers_of(c))
+            layers = [[path for c in own if c.tower for path in self._layers_of(c)] for own in items]
+            self.placement.feature_layers = tuple(path for own in layers for path in own)
+            towers = [c.tower for c in items[host] if c.tower]
+            self.placement.tower_paths = (*towers, *layers[host])
 
     def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
         by_rank = [self._carriers_of(rank) for rank in range(self.topology.world_size)]
@@ -243,14 +248,13 @@ class Place(GraphPass):
         return columns
 
     def _layers_of(self, column: Column) -> list[str]:
-        """The modules with parameters that a tower runs: its own, and those of its features alone."""
+        """The user's layers with parameters that a tower runs: those of one of its features alone."""
         pack = column.node.args[0]
         assert isinstance(pack, fx.Node)
         packed: Any = pack.args[0]
         regions = [self.region_of[s] for s in packed if s in self.region_of]
         nodes = [n for region in regions if region.layers for n in region.nodes if n.op == "call_module"]
-        own = [str(n.target) for n in nodes if any(True for _ in self.ctx.module(n).parameters())]
-        return [column.tower, *own]
+        return [str(n.target) for n in nodes if any(True for _ in self.ctx.module(n).parameters())]
 
     def _call(self, target: str, args: tuple[Any, ...]) -> fx.Node:
         if target == LOOKUP:

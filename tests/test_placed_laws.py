@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests._util.ranks import run_ranks
+from tests.zoo.catalogue import CATALOGUE
 from tests.zoo.models import TIED, ZOO
 
 TOLERANCE = 2e-6
@@ -39,6 +40,12 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 FORM_CASES = {"2x2": (("decoder", 1), ("decoder", 2), ("preserve", 0)), "2x1": (("decoder", 0),), "1x2": ()}
 """Towers that keep the shapes behind them, and ZeRO stages."""
+
+LOOKUPS = ("deepctr_deepfm_sequence", "dlrm_mixed_dims", "dlrm_qr_mult", "joint_dlrm")
+LOOKUP_CASES = {"2x2": (("tower modules", 1), ("sptt", 2)), "2x1": (("tower modules", 0),), "1x2": (("sptt", 1),)}
+"""A pooled sequence, projected widths, quotient and remainder tables, a joint table; with ZeRO stages."""
+
+MODELS = {**ZOO, **TIED, **{name: CATALOGUE[name].build for name in LOOKUPS}}
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -101,9 +108,9 @@ def single_process(name: str, dmt: dict[str, Any], topology: str, world: int) ->
     from dmt_plugin.api import transform
 
     torch.manual_seed(0)
-    flat, batch = {**ZOO, **TIED}[name]()
+    flat, batch = MODELS[name]()
     model = transform(prepared(flat), batch(5, 0), {"dmt": dmt}, topology).train()
-    tables = {f"{t}.weight" for t in model.table_names}
+    tables = {t.parameter for t in model.plan.tables}
     named = dict(model.named_parameters())
     optimizers = [
         dense_rule([p for n, p in named.items() if n not in tables], name),
@@ -129,7 +136,7 @@ def train(name: str, dmt: dict[str, Any], stage: int, rank: int) -> tuple[list[A
     from dmt_plugin.checkpoint import gather_state
 
     torch.manual_seed(0 if rank == 0 else 1000 + rank)  # other ranks start from rank 0's weights
-    flat, batch = {**ZOO, **TIED}[name]()
+    flat, batch = MODELS[name]()
     config = {
         "train_micro_batch_size_per_gpu": LOCAL,
         "optimizer": DENSE_ADAGRAD if name in ADAGRAD else DENSE_SGD,
@@ -191,7 +198,8 @@ def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]
             backend = "torch" if (stage + i) % 3 == 0 else "fbgemm"
             cases.append((name, variant, stage, backend))
     tied = itertools.product(sorted(TIED), FORM_CASES[topology])
-    return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in tied]
+    rest = [*tied, *itertools.product(LOOKUPS, LOOKUP_CASES[topology])]
+    return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in rest]
 
 
 @pytest.mark.processes

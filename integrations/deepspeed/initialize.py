@@ -37,7 +37,7 @@ from dmt_plugin.integrations.deepspeed.engine import DMTEngine, DMTState
 from dmt_plugin.integrations.deepspeed.example_batch import find_example
 from dmt_plugin.integrations.deepspeed.parameters import FlatParameters, read_parameters, remap_parameters
 from dmt_plugin.integrations.deepspeed.shell import wrap_towers
-from dmt_plugin.integrations.deepspeed.tables import sync_tables
+from dmt_plugin.integrations.deepspeed.tables import sync_feature_layers, sync_tables
 from dmt_plugin.topology import RankGroups, create_groups, discover_topology
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
             samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
             write_report(placed, samples, section.report.dir)
     sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
+    sync_feature_layers(placed, model, groups)
     for line in summary(placed, resolved.source):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
     with private.limited_waits(section.comm.timeout_s):

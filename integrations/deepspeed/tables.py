@@ -1,4 +1,4 @@
-"""Every table starts from rank 0's copy of it.
+"""Every table, and every layer of the user's that runs in a tower, starts from rank 0's copy of it.
 
 DeepSpeed broadcasts rank 0's dense parameters before training, so that ranks may build their models from different
 random states. Tables are no parameters of the placed model and each has one owner (or several, where it is
@@ -7,21 +7,25 @@ replicated), so the same is done here:
 1. all ranks tell which tables they own and of what size, rank 0 tells what it has by those names; if these differ,
    the ranks have built different models, and every rank says so;
 2. table after table, in the same order everywhere, rank 0 sends its own copy, in pieces of bounded size, to every
-   owner other than itself.
+   owner other than itself;
+3. layers in towers are broadcast from rank 0 to all: DeepSpeed would only make them equal inside each host.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from dmt_plugin.errors import ConfigError
 from dmt_plugin.integrations.deepspeed.agreement import gather
 from dmt_plugin.topology import RankGroups
+
+if TYPE_CHECKING:
+    from dmt_plugin.placed import PlacedModel
 
 CHUNK_ELEMENTS = 16 * 1024 * 1024
 
@@ -71,6 +75,23 @@ def sync_tables(
                 lookup.load_table(name, _receive(tables[name], groups, chunk_elements))
                 received += 1
     return received
+
+
+@torch.no_grad()
+def sync_feature_layers(placed: PlacedModel, flat: nn.Module, groups: RankGroups) -> None:
+    """Load rank 0's copy of the layers that towers run on one feature each.
+
+    Args:
+        placed: This rank's model; it holds the layers of its own host.
+        flat: This rank's flat model, which holds all of them.
+        groups: This rank's groups.
+    """
+    for path in placed.placement.feature_layers:
+        for name, parameter in sorted(flat.get_submodule(path).named_parameters()):
+            values = parameter.detach().to(groups.device, torch.float32, copy=True).contiguous()
+            dist.broadcast(values, 0, group=groups.world)
+            if path in placed.tower_paths:
+                placed.get_submodule(path).get_parameter(name).copy_(values)
 
 
 def _shape(weight_of: Callable[[str], Tensor], name: str) -> tuple[int, ...] | None:
