@@ -25,7 +25,8 @@ from dmt_plugin.nn.lookup import ShardedLookup
 from dmt_plugin.passes.base import PassContext, PassResult, run_passes
 from dmt_plugin.passes.find_lookups import FindLookups
 from dmt_plugin.passes.find_regions import FindRegions
-from dmt_plugin.passes.place import LOOKUP, Place, Placement
+from dmt_plugin.passes.place import Place
+from dmt_plugin.passes.placement import LOOKUP, Placement
 from dmt_plugin.passes.schedule import Schedule
 from dmt_plugin.plan import TowerPlan
 from dmt_plugin.topology import Topology

@@ -104,3 +104,16 @@ def bring_forward(streams: list[fx.Node], point: fx.Node, order: dict[fx.Node, i
             pending.extend(node.all_input_nodes)
     for node in sorted(late, key=order.__getitem__):
         point.prepend(node)
+
+
+def remove_pass_through(ctx: PassContext) -> None:
+    """Pass-through towers have no work to do on any rank: connect the joins to the streams again."""
+    for split in [n for n in ctx.gm.graph.nodes if n.target is split_streams]:
+        outputs = list(split.args[0])
+        if not all(isinstance(ctx.module(n), PassThroughTower) for n in outputs):
+            continue
+        streams = [s for n in outputs for s in n.args[0].args[0]]
+        for read in list(split.users):
+            read.replace_all_uses_with(streams[int(read.args[1])])
+    lookups = {lookup.node for lookup in ctx.lookups}  # also those that nothing uses: ids are read for them
+    ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)

@@ -20,68 +20,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
-from dmt_plugin.comm.ids import IdSlot
-from dmt_plugin.comm.index_exchange import IndexExchange, Route
+from dmt_plugin.comm.index_exchange import IndexExchange
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.comm.transport import Group
-from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns, split_streams
-from dmt_plugin.nn.lookup import LookupSite
-from dmt_plugin.nn.towers import PassThroughTower
+from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
 from dmt_plugin.passes.carriers import Carrier, carriers_of, copied_region, shaped, slot_ids
 from dmt_plugin.passes.id_slots import READERS, sites_of, slots_of
-from dmt_plugin.passes.insert_towers import tower_number
-
-EXCHANGES = "dmt_exchange"
-LOOKUP = "dmt_lookup"
-EXCHANGE_META = "dmt_exchange"
-"""Node meta of a start or wait node: name of the exchange."""
-SHAPE_META = "dmt_shape_text"
-"""Node meta: the shape in the letters of the design, where rows are of several ranks."""
-
-@dataclass(frozen=True)
-class Column:
-    """A column block that crosses hosts: a tower's output, or a lookup that passes by.
-
-    Attributes:
-        node: the logical node whose value it is.
-        width: entries per sample.
-        tower: path of the tower module, or ``""``.
-    """
-
-    node: fx.Node
-    width: int
-    tower: str = ""
-
-
-@dataclass
-class Placement:
-    """What the pass made for one rank.
-
-    Attributes:
-        slots: id streams of the whole model.
-        sites: lookups of this rank.
-        exchanges: the exchange modules by name.
-        tower_paths: modules that only this host holds.
-        feature_layers: layers of the user's model that run in the towers of all hosts.
-        host_columns: for each host the columns it sends to its peers (hierarchical route).
-        rank_widths: for each rank the width of its looked-up rows.
-        route: ``"hierarchical"`` or ``"flat"``.
-    """
-
-    slots: tuple[IdSlot, ...] = ()
-    sites: tuple[LookupSite, ...] = ()
-    exchanges: dict[str, nn.Module] = field(default_factory=dict)
-    tower_paths: tuple[str, ...] = ()
-    feature_layers: tuple[str, ...] = ()
-    host_columns: tuple[tuple[Column, ...], ...] = ()
-    rank_widths: tuple[int, ...] = ()
-    route: Route = "hierarchical"
+from dmt_plugin.passes.insert_towers import remove_pass_through, tower_number
+from dmt_plugin.passes.placement import EXCHANGE_META, EXCHANGES, LOOKUP, SHAPE_META, Column, Placement, sort_nodes
 
 
 class Place(GraphPass):
@@ -108,7 +59,7 @@ class Place(GraphPass):
         self.output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
         self.carriers = carriers_of(ctx)
         self.region_of = {region.stream: region for region in ctx.regions.values()}
-        _remove_pass_through(ctx)
+        remove_pass_through(ctx)
         before = len(self.graph.nodes)
         self.placement.route = ctx.config.comm.route
         with self.graph.inserting_before(self.output):
@@ -118,7 +69,7 @@ class Place(GraphPass):
                 self._flat(rows, layout)
             else:
                 self._hierarchical(rows, layout)
-        _in_order(self.graph)
+        sort_nodes(self.graph)
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         return self.result(len(ctx.lookups), abs(len(self.graph.nodes) - before), f"rank {self.rank}")
 
@@ -290,39 +241,3 @@ class Place(GraphPass):
 
 def _width(carriers: Sequence[Carrier]) -> int:
     return sum(c.width for c in carriers)
-
-
-def _remove_pass_through(ctx: PassContext) -> None:
-    """Pass-through towers have no work to do on any rank: connect the joins to the streams again."""
-    for split in [n for n in ctx.gm.graph.nodes if n.target is split_streams]:
-        outputs = list(split.args[0])
-        if not all(isinstance(ctx.module(n), PassThroughTower) for n in outputs):
-            continue
-        streams = [s for n in outputs for s in n.args[0].args[0]]
-        for read in list(split.users):
-            read.replace_all_uses_with(streams[int(read.args[1])])
-    lookups = {lookup.node for lookup in ctx.lookups}  # also those that nothing uses: ids are read for them
-    ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)
-
-
-def _in_order(graph: fx.Graph) -> None:
-    """Sorts nodes so that each comes after its inputs, otherwise keeping their order."""
-    done: set[fx.Node] = set()
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
-
-    def visit(node: fx.Node) -> None:
-        stack = [(node, iter(node.all_input_nodes))]
-        while stack:
-            current, inputs = stack[-1]
-            pending = next((n for n in inputs if n not in done), None)
-            if pending is not None:
-                stack.append((pending, iter(pending.all_input_nodes)))
-                continue
-            stack.pop()
-            if current not in done:
-                done.add(current)
-                output.prepend(current)
-
-    for node in [n for n in graph.nodes if n is not output]:
-        if node not in done:
-            visit(node)

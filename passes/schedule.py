@@ -18,7 +18,7 @@ from __future__ import annotations
 from torch import fx
 
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.place import EXCHANGE_META
+from dmt_plugin.passes.placement import EXCHANGE_META
 
 
 class Schedule(GraphPass):

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights
 from dmt_plugin.passes.insert_towers import TOWERS, tower_number
-from dmt_plugin.passes.place import EXCHANGE_META, LOOKUP, SHAPE_META
+from dmt_plugin.passes.placement import EXCHANGE_META, LOOKUP, SHAPE_META
 
 _STEPS_BEHIND = 10
 """How many operations behind the towers belong to "around the towers"."""

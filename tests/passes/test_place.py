@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import PlanError
-from dmt_plugin.passes.place import LOOKUP
+from dmt_plugin.passes.placement import LOOKUP
 from dmt_plugin.placed import place
 from dmt_plugin.topology import Topology
 from tests._util.simulated import SimulatedWorld

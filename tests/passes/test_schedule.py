@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import fx
 
-from dmt_plugin.passes.place import EXCHANGE_META
+from dmt_plugin.passes.placement import EXCHANGE_META
 from dmt_plugin.passes.schedule import Schedule
 from dmt_plugin.placed import PlacedModel, place
 from dmt_plugin.topology import Topology

@@ -1,0 +1,81 @@
+"""What placement makes for one rank, and the names it gives in the rank's graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from dmt_plugin.comm.ids import IdSlot
+from dmt_plugin.comm.index_exchange import Route
+from dmt_plugin.nn.lookup import LookupSite
+
+EXCHANGES = "dmt_exchange"
+LOOKUP = "dmt_lookup"
+EXCHANGE_META = "dmt_exchange"
+"""Node meta of a start or wait node: name of the exchange."""
+SHAPE_META = "dmt_shape_text"
+"""Node meta: the shape in the letters of the design, where rows are of several ranks."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column block that crosses hosts: a tower's output, or a lookup that passes by.
+
+    Attributes:
+        node: the logical node whose value it is.
+        width: entries per sample.
+        tower: path of the tower module, or ``""``.
+    """
+
+    node: fx.Node
+    width: int
+    tower: str = ""
+
+
+@dataclass
+class Placement:
+    """What the pass made for one rank.
+
+    Attributes:
+        slots: id streams of the whole model.
+        sites: lookups of this rank.
+        exchanges: the exchange modules by name.
+        tower_paths: modules that only this host holds.
+        feature_layers: layers of the user's model that run in the towers of all hosts.
+        host_columns: for each host the columns it sends to its peers (hierarchical route).
+        rank_widths: for each rank the width of its looked-up rows.
+        route: ``"hierarchical"`` or ``"flat"``.
+    """
+
+    slots: tuple[IdSlot, ...] = ()
+    sites: tuple[LookupSite, ...] = ()
+    exchanges: dict[str, nn.Module] = field(default_factory=dict)
+    tower_paths: tuple[str, ...] = ()
+    feature_layers: tuple[str, ...] = ()
+    host_columns: tuple[tuple[Column, ...], ...] = ()
+    rank_widths: tuple[int, ...] = ()
+    route: Route = "hierarchical"
+
+
+def sort_nodes(graph: fx.Graph) -> None:
+    """Sorts nodes so that each comes after its inputs, otherwise keeping their order."""
+    done: set[fx.Node] = set()
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+
+    def visit(node: fx.Node) -> None:
+        stack = [(node, iter(node.all_input_nodes))]
+        while stack:
+            current, inputs = stack[-1]
+            pending = next((n for n in inputs if n not in done), None)
+            if pending is not None:
+                stack.append((pending, iter(pending.all_input_nodes)))
+                continue
+            stack.pop()
+            if current not in done:
+                done.add(current)
+                output.prepend(current)
+
+    for node in [n for n in graph.nodes if n is not output]:
+        if node not in done:
+            visit(node)
