@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test zoo bench-quick lint clean
+.PHONY: help venv demo test zoo bench-quick quality lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -36,6 +36,10 @@ test: $(STAMP)  ## run the tests
 
 zoo: $(STAMP)  ## which public models the compiler takes, and how; writes build/zoo.json
 	OMP_NUM_THREADS=1 python -m tests.zoo.survey
+
+# QUALITY="--data a.npz b.npz --seeds 5 --random 10 --rows 0 --tune" is how figures are made.
+quality: $(STAMP)  ## quality of flat, SPTT and DMT by partition strategy, on data by path; small without QUALITY
+	OMP_NUM_THREADS=1 python -m benchmarks.quality $(QUALITY)
 
 bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a minute; needs root
 	OMP_NUM_THREADS=1 python -m benchmarks.step --at-least dmt_cr4_fp32=3.3
