@@ -140,6 +140,8 @@ def plot(entries: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axis.grid(axis="y", color="#e2e3e1")
         axis.spines[["top", "right"]].set_visible(False)
     if panels:
-        axes[0].legend(frameon=False, fontsize=8)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours), frameon=False, fontsize=8
+        )
     figure.savefig(path, dpi=130)
     return path

@@ -54,6 +54,7 @@ BASE = ["partition", "--model", "net.py:build", "--data", "net.py:batches", "--t
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "net.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # what the command adds must not outlive the test
     return tmp_path
 
 
@@ -107,7 +108,6 @@ def test_auto_by_training(project: Path) -> None:
 
 
 def test_a_checkpoint_decides(project: Path) -> None:
-    sys.path.insert(0, str(project))
     namespace: dict[str, object] = {}
     exec(MODEL, namespace)
     model = namespace["build"]()  # type: ignore[operator]
