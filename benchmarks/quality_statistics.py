@@ -140,8 +140,7 @@ def plot(entries: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axis.grid(axis="y", color="#e2e3e1")
         axis.spines[["top", "right"]].set_visible(False)
     if panels:
-        figure.legend(
-            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours), frameon=False, fontsize=8
-        )
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     return path

@@ -105,8 +105,8 @@ def choose_by_training(
     losses: dict[str, float] = {}
     for name, partition in candidates.items():
         towers = with_partition(copy.deepcopy(model), example, config, partition)
-        warm_up(towers, train, loss, steps, learning_rate=learning_rate, progress=progress)
-        losses[name] = mean_loss(towers, judge, loss)
+        warm_up(towers, train, loss, steps, called_like=model, learning_rate=learning_rate, progress=progress)
+        losses[name] = mean_loss(towers, judge, loss, called_like=model)
     return min(losses, key=lambda name: losses[name]), losses
 
 

@@ -74,6 +74,7 @@ def warm_up(
     loss: Loss,
     steps: int,
     *,
+    called_like: nn.Module | None = None,
     learning_rate: float = 0.02,
     progress: bool = False,
 ) -> list[float]:
@@ -84,6 +85,8 @@ def warm_up(
         batches: what the data loader gives; fewer than ``steps`` are gone through again.
         loss: see :data:`Loss`.
         steps: number of updates.
+        called_like: the model whose ``forward`` says what of a batch is an argument; by default ``model``. A tower
+            model takes whatever comes, so it needs the flat one here.
         learning_rate: of Adagrad.
         progress: show a progress bar.
 
@@ -94,13 +97,12 @@ def warm_up(
         PlanError: no batches, or the loss is no longer finite.
     """
     optimiser = torch.optim.Adagrad([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
-    flat = model.__dict__.get("flat", model)
     training = model.training
     losses: list[float] = []
     model.train()
     steady = tqdm(itertools.islice(_again(batches), steps), "warm-up", steps, unit="step", disable=not progress)
     for batch in steady:
-        call = example_of(batch, flat)
+        call = example_of(batch, called_like or model)
         value = loss(model(*call.args, **call.kwargs), batch)
         if not torch.isfinite(value):
             raise PlanError(
@@ -125,14 +127,15 @@ def _again(batches: Iterable[Any]) -> Iterator[Any]:
     yield from itertools.cycle(kept)
 
 
-def mean_loss(model: nn.Module, batches: Iterable[Any], loss: Loss) -> float:
-    """Mean loss over batches in eval mode, each weighted by its samples."""
-    flat = model.__dict__.get("flat", model)
+def mean_loss(
+    model: nn.Module, batches: Iterable[Any], loss: Loss, *, called_like: nn.Module | None = None
+) -> float:
+    """Mean loss over batches in eval mode, each weighted by its samples; see :func:`warm_up` for the arguments."""
     training, total, count = model.training, 0.0, 0
     model.eval()
     with torch.no_grad():
         for batch in batches:
-            call = example_of(batch, flat)
+            call = example_of(batch, called_like or model)
             size = batch_size_of([*call.args, *call.kwargs.values()]) or 1
             total += float(loss(model(*call.args, **call.kwargs), batch)) * size
             count += size

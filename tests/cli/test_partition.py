@@ -47,12 +47,12 @@ def nothing():
     return []
 """
 FEATURES = ["user", "item", "shop", "city", "hour", "day"]
-BASE = ["partition", "--model", "net.py:build", "--data", "net.py:batches", "--towers", "3"]
+BASE = ["partition", "--model", "shop.py:build", "--data", "shop.py:batches", "--towers", "3"]
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "net.py").write_text(MODEL)
+    (tmp_path / "shop.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])  # what the command adds must not outlive the test
     return tmp_path
@@ -136,8 +136,8 @@ def test_rules_of_the_config(project: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data", "net.py:one_batch"], r"returned a tuple; expected an iterable of batches.*return \[batch\]"),
-        (["--data", "net.py:nothing"], "gave no batch"),
+        (["--data", "shop.py:one_batch"], r"returned a tuple; expected an iterable of batches.*return \[batch\]"),
+        (["--data", "shop.py:nothing"], "gave no batch"),
         (["--warm-up", "3"], "--warm-up trains, which needs --loss"),
         (["--strategy", "lerned"], 'dmt.partition.strategy: found "lerned".*did you mean "learned"'),
         (["--strategy", "random", "--save-affinity", "x.npz"], "measures no affinity"),
