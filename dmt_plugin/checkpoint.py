@@ -90,7 +90,7 @@ def to_flat(trained: Any) -> nn.Module:
     placed: PlacedModel = state.placed
     logical = placed.logical
     weights = gather_state(placed, state.groups)
-    target = copy.deepcopy(logical.to_flat() if logical.semantic_preserving else logical)
+    target = copy.deepcopy(logical.to_flat())
     known = target.state_dict()
     read = set(logical.state_dict())  # parts of the user's model that are never called keep what they hold
     missing = sorted(name for name in known if name in read and name not in weights)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from dmt_plugin.api import transform
@@ -27,7 +26,8 @@ from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import CaptureError, FindingsError, TransformError
 from dmt_plugin.findings import sort_findings
-from dmt_plugin.passes.base import PassContext, Repair, StreamGroup, run_passes
+from dmt_plugin.flat_state import new_parts
+from dmt_plugin.passes.base import PassContext, StreamGroup, run_passes
 from dmt_plugin.passes.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.insert_towers import tower_number
 from dmt_plugin.passes.pipeline import towers_passes
@@ -239,16 +239,13 @@ def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
 def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
     """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
     tables = {t.parameter for t in logical.plan.tables}
-    flat = dict(logical.__dict__["flat"].named_parameters())
+    anew = new_parts(logical)
     found = []
     for name, parameter in logical.named_parameters():
-        repair = next((r for r in logical.repairs if name == r.target or name.startswith(f"{r.target}.")), None)
-        if repair is not None and not _kept(parameter, flat.get(name), repair):
-            why, init = repair.what, repair.init
-        elif repair is None and name not in flat and name not in tables:
-            why, init = "new", _start(logical.plan, name)
-        else:
+        if name not in anew or name in tables:
             continue
+        repair = anew[name]
+        why, init = ("new", _start(logical.plan, name)) if repair is None else (repair.what, repair.init)
         found.append(
             {"name": name, "shape": list(parameter.shape), "count": parameter.numel(), "why": why, "init": init}
         )
@@ -266,15 +263,6 @@ def _start(plan: TowerPlan, name: str) -> str:
     if (spec.kind, spec.init) == ("preserve", "orthogonal"):
         return "a small rotation, bias 0"
     return _INIT.get(spec.init, spec.init) if spec.kind in ("dlrm", "dcn", "preserve") else "as its module starts"
-
-
-def _kept(parameter: nn.Parameter, before: nn.Parameter | None, repair: Repair) -> bool:
-    """Whether a parameter of a layer that was made anew still has its old values: a bias where only inputs changed."""
-    if before is None or before.shape != parameter.shape:
-        return False
-    if parameter.is_meta or before.is_meta:
-        return parameter.dim() == 1 and repair.what.startswith("in_features") and "out_features" not in repair.what
-    return torch.equal(parameter, before)
 
 
 def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[Any]:

@@ -79,6 +79,13 @@ class PlacedModel(GraphModel):
     # Kept outside the module tree: their parameters are not this rank's to train.
     logical: TowerModel
     lookup: ShardedLookup
+    plan: TowerPlan
+    topology: Topology
+    rank: int
+    placement: Placement
+    exchanges: Sequence[nn.Module]
+    tower_paths: tuple[str, ...]
+    passes: tuple[PassResult, ...]
 
     def __init__(
         self,
@@ -91,15 +98,17 @@ class PlacedModel(GraphModel):
         lookup: ShardedLookup,
     ) -> None:
         super().__init__(graph_module, binder)
-        self.__dict__["logical"] = logical
-        self.__dict__["lookup"] = lookup
-        self.plan: TowerPlan = logical.plan
-        self.topology = topology
-        self.rank = rank
-        self.placement = placement
-        self.exchanges: Sequence[nn.Module] = tuple(placement.exchanges.values())
-        self.tower_paths = placement.tower_paths
-        self.passes: tuple[PassResult, ...] = ()
+        self._keep(
+            logical=logical,
+            lookup=lookup,
+            plan=logical.plan,
+            topology=topology,
+            rank=rank,
+            placement=placement,
+            exchanges=tuple(placement.exchanges.values()),
+            tower_paths=placement.tower_paths,
+            passes=(),
+        )
 
     def bind(self, transport: Wire) -> None:
         """Connects every exchange to its wire."""
@@ -180,7 +189,7 @@ def place(
     setattr(graph.graph_module, LOOKUP, lookup)
     placed = graph_module_over(graph.graph_module, graph.graph_module.graph)
     model = PlacedModel(placed, logical.binder, logical, topology, rank, graph.placement, lookup)
-    model.passes = graph.passes
+    model._keep(passes=graph.passes)
     return model
 
 

@@ -7,13 +7,13 @@ tables and untouched layers *are* the user's objects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import GraphModel, InputBinder
-from dmt_plugin.errors import DMTError
 from dmt_plugin.findings import Finding
+from dmt_plugin.flat_state import LoadedState, load_flat_state
 from dmt_plugin.passes.base import PassResult, Repair, StreamGroup
 from dmt_plugin.plan import TowerPlan
 
@@ -31,7 +31,19 @@ class TowerModel(GraphModel):
         repairs: parameters that changed size and started anew.
         passes: what each pass did.
         batch_size: batch size of the example values in the graph.
+
+    Attributes:
+        group_reasons: for each group why it is not an ordinary tower group, or ``""``.
+        meeting_points: for each group the node where all branches behind its joins have met.
     """
+
+    plan: TowerPlan
+    findings: tuple[Finding, ...]
+    repairs: tuple[Repair, ...]
+    passes: tuple[PassResult, ...]
+    batch_size: int
+    group_reasons: Mapping[str, str]
+    meeting_points: Mapping[str, str]
 
     def __init__(
         self,
@@ -46,14 +58,16 @@ class TowerModel(GraphModel):
         batch_size: int,
     ) -> None:
         super().__init__(graph_module, binder)
-        self.__dict__["flat"] = flat
-        self.plan = plan
-        self.findings = tuple(findings)
-        self.repairs = tuple(repairs)
-        self.passes = tuple(passes)
-        self.batch_size = batch_size
-        self.group_reasons = {g.name: g.reason for g in groups}
-        self.meeting_points = {g.name: g.meeting_point for g in groups}
+        self._keep(
+            _dmt_flat=flat,
+            plan=plan,
+            findings=tuple(findings),
+            repairs=tuple(repairs),
+            passes=tuple(passes),
+            batch_size=batch_size,
+            group_reasons={g.name: g.reason for g in groups},
+            meeting_points={g.name: g.meeting_point for g in groups},
+        )
 
     @property
     def semantic_preserving(self) -> bool:
@@ -66,15 +80,27 @@ class TowerModel(GraphModel):
         return tuple(t.name for t in self.plan.tables)
 
     def to_flat(self) -> nn.Module:
-        """The user's own model with the trained weights.
+        """The trained model in one process, without anything of towers across hosts.
+
+        Returns:
+            Without tower modules the user's own model, which shares its parameters with this one.
+            With tower modules no flat model computes the same: this model itself, an ordinary
+            ``nn.Module`` that ``torch.export`` takes.
+        """
+        return self.__dict__["_dmt_flat"] if self.semantic_preserving else self
+
+    def load_flat_state(self, state: Mapping[str, Tensor]) -> LoadedState:
+        """Starts from a trained flat model: its tables and every layer that kept its meaning.
+
+        Args:
+            state: ``state_dict()`` of the flat model. Tables and untouched layers are shared with
+                the flat model that this one was made from, so that gets the values too.
+
+        Returns:
+            What was loaded, what starts anew, and what had no place.
 
         Raises:
-            DMTError: tower modules changed the architecture; there is no flat equal.
+            DMTError: a part that should continue is missing or has another shape; nothing is
+                loaded then.
         """
-        if not self.semantic_preserving:
-            raise DMTError(
-                f"the model has tower modules ({self.plan.module.kind}), so no flat model computes the same. Use the "
-                'tower model itself: it runs in one process. (dmt.towers.module "none" keeps the flat model.)'
-            )
-        return self.__dict__["flat"]
-
+        return load_flat_state(self, state)

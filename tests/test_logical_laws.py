@@ -137,5 +137,62 @@ def test_repaired_torchrec_dlrm_is_the_one_its_constructor_builds(
 def test_sptt_model_gives_the_flat_model_back() -> None:
     flat, batch = build("dlrm")
     assert transform(flat, batch(5, 0), SPTT, "2x1").to_flat() is flat
-    with pytest.raises(DMTError, match="tower modules"):
-        transform(flat, batch(5, 0), {"dmt": {}}, "2x1").to_flat()
+
+
+@pytest.mark.parametrize("name", ["dlrm", "multi_hot_dlrm", "dcn_v2", "deepfm"])
+def test_a_tower_model_can_be_exported(name: str) -> None:
+    flat, batch = build(name)
+    model = transform(flat, batch(5, 0), {"dmt": {}}, "2x1").to_flat().eval()
+    exported = torch.export.export(model, batch(5, 1), strict=False)
+    assert torch.allclose(exported.module()(*batch(5, 1)), model(*batch(5, 1)))
+
+
+def test_a_trained_flat_model_goes_into_towers() -> None:
+    flat, batch = build("dlrm")
+    model = transform(flat, batch(5, 0), {"dmt": {"towers": {"dim": 4}}}, "2x1")
+    other, _ = build("dlrm", seed=5)
+    state = {k: v.clone() for k, v in other.state_dict().items()}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = model.load_flat_state(state)
+    now = model.state_dict()
+    assert set(found.loaded) | set(found.anew) == set(now)
+    assert all(torch.equal(now[k], state[k]) for k in found.loaded)
+    assert all(torch.equal(now[k], before[k]) for k in found.anew)
+    sized = {r.target for r in model.repairs}
+    assert sized and {k.rpartition(".")[0] for k in found.anew if not k.startswith("dmt_towers")} == sized
+    kept = [f"{r.target}.bias" for r in model.repairs if "out_features" not in r.what]
+    assert kept and set(kept) <= set(found.loaded)
+
+
+def test_a_state_of_another_model_is_not_loaded() -> None:
+    flat, batch = build("dlrm")
+    model = transform(flat, batch(5, 0), {"dmt": {}}, "2x1")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = flat.state_dict()
+    table = f"{model.table_names[0]}.weight"
+    with pytest.raises(DMTError, match=f"missing.*{table}"):
+        model.load_flat_state({k: v for k, v in state.items() if k != table})
+    with pytest.raises(DMTError, match="of another shape"):
+        model.load_flat_state({**state, table: state[table][:2]})
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["plan", "flat", "lookup", "findings", "binder", "passes"])
+def test_members_called_like_ours_are_the_users(name: str) -> None:
+    torch.manual_seed(0)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(9, 4) for _ in range(4))
+            self.add_module(name, nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1)))
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            rows = [table(ids[:, i]) for i, table in enumerate(self.tables)]
+            return self._modules[name](torch.cat(rows, dim=1))
+
+    flat, ids = Named(), torch.arange(20).view(5, 4) % 9
+    model = transform(flat, (ids,), SPTT, "2x1")
+    assert set(model.state_dict()) == set(flat.state_dict()) and torch.equal(model(ids), flat(ids))
+    assert model.get_submodule(name) is not None
+    assert model.get_parameter(f"{name}.2.weight") is flat.get_parameter(f"{name}.2.weight")

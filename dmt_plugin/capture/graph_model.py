@@ -27,10 +27,16 @@ class GraphModel(nn.Module):
         binder: turns a call into the graph's inputs.
     """
 
+    binder: InputBinder
+
     def __init__(self, graph_module: fx.GraphModule, binder: InputBinder) -> None:
         super().__init__()
         self._adopt(graph_module)
-        self.binder = binder
+        self._keep(binder=binder)
+
+    def _keep(self, **values: Any) -> None:
+        """Attributes of ours, whatever the user's members are called."""
+        self.__dict__.update(values)
 
     def _adopt(self, graph_module: fx.GraphModule) -> None:
         # Not a registered child: the same parameters would appear twice.
@@ -47,6 +53,24 @@ class GraphModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the graph with the user's arguments and returns what the user's model returns."""
         return self.__dict__["graph_module"](*self.binder.inputs(args, kwargs))
+
+    # A member of the user's model may be called like one of ours ("plan", "lookup"): paths lead to the user's.
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The user's module of that qualified name."""
+        head, _, rest = target.partition(".")
+        module = self if not target else self._modules.get(head)
+        if module is None:
+            raise AttributeError(f"{type(self).__name__} has no module {head!r}")
+        return module.get_submodule(rest) if rest else module
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """The user's parameter of that qualified name."""
+        path, _, name = target.rpartition(".")
+        found = self.get_submodule(path)._parameters.get(name)
+        if found is None:
+            raise AttributeError(f"{type(self).__name__} has no parameter {target!r}")
+        return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
         twin = type(self).__new__(type(self))

@@ -8,6 +8,8 @@
    model itself would not run when the graph does, and those for the backward pass of
    a module that is traced through have no module to fire for: errors. Forward hooks of a
    module that is traced through are recorded as they are now: a warning.
+3. A member of the model that has a name which fx's graph modules need for themselves
+   ("graph", "code", "meta") cannot be kept under it (DMT113).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from dmt_plugin.capture.leaves import is_leaf
 from dmt_plugin.errors import CaptureError
@@ -37,10 +39,22 @@ def check_modules(model: nn.Module) -> list[Finding]:
     """
     findings = [*_without_python(model)]
     if not findings:
-        findings += _hooked(model)
+        findings += [*_named_like_ours(model), *_hooked(model)]
     if any(finding.severity == "error" for finding in findings):
         raise CaptureError(findings)
     return findings
+
+
+def _named_like_ours(model: nn.Module) -> Iterator[Finding]:
+    taken = set(dir(fx.GraphModule)) - set(dir(nn.Module))
+    for name in sorted(taken & {*model._modules, *model._parameters, *model._buffers}):
+        yield Finding(
+            "DMT113",
+            "error",
+            name,
+            f"the model has a member called {name!r}, a name that torch.fx.GraphModule needs for itself",
+            "rename the member; a state_dict saved under the old name needs its keys renamed as well",
+        )
 
 
 def _without_python(model: nn.Module) -> Iterator[Finding]:

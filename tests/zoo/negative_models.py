@@ -234,6 +234,15 @@ class MarkedTwice(Base):
         return vectors
 
 
+class NamedGraph(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = nn.Linear(1, 1)
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.graph(super().forward(dense, ids))
+
+
 class NoTable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
