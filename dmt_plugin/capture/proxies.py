@@ -15,9 +15,10 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from dmt_plugin.capture.gradients import refuse_autograd
 from dmt_plugin.capture.inputs import is_constant
 from dmt_plugin.capture.leaves import PooledValues
 from dmt_plugin.capture.where import calling_line, refusal, shown
@@ -45,6 +46,8 @@ class ValueProxy(fx.Proxy):
             stored = getattr(value, name)
             if is_constant(stored):
                 return stored
+        if isinstance(value, Tensor):
+            refuse_autograd(name, self.tracer.here)  # type: ignore[attr-defined]
         if name in _ANSWERED and isinstance(value, (dict, PooledValues)) and hasattr(value, name):
             return lambda *args: self._container(value, name, *args)
         return _ValueAttribute(self, name)

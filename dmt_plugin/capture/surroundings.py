@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import CodeType, TracebackType
 from typing import Any, Protocol
@@ -26,6 +26,9 @@ from torch.fx.node import map_aggregate
 
 WrappedName = tuple[int, str]
 """How fx names a wrapped function: the identity of its globals, and its name there."""
+
+WrappedCode = Mapping[CodeType, frozenset[WrappedName]]
+"""The code of wrapped functions, with fx's names of each."""
 
 _FACTORIES = (
     "arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm",
@@ -40,18 +43,24 @@ class Recorder(Protocol):
     def evaluating(self) -> bool:
         """True while example values are computed, when nothing is recorded."""
 
+    @property
+    def here(self) -> str:
+        """Qualified name of the module whose forward runs."""
+
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         """Records one operation."""
+
+
+def contains_proxy(value: Any) -> bool:
+    """Whether something recorded is among arguments."""
+    found: list[bool] = []
+    map_aggregate(value, lambda item: found.append(True) if isinstance(item, fx.Proxy) else None)
+    return bool(found)
 
 
 @contextmanager
 def recorded_factories(tracer: Recorder) -> Iterator[None]:
     """Records factory functions that are called with a proxy."""
-
-    def contains_proxy(value: Any) -> bool:
-        found: list[bool] = []
-        map_aggregate(value, lambda item: found.append(True) if isinstance(item, fx.Proxy) else None)
-        return bool(found)
 
     def recorded(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -83,13 +92,17 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
                 module.__dict__[table].update(content)
 
 
-def wrapped_code() -> dict[CodeType, WrappedName]:
-    """The code of every function that is marked with ``torch.fx.wrap``, with fx's name of it."""
-    found: dict[CodeType, WrappedName] = {}
+def wrapped_code() -> WrappedCode:
+    """The code of every function that is marked with ``torch.fx.wrap``, with fx's names of it.
+
+    One function may have several: the code of a graph that calls it marks it again, in its own globals.
+    """
+    found: dict[CodeType, frozenset[WrappedName]] = {}
     for name, names in _symbolic_trace._wrapped_fns_to_patch.items():
         function = names.get(name[1])
         if inspect.isfunction(function):
-            found[inspect.unwrap(function).__code__] = name
+            code = inspect.unwrap(function).__code__
+            found[code] = found.get(code, frozenset()) | {name}
     return found
 
 
@@ -104,25 +117,25 @@ def traced_through_wrapped(kept: Collection[WrappedName]) -> Iterator[None]:
         registry.update(removed)
 
 
-def wrapped_on_stack(code: dict[CodeType, WrappedName]) -> frozenset[WrappedName]:
+def wrapped_on_stack(code: WrappedCode) -> frozenset[WrappedName]:
     """The wrapped functions that are running now."""
-    found = set()
+    found: set[WrappedName] = set()
     frame = sys._getframe(1) if code else None
     while frame is not None:
         if frame.f_code in code:
-            found.add(code[frame.f_code])
+            found |= code[frame.f_code]
         frame = frame.f_back
     return frozenset(found)
 
 
-def wrapped_in_error(error: BaseException | None, code: dict[CodeType, WrappedName]) -> frozenset[WrappedName]:
+def wrapped_in_error(error: BaseException | None, code: WrappedCode) -> frozenset[WrappedName]:
     """The wrapped functions that ``error``, or what caused it, came through."""
-    found = set()
+    found: set[WrappedName] = set()
     while error is not None:
         step: TracebackType | None = error.__traceback__
         while step is not None:
             if step.tb_frame.f_code in code:
-                found.add(code[step.tb_frame.f_code])
+                found |= code[step.tb_frame.f_code]
             step = step.tb_next
         error = error.__cause__
     return frozenset(found)

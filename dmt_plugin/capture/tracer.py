@@ -13,7 +13,9 @@ the graph is recorded:
 4. what an operation changed in place is noted, and made explicit once all is recorded
    (:mod:`dmt_plugin.capture.mutations`);
 5. a selection by a mask that is a constant of the model has a known size
-   (:mod:`dmt_plugin.capture.masks`).
+   (:mod:`dmt_plugin.capture.masks`);
+6. what forward says about gradients beside its operations is kept or refused
+   (:mod:`dmt_plugin.capture.gradients`).
 
 Modules are kept as ``call_module`` nodes down to the leaves of
 :mod:`dmt_plugin.capture.leaves`, so parameters stay the user's own objects.
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +34,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 
+from dmt_plugin.capture.gradients import detach_what_has_no_gradient, note_surroundings, own_backwards_refused
 from dmt_plugin.capture.identities import drop_identities
 from dmt_plugin.capture.inputs import InputBinder, is_jagged
 from dmt_plugin.capture.leaves import is_leaf, leaf_value
@@ -126,6 +130,7 @@ class ValueTracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Records a node with the user's line."""
         node = super().create_node(*args, **kwargs)
+        note_surroundings(node, self.here)
         source = calling_line()
         if source is not None:
             node.meta[SOURCE] = source
@@ -317,9 +322,14 @@ def trace_with_values(
         WrappedFunctionFailed: it does so inside wrapped functions.
     """
     tracer = ValueTracer(binder, inputs)
-    with left_as_it_was(model), recorded_factories(tracer), traced_through_wrapped(kept):
+    surroundings = (recorded_factories(tracer), own_backwards_refused(tracer), traced_through_wrapped(kept))
+    with left_as_it_was(model), ExitStack() as stack:
+        for each in surroundings:
+            stack.enter_context(each)
         try:
-            graph = tracer.trace(model)
+            with torch.enable_grad():
+                graph = tracer.trace(model)
+            detach_what_has_no_gradient(graph)
             make_mutations_explicit(graph)
             spell_masks_by_row(graph, model)
             drop_identities(graph)

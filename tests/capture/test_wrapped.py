@@ -77,6 +77,13 @@ def test_only_what_cannot_be_followed_is_a_leaf(kind: type[nn.Module], leaves: s
     assert registry <= set(_symbolic_trace._wrapped_fns_to_patch)
 
 
+def test_a_leaf_of_one_capture_is_one_of_the_next() -> None:
+    """The code of a captured graph marks the function once more, in globals of its own."""
+    for _ in range(3):
+        captured = capture(Mixed(), ExampleBatch((rows(5),)))
+        assert torch.equal(captured.as_module()(rows(4)), Mixed()(rows(4)))
+
+
 def test_what_fails_as_a_leaf_too_names_the_line_inside() -> None:
     with pytest.raises(CaptureError, match=r"DMT101.*return x \* 2 if x\.sum"):
         capture(Branches(), ExampleBatch((rows(5),)))
