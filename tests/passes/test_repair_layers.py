@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dmt_plugin.api import transform
 from dmt_plugin.errors import TransformError
+from dmt_plugin.passes.shape_rules import rule_of
+from dmt_plugin.passes.shape_sweep import SEED, SEED_VALUE, Sweep, UnsupportedAt
 from tests.passes import heads, heads_layers
 from tests.passes.flat import only
 from tests.passes.heads import DENSE, Recommender, batch
@@ -51,6 +53,7 @@ class Uses(heads.Head):
         self.gru, self.lstm = nn.GRU(d, 2, batch_first=True), nn.LSTM(d, 2, batch_first=True)
         self.register_buffer("mask", torch.zeros(n, n, dtype=torch.bool))
         self.make, self.three, self.gate = nn.Linear(DENSE, 4 * d), nn.Linear(DENSE, 3 * d), nn.Linear(DENSE, n * d)
+        self.small, self.form = nn.Linear(DENSE, 4 * 3), nn.Parameter(torch.randn(d, 3))
         self.frozen = nn.Parameter(torch.randn(n, d), requires_grad=False)
         self.per_field = nn.Parameter(torch.randn(n))
         self.top = nn.Linear(3 * d, 1)
@@ -94,8 +97,8 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str]] = {
     "gru": (lambda x, t, m: m.gru(t)[0], SAME, "reads the features one after the other"),
     "lstm": (lambda x, t, m: m.lstm(t)[0], MORE, "reads the features one after the other"),
     "part of what lies beside as many streams stays": (
-        lambda x, t, m: torch.cat([m.make(x).view(-1, 4, 8), raw(x, 16).view(-1, 2, 8)], 1) + t, SAME,
-        "still 16.*nothing that produces it",
+        lambda x, t, m: torch.cat([m.small(x).view(-1, 4, 3), raw(x, 6).view(-1, 2, 3)], 1) + torch.matmul(t, m.form),
+        SAME, "still 6.*nothing that produces it",
     ),
     "several parts beside more streams": (
         lambda x, t, m: torch.cat([m.three(x).view(-1, 3, 8), m.three(x).view(-1, 3, 8)], 1) + t, MORE,
@@ -196,6 +199,22 @@ def test_a_table_beside_the_towers_keeps_its_width() -> None:
     assert model.get_parameter("head.gate.weight").shape == (8 * 8, 8)  # 1 + 5 + one per tower
     with pytest.raises(TransformError, match=r"does not go through these towers.*set dmt.towers.dim to 8"):
         transform(flat, batch(6, 5), {"dmt": {"towers": {"module": "dlrm", **HALF}}}, "2x1")
+
+
+def test_a_parameter_has_one_size_wherever_it_is_read() -> None:
+    root = nn.Module()
+    root.form = nn.Parameter(torch.randn(8, 3))
+    graph = fx.Graph()
+    stream, other = graph.placeholder("stream"), graph.placeholder("other")
+    stream.meta |= {"val": torch.empty(5, 8), SEED: ("group0", 6, 8, 4), SEED_VALUE: torch.empty(5, 4)}
+    other.meta["val"] = torch.empty(5, 8)
+    reads = [graph.get_attr("form") for _ in range(2)]
+    products = [graph.call_function(torch.matmul, (x, read)) for x, read in zip((stream, other), reads, strict=True)]
+    graph.output(tuple(products))
+    for node, shape in [*((read, (8, 3)) for read in reads), *((product, (5, 3)) for product in products)]:
+        node.meta["val"] = torch.empty(shape)
+    with pytest.raises(UnsupportedAt, match="4 entries instead of 8 in dimension 1 of other"):
+        Sweep(fx.GraphModule(root, graph), rule_of).run()
 
 
 def test_a_layer_cut_into_other_vectors_starts_anew() -> None:

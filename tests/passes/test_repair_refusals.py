@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "sort": (lambda t, m: torch.sort(t, dim=1)[0], SAME, "sort", "takes positions along a dimension"),
     "var_mean": (lambda t, m: torch.var_mean(t, dim=2)[1], SAME, "var_mean", "var_mean is not known"),
     "cumsum": (lambda t, m: t.cumsum(1), SAME, "cumsum", "cumsum is not known"),
-    "recurrent": (lambda t, m: m.recurrent(t)[0], HALF, "head_recurrent", "call_module head.recurrent is not known"),
+    "recurrent": (lambda t, m: m.recurrent(t)[0], HALF, "head_recurrent", "reads the features one after"),
     "computed size": (lambda t, m: t.view(-1, t.shape[1] * 8), HALF, "view", "does not work on the new shapes"),
     "computed size that fits": (
         lambda t, m: t.view(-1, t.shape[1] * 8), WIDE, "view", r"would have the shape \(14, 48\), expected \(7",
