@@ -13,9 +13,7 @@ from dmt_plugin.capture import ExampleBatch, capture
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.findings import Finding
 from dmt_plugin.passes.base import PassContext, run_passes
-from dmt_plugin.passes.dissolve_collections import DissolveCollections
-from dmt_plugin.passes.find_joins import FindJoins
-from dmt_plugin.passes.find_lookups import FindLookups
+from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
 
@@ -62,7 +60,8 @@ def cat(streams: list[Tensor], model: Any) -> Tensor:
 def found(model: nn.Module, *args: Any, **dmt: Any) -> PassContext:
     """The model after ``find_joins``, findings and all."""
     ctx = PassContext(capture(model, ExampleBatch(args)), DMTConfig.model_validate(dmt), Topology(2, 1))
-    return run_passes([DissolveCollections(), FindLookups(), FindJoins()], ctx)
+    steps = towers_passes()
+    return run_passes(steps[: [step.name for step in steps].index("find_joins") + 1], ctx)
 
 
 def towers(model: nn.Module, *args: Any, topology: str = "2x1", **dmt: Any) -> TowerModel:
