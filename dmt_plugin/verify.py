@@ -40,18 +40,30 @@ def check_same_outputs(flat: nn.Module, rewritten: nn.Module, example: ExampleBa
             elif not (torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())):
                 same, worst = False, max(worst, float((a.double() - b.double()).nan_to_num().abs().max()))
     if not same:
-        raise TransformError(
-            [
-                Finding(
-                    "DMT402",
-                    "error",
-                    "",
-                    f"{stage} changed the outputs on the example batch (largest difference {worst:.3g})",
-                    "this is a defect of the compiler or a model with randomness in eval mode; please report it, and "
-                    'set "enabled": false to train the flat model',
-                )
-            ]
+        raise TransformError([_finding(flat, expected, example, stage, worst)])
+
+
+def _finding(flat: nn.Module, expected: list[Any], example: ExampleBatch, stage: str, worst: float) -> Finding:
+    """What is to blame: the model, if it does not even agree with itself."""
+    again = _run(flat, example)
+    alike = all(torch.equal(a, b) for a, b in zip(expected, again, strict=True) if isinstance(a, Tensor))
+    found = f"{stage} changed the outputs on the example batch (largest difference {worst:.3g})"
+    if not alike:
+        return Finding(
+            "DMT402",
+            "error",
+            "",
+            f"{found}, and the model itself gives other outputs each time it is called with that batch in eval mode",
+            "make it give the same: draw no random numbers in eval mode, and hand in with the batch what changes from "
+            "call to call (a step, a temperature); a graph keeps the value of one call",
         )
+    return Finding(
+        "DMT402",
+        "error",
+        "",
+        found,
+        'this is a defect of the compiler; please report it, and set "enabled": false to train the flat model',
+    )
 
 
 def _run(model: nn.Module, example: ExampleBatch) -> list[Any]:

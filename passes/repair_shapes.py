@@ -104,8 +104,18 @@ class RepairShapes(GraphPass):
 
 
 def _groups_behind(node: fx.Node) -> list[str]:
-    """Names of the groups whose streams reach a node."""
-    pending, seen = [node], {node}
+    """Names of the groups whose streams reach a node.
+
+    None may: a layer that it shares with other nodes would change, or something was asked of it from behind. Then those
+    that reach the other calls of the layer, else all groups.
+    """
+    calls = [n for n in node.graph.nodes if n.op == node.op == "call_module" and n.target == node.target]
+    seeds = sorted({str(n.meta[SEED][0]) for n in node.graph.nodes if SEED in n.meta})
+    return _reaching([node]) or _reaching(calls) or seeds
+
+
+def _reaching(nodes: list[fx.Node]) -> list[str]:
+    pending, seen = list(nodes), set(nodes)
     found: set[str] = set()
     while pending:
         current = pending.pop()

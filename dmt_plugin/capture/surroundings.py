@@ -2,9 +2,10 @@
 
 1. torch's factory functions (``torch.zeros(x.size(0), 4)``) are recorded when an argument
    is a proxy: they take plain numbers, so no proxy would be asked.
-2. What forward stores on its modules (``self.seen = x``) is undone, or proxies would stay
+2. Operations on parameters and buffers that are not read as attributes are recorded too.
+3. What forward stores on its modules (``self.seen = x``) is undone, or proxies would stay
    in the user's model.
-3. Functions marked with ``torch.fx.wrap`` are ordinary functions for this tracer: a join
+4. Functions marked with ``torch.fx.wrap`` are ordinary functions for this tracer: a join
    inside one must be seen. Those named in ``kept`` stay one node, as they would be under
    ``torch.fx.symbolic_trace``.
 """
@@ -23,6 +24,14 @@ import torch
 from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.fx.node import map_aggregate
+from torch.overrides import TorchFunctionMode
+
+_TENSORS_OF_TENSORS = ("H", "T", "data", "mH", "mT")
+_QUESTIONS = (
+    "__bool__", "__float__", "__format__", "__hash__", "__int__", "__len__", "__repr__", "data_ptr", "dim",
+    "element_size", "get_device", "is_complex", "is_contiguous", "is_floating_point", "item", "ndimension", "nelement",
+    "numel", "numpy", "size", "stride", "tolist", "type", "untyped_storage",
+)  # fmt: skip
 
 WrappedName = tuple[int, str]
 """How fx names a wrapped function: the identity of its globals, and its name there."""
@@ -74,6 +83,42 @@ def recorded_factories(tracer: Recorder) -> Iterator[None]:
         for name in _FACTORIES:
             stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
         yield
+
+
+class StateIsRecorded(TorchFunctionMode):
+    """Records what is done to parameters and buffers that forward reads past their names (``self.parameters()``).
+
+    fx sees a parameter when it is read as an attribute. One that is not would be computed with at once, and the graph
+    would hold the result: a number of today, without a gradient to what it was made from.
+    """
+
+    def __init__(self, tracer: Recorder, model: nn.Module) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._names = {id(v): n for n, v in [*model.named_buffers(), *model.named_parameters()]}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Hands an operation on such a tensor to the tracer; what is asked of its shape or place is answered."""
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name == "__get__":
+            name = func.__self__.__name__
+            if name not in _TENSORS_OF_TENSORS or not self._held(args[:1]):
+                return func(*args, **kwargs)
+            return self._tracer.create_proxy("call_function", getattr, (self._recorded(args[0]), name), {})
+        if self._tracer.evaluating or name in _QUESTIONS or not self._held((args, kwargs)):
+            return func(*args, **kwargs)
+        args, kwargs = map_aggregate(args, self._recorded), map_aggregate(kwargs, self._recorded)
+        return fx.Proxy.__torch_function__(func, types, args, kwargs)
+
+    def _held(self, values: Any) -> bool:
+        found: list[bool] = []
+        map_aggregate(values, lambda item: found.append(True) if id(item) in self._names else None)
+        return bool(found)
+
+    def _recorded(self, value: Any) -> Any:
+        name = self._names.get(id(value))
+        return value if name is None else self._tracer.create_proxy("get_attr", name, (), {})
 
 
 @contextmanager

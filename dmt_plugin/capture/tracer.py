@@ -42,6 +42,7 @@ from dmt_plugin.capture.masks import attribute, indices_of, selected, spell_mask
 from dmt_plugin.capture.mutations import MUTATED, make_mutations_explicit
 from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueProxy, unknown
 from dmt_plugin.capture.surroundings import (
+    StateIsRecorded,
     WrappedName,
     left_as_it_was,
     recorded_factories,
@@ -327,7 +328,7 @@ def trace_with_values(
         for each in surroundings:
             stack.enter_context(each)
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), StateIsRecorded(tracer, model):
                 graph = tracer.trace(model)
             detach_what_has_no_gradient(graph)
             make_mutations_explicit(graph)

@@ -102,6 +102,13 @@ def wrapped(model: Any, x: Tensor) -> Tensor:
     return reversed_gradient(x)
 
 
+def penalised(model: Any, x: Tensor) -> Tensor:
+    layers = [p for name, p in model.named_parameters() if not name.startswith("table")]
+    assert next(model.parameters()).device == x.device and all(p.numel() > 0 and p.shape for p in layers)
+    penalty = sum(p.square().sum() for p in layers) + sum(torch.norm(p, 1) for p in model.first.parameters())
+    return x * 2 + penalty * 0.01 + model._parameters["scale"].data
+
+
 def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
     out = model(ids)
     out.square().sum().backward()
@@ -109,7 +116,7 @@ def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    "step", [block, decorated, items, on_again, by_set, numbers_of_it, reentrant, not_reentrant, wrapped]
+    "step", [block, decorated, items, on_again, by_set, numbers_of_it, reentrant, not_reentrant, wrapped, penalised]
 )
 @pytest.mark.parametrize("outside", [True, False])
 def test_gradients_are_those_of_the_model(step: Step, outside: bool) -> None:
@@ -120,6 +127,15 @@ def test_gradients_are_those_of_the_model(step: Step, outside: bool) -> None:
     expected, found = gradients(model, ids), gradients(graph, ids)
     assert expected.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_parameters_read_past_their_names_are_those_of_the_day() -> None:
+    model = Model(penalised)
+    graph = capture(model, ExampleBatch((torch.arange(5),))).as_module()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(model(torch.arange(4)), graph(torch.arange(4)))
 
 
 def own_backward(model: Any, x: Tensor) -> Tensor:
