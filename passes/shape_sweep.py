@@ -16,15 +16,16 @@ dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.shape_rules`) de
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_arg
 
 from dmt_plugin.passes.axes import Axes, Axis, Unsupported
+from dmt_plugin.passes.resizable import check_resizable
 from dmt_plugin.passes.shape_ops import copied, is_linear, producers, shape_of, why_fixed
+from dmt_plugin.passes.shape_state import State, check_value, resized_value, same_shapes, shapes_only
 
 SEED = "dmt_stream"
 """Node meta: ``(group, old number of streams, old width, new width)`` of a new stream."""
@@ -48,42 +49,6 @@ class UnsupportedAt(Exception):
         super().__init__(f"{node.name}: {reason}")
         self.node = node
         self.reason = reason
-
-
-@dataclass
-class State:
-    """What a node became.
-
-    Attributes:
-        value: new example value; tensors are on the meta device.
-        axes: changed dimensions.
-        changed: whether anything about it differs from the capture.
-        parts: for several tensors at once (a split, say), the changed dimensions of each.
-    """
-
-    value: Any
-    axes: Axes = field(default_factory=dict)
-    changed: bool = False
-    parts: tuple[Axes, ...] = ()
-
-    def lacks(self, wanted: Axes) -> Axes:
-        """What of ``wanted`` it does not have yet."""
-        return {d: axis for d, axis in wanted.items() if d not in self.axes or not self.axes[d].satisfies(axis)}
-
-    def part(self, index: Any) -> Axes | tuple[Axes, ...]:
-        """Changed dimensions of an element, or of several."""
-        if not self.parts:
-            return {}
-        if not isinstance(index, (int, slice)):
-            raise Unsupported("takes a computed one of several tensors")
-        return self.parts[index]
-
-
-def shapes_only(value: Any) -> Any:
-    """Replaces tensors by meta tensors of the same shape."""
-    return map_aggregate(
-        value, lambda v: torch.empty(v.shape, dtype=v.dtype, device="meta") if isinstance(v, Tensor) else v
-    )
 
 
 Rule = Callable[["Sweep", fx.Node], Axes | tuple[Axes, ...]]
@@ -186,18 +151,18 @@ class Sweep:
                 raise Unsupported(f"would give {len(value)} tensors, not {len(old)}")
             for before, after, own_axes in zip(old, value, parts, strict=True):
                 if isinstance(before, Tensor):
-                    _check(tuple(before.shape), after, own_axes)
+                    check_value(tuple(before.shape), after, own_axes)
         elif isinstance(value, Tensor):
-            _check(shape_of(node), value, axes)
-        return State(value, axes, bool(axes) or any(parts) or not _same(old, value), parts)
+            check_value(shape_of(node), value, axes)
+        return State(value, axes, bool(axes) or any(parts) or not same_shapes(old, value), parts)
 
     def evaluate(self, node: fx.Node, axes: Axes, parts: tuple[Axes, ...] = ()) -> Any:
         """The node's new example value."""
         if node.op == "call_module":
             val = node.meta["val"]
             if parts:
-                return tuple(_resized(v, own) for v, own in zip(val, parts, strict=True))
-            return _resized(val, axes)
+                return tuple(resized_value(v, own) for v, own in zip(val, parts, strict=True))
+            return resized_value(val, axes)
         args, kwargs = self.edits.get(node, (node.args, node.kwargs))
         args = map_arg(shapes_only(args), self._shape_of)
         kwargs = map_arg(shapes_only(kwargs), self._shape_of)
@@ -290,67 +255,9 @@ class Sweep:
         return value
 
 
-
-def check_resizable(gm: fx.GraphModule, node: fx.Node) -> None:
-    """A layer or parameter is made anew only if nothing else depends on the object it replaces.
-
-    Raises:
-        Unsupported: it is shared, frozen, or has hooks.
-    """
-    target = str(node.target)
-    if node.op == "get_attr":
-        path = target.rpartition(".")[0]
-        mine = {target}
-        called = {path} if path else set()
-    else:
-        path = target
-        module = gm.get_submodule(path)
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "parametrizations"):
-            raise Unsupported(f"{target} has hooks or parametrizations, which a layer of another size would lose")
-        mine = {f"{target}.{name}" for name, _ in module.named_parameters()}
-        called = set()
-    by_name = dict(gm.named_parameters(remove_duplicate=False))
-    frozen = [name for name in sorted(mine) if not by_name[name].requires_grad]
-    if frozen:
-        raise Unsupported(f"{frozen[0]} is frozen, and a parameter of another size would have to be trained")
-    identities = {id(by_name[name]) for name in mine}
-    others = [name for name, value in by_name.items() if id(value) in identities and name not in mine]
-    for other in gm.graph.nodes:
-        if other.op == "call_module" and other.target in called:
-            others.append(other.name)
-        if other.op == "get_attr" and node.op == "call_module" and other.target in mine:
-            others.append(other.name)
-    if others:
-        raise Unsupported(f"{target} is also used by {others[0]}; a parameter of another size cannot be shared")
-
-
-def _check(old: tuple[int, ...], value: Tensor, axes: Axes) -> None:
-    wanted = tuple(axes[d].new if d in axes else size for d, size in enumerate(old))
-    if tuple(value.shape) != wanted:
-        raise Unsupported(f"would have the shape {tuple(value.shape)}, expected {wanted} (before: {old})")
-    for dim, axis in axes.items():
-        if axis.old != old[dim]:
-            raise Unsupported(f"dimension {dim} had {old[dim]} entries, its parts add up to {axis.old}")
-
-
-def _resized(value: Any, axes: Axes) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    shape = [axes[d].new if d in axes else size for d, size in enumerate(value.shape)]
-    return torch.empty(shape, dtype=value.dtype, device="meta")
-
-
 def _empty(shape: list[int], node: fx.Node) -> Tensor:
     return torch.empty(shape, dtype=node.meta["val"].dtype, device="meta")
 
 
 def _name(node: fx.Node) -> str:
     return str(node.target) if isinstance(node.target, str) else getattr(node.target, "__name__", repr(node.target))
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return a.shape == b.shape
-    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and a == b
