@@ -19,7 +19,7 @@ from tests.test_placed_laws import launcher_env, loss_of
 from tests.zoo.models import ZOO
 
 
-def make_engine(name: str, towers: dict[str, Any], **comm: Any) -> tuple[Any, nn.Module, Any]:
+def make_engine(name: str, towers: dict[str, Any], strategy: str = "strided", **comm: Any) -> tuple[Any, nn.Module, Any]:
     import dmt_plugin
 
     torch.manual_seed(0)
@@ -33,6 +33,7 @@ def make_engine(name: str, towers: dict[str, Any], **comm: Any) -> tuple[Any, nn
         "dmt": {
             "towers": towers,
             "comm": comm,
+            "partition": {"strategy": strategy},
             "lookup": {"optimizer": "adagrad", "lr": 0.05},
             "report": {"dir": os.environ.get("REPORT_DIR")},
         },
@@ -83,6 +84,11 @@ def use(rank: int, world: int) -> dict[str, Any]:
     single = dmt_plugin.to_flat(towers).eval()
     with torch.no_grad():
         said["towers differ by"] = float((single(*batch(5, 78)) - placed).abs().max())
+    os.environ.pop("REPORT_DIR", None)
+    try:
+        make_engine("deepfm", {"module": "none"}, "contiguous" if rank == 3 else "strided")
+    except dmt_plugin.DMTError as error:
+        said["another plan"] = f"{type(error).__name__}: {error}"
     return said
 
 
@@ -104,6 +110,7 @@ def test_engine_in_use(tmp_path: Path) -> None:
         for part in ("IdRangeError", "rank 2", "vectors.3", "10000", "32 rows"):
             assert part in said["bad id"], said["bad id"]
         assert said["bad id"] == reports[0]["bad id"]
+        assert said["another plan"].startswith("PlanError: rank 3 has made the tower plan"), said["another plan"]
 
 
 def dies(rank: int, world: int, last: int) -> tuple[str, float]:

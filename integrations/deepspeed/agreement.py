@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from dmt_plugin.errors import DMTError
+from dmt_plugin.errors import DMTError, PlanError
 from dmt_plugin.topology import RankGroups
 
 T = TypeVar("T")
@@ -57,3 +57,24 @@ def together(groups: RankGroups, doing: str) -> Iterator[None]:
         rank, report = failed[0]
         others = "" if len(failed) == 1 else f" (and {len(failed) - 1} more rank(s))"
         raise DMTError(f"rank {rank}{others} failed while {doing}, so all ranks stop: {report}")
+
+
+def check_same_plan(groups: RankGroups, fingerprint: str) -> None:
+    """Stop all ranks unless every rank has made the same tower plan.
+
+    Args:
+        groups: This rank's groups.
+        fingerprint: Of this rank's plan.
+
+    Raises:
+        PlanError: On every rank, if two plans differ.
+    """
+    found = gather(groups, fingerprint)
+    others = [rank for rank, one in enumerate(found) if one != found[0]]
+    if others:
+        raise PlanError(
+            f"rank {others[0]} has made the tower plan {found[others[0]]}, rank 0 the plan {found[0]} ({len(others)} "
+            f"of {len(found)} ranks differ from rank 0): features would be sent to the wrong hosts. Build the same "
+            'model with the same configuration and files on every rank, or make the plan once ("dmt partition ... '
+            '--topology") and name it in dmt.partition.file.'
+        )

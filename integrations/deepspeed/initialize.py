@@ -32,7 +32,7 @@ from dmt_plugin.capture.inputs import batch_size_of
 from dmt_plugin.comm.transport import Traffic, Transport
 from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.integrations.deepspeed import guards, private
-from dmt_plugin.integrations.deepspeed.agreement import gather, together
+from dmt_plugin.integrations.deepspeed.agreement import check_same_plan, gather, together
 from dmt_plugin.integrations.deepspeed.engine import DMTEngine, DMTState
 from dmt_plugin.integrations.deepspeed.example_batch import find_example
 from dmt_plugin.integrations.deepspeed.parameters import FlatParameters, read_parameters, remap_parameters
@@ -176,6 +176,7 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
             samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
             write_report(placed, samples, section.report.dir)
     sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
+    check_same_plan(groups, placed.plan.fingerprint)
     sync_feature_layers(placed, model, groups)
     for line in summary(placed, resolved.source):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
