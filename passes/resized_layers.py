@@ -40,6 +40,8 @@ def resized(old: nn.Module, sizes: tuple[int | None, ...], out: int | None, targ
     assert any(sizes) and out is None
     if isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
         return *_norm_of_entries(old, sizes), AS_NEW
+    if isinstance(old, nn.Bilinear):
+        return *_bilinear(old, sizes, target), LIKE_BEFORE
     assert fan_in is not None
     if isinstance(old, SEQUENCE_LAYERS):
         return _renewed(old, target), "all of it (inputs mean something else)", LIKE_BEFORE
@@ -88,6 +90,19 @@ def _conv(old: nn.Conv1d, fan_in: int | None, out: int | None, seed: str) -> tup
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias if out is None else anew(old.bias, (rows,), 1, 1, seed + ".bias"))
     return new, _changes(("in_channels", old.in_channels, fan_in), ("out_channels", old.out_channels, out))
+
+
+def _bilinear(old: nn.Bilinear, sizes: tuple[int | None, ...], seed: str) -> tuple[nn.Bilinear, str]:
+    one, two = sizes
+    shape = (old.out_features, one or old.in1_features, two or old.in2_features)
+    options = {"device": old.weight.device, "dtype": old.weight.dtype}
+    new = nn.utils.skip_init(nn.Bilinear, shape[1], shape[2], shape[0], bias=old.bias is not None, **options)
+    fans = old.in1_features * old.in2_features, shape[1] * shape[2]
+    with torch.no_grad():
+        new.weight.copy_(anew(old.weight, shape, *fans, seed + ".weight"))
+        if old.bias is not None:
+            new.bias.copy_(old.bias)
+    return new, _changes(("in1_features", old.in1_features, one), ("in2_features", old.in2_features, two))
 
 
 def _slopes(old: nn.PReLU, size: int, seed: str) -> tuple[nn.PReLU, str]:

@@ -1,4 +1,4 @@
-"""The rule for products of tensors (:mod:`dmt_plugin.passes.products`), and for convolutions over channels.
+"""The rule for products of tensors (:mod:`dmt_plugin.passes.products`), and for convolutions and bilinear layers.
 
 1. Put the operation down in letters.
 2. A letter whose dimension changed in one factor has changed in all: those that did not
@@ -62,3 +62,26 @@ def convolution(sweep: Sweep, node: fx.Node) -> Axes:
     if own is not None:
         result[channels] = own
     return result
+
+
+def is_bilinear(module: nn.Module) -> bool:
+    """Whether a layer computes what ``nn.Bilinear`` computes."""
+    return isinstance(module, nn.Bilinear) and type(module).forward is nn.Bilinear.forward
+
+
+def bilinear(sweep: Sweep, node: fx.Node) -> Axes:
+    """``nn.Bilinear``: ``(..., I)`` and ``(..., J)`` to ``(..., O)``; the widths may differ, the rest is common."""
+    call = dict(zip(("input1", "input2"), node.args, strict=False)) | dict(node.kwargs)
+    one, two = call["input1"], call["input2"]
+    assert isinstance(one, fx.Node) and isinstance(two, fx.Node)
+    last = len(shape_of(one)) - 1
+    common: Axes = {}
+    for source in (one, two):
+        for d, axis in sweep.states[source].axes.items():
+            if d != last:
+                common[d] = common[d].with_layout_of(axis) if d in common else axis
+    for source in (one, two):
+        if missing := sweep.states[source].lacks(common):
+            sweep.impose(source, missing)
+    sweep.note_input(node, sweep.states[one].axes.get(last), sweep.states[two].axes.get(last))
+    return common

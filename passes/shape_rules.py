@@ -30,7 +30,7 @@ from dmt_plugin.passes.shape_ops import (
     tensor_inputs,
 )
 from dmt_plugin.passes.shape_pieces import PIECES, in_pieces
-from dmt_plugin.passes.shape_products import convolution, is_convolution, product
+from dmt_plugin.passes.shape_products import bilinear, convolution, is_bilinear, is_convolution, product
 from dmt_plugin.passes.shape_repeats import filled, interleaved, repeats
 from dmt_plugin.passes.shape_sweep import Rule, Sweep
 from dmt_plugin.passes.shape_views import move, transpose, view
@@ -44,6 +44,8 @@ def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
             return _linear_module
         if is_convolution(module):
             return convolution
+        if is_bilinear(module):
+            return bilinear
         if isinstance(module, NORMS):
             return norm_module
         if isinstance(module, nn.PReLU):

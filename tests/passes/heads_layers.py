@@ -205,6 +205,18 @@ class NormsOverFields(Head):
         return self.top(self.both(self.entries(self.fields(torch.stack(streams, dim=1)))).flatten(1))
 
 
+class BilinearForms(Head):
+    """torch's bilinear layers: of a vector with itself, and of a vector with dense inputs."""
+
+    def build(self, n: int, d: int) -> None:
+        self.form, self.mixed = nn.Bilinear(d, d, 3, bias=False), nn.Bilinear(DENSE, n * d, 2)
+        self.top = nn.Linear(n * 3 + 2, 1)
+
+    def forward(self, x: Tensor, streams: Streams) -> Tensor:
+        t = torch.stack(streams, dim=1)
+        return self.top(torch.cat([self.form(t, input2=t).flatten(1), self.mixed(x, t.flatten(1))], dim=1))
+
+
 class SameNumberResidual(Head):
     """A residual over the fields without a layer: it holds as long as there are as many streams."""
 

@@ -23,7 +23,7 @@ ANY_WIDTH = (
     heads_layers.GeneratedVectors, heads_layers.FieldGate, heads_layers.FlatGate, heads_layers.TransposedVectors,
     heads_layers.RegroupedLayer, heads_layers.CountedVectors, heads_layers.LayersInOneParameter,
     heads_layers.OwnParameters, heads_layers.ParameterReadTwice, heads_layers.ProjectedAttention,
-    heads_layers.NormsOverFields,
+    heads_layers.NormsOverFields, heads_layers.BilinearForms,
 )  # fmt: skip
 CASES = [(head, size) for head in ANY_WIDTH for size in sorted(SIZES)] + [
     (head, size)
@@ -50,6 +50,7 @@ class Uses(heads.Head):
         self.biased = nn.MultiheadAttention(d, 2, batch_first=True, add_bias_kv=True)
         self.encode = nn.TransformerEncoderLayer(d, 2, 7, batch_first=True)
         self.decode = nn.TransformerDecoderLayer(d, 2, 7, batch_first=True)
+        self.form_of_both = nn.Bilinear(d, d, 2)
         self.gru, self.lstm = nn.GRU(d, 2, batch_first=True), nn.LSTM(d, 2, batch_first=True)
         self.register_buffer("mask", torch.zeros(n, n, dtype=torch.bool))
         self.make, self.three, self.gate = nn.Linear(DENSE, 4 * d), nn.Linear(DENSE, 3 * d), nn.Linear(DENSE, n * d)
@@ -94,6 +95,9 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str]] = {
     "encoder of another width": (lambda x, t, m: m.encode(t), HALF, "its d_model is 8.*set dmt.towers.dim to 8"),
     "encoder with a mask": (lambda x, t, m: m.encode(t, m.mask), SAME, "its src_mask counts features"),
     "decoder": (lambda x, t, m: m.decode(t, t), SAME, "head.decode is not known"),
+    "bilinear layer with vectors of another kind": (
+        lambda x, t, m: m.form_of_both(t, raw(x, 48).view(-1, 6, 8)), SAME, "nothing that produces it",
+    ),
     "gru": (lambda x, t, m: m.gru(t)[0], SAME, "reads the features one after the other"),
     "lstm": (lambda x, t, m: m.lstm(t)[0], MORE, "reads the features one after the other"),
     "part of what lies beside as many streams stays": (
