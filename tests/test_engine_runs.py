@@ -19,7 +19,9 @@ from tests.test_placed_laws import launcher_env, loss_of
 from tests.zoo.models import ZOO
 
 
-def make_engine(name: str, towers: dict[str, Any], strategy: str = "strided", **comm: Any) -> tuple[Any, nn.Module, Any]:
+def make_engine(
+    name: str, towers: dict[str, Any], strategy: str = "strided", **comm: Any
+) -> tuple[Any, nn.Module, Any]:
     import dmt_plugin
 
     torch.manual_seed(0)
