@@ -28,8 +28,9 @@ from dmt_plugin.nn.graph_ops import field_streams
 from dmt_plugin.passes.base import Contract, GraphPass, Ids, Lookup, PassContext, PassResult
 from dmt_plugin.passes.feature_names import named
 from dmt_plugin.passes.id_keys import column_key, key_of, origin_of
+from dmt_plugin.passes.joint_columns import ranges_of_columns
 from dmt_plugin.passes.split_joint_tables import joint_fields
-from dmt_plugin.passes.table_calls import TableCall, read_call, reads_samples, weight_of
+from dmt_plugin.passes.table_calls import TableCall, independent_calls, read_call, reads_samples, weight_of
 
 
 class FindLookups(GraphPass):
@@ -40,7 +41,8 @@ class FindLookups(GraphPass):
 
     def run(self, ctx: PassContext) -> PassResult:
         """Fills ``ctx.lookups``."""
-        calls = [call for n in ctx.gm.graph.nodes if (call := read_call(ctx.gm, n)) is not None]
+        found_calls = [call for n in ctx.gm.graph.nodes if (call := read_call(ctx.gm, n)) is not None]
+        calls, dependent = independent_calls(found_calls)
         names = _one_name_per_weight(ctx.gm, calls)
         found: list[Lookup] = []
         for call in calls:
@@ -50,9 +52,18 @@ class FindLookups(GraphPass):
             else:
                 code, reason, hint = problem
                 ctx.find(code, "error", call.table, reason, hint)
-        found = _whole_where_ranges_overlap(ctx.gm, found)
+        found = _whole_where_ranges_overlap(ctx.gm, ranges_of_columns(ctx.gm, found))
         _check_weights(ctx, calls, found)
-        _report_unread(ctx, calls)
+        _report_unread(ctx, [*calls, *dependent])
+        for call in dependent:
+            ctx.find(
+                "DMT209",
+                "warning",
+                call.table,
+                f"the ids or weights of {call.node.name} are computed from rows of other tables, so they are not there "
+                "when ids are sent to the tables' owners: this table stays on every rank as a dense parameter",
+                "nothing, if it is small; else compute the ids outside the model",
+            )
         ctx.lookups = named(ctx, found)
         if not calls:
             ctx.find(

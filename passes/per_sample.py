@@ -65,8 +65,6 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _layer(layer: nn.Module, rank: int) -> bool:
-    if isinstance(layer, nn.Dropout):
-        return False  # another set of samples draws other random numbers
     if isinstance(layer, nn.Softmax):
         return isinstance(layer.dim, int) and layer.dim % rank != 0
     if isinstance(layer, nn.LayerNorm):

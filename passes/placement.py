@@ -65,13 +65,17 @@ def sort_nodes(graph: fx.Graph) -> None:
 
     def visit(node: fx.Node) -> None:
         stack = [(node, iter(node.all_input_nodes))]
+        waiting = {node}
         while stack:
             current, inputs = stack[-1]
             pending = next((n for n in inputs if n not in done), None)
             if pending is not None:
+                assert pending not in waiting, f"{pending.name} would wait for itself"
+                waiting.add(pending)
                 stack.append((pending, iter(pending.all_input_nodes)))
                 continue
             stack.pop()
+            waiting.discard(current)
             if current not in done:
                 done.add(current)
                 output.prepend(current)

@@ -115,13 +115,45 @@ def _function_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
 
 
 def reads_samples(node: fx.Node) -> bool:
-    """Whether a value comes from the model's inputs (sizes alone do not count)."""
+    """Whether a value comes from what is in the model's inputs, not only from their sizes, device or type."""
     pending, seen = list(node.all_input_nodes), set()
     while pending:
         source = pending.pop()
         if source.op == "placeholder":
             return True
-        if source not in seen and not isinstance(source.meta.get("val"), (int, torch.Size)):
-            seen.add(source)
-            pending.extend(source.all_input_nodes)
+        if source in seen or _tells_no_values(source):
+            continue
+        seen.add(source)
+        pending.extend(source.args[:1] if source.target in _LIKE_ANOTHER else source.all_input_nodes)  # type: ignore[arg-type]
     return False
+
+
+#: Operations that take only the shape, device or type of the inputs behind the first.
+_LIKE_ANOTHER = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
+#: Operations whose values have nothing to do with those of their input.
+_MADE_ANEW = {
+    torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like,
+    "new_zeros", "new_ones", "new_empty", "new_full",
+}  # fmt: skip
+
+
+def _tells_no_values(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if node.target in _MADE_ANEW or isinstance(value, (int, float, torch.device, torch.dtype)):
+        return True
+    return isinstance(value, tuple) and all(isinstance(size, int) for size in value)
+
+
+def independent_calls(calls: list[TableCall]) -> tuple[list[TableCall], list[TableCall]]:
+    """Calls whose inputs are there before any row is, and those that wait for rows of others (in graph order)."""
+    behind: set[fx.Node] = set()
+    first, second = [], []
+    for call in calls:
+        (second if behind & set(call.node.all_input_nodes) else first).append(call)
+        pending = [call.node]
+        while pending:
+            node = pending.pop()
+            fresh = [user for user in node.users if user not in behind]
+            behind.update(fresh)
+            pending.extend(fresh)
+    return first, second

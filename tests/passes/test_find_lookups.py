@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin.api import transform
+from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import CaptureError, TransformError
+from dmt_plugin.placed import place
+from dmt_plugin.topology import Topology
 from tests.passes.flat import ROWS, Flat, cat, found, ids, only
 from tests.zoo.models import ZOO
 
@@ -238,3 +241,41 @@ def test_a_weight_of_two_names_is_one_table() -> None:
     model.tables[2].weight = model.tables[1].weight
     ctx = found(model, ids(4, 5), **SPTT)
     assert [x.table for x in ctx.lookups] == ["tables.0", "tables.1", "tables.1", "tables.3"]
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        lambda ids: torch.arange(4, device=ids.device).expand(ids.shape[0], 4),
+        lambda ids: torch.arange(4).unsqueeze(0).expand_as(ids),
+        lambda ids: torch.ones_like(ids).cumsum(1) - 1,
+        lambda ids: torch.arange(ids.size(1)).repeat(ids.size(0), 1).to(ids.device),
+    ],
+    ids=["device", "expand_as", "ones_like", "repeat"],
+)
+def test_learned_positions_stay_dense(positions: Any) -> None:
+    def with_positions(streams: list[Tensor], model: Any) -> Tensor:
+        if not hasattr(model, "positions"):
+            model.positions = nn.Embedding(4, 4)
+        stacked = torch.stack(streams, dim=1)
+        return (stacked + model.positions(positions(stacked[:, :, 0].long()))).flatten(1)
+
+    ctx = found(Flat(with_positions), ids(4, 7), **SPTT)
+    assert [x.table for x in ctx.lookups] == [f"tables.{f}" for f in range(4)] and not ctx.findings
+
+
+def test_ids_made_of_rows_are_not_sent() -> None:
+    """Codes of a vector: the owner of the code table would wait for ids that wait for rows."""
+
+    def with_codes(streams: list[Tensor], model: Any) -> Tensor:
+        if not hasattr(model, "codes"):
+            model.codes = nn.Embedding(4, 4)
+        return torch.cat([*streams, model.codes(streams[0].argmax(dim=1))], dim=1)
+
+    flat = Flat(with_codes)
+    ctx = found(flat, ids(4, 7), **SPTT)
+    assert [x.table for x in ctx.lookups] == [f"tables.{f}" for f in range(4)]
+    assert only(ctx.findings, "DMT209").module == "codes"
+    logical = transform(flat, (ids(4, 7),), {"dmt": SPTT}, "2x1")
+    placed = place(logical, DMTConfig.model_validate(SPTT), Topology(2, 1), 0)
+    assert [t.name for t in placed.plan.tables] == [f"tables.{f}" for f in range(4)]

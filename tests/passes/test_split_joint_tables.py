@@ -128,3 +128,42 @@ def test_values_and_gradients_stay(padding: int | None) -> None:
         grads.append(flat.table.weight.grad.clone())  # type: ignore[union-attr]
     assert torch.equal(*grads)
     assert torch.equal(flat(batch(9, 1)), model(batch(9, 1)))
+
+
+def in_a_loop(model: Any, ids: Tensor) -> Tensor:
+    return torch.stack([model.table(ids[:, i] + model.offsets[i]) for i in range(4)], dim=1)
+
+
+LOOPS = {
+    "buffer": in_a_loop,
+    "numbers": lambda m, x: torch.stack([m.table(x[:, i] + OFFSETS[i]) for i in range(4)], dim=1),
+    "none for the first": lambda m, x: torch.stack(
+        [m.table(x[:, 0]), *(m.table(OFFSETS[i] + x[:, i]) for i in range(1, 4))], dim=1
+    ),
+}
+
+
+@pytest.mark.parametrize("spelling", LOOPS)
+def test_fields_in_a_loop_have_their_ranges(spelling: str) -> None:
+    ctx = found(Joint(LOOPS[spelling]), batch(), **SPTT)
+    assert [(x.table, x.first_row, x.rows) for x in ctx.lookups] == [
+        ("table[0:3]", 0, 3), ("table[3:8]", 3, 5), ("table[8:10]", 8, 2), ("table[10:14]", 10, 4),
+    ]  # fmt: skip
+    assert len({x.feature for x in ctx.lookups}) == 4
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda m, x: torch.stack([m.table(x[:, 0]), m.table(x[:, 1] + 1)] * 2, dim=1),
+        lambda m, x: torch.stack([m.table(x[:, i] + OFFSETS[i] + 1) for i in range(4)], dim=1),
+        lambda m, x: torch.stack([m.table(x[:, i] + x[:, 3]) for i in range(4)], dim=1),
+        lambda m, x: torch.stack(
+            [*(m.table(x[:, i] + OFFSETS[i]) for i in range(3)), m.table(x).sum(1)], dim=1
+        ),
+    ],
+    ids=["a shift", "not from 0", "of the batch", "a sequence as well"],
+)  # fmt: skip
+def test_a_table_of_several_columns_stays_one(rows: Any) -> None:
+    ctx = found(Joint(rows, total=40), batch(), **SPTT)
+    assert {(x.table, x.first_row, x.rows) for x in ctx.lookups} == {("table", 0, 40)}
