@@ -147,7 +147,8 @@ def _tells_no_values(node: fx.Node) -> bool:
 def independent_calls(calls: list[TableCall]) -> tuple[list[TableCall], list[TableCall]]:
     """Calls whose inputs are there before any row is, and those that wait for rows of others (in graph order)."""
     behind: set[fx.Node] = set()
-    first, second = [], []
+    first: list[TableCall] = []
+    second: list[TableCall] = []
     for call in calls:
         (second if behind & set(call.node.all_input_nodes) else first).append(call)
         pending = [call.node]

@@ -112,18 +112,20 @@ def test_a_group_has_one_width_and_one_stream_per_feature() -> None:
     ]
 
 
-def test_too_few_first_order_and_dependent_streams_only_move() -> None:
+def test_too_few_and_first_order_streams_only_move() -> None:
     assert groups_of(Flat(lambda s, m: s[0] * s[1], features=2), 2, **DECODER) == [
         ("transport", "native", ["0", "1"]),
     ]
     first: list[nn.Module] = [nn.Embedding(ROWS, 1) for _ in range(4)]
     assert {kind for kind, _, _ in groups_of(Flat(returned, first), **DECODER)} == {"transport"}
+
+
+def test_a_table_read_by_what_other_rows_give_is_in_no_group() -> None:
     ctx = found(Chained(), ids(4, 5), **DECODER)
     assert [(g.kind, [x.table for x in g.lookups]) for g in ctx.groups] == [
-        ("tower", [f"tables.{f}" for f in range(4)]),
-        ("transport", ["tables.4"]),
+        ("tower", [f"tables.{f}" for f in range(4)])
     ]
-    assert "computed from those of other tables" in ctx.groups[1].reason
+    assert only(ctx.findings, "DMT209").module == "tables.4"
 
 
 # -- findings ------------------------------------------------------------------------------
