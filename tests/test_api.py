@@ -211,7 +211,7 @@ def test_a_model_with_randomness_in_eval_mode_is_found_out() -> None:
 
     with pytest.raises(TransformError) as caught:
         transform(Random(), (ids(6, 64),))
-    assert "randomness" in only(caught.value.findings, "DMT402").hint
+    assert "random numbers" in only(caught.value.findings, "DMT402").hint
     off = {"dmt": {"transform": {"verify": False}}}
     assert transform(Random(), (ids(6, 64),), off)(ids(6, 4)).shape == (4, 1)
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointFunction
 
-from dmt_plugin.capture.mutations import MUTATED
+from dmt_plugin.capture.mutations import MUTATED, refuse_outliving_changes
 from dmt_plugin.capture.surroundings import Recorder, contains_proxy
 from dmt_plugin.capture.where import calling_line, described, module_of, refusal, shown
 from dmt_plugin.errors import CaptureError
@@ -110,6 +110,7 @@ def detach_what_has_no_gradient(graph: fx.Graph) -> None:
         if not _without(node, inside):
             continue
         if MUTATED in node.meta:
+            refuse_outliving_changes(graph, node)
             raise _changed_in_place(node)
         inside.add(node)
     for node in inside:

@@ -12,6 +12,8 @@ would run an in-place operation at the wrong time, or never. So:
 
 from __future__ import annotations
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, fx
 
@@ -38,13 +40,20 @@ def make_mutations_explicit(graph: fx.Graph) -> None:
             _separate(graph, node, changed, position, copied)
 
 
-def _separate(
-    graph: fx.Graph, node: fx.Node, changed: Tensor, position: dict[fx.Node, int], copied: dict[int, int]
-) -> None:
-    """Treats one change; ``copied`` says since which position a memory is a copy that earlier nodes do not share."""
-    now, memory = position[node], _memory_of(changed)
-    source = next((n for n in node.all_input_nodes if n.meta["val"] is changed), None)
-    aliases = [n for n, at in position.items() if copied.get(memory, -1) <= at < now and _memory(n) == memory]
+def refuse_outliving_changes(graph: fx.Graph, node: fx.Node) -> None:
+    """Refuses ``node`` if it changes what outlives the call: a parameter, a buffer, an input.
+
+    Raises:
+        CaptureError: DMT103, naming the module it belongs to.
+    """
+    before = list(itertools.takewhile(lambda other: other is not node, graph.nodes))
+    for changed in node.meta.get(MUTATED, ()):
+        memory = _memory_of(changed)
+        source = next((n for n in node.all_input_nodes if n.meta["val"] is changed), None)
+        _refuse_outliving(node, source, [n for n in before if _memory(n) == memory])
+
+
+def _refuse_outliving(node: fx.Node, source: fx.Node | None, aliases: list[fx.Node]) -> None:
     outliving = [n for n in aliases if n.op in ("placeholder", "get_attr")]
     if outliving or source is None:
         what = ", ".join(str(n.target) for n in outliving) or "one of its arguments"
@@ -61,6 +70,17 @@ def _separate(
             f"{described(node)} changes {what} in place, which outlives the call; a graph computes and does not store",
             f"{_NEW_TENSOR}, or do this outside forward",
         )
+
+
+def _separate(
+    graph: fx.Graph, node: fx.Node, changed: Tensor, position: dict[fx.Node, int], copied: dict[int, int]
+) -> None:
+    """Treats one change; ``copied`` says since which position a memory is a copy that earlier nodes do not share."""
+    now, memory = position[node], _memory_of(changed)
+    source = next((n for n in node.all_input_nodes if n.meta["val"] is changed), None)
+    aliases = [n for n, at in position.items() if copied.get(memory, -1) <= at < now and _memory(n) == memory]
+    _refuse_outliving(node, source, aliases)
+    assert source is not None, "refused above"
     for alias in aliases:
         later = [user for user in alias.users if position.get(user, -1) > now]
         if later and (alias is not source or node.meta["val"] is not changed):
