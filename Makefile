@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test zoo bench-quick quality lint clean
+.PHONY: help venv demo test zoo bench bench-quick bench-overhead quality wire-quality lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -41,8 +41,17 @@ zoo: $(STAMP)  ## which public models the compiler takes, and how; writes build/
 quality: $(STAMP)  ## quality of flat, SPTT and DMT by partition strategy, on data by path; small without QUALITY
 	OMP_NUM_THREADS=1 python -m benchmarks.quality $(QUALITY)
 
+wire-quality: $(STAMP)  ## AUC of the demo's towers by wire format between hosts, over seeds; five minutes
+	OMP_NUM_THREADS=1 python -m benchmarks.wire_quality
+
 bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a minute; needs root
-	OMP_NUM_THREADS=1 python -m benchmarks.step --at-least dmt_cr4_fp32=3.3
+	OMP_NUM_THREADS=1 python -m benchmarks.step --profile quick --check
+
+bench-overhead: $(STAMP)  ## step times beside stock DeepSpeed's and a step written by hand, on two ranks
+	OMP_NUM_THREADS=1 python -m benchmarks.overhead
+
+bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, ten minutes; needs root
+	OMP_NUM_THREADS=1 python -m benchmarks.step --profile full --check
 
 # passes/ and integrations/ are dmt_plugin.passes and dmt_plugin.integrations only once installed; mypy looks at
 # folders, so it is shown a tree of links that has them where they belong.

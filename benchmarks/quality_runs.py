@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from examples.dlrm import DLRM
 
 WIDTH = 16
 TRAIN, VALIDATION, TEST = 0, 1, 2
+FORMS = ("tower", "feature", "tower:torch", "feature:torch")
+"""What a tower gives, and how it is initialised where that is not the default; see `tower_shape`."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,11 @@ class Data:
     tables: dict[str, int]
 
     def rows(self, part: int, most: int | None = None) -> Tensor:
-        """Row numbers of a part, at most `most` of them, from the first on."""
-        return torch.from_numpy(np.flatnonzero(self.split == part))[:most]
+        """Row numbers of a part, at most `most` of them, evenly spread over it: files are sorted by time or by user."""
+        found = torch.from_numpy(np.flatnonzero(self.split == part))
+        if most is None or most >= len(found):
+            return found
+        return found[torch.arange(most) * len(found) // most]
 
 
 def load(path: Path) -> Data:
@@ -125,8 +131,28 @@ def flat_model(data: Data, tuning: Tuning, seed: int) -> DLRM:
     return DLRM(data.tables, data.dense.shape[1], WIDTH, tuning.init_std)
 
 
+def tower_shape(features: int, towers: int, ratio: float, form: str) -> dict[str, int]:
+    """Letters of the tower module that come nearest to a compression ratio.
+
+    With few features in a tower, `p` outputs of the full width cannot reach most ratios, so the width gives way too:
+    `p` is the least whole number with `D <= WIDTH`. All outputs have one width, and so has what the model puts beside
+    them (the bottom MLP's output).
+
+    Args:
+        features: `F`, of all towers.
+        towers: `T`.
+        ratio: `F*N / (D * outputs)` to aim at.
+        form: `"tower"`: `p` outputs of each tower as a whole; `"feature"`: one output per feature, `D = N / ratio`;
+            what follows a colon is the initialisation and does not matter here.
+    """
+    if form.startswith("feature"):
+        return {"c": 1, "p": 0, "dim": max(1, round(WIDTH / ratio))}
+    p = max(1, math.ceil(features / towers / ratio - 1e-9))
+    return {"c": 0, "p": p, "dim": min(WIDTH, max(1, round(features * WIDTH / (towers * p * ratio))))}
+
+
 def tower_model(
-    model: nn.Module, data: Data, partition: Partition, ratio: float | None, form: str, seed: int
+    model: nn.Module, data: Data, partition: Partition, ratio: float | None, form: str | None, seed: int
 ) -> tuple[nn.Module, float]:
     """The flat model with towers.
 
@@ -135,7 +161,7 @@ def tower_model(
         data: for an example batch.
         partition: the towers.
         ratio: compression to aim at; `None` for pass-through towers (SPTT).
-        form: `"tower"`: outputs of the whole tower, full width; `"feature"`: one narrower output per feature.
+        form: what a tower gives, see :func:`tower_shape`.
         seed: of the tower modules.
 
     Returns:
@@ -144,13 +170,12 @@ def tower_model(
     count, features = len(partition.towers), len(data.tables)
     towers: dict[str, Any] = {"count": count, "module": "none"}
     real = 1.0
-    if ratio is not None and form == "tower":
-        p = max(1, round(features / count / ratio))
-        towers |= {"module": "dlrm", "c": 0, "p": p, "dim": WIDTH, "seed": seed}
-        real = features / (p * count)
-    elif ratio is not None:
-        towers |= {"module": "dlrm", "c": 1, "p": 0, "dim": max(1, round(WIDTH / ratio)), "seed": seed}
-        real = WIDTH / towers["dim"]
+    if ratio is not None and form is not None:
+        shape = tower_shape(features, count, ratio, form)
+        towers |= {"module": "dlrm", "seed": seed, **shape}
+        if ":" in form:
+            towers["init"] = form.split(":")[1]
+        real = features * WIDTH / (shape["dim"] * (shape["c"] * features + shape["p"] * count))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "towers.json"
         file.write_text(json.dumps(plan_data(partition, "")))
@@ -167,6 +192,12 @@ def batches(data: Data, rows: Tensor, size: int) -> Iterator[tuple[Tensor, Tenso
 
 def train(model: nn.Module, data: Data, tuning: Tuning, seed: int) -> None:
     """Trains in place; the order of the rows depends on the seed alone."""
+    for _ in passes(model, data, tuning, seed):
+        pass
+
+
+def passes(model: nn.Module, data: Data, tuning: Tuning, seed: int) -> Iterator[int]:
+    """Trains in place; yields the number of passes so far after each pass over the training rows."""
     tables = [p for n, p in model.named_parameters() if n.startswith("tables.")]
     dense = [p for n, p in model.named_parameters() if not n.startswith("tables.")]
     optimiser = torch.optim.Adam(
@@ -174,14 +205,15 @@ def train(model: nn.Module, data: Data, tuning: Tuning, seed: int) -> None:
     )
     generator = torch.Generator().manual_seed(seed)
     rows = data.rows(TRAIN, tuning.most_rows)
-    model.train()
-    for _ in range(tuning.epochs):
+    for epoch in range(1, tuning.epochs + 1):
+        model.train()
         order = rows[torch.randperm(len(rows), generator=generator)]
         for x, ids, label in batches(data, order, tuning.batch):
             loss = binary_cross_entropy_with_logits(model(x, ids), label)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+        yield epoch
 
 
 @torch.no_grad()

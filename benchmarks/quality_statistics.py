@@ -3,23 +3,27 @@
 1. Runs of one seed have the same batches and the same initial tables: differences are taken seed by seed.
 2. Random partitions stand for chance: of each seed, the mean of its random partitions is what a strategy is paired
    with.
-3. A difference is *shown* if the 95 % interval of the paired t-test excludes zero. Intervals are not corrected for the
-   number of comparisons, which is given.
+3. Beside every number of towers stands the mean over all of them (`towers` is `"all"`): fewer questions, and more runs
+   for each answer.
+4. A difference is *shown* if the 95 % interval of the paired t-test excludes zero. Ask often enough, and something is
+   shown by chance: `p_holm` is corrected (Holm) for all questions of the same kind on the same data, those of single
+   numbers of towers and those of the means apart.
+5. Against flat, a mean difference of at most the flat model's own standard deviation over seeds is *within seed noise*.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dmt_plugin.report.tables import Column, Table
-
 Run = Mapping[str, Any]
+BySeed = Mapping[int, float]
 LEARNED = ("coherent", "diverse", "mutual_information")
+METRICS = ("auc", "logloss")
+ALL = "all"
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:
@@ -38,109 +42,125 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One entry for every data set, number of towers, ratio and strategy.
-
-    Args:
-        runs: entries with `data`, `variant` ("flat", "sptt" or a strategy), `towers`, `ratio`, `seed`, `auc`,
-            `logloss`, `real_ratio`.
-    """
-    cells: dict[tuple[Any, ...], dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        cells[run["data"], run["towers"], run["ratio"], run["variant"]][run["seed"]].append(run)
-    found = []
-    for (data, towers, ratio, variant), by_seed in cells.items():
-        mean = _means(by_seed)
-        every = [run["auc"] for some in by_seed.values() for run in some]
-        losses = [run["logloss"] for some in by_seed.values() for run in some]
-        entry: dict[str, Any] = {
-            "data": data, "towers": towers, "ratio": ratio, "variant": variant, "runs": len(every),
-            "auc": float(np.mean(every)), "auc_std": float(np.std(every, ddof=1)) if len(every) > 1 else None,
-            "logloss": float(np.mean(losses)),
-            "real_ratio": next(iter(by_seed.values()))[0]["real_ratio"],
-        }  # fmt: skip
-        flat, chance = (_means(cells.get(key, {})) for key in (
-            (data, None, None, "flat"), (data, towers, ratio, "random"),
-        ))  # fmt: skip
-        shared = [s for s in mean if s in flat]
-        if shared and variant != "flat":
-            entry["to_flat"] = paired([mean[s] - flat[s] for s in shared])
-        shared = [s for s in mean if s in chance]
-        if shared and variant in (*LEARNED, "strided"):
-            entry["to_random"] = paired([mean[s] - chance[s] for s in shared])
-        found.append(entry)
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's correction: each p as it would have to be if it were the only question asked."""
+    found, least = [0.0] * len(values), 0.0
+    for rank, i in enumerate(np.argsort(values, kind="stable")):
+        least = max(least, min(1.0, (len(values) - rank) * values[i]))
+        found[i] = least
     return found
 
 
-def _means(by_seed: Mapping[int, Sequence[Run]]) -> dict[int, float]:
-    return {seed: float(np.mean([run["auc"] for run in some])) for seed, some in by_seed.items()}
+def summarise(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One entry for every data set, form, number of towers, ratio and strategy, and for the mean over all towers.
 
+    Args:
+        runs: entries with `data`, `variant` ("flat", "sptt" or a strategy), `form`, `towers`, `ratio`, `seed`, `auc`,
+            `logloss`, `real_ratio`.
 
-def table_of(entries: Sequence[Mapping[str, Any]], data: str) -> Table:
-    """The entries of one data set as a table."""
-    rows = []
-    for entry in entries:
-        if entry["data"] != data:
-            continue
-        label = entry["variant"]
-        if entry["towers"] is not None:
-            label = f"T={entry['towers']} " + (f"CR {entry['ratio']:g} " if entry["ratio"] else "") + label
-        row = {"label": label, **{k: entry[k] for k in ("runs", "auc", "auc_std", "logloss", "real_ratio")}}
+    Returns:
+        Entries with the paired differences `to_flat` and `to_random`, each with one entry per metric.
+    """
+    cells: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        cells[run["data"], run["form"], run["towers"], run["ratio"], run["variant"]].append(run)
+    entries = [_entry(cells, key) for key in cells]
+    entries += _means_over_towers(cells)
+    for data in {entry["data"] for entry in entries}:
         for key in ("to_flat", "to_random"):
-            row[key] = _said(entry[key]) if key in entry else None
-        rows.append(row)
-    return Table(
-        [
-            Column("label", data), Column("runs", "runs", "d"), Column("auc", "test AUC", ".4f"),
-            Column("auc_std", "std", ".4f"), Column("logloss", "log loss", ".4f"),
-            Column("real_ratio", "CR had", ".2f"), Column("to_flat", "to flat"), Column("to_random", "to random"),
-        ],
-        rows,
-        ["`to flat`, `to random`: paired difference of AUC in units of .0001 with its 95 % interval; `*` excludes 0."],
-    )  # fmt: skip
+            for metric in METRICS:
+                for pooled in (False, True):
+                    _correct(
+                        entry[key][metric]
+                        for entry in entries
+                        if entry["data"] == data and (entry["towers"] == ALL) == pooled and key in entry
+                    )
+    return entries
 
 
-def _said(difference: Mapping[str, Any]) -> str:
-    text = f"{1e4 * difference['mean']:+.0f}"
-    if difference["low"] is not None:
-        text += f" [{1e4 * difference['low']:+.0f}, {1e4 * difference['high']:+.0f}]"
-    return text + ("*" if difference["shown"] else "")
+def comparisons(entries: Sequence[Mapping[str, Any]]) -> int:
+    """Questions asked: paired tests of both metrics."""
+    asked = (entry[key][metric] for entry in entries for key in ("to_flat", "to_random") if key in entry
+             for metric in METRICS)  # fmt: skip
+    return sum(test["p"] is not None for test in asked)
 
 
-def plot(entries: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """AUC less the flat model's, by data set and ratio: one group of points per number of towers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = sorted({(e["data"], e["ratio"]) for e in entries if e["ratio"] is not None})
-    colours = {
-        "strided": "#7b828e", "random": "#1b1d21", "coherent": "#2f6db5", "diverse": "#d2640f",
-        "mutual_information": "#178a78",
+def _entry(cells: Mapping[tuple[Any, ...], Sequence[Run]], key: tuple[Any, ...]) -> dict[str, Any]:
+    data, form, towers, ratio, variant = key
+    own = cells[key]
+    entry: dict[str, Any] = {
+        "data": data, "form": form, "towers": towers, "ratio": ratio, "variant": variant, "runs": len(own),
+        "seeds": len({run["seed"] for run in own}), "real_ratio": own[0]["real_ratio"],
     }  # fmt: skip
-    figure = Figure(figsize=(5.2 * max(1, len(panels)), 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, max(1, len(panels)), squeeze=False)[0]
-    for axis, (data, ratio) in zip(axes, panels, strict=False):
-        own = [e for e in entries if (e["data"], e["ratio"]) == (data, ratio) and "to_flat" in e]
-        counts = sorted({e["towers"] for e in own})
-        for place, (variant, colour) in enumerate(colours.items()):
-            for e in (e for e in own if e["variant"] == variant):
-                x = counts.index(e["towers"]) + 0.15 * (place - 2)
-                gap = e["to_flat"]
-                half = 0.0 if gap["low"] is None else gap["high"] - gap["mean"]
-                first = e["towers"] == counts[0]
-                axis.errorbar(
-                    x, gap["mean"], yerr=half, fmt="o", color=colour, capsize=3, markersize=5,
-                    label=variant.replace("_", " ") if first else None,
-                )  # fmt: skip
-        axis.axhline(0, color="#7b828e", linewidth=1, linestyle="--")
-        axis.set_xticks(range(len(counts)), [f"T = {t}" for t in counts])
-        axis.set_title(f"{data}, CR {ratio:g}", loc="left")
-        axis.set_ylabel("test AUC less the flat model's (95 % interval)")
-        axis.grid(axis="y", color="#e2e3e1")
-        axis.spines[["top", "right"]].set_visible(False)
-    if panels:
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-    return path
+    for metric in METRICS:
+        values = [run[metric] for run in own]
+        entry[metric] = float(np.mean(values))
+        entry[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    if variant == "random" and len(own) > entry["seeds"]:
+        entry["auc_within_seed_std"] = _within_seed(own, "auc")
+    flat = cells.get((data, None, None, None, "flat"), ())
+    if flat and variant != "flat":
+        entry["to_flat"] = _compared(own, flat)
+    chance = cells.get((data, form, towers, ratio, "random"), ())
+    if chance and variant in (*LEARNED, "strided"):
+        entry["to_random"] = _compared(own, chance)
+    return entry
+
+
+def _within_seed(runs: Sequence[Run], metric: str) -> float:
+    """Deviation between partitions of one seed: an upper bound of what the choice of a partition is worth."""
+    means = _by_seed(runs, metric)
+    squares = sum((run[metric] - means[run["seed"]]) ** 2 for run in runs)
+    return float(np.sqrt(squares / (len(runs) - len(means))))
+
+
+def _compared(own: Sequence[Run], other: Sequence[Run]) -> dict[str, Any]:
+    found = {}
+    for metric in METRICS:
+        mine, theirs = _by_seed(own, metric), _by_seed(other, metric)
+        found[metric] = _differences(mine, theirs)
+        noise = np.std(list(theirs.values()), ddof=1) if len(theirs) > 1 else 0.0
+        found[metric]["within_seed_noise"] = bool(abs(found[metric]["mean"]) <= noise)
+    return found
+
+
+def _differences(mine: BySeed, theirs: BySeed) -> dict[str, Any]:
+    shared = sorted(set(mine) & set(theirs))
+    return paired([mine[seed] - theirs[seed] for seed in shared])
+
+
+def _means_over_towers(cells: Mapping[tuple[Any, ...], Sequence[Run]]) -> list[dict[str, Any]]:
+    """Per data set, form, ratio and strategy: every seed's mean over the numbers of towers it was run with."""
+    settings: dict[tuple[Any, ...], set[int]] = defaultdict(set)
+    for data, form, towers, ratio, variant in cells:
+        if ratio is not None:
+            settings[data, form, ratio, variant].add(towers)
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for (data, form, ratio, variant), counts in settings.items():
+        if len(counts) < 2:
+            continue
+        each = [cells[data, form, towers, ratio, variant] for towers in sorted(counts)]
+        seeds = set.intersection(*({run["seed"] for run in some} for some in each))
+        means = {m: [_by_seed(some, m) for some in each] for m in METRICS}
+        found[data, form, ALL, ratio, variant] = [
+            {
+                "seed": seed, "real_ratio": float(np.mean([some[0]["real_ratio"] for some in each])),
+                **{m: float(np.mean([one[seed] for one in means[m]])) for m in METRICS},
+            }
+            for seed in sorted(seeds)
+        ]  # fmt: skip
+    with_flat = {**found, **{key: own for key, own in cells.items() if key[-1] == "flat"}}
+    return [_entry(with_flat, key) for key, own in found.items() if own]
+
+
+def _correct(tests: Iterable[dict[str, Any]]) -> None:
+    asked = [test for test in tests if test["p"] is not None]
+    for test, p in zip(asked, holm([test["p"] for test in asked]), strict=True):
+        test["p_holm"] = p
+
+
+def _by_seed(runs: Sequence[Run], metric: str) -> dict[int, float]:
+    values: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        values[run["seed"]].append(run[metric])
+    return {seed: float(np.mean(some)) for seed, some in values.items()}

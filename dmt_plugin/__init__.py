@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dmt_plugin.capture.adapters import register_adapter, unregister_adapter, with_forward
     from dmt_plugin.capture.inputs import ExampleBatch
     from dmt_plugin.capture.marks import mark_embeddings
-    from dmt_plugin.checkpoint import to_flat
+    from dmt_plugin.checkpoint import load_checkpoint, to_flat
     from dmt_plugin.config import DMTConfig
     from dmt_plugin.errors import DMTError
     from dmt_plugin.plan import TowerPlan
@@ -30,6 +30,7 @@ _HOMES = {
     "TowerModel": "tower_model",
     "TowerPlan": "plan",
     "initialize": "api",
+    "load_checkpoint": "checkpoint",
     "mark_embeddings": "capture.marks",
     "register_adapter": "capture.adapters",
     "to_flat": "checkpoint",
@@ -47,6 +48,7 @@ __all__ = [
     "TowerPlan",
     "__version__",
     "initialize",
+    "load_checkpoint",
     "mark_embeddings",
     "register_adapter",
     "to_flat",

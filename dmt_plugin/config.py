@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
 from dmt_plugin.config_errors import near_miss, refuse, say_problems
+from dmt_plugin.config_placement import PlacementConfig
 from dmt_plugin.config_towers import IntOrAuto, PositiveInt, Section, TowersConfig
 from dmt_plugin.errors import ConfigError
 
@@ -117,8 +118,17 @@ class LookupConfig(Section):
     )
     lr: float = Field(default=0.01, ge=0, description="Learning rate of the tables.")
     eps: float = Field(default=1e-8, ge=0, description="Added to the root of Adagrad's denominator.")
-    location: Literal["auto", "host", "device"] = Field(
-        default="auto", description='Memory that holds the tables; "auto" is the accelerator\'s where there is one.'
+    accumulation: Literal["accumulate", "per_micro_batch"] = Field(
+        default="accumulate",
+        description='Where several micro-batches make one step: "accumulate": tables are updated once per step, by the '
+        'sum of the gradients, as dense parameters are; "per_micro_batch": after every backward pass, by that '
+        "micro-batch's share.",
+    )
+    location: Literal["auto", "host", "device", "managed", "managed_caching"] = Field(
+        default="auto",
+        description='Memory that holds the tables. "auto", "device": that of the device that computes; "managed": '
+        'host memory that an accelerator reads through unified memory; "managed_caching": the same with a cache of '
+        'rows on the accelerator; "host": host memory, on an accelerator as "managed_caching".',
     )
 
 
@@ -143,11 +153,23 @@ class CommConfig(Section):
         description='Wire format of gradients inside a host; "auto": intra_dtype, but "bf16" for "fp16".',
     )
     overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
+    micro_blocks: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
+        default="auto",
+        description="Parts a batch is cut into, so that the exchange of one runs while another is computed; a model "
+        'part that mixes samples still sees the whole batch. "auto": 2 between hosts with overlap, else 1.',
+    )
     prefetch: bool = Field(
         default=True,
-        description="Distribute the next batch's ids early; without effect until the engine owns the iterator.",
+        description="Distribute the next batch's ids while this one is computed, where batches come from "
+        "dmt_plugin.data.prefetched or are announced by engine.prefetch.",
     )
     timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
+
+    def blocks_on(self, hosts: int) -> int:
+        """Parts that a batch is cut into on so many hosts."""
+        if self.micro_blocks == "auto":
+            return 2 if self.overlap and hosts > 1 else 1
+        return self.micro_blocks
 
     def formats_of(self, group: Literal["peers", "lanes", "world"]) -> tuple[Format, Format]:
         """Wire formats, forward and backward, of the row exchange in a group; "world" crosses hosts."""
@@ -168,6 +190,11 @@ class TransformConfig(Section):
     verify: bool = Field(
         default=True, description="Compare the rewritten model with the original on the example batch."
     )
+    faster_dot: bool = Field(
+        default=True,
+        description="Dot products of pairs of features with one batched product in backward, not two; outputs are "
+        "the same, gradients are added up in another order.",
+    )
     example_batch: str | None = Field(
         default=None, description='Where an example batch comes from: "path/to/file.py:factory" or "pkg.mod:factory".'
     )
@@ -185,7 +212,15 @@ class TransformConfig(Section):
 class ReportConfig(Section):
     """What is written for people."""
 
-    dir: str | None = Field(default=None, description="Folder for plan.json and transform.json; null: none.")
+    dir: str | None = Field(
+        default=None,
+        description="Folder for plan.json, transform.json and each rank's records of the run; null: none.",
+    )
+    every: int = Field(
+        default=10,
+        ge=0,
+        description="Steps between two records of the run, in the folder and in DeepSpeed's monitors; 0: none.",
+    )
 
 
 class DMTConfig(Section):
@@ -195,6 +230,7 @@ class DMTConfig(Section):
     topology: TopologyConfig = Field(default=TopologyConfig(), description="Hosts x ranks per host.")
     towers: TowersConfig = Field(default=TowersConfig(), description="Towers and their modules.")
     partition: PartitionConfig = Field(default=PartitionConfig(), description="Features to towers.")
+    placement: PlacementConfig = Field(default=PlacementConfig(), description="Tables to the lanes of their host.")
     lookup: LookupConfig = Field(default=LookupConfig(), description="Embedding lookup and its optimiser.")
     comm: CommConfig = Field(default=CommConfig(), description="Exchanges.")
     transform: TransformConfig = Field(default=TransformConfig(), description="The rewrite of the model.")

@@ -78,6 +78,11 @@ class TowersConfig(Section):
         description="How the linear layers of tower modules start; \"torch\" is nn.Linear's default."
     )
     seed: int = Field(default=0, ge=0, description="Seed of that initialisation, the same on every rank.")
+    compile: bool = Field(
+        default=False,
+        description="Run tower modules through torch.compile, which takes a while at the first steps; for modules of "
+        "many small operations. On a CPU those of this project gain nothing.",
+    )
     overrides: dict[str, TowerOverride] = Field(
         default_factory=dict,
         description='Towers that differ, by number: {"1": {"module": "dcn"}}; keys module, c, p, init, seed.',
@@ -97,6 +102,8 @@ class TowersConfig(Section):
             raise ValueError(
                 f'"dim": {self.dim} would not be read with "module": "preserve", which keeps each width; remove it'
             )
+        if self.module == "none" and self.compile:
+            raise ValueError('"compile": true would not be read with "module": "none"; remove it')
         towers = {"": self, **{f".overrides.{key}": self.of_tower(int(key)) for key in self.overrides}}
         for where, tower in towers.items():
             if tower.module == "dlrm" and tower.c == 0 and tower.p == 0:

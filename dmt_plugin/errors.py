@@ -37,6 +37,18 @@ class ExchangeError(DMTError, RuntimeError):
     """A collective failed or ran into its time limit."""
 
 
+class CheckpointError(DMTError, RuntimeError):
+    """A checkpoint is not whole, does not fit the model, or could not be written."""
+
+
+class DataError(DMTError, ValueError):
+    """A loader does not fit the model, the other ranks' loaders, or the position it is to go on from."""
+
+
+class ReportError(DMTError, ValueError):
+    """The records of a run are missing, damaged, or of another version."""
+
+
 class IdRangeError(DMTError, IndexError):
     """A batch holds an id outside its table's rows."""
 

@@ -6,21 +6,22 @@
    the flat graph say with what.
 3. Condense the graphs (:mod:`dmt_plugin.report.graph_data`): flat, with towers, and of one rank, alone and beside
    the first ranks of other hosts.
-4. List every collective of a training step with shape and bytes, by formula.
+4. List every collective of a training step with shape and bytes, by formula: exchanges and sums of gradients.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from dmt_plugin.api import transform
-from dmt_plugin.capture import InputBinder, capture
+from dmt_plugin.capture import InputBinder, capture, graph_module_over
 from dmt_plugin.capture.inputs import batch_size_of, example_of
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.config import DMTConfig
@@ -33,7 +34,8 @@ from dmt_plugin.passes.insert_towers import tower_number
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.placed import PlacedGraph, PlacedModel, place_graph
 from dmt_plugin.plan import TowerPlan
-from dmt_plugin.planner.cost import exchange_costs
+from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
+from dmt_plugin.planner.gradient_cost import GradientSums, computes_in_bf16, gradient_costs, gradient_sums
 from dmt_plugin.report.graph_data import condensed, node_lines
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
@@ -56,6 +58,7 @@ def explain(
     *,
     rank: int = 0,
     batch_size: int | None = None,
+    ds_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Explains the transformation of ``model``.
 
@@ -66,10 +69,12 @@ def explain(
         topology: hosts and lanes to explain for.
         rank: whose exchanges to list.
         batch_size: samples per rank for the byte counts; by default that of ``batch``.
+        ds_config: the DeepSpeed configuration around the section, which says how gradients are summed; by default
+            DeepSpeed's own defaults.
 
     Returns:
-        Plain data: plan, groups, findings, repairs, new parameters, passes, collectives, graphs. ``"refused"`` is
-        ``None``, or the message of the refusal; then what could not be made is ``None`` or empty.
+        Plain data: plan, groups, findings, repairs, new parameters, passes, load by rank, collectives, graphs.
+        ``"refused"`` is ``None``, or the message of the refusal; then what could not be made is ``None`` or empty.
 
     Raises:
         CaptureError: the batch is no call of the model.
@@ -98,7 +103,14 @@ def explain(
         graph = place_graph(logical, config, topology, topology.rank_of(host, 0))
         by_host[f"host {host}, lane 0"] = condensed(graph.graph_module, logical.batch_size)
     placed = place_graph(logical, config, topology, rank)
-    return {**describe(placed, samples), **before, "graphs_by_host": by_host}
+    placed.placement.compute_in(compute_dtype(ds_config or {}))
+    sums = gradient_sums(ds_config or {}, config)
+    return {**describe(placed, samples, sums), **before, "graphs_by_host": by_host}
+
+
+def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
+    """What towers and the dense part compute in under a DeepSpeed configuration."""
+    return torch.bfloat16 if computes_in_bf16(ds_config) else torch.float32
 
 
 def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
@@ -109,7 +121,8 @@ def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
             run_passes([step], ctx)
         except TransformError:
             break
-    nothing = dict.fromkeys(("plan", "plan_fingerprint", "compression", "parameters", "graph_after", "graph_placed"))
+    missing = ("plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed")
+    nothing = dict.fromkeys(missing)
     plan = ctx.plan if ctx else None
     return {
         **nothing,
@@ -121,18 +134,20 @@ def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
         "repairs": [],
         "new_parameters": [],
         "passes": [dataclasses.asdict(r) for r in ctx.results] if ctx else [],
+        "lanes": [],
         "collectives": [],
         "nodes_after": [],
         "graphs_by_host": {},
     }
 
 
-def describe(placed: PlacedGraph | PlacedModel, batch_size: int) -> dict[str, Any]:
+def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientSums) -> dict[str, Any]:
     """What was made of a model, from one rank's graph: all of :func:`explain` but the flat graph and other hosts.
 
     Args:
         placed: the rank's graph, or its model.
         batch_size: samples per rank for the byte counts.
+        sums: how gradients are summed.
     """
     logical = placed.logical
     plan = logical.plan
@@ -165,7 +180,11 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int) -> dict[str, An
         "repairs": [dataclasses.asdict(r) for r in logical.repairs],
         "new_parameters": _new_parameters(logical),
         "passes": [dataclasses.asdict(r) for r in (*logical.passes, *placed.passes)],
-        "collectives": [dataclasses.asdict(c) for c in costs_of(placed, batch_size)],
+        "lanes": [dataclasses.asdict(load) for load in placed.placement.loads],
+        "collectives": [
+            dataclasses.asdict(c) for c in (*costs_of(placed, batch_size), *gradient_costs_of(placed, sums))
+        ],
+        "gradient_sums": dataclasses.asdict(sums),
         "graph_after": condensed(logical.__dict__["graph_module"], size),
         "graph_placed": condensed(graph, size),
         "nodes_after": node_lines(graph, size),
@@ -173,12 +192,12 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int) -> dict[str, An
     }
 
 
-def write_report(placed: PlacedModel, batch_size: int, folder: str | Path) -> None:
+def write_report(placed: PlacedModel, batch_size: int, sums: GradientSums, folder: str | Path) -> None:
     """Writes ``plan.json`` (usable as ``partition.file``) and ``transform.json`` into a folder, which is made."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     placed.plan.save(target / "plan.json")
-    (target / "transform.json").write_text(json.dumps(describe(placed, batch_size), indent=2) + "\n")
+    (target / "transform.json").write_text(json.dumps(describe(placed, batch_size, sums), indent=2) + "\n")
 
 
 def _towers(plan: TowerPlan) -> list[dict[str, Any]]:
@@ -265,7 +284,7 @@ def _start(plan: TowerPlan, name: str) -> str:
     return _INIT.get(spec.init, spec.init) if spec.kind in ("dlrm", "dcn", "preserve") else "as its module starts"
 
 
-def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[Any]:
+def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[ExchangeCost]:
     """Bytes of every exchange of one step of a placed model, by formula."""
     placement = placed.placement
     return exchange_costs(
@@ -278,6 +297,18 @@ def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[Any]:
         placement.route,
         formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, RowExchange)},
     )
+
+
+def gradient_costs_of(placed: PlacedGraph | PlacedModel, sums: GradientSums) -> list[ExchangeCost]:
+    """Bytes of summing the gradients of one step of a placed model, by formula."""
+    graph: fx.GraphModule = placed.__dict__["graph_module"]
+    own = graph_module_over(graph, graph.graph)  # tables and other hosts' towers may still be there; nothing reads them
+    # On one host every rank holds all towers: they are part of what all ranks share.
+    paths = placed.placement.tower_paths if placed.topology.hosts > 1 else ()
+    towers = {id(p) for path in paths for p in own.get_submodule(path).parameters()}
+    trained = [p for p in own.parameters() if p.requires_grad]
+    inside = sum(p.numel() for p in trained if id(p) in towers)
+    return gradient_costs(sums, sum(p.numel() for p in trained) - inside, inside, placed.topology)
 
 
 def _compression(placed: PlacedGraph | PlacedModel) -> float | None:

@@ -13,22 +13,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, InputBinder, graph_module_over
-from dmt_plugin.comm.transport import Wire
+from dmt_plugin.comm.index_exchange import IndexExchange
+from dmt_plugin.comm.transport import Transport, Wire
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import PlanError
 from dmt_plugin.nn.lookup import ShardedLookup
 from dmt_plugin.passes.base import PassContext, PassResult, run_passes
+from dmt_plugin.passes.compile_towers import CompileTowers
+from dmt_plugin.passes.faster_dot import FasterDot
+from dmt_plugin.passes.feed_towers import FeedTowers
 from dmt_plugin.passes.find_lookups import FindLookups
 from dmt_plugin.passes.find_regions import FindRegions
 from dmt_plugin.passes.place import Place
 from dmt_plugin.passes.placement import LOOKUP, Placement
 from dmt_plugin.passes.schedule import Schedule
+from dmt_plugin.passes.split_blocks import SplitBlocks
+from dmt_plugin.passes.towers_first import TowersFirst
 from dmt_plugin.plan import TowerPlan
+from dmt_plugin.prefetch import IdPrefetcher
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
 
@@ -86,6 +94,8 @@ class PlacedModel(GraphModel):
     exchanges: Sequence[nn.Module]
     tower_paths: tuple[str, ...]
     passes: tuple[PassResult, ...]
+    prefetcher: Any  # an IdPrefetcher, or None
+    compiled: Any  # what runs in place of the graph's own code, or None
 
     def __init__(
         self,
@@ -108,7 +118,37 @@ class PlacedModel(GraphModel):
             exchanges=tuple(placement.exchanges.values()),
             tower_paths=placement.tower_paths,
             passes=(),
+            prefetcher=None,
+            compiled=None,
         )
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the graph with the user's arguments; ids that were distributed ahead are used."""
+        inputs = self.binder.inputs(args, kwargs)
+        prefetcher: IdPrefetcher | None = self.prefetcher
+        if prefetcher is not None:
+            ran, result = prefetcher.run(inputs)
+            if ran:
+                return result
+        graph_module: fx.GraphModule = self.__dict__["graph_module"]
+        return graph_module(*inputs) if self.compiled is None else self.compiled(graph_module, *inputs)
+
+    def prefetch_over(self, transport: Transport) -> IdPrefetcher:
+        """From now on let the next batch's ids be distributed early.
+
+        Args:
+            transport: a wire over groups that nothing else uses.
+        """
+        index = self.placement.exchanges["index"]
+        assert isinstance(index, IndexExchange)
+        prefetcher = IdPrefetcher(self.__dict__["graph_module"], index, transport)
+        self._keep(prefetcher=prefetcher)
+        return prefetcher
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Towers and dense part compute in ``dtype``: rows leave the tables in it; the tables stay as they are."""
+        self.lookup.row_dtype = dtype
+        self.placement.compute_in(dtype)
 
     def bind(self, transport: Wire) -> None:
         """Connects every exchange to its wire."""
@@ -134,7 +174,10 @@ def place_graph(logical: TowerModel, config: DMTConfig, topology: Topology, rank
     found = {"single_lookups", "joint_tables_split", "plan"}
     ctx = PassContext(captured, config, topology, plan=logical.plan, tags=found)
     placing = Place(rank)
-    run_passes([FindLookups(), FindRegions(), placing, Schedule()], ctx)
+    blocks = SplitBlocks(placing.placement, config.comm.blocks_on(topology.hosts))
+    towers_first = TowersFirst(placing.placement, rank)
+    before = [FindLookups(), FindRegions(), placing, FeedTowers(), towers_first]
+    run_passes([*before, blocks, FasterDot(), CompileTowers(), Schedule()], ctx)
     return PlacedGraph(ctx.gm, logical, topology, rank, placing.placement, tuple(ctx.results))
 
 
@@ -154,7 +197,7 @@ def place(
         config: the ``"dmt"`` section.
         topology: the topology that the plan is for.
         rank: this rank.
-        weights: initial value of each table this rank owns; by default the logical model's own.
+        weights: initial value of each table, or part of one, this rank owns; by default the logical model's own.
         device: where the tables are.
 
     Returns:
@@ -166,7 +209,7 @@ def place(
     graph = place_graph(logical, config, topology, rank)
     own = {site.table for site in graph.placement.sites}
     if weights is None:
-        weights = {table: logical.plan.table(table).of(logical) for table in own}
+        weights = {table: logical.plan.part(table).of(logical) for table in own}
     wrong = {t: weights[t].dtype for t in own if weights[t].dtype != torch.float32}
     if wrong:
         raise PlanError(f"tables must be float32 to be sharded; found {wrong}. Call model.float() first.")

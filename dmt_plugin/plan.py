@@ -1,4 +1,4 @@
-"""The tower plan: which feature belongs to which tower, which host runs it, which lane owns each table.
+"""The tower plan: which feature belongs to which tower, which host runs it, which lanes hold each table.
 
 A plan is plain data. It is made by the partitioner and the planner, read by the passes,
 saved beside checkpoints and exchanged as JSON. It belongs to one model and one topology
@@ -17,47 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from dmt_plugin.errors import PlanError
+from dmt_plugin.plan_tables import Kind, TablePart, TableSplit, check_places, parts_of
+from dmt_plugin.plan_tables import TableSpec as TableSpec
 from dmt_plugin.topology import Topology
 
 PLAN_VERSION = 1
 
 FORMS = ("native", "decoder", "preserve")
-
-
-@dataclass(frozen=True)
-class TableSpec:
-    """One embedding table.
-
-    Attributes:
-        name: unique name: the layer's, or the weight's where it belongs to no embedding layer; with
-            the range of rows where fields share a weight, e.g. ``"embedding[100:250]"``.
-        rows: number of rows; valid ids are ``0 .. rows - 1``.
-        dim: width of a row.
-        weight: qualified name of the parameter that holds it; by default ``<name>.weight``.
-        first_row: where it begins in that parameter.
-    """
-
-    name: str
-    rows: int
-    dim: int
-    weight: str = ""
-    first_row: int = 0
-
-    @property
-    def parameter(self) -> str:
-        """Qualified name of the parameter that holds the table."""
-        return self.weight or f"{self.name}.weight"
-
-    def of(self, model: nn.Module) -> Tensor:
-        """The table's rows in ``model``'s own parameter: a ``(rows, dim)`` view.
-
-        Raises:
-            AttributeError: the model has no such parameter.
-        """
-        return model.get_parameter(self.parameter).detach()[self.first_row : self.first_row + self.rows]
 
 
 @dataclass(frozen=True)
@@ -130,7 +97,8 @@ class TowerPlan:
         groups: the joins the features take part in.
         towers: feature names of each tower.
         tower_hosts: host of each tower.
-        table_lanes: lane of each table on the host of its tower.
+        table_lanes: lane of each whole table on the host of its tower.
+        table_splits: how the other tables are divided between the lanes of that host.
         module: the tower module of the tower groups.
         overrides: the towers whose module differs from that, by number.
         model: fingerprint of the model's features and tables.
@@ -148,6 +116,7 @@ class TowerPlan:
     model: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[int, TowerModuleSpec] = field(default_factory=dict)
+    table_splits: Mapping[str, TableSplit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_complete()
@@ -162,9 +131,21 @@ class TowerPlan:
         """Host that keeps a table: the host of its tower."""
         return self.tower_hosts[self.tower_of(self._feature_by_table[table])]
 
-    def owner_of(self, table: str) -> tuple[int, int]:
-        """``(host, lane)`` that keeps a table."""
-        return self.host_of_table(table), self.table_lanes[table]
+    def parts_of(self, table: str) -> tuple[TablePart, ...]:
+        """What the lanes of its host hold of a table: one part if it is whole, else one per range, in rising order."""
+        return self._parts_by_table[table]
+
+    def part(self, name: str) -> TablePart:
+        """A part by its own name; a whole table is the part of that name."""
+        return self._part_by_name[name]
+
+    def kind_of(self, table: str) -> Kind:
+        """How a table is placed."""
+        return self._parts_by_table[table][0].kind
+
+    def lanes_of(self, table: str) -> tuple[int, ...]:
+        """Lanes of its host that hold a part of a table, rising."""
+        return tuple(sorted(part.lane for part in self._parts_by_table[table]))
 
     def towers_on(self, host: int) -> tuple[int, ...]:
         """Towers of a host."""
@@ -199,6 +180,14 @@ class TowerPlan:
     @cached_property
     def _table_by_name(self) -> dict[str, TableSpec]:
         return {table.name: table for table in self.tables}
+
+    @cached_property
+    def _parts_by_table(self) -> dict[str, tuple[TablePart, ...]]:
+        return {t.name: parts_of(t, self.table_lanes.get(t.name), self.table_splits.get(t.name)) for t in self.tables}
+
+    @cached_property
+    def _part_by_name(self) -> dict[str, TablePart]:
+        return {part.name: part for parts in self._parts_by_table.values() for part in parts}
 
     # -- checks ------------------------------------------------------------------------
 
@@ -241,14 +230,7 @@ class TowerPlan:
                 f"tables without a feature: {sorted(tables - used)}; tables that features use but the plan lacks: "
                 f"{sorted(used - tables)}. Make the plan again for this model."
             )
-        unplaced = sorted(tables - set(self.table_lanes))
-        lanes = range(topology.ranks_per_host)
-        wrong = {t: lane for t, lane in self.table_lanes.items() if t in tables and lane not in lanes}
-        if unplaced or wrong:
-            raise PlanError(
-                f"every table needs a lane 0..{topology.ranks_per_host - 1} of its host: without one {unplaced}, "
-                f"out of range {wrong}."
-            )
+        check_places(self.tables, self.table_lanes, self.table_splits, topology.ranks_per_host)
         absent = sorted(set(self.overrides) - set(range(len(self.towers))))
         if absent:
             raise PlanError(
@@ -257,11 +239,12 @@ class TowerPlan:
         odd = {g.name: g.form for g in self.groups if g.form not in FORMS}
         if odd:
             raise PlanError(f"the plan gives groups the form {odd}; expected one of {list(FORMS)}.")
-        strangers = sorted({*self.table_lanes, *(f for g in self.groups for f in g.features)} - tables - set(names))
+        placed = {*self.table_lanes, *self.table_splits}
+        strangers = sorted({*placed, *(f for g in self.groups for f in g.features)} - tables - set(names))
         if strangers:
             raise PlanError(
-                f"table_lanes or groups name {strangers}, which the model does not have. Make the plan again for this "
-                "model."
+                f"table_lanes, table_splits or groups name {strangers}, which the model does not have. Make the plan "
+                "again for this model."
             )
         for feature in self.features:
             homes = {self.tower_of(other.name) for other in self.features for t in feature.tables if t in other.tables}
@@ -299,6 +282,8 @@ class TowerPlan:
         """The plan as plain data."""
         data = {"version": PLAN_VERSION, **dataclasses.asdict(self)}
         data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
+        if not self.table_splits:
+            del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
         return data
 
     def save(self, path: str | Path) -> None:
@@ -339,6 +324,7 @@ class TowerPlan:
                 model=str(data.get("model", "")),
                 provenance=dict(data.get("provenance", {})),
                 overrides={int(k): TowerModuleSpec(**v) for k, v in data.get("overrides", {}).items()},
+                table_splits={str(k): TableSplit.from_dict(v) for k, v in data.get("table_splits", {}).items()},
             )
         except PlanError:
             raise

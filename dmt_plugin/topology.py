@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -140,6 +141,13 @@ class RankGroups:
     mesh: DeviceMesh
     device: torch.device
     timeout_s: float
+
+
+def launched_as(env: Mapping[str, str] | None = None) -> tuple[int, int] | None:
+    """Rank and world size that a launcher (``deepspeed``, ``torchrun``) gave this process; None if it runs alone."""
+    found = os.environ if env is None else env
+    rank, world_size = found.get("RANK", ""), found.get("WORLD_SIZE", "")
+    return (int(rank), int(world_size)) if rank.isdigit() and world_size.isdigit() else None
 
 
 def resolve_topology(
@@ -265,26 +273,43 @@ def create_groups(topology: Topology, *, timeout_s: float) -> RankGroups:
         raise TopologyError("no process group yet: call deepspeed.init_distributed() before creating groups")
     if dist.get_world_size() != topology.world_size:
         raise TopologyError(f"topology {topology} has {topology.world_size} ranks, not {dist.get_world_size()}")
-    rank, limit = dist.get_rank(), timedelta(seconds=timeout_s)
-    world = dist.new_group(list(range(topology.world_size)), timeout=limit, group_desc="dmt_world")
-    # Every rank creates every group, in this order, also those it is no member of.
-    lanes = [
-        dist.new_group(list(topology.lanes_of(topology.rank_of(host, 0))), timeout=limit, group_desc="dmt_lanes")
-        for host in range(topology.hosts)
-    ]
-    peers = [
-        dist.new_group(list(topology.peers_of(lane)), timeout=limit, group_desc="dmt_peers")
-        for lane in range(topology.ranks_per_host)
-    ]
+    rank = dist.get_rank()
     host, lane = topology.host_of(rank), topology.lane_of(rank)
+    world, lanes, peers = (_new_group(topology, rank, name, timeout_s) for name in ("world", "lanes", "peers"))
     device = _device_of(world)
     mesh = DeviceMesh.from_group(
-        [peers[lane], lanes[host]],
+        [peers, lanes],
         device.type,
         mesh=torch.arange(topology.world_size, dtype=torch.int).view(topology.hosts, topology.ranks_per_host),
         mesh_dim_names=("host", "lane"),
     )
-    return RankGroups(topology, rank, host, lane, world, peers[lane], lanes[host], mesh, device, timeout_s)
+    return RankGroups(topology, rank, host, lane, world, peers, lanes, mesh, device, timeout_s)
+
+
+def renewed(groups: RankGroups, names: Sequence[str]) -> RankGroups:
+    """The same ranks with other process groups, so that exchanges of another thread do not mix with theirs.
+
+    Every rank must call this. (Each group costs threads and connections, so only those that are needed are made.)
+
+    Args:
+        groups: A rank's groups.
+        names: Which to make anew: of "world", "lanes", "peers". The others, and the mesh, stay.
+    """
+    made: dict[str, Any] = {name: _new_group(groups.topology, groups.rank, name, groups.timeout_s) for name in names}
+    return dataclasses.replace(groups, **made)
+
+
+def _new_group(topology: Topology, rank: int, name: str, timeout_s: float) -> dist.ProcessGroup:
+    """This rank's group of that name. Every rank makes every group, in one order, also those it is no member of."""
+    by_name: dict[str, list[Sequence[int]]] = {
+        "world": [range(topology.world_size)],
+        "lanes": [topology.lanes_of(topology.rank_of(host, 0)) for host in range(topology.hosts)],
+        "peers": [topology.peers_of(lane) for lane in range(topology.ranks_per_host)],
+    }
+    members = by_name[name]
+    limit = timedelta(seconds=timeout_s)
+    made = [dist.new_group(list(ranks), timeout=limit, group_desc=f"dmt_{name}") for ranks in members]
+    return next(group for ranks, group in zip(members, made, strict=True) if rank in ranks)
 
 
 def _claim_of_config(hosts: IntOrAuto, ranks_per_host: IntOrAuto, world_size: int) -> Claim | None:

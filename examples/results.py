@@ -14,14 +14,6 @@ from typing import Any
 from dmt_plugin.report import traffic
 
 RUNS = ("stock", "flat", "sptt", "dmt")
-PER_RUN = (
-    "auc",
-    "logloss",
-    "samples_per_s",
-    "cross_host_bytes_per_sample",
-    "dense_params",
-    "table_params",
-)  # what every run of the summary has, at least
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:

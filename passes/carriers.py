@@ -3,7 +3,8 @@
 Work on one feature alone (:mod:`dmt_plugin.passes.find_regions`) may run in two places:
 
 * at the table's owner, right behind the lookup, where the ids are as well: a masked sum of a
-  sequence. One table, no parameters, and either the ids are needed or the result is smaller.
+  sequence. One table, whole on its lane, no parameters, and either the ids are needed or the
+  result is smaller.
 * in the tower, where all rows of the feature meet: a product of quotient and remainder rows, a
   projection to the common width.
 
@@ -44,11 +45,17 @@ class Carrier:
 
 def carriers_of(ctx: PassContext) -> list[Carrier]:
     """One carrier per lookup of ``ctx``, in their order."""
-    return [_carrier(lookup, ctx.regions.get(lookup.node)) for lookup in ctx.lookups]
+    plan = ctx.plan
+    assert plan is not None
+    return [
+        _carrier(lookup, ctx.regions.get(lookup.node), plan.kind_of(lookup.table) == "table_wise")
+        for lookup in ctx.lookups
+    ]
 
 
-def _carrier(lookup: Lookup, region: Region | None) -> Carrier:
-    if region is not None and len(region.lookups) == 1 and not region.layers:
+def _carrier(lookup: Lookup, region: Region | None, whole: bool) -> Carrier:
+    # No owner of a divided table has the rows that the region works on; see passes.table_placement for its ids.
+    if whole and region is not None and len(region.lookups) == 1 and not region.layers:
         width = math.prod(region.stream.meta["val"].shape[1:])
         if region.ids or width < lookup.width:
             return Carrier(lookup, region.stream, width, region)

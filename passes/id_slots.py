@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dmt_plugin.comm import ids as id_readers
 from dmt_plugin.comm.ids import IdSlot
 from dmt_plugin.nn.graph_ops import graph_function
 from dmt_plugin.nn.lookup import LookupSite
 from dmt_plugin.passes.base import Ids, Lookup
+from dmt_plugin.passes.table_parts import Piece
 from dmt_plugin.plan import TowerPlan
 
 #: The functions that a graph calls to read the ids of a slot.
@@ -35,29 +37,32 @@ def slots_of(lookups: Sequence[Lookup], plan: TowerPlan) -> dict[str, tuple[IdSl
         first = own[0]
         used[first.feature] += 1
         count = used[first.feature]
-        owners = [plan.owner_of(x.table) for x in own]
         slot = IdSlot(
             name=first.feature if count == 1 else f"{first.feature}/{count}",
             rows=min(x.rows for x in own),
             hotness=first.hotness,
             weighted=first.weighted,
-            host=owners[0][0],
-            lanes=tuple(sorted({lane for _, lane in owners})),
+            host=plan.host_of_table(first.table),
+            lanes=tuple(sorted({lane for x in own for lane in plan.lanes_of(x.table)})),
         )
         slots[key] = (slot, first.ids)
     return slots
 
 
-def sites_of(lookups: Sequence[Lookup], slot_by_key: Mapping[str, int]) -> tuple[LookupSite, ...]:
-    """What the owner of some tables looks up: a sequence is one site per position."""
+def sites_of(pieces: Sequence[Piece], slot_by_key: Mapping[str, int]) -> tuple[LookupSite, ...]:
+    """What a rank looks up in its parts of tables: a sequence is one site per position."""
     sites: list[LookupSite] = []
-    for x in lookups:
-        name, slot = x.node.name, slot_by_key[x.key]
+    for piece in pieces:
+        x, part = piece.carrier.lookup, piece.part
+        site = LookupSite(
+            x.node.name, part.name, slot_by_key[x.key], part.rows, part.columns, x.pooling, x.weighted,
+            first_row=part.first_row if part.kind == "row_wise" else None,
+        )  # fmt: skip
         if x.pooling != "none":
-            sites.append(LookupSite(name, x.table, slot, x.rows, x.dim, x.pooling, x.weighted))
+            sites.append(site)
             continue
         sites.extend(
-            LookupSite(f"{name}[{j}]", x.table, slot, x.rows, x.dim, "sum", False, position=j, padding=x.padding)
+            replace(site, name=f"{site.name}[{j}]", pooling="sum", weighted=False, position=j, padding=x.padding)
             for j in range(x.hotness or 0)
         )
     return tuple(sites)

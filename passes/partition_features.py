@@ -3,8 +3,9 @@
 1. Collect the features and tables of the lookups; their fingerprint identifies the model.
 2. The partitioner assigns features to towers. A file may hold only ``{"towers": [[...], ...]}``,
    or a whole plan: then that is the plan, and it must fit this model, this topology and
-   every key of the "dmt" section that is set.
-3. Towers go to hosts, whole tables to the lanes of their host.
+   every key of the "dmt" section that is set. A folder of checkpoints stands for the plan of
+   the newest, or for its towers where that was made for another topology.
+3. Towers go to hosts, tables to the lanes of their host (:mod:`dmt_plugin.passes.table_placement`).
 4. A tower group that leaves some tower without a feature cannot be exchanged evenly: it
    is refused, or moved unchanged.
 """
@@ -12,12 +13,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.errors import ConfigError, PlanError
 from dmt_plugin.nn.towers import automatic_dim
-from dmt_plugin.partitioner.files import resolve
+from dmt_plugin.partitioner.files import read_partition, resolve
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
+from dmt_plugin.passes.table_placement import check_placement, check_settings, place
 from dmt_plugin.plan import (
     FeatureSpec,
     GroupSpec,
@@ -25,9 +28,8 @@ from dmt_plugin.plan import (
     TowerModuleSpec,
     TowerPlan,
     model_fingerprint,
-    read_json,
 )
-from dmt_plugin.planner import place_tables, towers_to_hosts
+from dmt_plugin.planner import towers_to_hosts
 
 
 class PartitionFeatures(GraphPass):
@@ -41,21 +43,27 @@ class PartitionFeatures(GraphPass):
         tables, features = describe(ctx.lookups)
         fingerprint = model_fingerprint(tables, features)
         partition = ctx.config.partition
-        if partition.strategy == "file" and partition.file and "version" in (data := read_json(partition.file)):
-            plan = TowerPlan.from_dict(data)
+        saved = read_partition(partition.file, ctx.topology) if partition.file else {}
+        if partition.strategy == "file" and partition.file and "version" in saved:
+            plan = TowerPlan.from_dict(saved)
             plan.check(model=fingerprint, topology=ctx.topology)
             _check_settings(ctx.config, plan, partition.file)
+            check_settings(ctx.config, plan, partition.file, ctx.topology)
             _apply_kinds(ctx, plan)
             ctx.plan = plan
+            check_placement(ctx)
             return self.result(len(features), note=f"plan from {partition.file}")
         count = ctx.config.towers.count
-        towers = ctx.topology.hosts if count == "auto" else int(count)
+        if count == "auto":
+            count = len(saved["towers"]) if partition.file and Path(partition.file).is_dir() else ctx.topology.hosts
+        towers = int(count)
         hosts = towers_to_hosts(towers, ctx.topology)
         made = resolve(features, tables, towers, partition, fingerprint)
         assigned = made.towers
         host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
         self._check_groups(ctx, assigned)
         width = next((g.width for g in ctx.groups if g.kind == "tower"), 0)
+        placed = place(ctx, tables, host_of)
         ctx.plan = TowerPlan(
             topology=str(ctx.topology),
             tables=tables,
@@ -66,12 +74,14 @@ class PartitionFeatures(GraphPass):
             ),
             towers=assigned,
             tower_hosts=hosts,
-            table_lanes=place_tables(tables, features, host_of, ctx.topology),
+            table_lanes=placed.lanes,
+            table_splits=placed.splits,
             module=module_spec(ctx.config, width),
             overrides=override_specs(ctx.config, width, towers),
             model=fingerprint,
             provenance=made.provenance,
         )
+        check_placement(ctx)
         return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")
 
     def _check_groups(self, ctx: PassContext, towers: tuple[tuple[str, ...], ...]) -> None:

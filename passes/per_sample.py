@@ -1,106 +1,106 @@
 """Which operations treat every sample by itself.
 
-Such an operation may run where the rows are, on another set of samples than the rank's own
-batch, and give each sample what it would have got. Whatever is not known to do so does not:
-statistics over the batch, sums over dimension 0, views that name the batch size.
+Such an operation may run where the rows are, on other samples than the rank's own batch, or on
+a part of the batch, and gives each sample what it would have got. All that is known is listed
+here; what is not, is refused.
+
+1. Dimension 0 of every input and of the result is the batch. What has none (constants only) is
+   no sample's.
+2. An entry made of the entries at the same place is per sample if all inputs are aligned with
+   the batch, and a constant does not reach along it.
+3. A sum, a softmax, a join, a transposition or an index is, if it leaves dimension 0 alone; a
+   view, if it keeps the batch in front whatever its size.
+4. A product is, if in letters the batch is the same letter in all inputs, the first of the
+   result, and no constant's (:mod:`dmt_plugin.passes.products`).
+5. Numbers read from a shape may be used, unless they are the batch's own size: that one may
+   only stand where a view says how many samples there are.
+6. What writes into its input is refused, unless that is the new result of a linear layer or a
+   product: a part of a batch, and rows that an exchange brought, are often views of which
+   autograd allows no change. So are layers with hooks or parametrizations, which may do
+   anything, and random values other than those of dropout.
 """
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
 from torch import Tensor, fx, nn
 
-from dmt_plugin.passes.shape_ops import ELEMENTWISE, ELEMENTWISE_MODULES, is_linear, name_of
+from dmt_plugin.passes.per_sample_rules import RULES, behind_batch, is_resized_alone, is_tensor
+from dmt_plugin.passes.per_sample_sizes import free_of_batch, is_size
+from dmt_plugin.passes.products import PRODUCTS
+from dmt_plugin.passes.shape_ops import POINTWISE_MODULES, is_linear, name_of
 
-_REDUCTIONS = {"sum", "mean", "any", "all", "amax", "amin", "norm", "logsumexp", "softmax", "log_softmax", "normalize"}
-_COMPARISONS = {"eq", "ne", "gt", "ge", "lt", "le", "logical_not", "logical_and", "logical_or", "invert", "masked_fill"}
-_CONVERSIONS = {"long", "int", "bool", "double", "half", "to", "type"}
-_SHAPES = {"size", "dim", "getattr"}
-_WHOLE = slice(None, None, None)
+_RANK_OF_ONE = {nn.PReLU: 1, nn.GroupNorm: 1, nn.Bilinear: 1, nn.Conv1d: 2, nn.Conv2d: 3}
+"""Layers that treat each sample alike, and the fewest dimensions a sample has."""
+_SOFTMAX_MODULES = (nn.Softmax, nn.LogSoftmax, nn.Softmin)
 
 
 def is_per_sample(gm: fx.GraphModule, node: fx.Node, batch: int) -> bool:
     """Whether each sample's part of the result depends on that sample's part of the inputs only.
 
+    A node that is no tensor is so if it is a shape or a size (it does not say what becomes of it: that is judged
+    where it is used). Dropout counts as per sample: every entry has a draw of its own, though not the same one.
+
     Args:
         gm: holds the layers.
-        node: the operation; its inputs are known to be per sample themselves, or constants.
+        node: the operation; its inputs are known to be per sample themselves, or constants (``get_attr``).
         batch: batch size of the example values.
     """
     value = node.meta.get("val")
-    name = name_of(node)
     if not isinstance(value, Tensor):
-        source = node.args[0] if node.args else None
-        return name in _SHAPES or (node.target is operator.getitem and not _is_tensor(source))
-    inputs = [n for n in node.all_input_nodes if _is_tensor(n) and n.op != "get_attr"]
-    if value.dim() < 1 or value.shape[0] != batch or any(n.meta["val"].shape[:1] != (batch,) for n in inputs):
+        return is_size(node)
+    inputs = [n for n in node.all_input_nodes if is_tensor(n) and n.op != "get_attr"]
+    if not inputs or any(n.meta["val"].shape[:1] != (batch,) for n in (node, *inputs)):
+        return False
+    if node.op not in ("call_module", "call_function", "call_method") or node.kwargs.get("out") is not None:
+        return False
+    if _writes(gm, node) and not _is_new(gm, inputs[0]):
         return False
     if node.op == "call_module":
-        return _layer(gm.get_submodule(str(node.target)), value.dim())
-    rank = inputs[0].meta["val"].dim() if inputs else 0
-    if name in ("to", "type"):
-        return not any(isinstance(a, fx.Node) for a in [*node.args[1:], *node.kwargs.values()])
-    if name == "softmax" or name in _REDUCTIONS:
-        return _reduces_behind_batch(node, name, rank)
-    if name in ELEMENTWISE or name in _COMPARISONS or name in _CONVERSIONS:
-        return all(n.meta["val"].dim() == value.dim() for n in inputs)
-    if name in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat"):
-        return _keeps_batch(node, name, rank)
-    if name in ("transpose", "permute", "swapaxes"):
-        return 0 not in _moved(node, name, rank)
-    if name in ("cat", "concat", "stack"):
-        dim = _dim(node, 1, 0)
-        out = value.dim()
-        return isinstance(dim, int) and dim % out != 0
-    if node.target is operator.getitem:
-        index = node.args[1]
-        return isinstance(index, tuple) and index[:1] == (_WHOLE,) and not any(isinstance(i, fx.Node) for i in index)
-    return False
+        only_samples = len(inputs) == len(node.all_input_nodes)
+        return only_samples and _layer(gm.get_submodule(str(node.target)), inputs[0].meta["val"].dim())
+    if node.op == "call_method" and not is_tensor(node.args[0] if node.args else None):
+        return False  # a method of something that is no tensor may be called anything
+    name = name_of(node)
+    if name in ("view", "reshape", "expand"):
+        return is_resized_alone(node, batch)
+    if not all(is_tensor(n) or free_of_batch(n) for n in node.all_input_nodes):
+        return False
+    rule = RULES.get(name)
+    return rule is not None and rule(node)
 
 
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
+def _writes(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an operation writes its result into its input."""
+    if node.op == "call_module":
+        return bool(getattr(gm.get_submodule(str(node.target)), "inplace", False))
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    marked = name.endswith("_") and not name.startswith("__") and getattr(target, "__module__", "") != "_operator"
+    return marked or bool(node.kwargs.get("inplace"))
+
+
+def _is_new(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a value has memory of its own that only one operation reads."""
+    if len(node.users) > 1:
+        return False
+    if node.op == "call_module":
+        return is_linear(gm.get_submodule(str(node.target)))
+    return name_of(node) in PRODUCTS - {"einsum"}  # which, of one tensor, is a view
 
 
 def _layer(layer: nn.Module, rank: int) -> bool:
-    if isinstance(layer, nn.Softmax):
-        return isinstance(layer.dim, int) and layer.dim % rank != 0
-    if isinstance(layer, nn.LayerNorm):
-        return len(layer.normalized_shape) < rank
-    return isinstance(layer, ELEMENTWISE_MODULES) or is_linear(layer)
-
-
-def _dim(node: fx.Node, position: int, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get("dim", node.kwargs.get("axis", default))
-
-
-def _reduces_behind_batch(node: fx.Node, name: str, rank: int) -> bool:
-    default = 1 if name == "normalize" else None
-    dims = _dim(node, 2 if name in ("norm", "normalize") else 1, default)
-    wanted = dims if isinstance(dims, (list, tuple)) else [dims]
-    return bool(wanted) and all(isinstance(d, int) and not isinstance(d, bool) and d % rank != 0 for d in wanted)
-
-
-def _keeps_batch(node: fx.Node, name: str, rank: int) -> bool:
-    if name in ("squeeze", "unsqueeze", "flatten", "unflatten"):
-        first = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("start_dim"))
-        size = rank + 1 if name == "unsqueeze" else rank
-        return isinstance(first, int) and first % size != 0
-    if name == "repeat":
-        times: Any = node.args[1] if isinstance(node.args[1], (list, tuple)) else node.args[1:]
-        return isinstance(times[0], int) and times[0] == 1 and len(times) == rank
-    return True  # the result has the batch in front (checked on the example), and no size may name another batch
-
-
-def _moved(node: fx.Node, name: str, rank: int) -> set[int]:
-    given: list[Any] = [*node.args[1:], *node.kwargs.values()]
-    if name == "permute":
-        order = given[0] if isinstance(given[0], (list, tuple)) else given
-        return {d for d, source in enumerate(order) if int(source) % rank != d}
-    return {int(d) % rank for d in given}
-
-
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if any(hooks) or any(True for _ in layer.children()):
+        return False
+    if is_linear(layer):
+        return rank > 1
+    kind = type(layer)  # not a class derived from it, which may compute something else
+    if kind in _SOFTMAX_MODULES:
+        return behind_batch(layer.dim, rank)
+    if kind in (nn.LayerNorm, nn.RMSNorm):
+        return len(layer.normalized_shape) < rank  # type: ignore[arg-type]
+    if kind is nn.Flatten:
+        return behind_batch(layer.start_dim, rank)
+    if kind in _RANK_OF_ONE:
+        return rank > _RANK_OF_ONE[kind]
+    return kind in POINTWISE_MODULES

@@ -5,7 +5,8 @@ Hierarchical route, on rank ``(host, lane)`` (the letters of the step table are 
 1. every id stream of the model is read in one common form and enters the index exchange
    (peers first, then the lanes of the host);
 2. this rank's tables are looked up for the whole batch that arrives: ``(rows, own widths)``;
-3. the exchange inside the host brings every lane the columns of all its tables;
+3. the exchange inside the host brings every lane the columns of all its tables, and those of
+   divided tables are put together (:mod:`dmt_plugin.passes.table_parts`);
 4. the tower modules of this host run on them; features without a tower module are columns
    that pass by;
 5. the peer exchange sends each host its rows of this host's outputs, and brings the
@@ -33,6 +34,8 @@ from dmt_plugin.passes.carriers import Carrier, carriers_of, copied_region, shap
 from dmt_plugin.passes.id_slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.insert_towers import remove_pass_through, tower_number
 from dmt_plugin.passes.placement import EXCHANGE_META, EXCHANGES, LOOKUP, SHAPE_META, Column, Placement, sort_nodes
+from dmt_plugin.passes.table_parts import Piece, arrived_columns, pieces_by_rank
+from dmt_plugin.passes.table_placement import lane_loads
 
 
 class Place(GraphPass):
@@ -58,6 +61,7 @@ class Place(GraphPass):
         self.graph = ctx.gm.graph
         self.output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
         self.carriers = carriers_of(ctx)
+        self.pieces = pieces_by_rank(self.carriers, self.plan, self.topology)
         self.region_of = {region.stream: region for region in ctx.regions.values()}
         remove_pass_through(ctx)
         before = len(self.graph.nodes)
@@ -81,8 +85,9 @@ class Place(GraphPass):
         keys = list(slots)
         self.slot_by_key = {keys[slot]: i for i, slot in enumerate(exchange.owned)}
         self.placement.slots = tuple(slot for slot, _ in slots.values())
-        self.placement.sites = sites_of([c.lookup for c in self._carriers_of(self.rank)], self.slot_by_key)
-        self.placement.rank_widths = tuple(_width(self._carriers_of(r)) for r in range(self.topology.world_size))
+        self.placement.sites = sites_of(self.pieces[self.rank], self.slot_by_key)
+        self.placement.rank_widths = widths = tuple(map(_width, self.pieces))
+        self.placement.loads = lane_loads(self.pieces, self.ctx.config, self.topology, widths)
         ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
         self._add("index", exchange)
         routed = self._exchange("index", tuple(ids), f"{len(exchange.owned)} id stream(s), H*L*B rows")
@@ -91,15 +96,16 @@ class Place(GraphPass):
 
     def _look_up(self, routed: fx.Node) -> fx.Node:
         """This rank's rows, and what their features make of them here."""
-        mine = self._carriers_of(self.rank)
+        mine = self.pieces[self.rank]
         rows = self._call(LOOKUP, (routed,))
-        rows.meta[SHAPE_META] = f"(H*L*B, {sum(c.lookup.width for c in mine)})"
-        if not any(c.region for c in mine):
+        rows.meta[SHAPE_META] = f"(H*L*B, {sum(piece.looked_up for piece in mine)})"
+        carriers = [piece.carrier for piece in mine]
+        if not any(c.region for c in carriers):
             return rows
-        columns = self._split([rows], [[c.lookup.width for c in mine]])
+        columns = self._split([rows], [[piece.looked_up for piece in mine]])
         parts = [
             column if c.region is None else self._at_owner(c.lookup, c.region, column, routed)
-            for c, column in zip(mine, columns, strict=True)
+            for c, column in zip(carriers, columns, strict=True)
         ]
         pooled = self.graph.call_function(side_by_side, (parts,))
         pooled.meta[SHAPE_META] = f"(H*L*B, {_width(mine)})"
@@ -117,11 +123,10 @@ class Place(GraphPass):
 
     def _hierarchical(self, rows: fx.Node, layout: fx.Node) -> None:
         host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
-        by_lane = [self._carriers_of(self.topology.rank_of(host, j)) for j in range(self.topology.ranks_per_host)]
+        by_lane = [self.pieces[self.topology.rank_of(host, j)] for j in range(self.topology.ranks_per_host)]
         self._add("lanes", self._rows("lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
         blocks = self._exchange("lanes", (rows, layout), f"(H*B, {sum(_width(x) for x in by_lane)})")
-        columns = self._split(blocks, [[x.width for x in own] for own in by_lane])
-        column_of = {x.node: c for x, c in zip((x for own in by_lane for x in own), columns, strict=True)}
+        column_of = {carrier.node: column for carrier, column in self._arrived(blocks, by_lane)}
         items = [self._columns_of(h) for h in range(self.topology.hosts)]
         own_outputs = [
             self._tower(column, column_of) if column.tower else column_of[column.node] for column in items[host]
@@ -142,12 +147,16 @@ class Place(GraphPass):
             self.placement.tower_paths = (*towers, *layers[host])
 
     def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
-        by_rank = [self._carriers_of(rank) for rank in range(self.topology.world_size)]
-        self._add("world", self._rows("world", _width(by_rank[self.rank]), [_width(x) for x in by_rank]))
-        blocks = self._exchange("world", (rows, layout), f"(B, {sum(self.placement.rank_widths)})")
-        columns = self._split(blocks, [[x.width for x in own] for own in by_rank])
-        for carrier, column in zip((x for own in by_rank for x in own), columns, strict=True):
+        widths = self.placement.rank_widths
+        self._add("world", self._rows("world", widths[self.rank], widths))
+        blocks = self._exchange("world", (rows, layout), f"(B, {sum(widths)})")
+        for carrier, column in self._arrived(blocks, self.pieces):
             self._substitute(carrier.node, column)
+
+    def _arrived(self, blocks: fx.Node, pieces: Sequence[Sequence[Piece]]) -> list[tuple[Carrier, fx.Node]]:
+        """Carriers and their columns, out of one block per sender."""
+        columns = self._split(blocks, [[piece.width for piece in own] for own in pieces])
+        return arrived_columns(self.graph, [piece for own in pieces for piece in own], columns)
 
     def _tower(self, column: Column, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
         """The tower module of this host on the rows of its peers."""
@@ -168,12 +177,6 @@ class Place(GraphPass):
         return copied_region(self.graph, region, lambda node: shaped(self.graph, column_of[node], node))
 
     # -- helpers -------------------------------------------------------------------------
-
-    def _owner(self, lookup: Lookup) -> int:
-        return self.topology.rank_of(*self.plan.owner_of(lookup.table))
-
-    def _carriers_of(self, rank: int) -> list[Carrier]:
-        return [c for c in self.carriers if self._owner(c.lookup) == rank]
 
     def _columns_of(self, host: int) -> list[Column]:
         """What a host sends: outputs of its tower modules, then lookups without one."""
@@ -239,5 +242,5 @@ class Place(GraphPass):
         old.replace_all_uses_with(new)
 
 
-def _width(carriers: Sequence[Carrier]) -> int:
-    return sum(c.width for c in carriers)
+def _width(pieces: Sequence[Piece]) -> int:
+    return sum(piece.width for piece in pieces)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 
 from dmt_plugin.comm.ids import IdSlot
 from dmt_plugin.comm.index_exchange import Route
+from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.nn.lookup import LookupSite
+from dmt_plugin.planner.load import LaneLoad
 
 EXCHANGES = "dmt_exchange"
 LOOKUP = "dmt_lookup"
 EXCHANGE_META = "dmt_exchange"
 """Node meta of a start or wait node: name of the exchange."""
+BLOCK_META = "dmt_block"
+"""Node meta: which micro-block a node belongs to, where a batch is cut into several."""
 SHAPE_META = "dmt_shape_text"
 """Node meta: the shape in the letters of the design, where rows are of several ranks."""
 
@@ -44,7 +49,9 @@ class Placement:
         tower_paths: modules that only this host holds.
         feature_layers: layers of the user's model that run in the towers of all hosts.
         host_columns: for each host the columns it sends to its peers (hierarchical route).
-        rank_widths: for each rank the width of its looked-up rows.
+        rank_widths: for each rank the width of the rows that it sends into the first exchange of rows: looked up, or
+            what this host's tower makes of them there (of other hosts it is not known here, and does not matter).
+        loads: the predicted load of each rank.
         route: ``"hierarchical"`` or ``"flat"``.
     """
 
@@ -55,7 +62,14 @@ class Placement:
     feature_layers: tuple[str, ...] = ()
     host_columns: tuple[tuple[Column, ...], ...] = ()
     rank_widths: tuple[int, ...] = ()
+    loads: tuple[LaneLoad, ...] = ()
     route: Route = "hierarchical"
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Say in which dtype rows travel between ranks, where their wire format leaves them as they are."""
+        for exchange in self.exchanges.values():
+            if isinstance(exchange, RowExchange):
+                exchange.compute_in(dtype)
 
 
 def sort_nodes(graph: fx.Graph) -> None:

@@ -14,25 +14,34 @@ from dmt_plugin.passes.reshaping import view_axes
 if TYPE_CHECKING:
     from dmt_plugin.passes.shape_sweep import Sweep
 
-ELEMENTWISE_MODULES = (
+POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardtanh,
-    nn.Dropout, nn.Identity, nn.Softmax, nn.LogSigmoid, nn.Hardswish, nn.Mish, nn.LogSoftmax, nn.Softmin, nn.CELU,
-    nn.Hardsigmoid, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.AlphaDropout,
+    nn.Dropout, nn.Identity, nn.LogSigmoid, nn.Hardswish, nn.Mish, nn.CELU, nn.Hardsigmoid, nn.Softsign,
+    nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.AlphaDropout,
 )  # fmt: skip
+"""Layers whose every entry is made of the entry at the same place."""
+ELEMENTWISE_MODULES = (*POINTWISE_MODULES, nn.Softmax, nn.LogSoftmax, nn.Softmin)
+"""Layers whose result has the shape of their input."""
 NORMS = (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm)
-ELEMENTWISE = {
+POINTWISE = {
     "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu", "sigmoid", "tanh", "softplus", "dropout",
-    "softmax", "neg", "abs", "exp", "log", "sqrt", "square", "pow", "add", "sub", "mul", "div", "truediv",
+    "neg", "abs", "exp", "log", "sqrt", "square", "pow", "add", "sub", "mul", "div", "truediv",
     "true_divide", "multiply", "subtract", "rsub", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "float",
-    "contiguous", "clone", "detach", "to", "type_as", "where", "tril", "triu", "sign", "rsqrt", "reciprocal",
-    "addcmul", "addcdiv", "lerp", "masked_fill", "normalize", "log_softmax", "softmin", "gumbel_softmax", "hardtanh",
+    "contiguous", "clone", "detach", "type_as", "where", "sign", "rsqrt", "reciprocal",
+    "addcmul", "addcdiv", "lerp", "masked_fill", "hardtanh",
     "hardsigmoid", "hardswish", "mish", "celu", "softsign", "logsigmoid", "alpha_dropout", "positive", "pos", "sin",
     "cos", "exp2", "expm1", "log1p", "log2", "log10", "logit", "erf", "floor", "ceil", "round", "trunc", "frac", "fmod",
     "remainder", "fmax", "fmin", "hypot", "xlogy", "float_power", "nan_to_num", "isnan", "isinf", "isfinite", "eq",
     "ne", "lt", "le", "gt", "ge", "and", "or", "xor", "invert", "logical_and", "logical_or", "logical_not",
     "logical_xor", "bool", "int", "long", "half", "double", "bfloat16", "zeros_like", "ones_like", "full_like",
-    "rand_like", "randn_like", "expand_as", "zero", "fill",
+    "zero", "fill",
 }  # fmt: skip
+"""Every entry of the result is made of the entries at the same place, broadcast, and of nothing else."""
+ELEMENTWISE = POINTWISE | {
+    "softmax", "log_softmax", "softmin", "gumbel_softmax", "normalize", "tril", "triu", "rand_like", "randn_like", "to",
+    "expand_as",
+}  # fmt: skip
+"""The result has the shape of the inputs, broadcast."""
 REDUCTIONS = {
     "sum", "mean", "amax", "amin", "prod", "norm", "var", "std", "logsumexp", "nansum", "nanmean", "any", "all",
     "count_nonzero", "linalg_norm", "linalg_vector_norm",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_plugin.errors import PlanError
@@ -22,7 +23,8 @@ from dmt_plugin.plan import (
     model_fingerprint,
     read_json,
 )
-from dmt_plugin.planner import place_tables, towers_to_hosts
+from dmt_plugin.plan_tables import TableRange, TableSplit, assembled
+from dmt_plugin.planner import towers_to_hosts
 from dmt_plugin.topology import Topology
 
 
@@ -37,11 +39,24 @@ def features_and_tables(count: int, shared: dict[int, int] | None = None) -> tup
     return tables, features
 
 
-def plan_for(count: int, topology: Topology, towers: int, shared: dict[int, int] | None = None) -> TowerPlan:
+def split_of(table: TableSpec, kind: Any, topology: Topology, cuts: list[int]) -> TableSplit:
+    """Ranges between ``cuts``, on the lanes from the last one down."""
+    ends = [*cuts, table.rows if kind == "row_wise" else table.dim]
+    lanes = range(topology.ranks_per_host)[::-1]
+    return TableSplit(kind, tuple(TableRange(lanes[i], ([0, *ends])[i], end) for i, end in enumerate(ends)))
+
+
+def plan_for(
+    count: int,
+    topology: Topology,
+    towers: int,
+    shared: dict[int, int] | None = None,
+    splits: dict[str, TableSplit] | None = None,
+) -> TowerPlan:
     tables, features = features_and_tables(count, shared)
     assigned = partition_features(features, towers, "strided")
     hosts = towers_to_hosts(towers, topology)
-    host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
+    divided = splits or {}
     return TowerPlan(
         topology=str(topology),
         tables=tables,
@@ -49,7 +64,8 @@ def plan_for(count: int, topology: Topology, towers: int, shared: dict[int, int]
         groups=(GroupSpec("group0", "tower", 4, tuple(f.name for f in features)),),
         towers=assigned,
         tower_hosts=hosts,
-        table_lanes=place_tables(tables, features, host_of, topology),
+        table_lanes={t.name: i % topology.ranks_per_host for i, t in enumerate(tables) if t.name not in divided},
+        table_splits=divided,
         module=TowerModuleSpec("dlrm", 2, 1, 3),
         model=model_fingerprint(tables, features),
         provenance={"strategy": "strided", "file": None},
@@ -61,9 +77,18 @@ def plans(draw: Any) -> TowerPlan:
     topology = Topology(draw(st.integers(1, 4)), draw(st.integers(1, 4)))
     towers = topology.hosts * draw(st.integers(1, 2))
     count = draw(st.integers(towers * 2, towers * 2 + 6))
-    return plan_for(count, topology, towers, draw(st.sampled_from([None, {1: 0}, {count - 1: 0}])))
+    splits = {}
+    for table in features_and_tables(count)[0]:
+        kind = draw(st.sampled_from(["table_wise", "row_wise", "column_wise"]))
+        size = table.rows if kind == "row_wise" else table.dim
+        if kind != "table_wise":
+            most = min(size, topology.ranks_per_host) - 1
+            cuts = draw(st.lists(st.integers(1, size - 1), max_size=most, unique=True))
+            splits[table.name] = split_of(table, kind, topology, sorted(cuts))
+    return plan_for(count, topology, towers, draw(st.sampled_from([None, {1: 0}, {count - 1: 0}])), splits)
 
 
+@settings(deadline=None)
 @given(plans())
 def test_json_round_trip(plan: TowerPlan) -> None:
     text = json.dumps(plan.to_dict())
@@ -72,12 +97,25 @@ def test_json_round_trip(plan: TowerPlan) -> None:
     again.check(model=plan.model, topology=Topology.parse(plan.topology))
 
 
+@settings(deadline=None)
 @given(plans())
-def test_every_table_has_one_owner_on_the_host_of_its_features(plan: TowerPlan) -> None:
+def test_every_entry_of_a_table_is_held_once_on_the_host_of_its_features(plan: TowerPlan) -> None:
     topology = Topology.parse(plan.topology)
     for table in plan.tables:
-        host, lane = plan.owner_of(table.name)
-        assert lane in range(topology.ranks_per_host)
+        host = plan.host_of_table(table.name)
+        parts = plan.parts_of(table.name)
+        assert set(plan.lanes_of(table.name)) <= set(range(topology.ranks_per_host))
+        assert len(plan.lanes_of(table.name)) == len(parts)
+        held = torch.zeros(table.rows, table.dim)
+        for part in parts:
+            assert plan.part(part.name) is part and part.kind == plan.kind_of(table.name)
+            assert part.within(held).shape == (part.rows, part.columns)
+            part.within(held).add_(1)
+        assert bool((held == 1).all())
+        values = torch.randn(table.rows, table.dim)
+        assert torch.equal(assembled({part: part.within(values).clone() for part in parts[::-1]}), values)
+        if plan.kind_of(table.name) != "column_wise":
+            assert torch.equal(assembled({part: part.within(values[:, 0]) for part in parts}), values[:, 0])
         readers = [f.name for f in plan.features if table.name in f.tables]
         assert {plan.tower_hosts[plan.tower_of(name)] for name in readers} == {host}
         assert plan.table(table.name) is table
@@ -111,6 +149,7 @@ def changed(**entries: Any) -> TowerPlan:
         ({"table_lanes": {"t0": 0, "t1": 0, "t2": 1, "t3": 2}}, r"lane 0..1 of its host.*out of range \{'t3': 2\}"),
         ({"table_lanes": {"t0": 0, "t1": 0, "t2": 1, "t3": -1}}, r"out of range \{'t3': -1\}"),
         ({"table_lanes": {"t0": 0, "t1": 0, "t2": 1, "t3": 1, "x": 0}}, r"name \['x'\], which the model does not"),
+        ({"table_splits": {"t0": TableSplit("row_wise", ())}}, r"\['t0'\] both whole \(table_lanes\) and divided"),
         ({"groups": (GroupSpec("group0", "tower", 4, ("f0", "y")),)}, r"name \['y'\], which the model does not"),
         ({"features": features_and_tables(4)[1] * 2}, r"feature\(s\) \['f0', 'f1', 'f2', 'f3'\] more than once"),
         ({"tables": features_and_tables(4)[0] * 2}, r"table\(s\) \['t0', 't1', 't2', 't3'\] more than once"),
@@ -120,6 +159,52 @@ def changed(**entries: Any) -> TowerPlan:
 def test_incomplete_plans(entries: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         changed(**entries)
+
+
+def ranges(*spans: tuple[int, int, int]) -> tuple[TableRange, ...]:
+    return tuple(TableRange(*span) for span in spans)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (TableSplit("row_wise", ()), "rows of table 't0' are divided as nothing.* cover 0:10 exactly once"),
+        (TableSplit("row_wise", ranges((0, 0, 5), (1, 6, 10))), r"0:5 on lane 0, 6:10 on lane 1; the ranges must"),
+        (TableSplit("row_wise", ranges((0, 0, 6), (1, 5, 10))), "cover 0:10 exactly once"),
+        (TableSplit("row_wise", ranges((0, 0, 5), (1, 5, 9))), "cover 0:10 exactly once"),
+        (TableSplit("row_wise", ranges((0, 0, 5), (1, 5, 11))), "cover 0:10 exactly once"),
+        (TableSplit("row_wise", ranges((0, 1, 10))), "cover 0:10 exactly once"),
+        (TableSplit("row_wise", ranges((0, 0, 10), (1, 10, 10))), "hold something"),
+        (TableSplit("row_wise", ranges((1, 5, 10), (0, 0, 5))), "must rise"),
+        (TableSplit("column_wise", ranges((0, 0, 2), (1, 2, 3))), "columns of table 't0' .* cover 0:4 exactly once"),
+        (TableSplit("column_wise", ranges((0, 0, 2), (0, 2, 4))), r"each range needs another lane 0\.\.1"),
+        (TableSplit("row_wise", ranges((0, 0, 5), (2, 5, 10))), r"each range needs another lane 0\.\.1"),
+        (TableSplit("table_wise", ranges((0, 0, 10))), "divided 'table_wise'; a divided table is 'row_wise' or"),
+        (TableSplit("diagonal", ranges((0, 0, 10))), "divided 'diagonal'"),  # type: ignore[arg-type]
+    ],
+)
+def test_ranges_that_do_not_hold_a_table_exactly_once(split: TableSplit, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        changed(table_lanes={"t1": 0, "t2": 1, "t3": 1}, table_splits={"t0": split})
+
+
+def test_parts_that_are_missing_are_named() -> None:
+    plan = changed(
+        table_lanes={"t1": 0, "t2": 1, "t3": 1},
+        table_splits={"t0": TableSplit("row_wise", ranges((1, 0, 3), (0, 3, 10)))},
+    )
+    first, second = plan.parts_of("t0")
+    assert (first.name, second.name) == ("t0[rows 0:3]", "t0[rows 3:10]")
+    assert plan.lanes_of("t0") == (0, 1) and (first.lane, second.lane) == (1, 0)
+    with pytest.raises(PlanError, match=r"'t0' \(10 x 4\) cannot be put together from \['t0\[rows 3:10\]'\]"):
+        assembled({second: torch.zeros(7, 4)})
+
+
+def test_plans_from_before_tables_were_divided() -> None:
+    plan = plan_for(4, Topology(2, 2), 2)
+    data = plan.to_dict()
+    assert "table_splits" not in data  # so its fingerprint is what it was
+    assert TowerPlan.from_dict(data) == plan and plan.table_splits == {}
 
 
 def test_another_model_or_topology() -> None:
@@ -160,6 +245,8 @@ def spoilt(**entries: Any) -> dict[str, Any]:
         ({"features": [{"tables": []}]}, "not a tower plan: KeyError: 'name'"),
         ({"table_lanes": {"t0": "first"}}, "not a tower plan: ValueError"),
         ({"table_lanes": [1, 2]}, "not a tower plan: AttributeError"),
+        ({"table_splits": {"t0": {"kind": "row_wise"}}}, "not a tower plan: KeyError: 'ranges'"),
+        ({"table_splits": {"t0": {"kind": "row_wise", "ranges": [{"lane": 0}]}}}, "not a tower plan: TypeError"),
         ({"module": {"kind": "dlrm", "depth": 3}}, "not a tower plan: TypeError.*depth"),
         ({"towers": [["f0"], ["f1"]]}, r"features in no tower: \['f2', 'f3'\]"),
     ],

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torchrec")
-
 logger = logging.getLogger(__name__)
 
 SECONDS, MEBIBYTES = 10.0, 2048.0

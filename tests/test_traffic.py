@@ -27,6 +27,15 @@ FORMATS: dict[str, dict[str, str]] = {
     "fp32": {},
     "short": {"peer_dtype": "fp16", "intra_dtype": "bf16"},
     "mixed": {"peer_dtype": "int8", "peer_grad_dtype": "bf16", "intra_dtype": "fp32", "intra_grad_dtype": "int8"},
+    "model in bf16": {"peer_grad_dtype": "int8"},
+}
+
+
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "rows": {"strategy": "row_wise"},
+    "columns": {"strategy": "column_wise"},
+    "mixed": {"strategy": "column_wise", "overrides": {"tables.0": "row_wise", "tables.5": "table_wise"}},
 }
 
 
@@ -35,29 +44,63 @@ FORMATS: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("topology", ["2x2", "3x1", "1x2", "2x3"])
 @pytest.mark.parametrize("name", ["dlrm", "deepfm"])
 def test_counted_bytes_are_the_formula(name: str, topology: str, route: str, formats: str) -> None:
+    assert miscounted(name, topology, route, formats, "whole") == []
+
+
+@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize("route", ["hierarchical", "flat"])
+@pytest.mark.parametrize("topology", ["2x2", "1x4", "2x3"])
+@pytest.mark.parametrize(
+    ("name", "placement"), [("dlrm", "rows"), ("dlrm", "columns"), ("dlrm", "mixed"), ("deepfm", "rows")]
+)
+def test_counted_bytes_with_divided_tables(
+    name: str, placement: str, topology: str, route: str, formats: str
+) -> None:
+    assert miscounted(name, topology, route, formats, placement) == []
+
+
+def miscounted(name: str, topology: str, route: str, formats: str, placement: str) -> list[str]:
     torch.manual_seed(0)
     flat, batch = ZOO[name]()
-    config = read_dmt_config({"dmt": {"comm": {"route": route, **FORMATS[formats]}, "lookup": {"backend": "torch"}}})
+    config = read_dmt_config(
+        {
+            "dmt": {
+                "comm": {"route": route, **FORMATS[formats]},
+                "lookup": {"backend": "torch", "optimizer": "adagrad"},
+                "placement": PLACEMENTS[placement],
+            }
+        }
+    )
     assert config is not None
     where = Topology.parse(topology)
     logical = transform(flat, batch(5, 0), config, where)
 
     models = [place(logical, config, where, rank) for rank in range(where.world_size)]
+    short = formats == "model in bf16"
+    if short:
+        for placed in models:
+            placed.bfloat16()  # no table is a parameter
+            placed.compute_in(torch.bfloat16)
 
     def program(wire: SimulatedWire) -> list[str]:
         placed = models[wire.rank]
         placed.bind(wire)
-        placed(*batch(BATCH, wire.rank)).sum().backward()
+        args = [x.bfloat16() if short and x.is_floating_point() else x for x in batch(BATCH, wire.rank)]
+        out = placed(*args)
+        assert out.dtype == (torch.bfloat16 if short else torch.float32)
+        out.sum().backward()
         counted = wire.traffic.as_dict()
         wrong = []
         for cost in costs_of(placed, BATCH):
             found = counted.get(cost.name, {}).get(cost.phase, {"other_hosts": 0, "same_host": 0})
             if (found["other_hosts"], found["same_host"]) != (cost.other_hosts, cost.same_host):
                 wrong.append(f"rank {wire.rank} {cost}: counted {found}")
+            assert not short or "B, " not in cost.shape or "int" in cost.shape or "bf16" in cost.shape, cost
         unknown = set(counted) - {cost.name for cost in costs_of(placed, BATCH)}
         return wrong + sorted(unknown)
 
-    assert not [line for lines in SimulatedWorld(where).run(program) for line in lines]
+    assert placement == "whole" or logical.plan.table_splits
+    return [line for lines in SimulatedWorld(where).run(program) for line in lines]
 
 
 def test_varying_bags_are_counted_by_their_mean() -> None:

@@ -1,4 +1,8 @@
-"""Bytes that really crossed each host's link, as its network device counts them (headers included)."""
+"""Bytes that really crossed each host's link, as its network device counts them.
+
+The device counts what it is handed: pieces of up to 16 kB, headers once for each piece. Frames on the wire, each with
+its headers, are counted in :mod:`benchmarks.cluster.frames`.
+"""
 
 from __future__ import annotations
 

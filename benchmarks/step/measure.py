@@ -1,17 +1,20 @@
 """What one rank does: build the variants, compare their losses, time them in turn.
 
-1. Every variant is built from the same weights.
+1. Every variant is built from the same weights; process groups are shared (:mod:`benchmarks.step.groups`).
 2. Each trains the same ``checked`` batches; all losses are kept, and what became of every table.
 3. For each repeat, for each variant in turn: a barrier, ``iterations`` steps, the rank's own time. The next variant
-   waits for the slowest rank of this one.
-4. Bytes on the host's link and CPU time are read around the same steps (the barrier's few bytes included).
+   waits for the slowest rank of this one. Every second repeat goes through the variants backwards: what drifts over a
+   repeat, and who comes after whom, favours nobody. Variants named in ``rare`` take part in the first ``few`` repeats.
+4. Frames on the host's link and CPU time are read around the same steps (the barrier's few included).
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,10 +22,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.cluster.counters import own_link
+from benchmarks.cluster.frames import own_frames
+from benchmarks.step.allocator import keep_freed_memory
+from benchmarks.step.cores import stay_on_own_cores
+from benchmarks.step.groups import SharedGroups
 from benchmarks.step.model import make_batch, make_model
+from benchmarks.step.parts import Change, changes
 from benchmarks.step.setting import Setting
-from benchmarks.step.variants import VARIANTS, Variant
+from benchmarks.step.variants import VARIANTS, LooksAhead, Variant
 
 _BATCHES = 4
 
@@ -33,65 +40,73 @@ class Found:
 
     Attributes:
         losses: of every step, this rank's.
-        changes: of each table of this rank over the checked steps: the norm of its change, and the product of the
-            change with a random matrix, divided by that norm.
+        changes: what became, over the checked steps, of what this rank holds of each table.
         seconds: of each repeat, per step.
         cpu_seconds: of each repeat, per step, all threads of this rank.
-        link_bytes: of each repeat, per step: sent by this rank's host; read on lane 0 alone.
+        link_bytes: of each repeat, per step: all that this rank's host sent to others, headers included.
+        link_payload: the same without headers of frames.
         formula_bytes: to other hosts in one step, this rank's, by formula.
     """
 
     losses: list[float] = field(default_factory=list)
-    changes: dict[int, tuple[float, float]] = field(default_factory=dict)
+    changes: dict[int, Change] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
     link_bytes: list[float] = field(default_factory=list)
+    link_payload: list[float] = field(default_factory=list)
     formula_bytes: int = 0
 
 
-def measure(rank: int, setting: Setting, names: list[str]) -> dict[str, Found]:
+def measure(rank: int, setting: Setting, names: Sequence[str], rare: Sequence[str] = ()) -> dict[str, Found]:
     """Everything, on one rank."""
     torch.set_num_threads(1)
+    keep_freed_memory()
+    stay_on_own_cores(rank // setting.lanes, setting.hosts)
     logging.disable(logging.WARNING)
     dist.init_process_group("gloo", timeout=timedelta(seconds=300))
-    variants = {name: VARIANTS[name].make(setting) for name in names}
+    variants: dict[str, Variant] = {}
+    groups = SharedGroups()
+    for name in names:
+        with groups.one_variant():
+            variants[name] = VARIANTS[name].make(setting)
+        gc.collect()  # of the models that variants are built from: references in circles keep them else
     batches = [make_batch(setting, step, rank) for step in range(_BATCHES)]
     prepared = {name: [variant.prepare(batch) for batch in batches] for name, variant in variants.items()}
     found = {name: Found(formula_bytes=variant.formula_bytes()) for name, variant in variants.items()}
     taken = dict.fromkeys(names, 0)
 
-    def step(name: str) -> Any:
-        taken[name] += 1
-        return variants[name].step(prepared[name][taken[name] % _BATCHES])
+    for name, variant in variants.items():
+        if isinstance(variant, LooksAhead):
+            variant.look_ahead(itertools.cycle(prepared[name]))
 
+    def step(name: str) -> Any:
+        batch = prepared[name][taken[name] % _BATCHES]
+        taken[name] += 1
+        return variants[name].step(batch)
+
+    start = make_model(setting).weights()
     for name in names:
         found[name].losses += [float(step(name)) for _ in range(setting.checked)]
-        found[name].changes = _changes(setting, variants[name])
+        found[name].changes = changes(variants[name].tables(), start)
+    del start
     gc.collect()
     gc.disable()
-    for _ in range(setting.repeats):
-        for name in names:
+    for repeat in range(setting.repeats):
+        for name in names[:: -1 if repeat % 2 else 1]:
+            if name in rare and repeat >= setting.few:
+                continue
             dist.barrier()
-            sent, cpu, begun = own_link().sent, time.process_time(), time.perf_counter()
+            sent, cpu, begun = own_frames(), time.process_time(), time.perf_counter()
             losses = [step(name) for _ in range(setting.iterations)]
             seconds = time.perf_counter() - begun
             cpu = time.process_time() - cpu
             dist.barrier()
-            own = found[name]
-            own.link_bytes.append((own_link().sent - sent) / setting.iterations)
+            own, sent = found[name], own_frames() - sent
+            own.link_bytes.append(sent.bytes / setting.iterations)
+            own.link_payload.append(sent.payload / setting.iterations)
             own.seconds.append(seconds / setting.iterations)
             own.cpu_seconds.append(cpu / setting.iterations)
             own.losses += [float(loss) for loss in losses]
     dist.barrier()
     return found
 
-
-def _changes(setting: Setting, variant: Variant) -> dict[int, tuple[float, float]]:
-    start = make_model(setting).tables
-    found = {}
-    for feature, table in variant.tables().items():
-        change = (table.detach() - start[feature].weight.detach()).double()
-        direction = torch.randn(change.shape, generator=torch.Generator().manual_seed(feature))
-        norm = float(change.norm())
-        found[feature] = (norm, float((change * direction).sum()) / norm if norm else 0.0)
-    return found

@@ -1,8 +1,9 @@
 """The point-to-point all-to-all under somebody else's code, so that no comparison is one of transports.
 
-While the patch is on, ``torch.distributed.all_to_all_single`` of floating-point tensors goes as single messages where
-this project's own exchanges would: on gloo, in a group that spans hosts. Everything else is left to the library, and so
-are ids and sizes (few bytes, as here).
+While the patch is on, ``torch.distributed.all_to_all_single`` of rows and gradients, in whatever format they are on the
+wire (float32, float16, or the bytes of a row-wise int8 codec), goes as single messages where this project's own
+exchanges would: on gloo, in a group that spans hosts. Everything else is left to the library, and so are ids and sizes
+(few bytes, as here).
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dmt_plugin.comm.point_to_point import Messages, PointToPoint, carries
 
 _LIMIT = timedelta(seconds=300)
+
+_ROWS = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+"""What rows and gradients are on the wire; ids and sizes are int32 or int64."""
 
 
 class _MessagesWork(dist.Work):
@@ -46,7 +51,7 @@ def messages_everywhere(lanes: int) -> Iterator[None]:
     stock: Callable[..., Any] = dist.all_to_all_single
     forms: dict[int, PointToPoint | None] = {}
 
-    def form_of(group: dist.ProcessGroup) -> PointToPoint | None:
+    def form_of(group: Any) -> PointToPoint | None:
         if id(group) not in forms:
             hosts = {rank // lanes for rank in dist.get_process_group_ranks(group)}
             use = carries(group) and len(hosts) > 1
@@ -61,7 +66,7 @@ def messages_everywhere(lanes: int) -> Iterator[None]:
         group: Any = None,
         async_op: bool = False,
     ) -> Any:
-        form = form_of(group or dist.group.WORLD) if input.is_floating_point() and input.dim() == 1 else None
+        form = form_of(group or dist.group.WORLD) if input.dtype in _ROWS and input.dim() == 1 else None
         if form is None:
             return stock(output, input, output_split_sizes, input_split_sizes, group, async_op)
         members = dist.get_world_size(group)

@@ -2,6 +2,9 @@
 
 A DLRM: pooled one-hot lookups, an MLP over the dense features, the dot product of every pair, an MLP on top. The layers
 behind the lookups are written once (``Dense``), so that variants differ in how the rows get there and in nothing else.
+
+This project rewrites the dot products of the flat model into a form that is faster backwards (its ``faster_dot`` pass).
+Libraries that take a model as it is get the same form by hand (``FastDense``): everyone does the same arithmetic.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.step.setting import Setting
+from dmt_plugin.nn.pair_products import pair_products
 
 
 class Batch(NamedTuple):
@@ -39,26 +43,46 @@ def make_batch(setting: Setting, step: int, rank: int) -> Batch:
 
 
 class Dense(nn.Module):
-    """Everything but the lookups."""
+    """Everything but the lookups.
 
-    def __init__(self, setting: Setting) -> None:
+    Args:
+        setting: what is measured.
+        width: of what comes from the lookups; by default that of the tables.
+    """
+
+    pairs: Tensor
+
+    def __init__(self, setting: Setting, width: int | None = None) -> None:
         super().__init__()
-        vectors = setting.features + 1
-        self.bottom = nn.Sequential(
-            nn.Linear(setting.dense, 64), nn.ReLU(), nn.Linear(64, setting.width), nn.ReLU()
-        )
+        vectors, width = setting.features + 1, width or setting.width
+        self.bottom = nn.Sequential(nn.Linear(setting.dense, 64), nn.ReLU(), nn.Linear(64, width), nn.ReLU())
         self.register_buffer("pairs", torch.tril_indices(vectors, vectors, offset=-1), persistent=False)
         pairs = vectors * (vectors - 1) // 2
         self.over = nn.Sequential(
-            nn.Linear(setting.width + pairs, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1)
+            nn.Linear(width + pairs, setting.top),
+            nn.ReLU(),
+            nn.Linear(setting.top, setting.top // 2),
+            nn.ReLU(),
+            nn.Linear(setting.top // 2, 1),
         )
 
     def forward(self, dense: Tensor, rows: Sequence[Tensor]) -> Tensor:
         """Logits ``(B,)`` of dense features ``(B, dense)`` and one ``(B, N)`` per feature."""
         x = self.bottom(dense)
-        vectors = torch.stack([x, *rows], dim=1)
-        products = torch.bmm(vectors, vectors.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
+        products = self.products(torch.stack([x, *rows], dim=1))
         return self.over(torch.cat([x, products], dim=1)).squeeze(1)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """Of every pair of the vectors ``(B, V, N)``, as users write it: ``(B, V * (V - 1) / 2)``."""
+        return torch.bmm(vectors, vectors.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
+
+
+class FastDense(Dense):
+    """The same, with the dot products in the form that this project's pass gives them: for the peers."""
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """Of every pair: the same numbers, with half the arithmetic in the backward pass."""
+        return pair_products(vectors, self.pairs[0], self.pairs[1], vectors.shape[1])
 
 
 class FlatModel(nn.Module):
@@ -66,10 +90,20 @@ class FlatModel(nn.Module):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
+        # Without the library's own start, which takes as long as ours and is made for every variant on every rank.
         self.tables = nn.ModuleList(
-            nn.EmbeddingBag(setting.rows, setting.width, mode="sum") for _ in range(setting.features)
+            nn.utils.skip_init(nn.EmbeddingBag, setting.rows, setting.width, mode="sum")
+            for _ in range(setting.features)
         )
         self.dense = Dense(setting)
+
+    def weights(self) -> list[Tensor]:
+        """Tables ``(rows, N)``, by feature."""
+        return [table.get_parameter("weight").detach() for table in self.tables]
+
+    def table_names(self) -> list[str]:
+        """Qualified names of the tables, by feature."""
+        return [f"tables.{feature}" for feature in range(len(self.tables))]
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         """Logits ``(B,)``."""
@@ -83,9 +117,8 @@ def make_model(setting: Setting) -> FlatModel:
     """
     torch.manual_seed(0)
     model = FlatModel(setting)
-    for table in model.tables:
-        assert isinstance(table, nn.EmbeddingBag)
-        nn.init.uniform_(table.weight, -0.5, 0.5)
+    for table in model.weights():
+        nn.init.uniform_(table, -0.5, 0.5)
     return model
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
 import dmt_plugin
 from benchmarks.step.model import Batch, loss_of, make_batch, make_model
+from benchmarks.step.parts import Part
 from benchmarks.step.setting import Setting
-from dmt_plugin.explain import costs_of
+from dmt_plugin.explain import costs_of, gradient_costs_of
+from dmt_plugin.planner.gradient_cost import gradient_sums
 
 
 class OursVariant:
@@ -22,7 +27,7 @@ class OursVariant:
     """
 
     def __init__(self, setting: Setting, section: dict[str, Any]) -> None:
-        config = {
+        self._config = {
             "train_micro_batch_size_per_gpu": setting.batch,
             "optimizer": {"type": "SGD", "params": {"lr": setting.lr}},
             "zero_optimization": {"stage": 0},
@@ -36,27 +41,52 @@ class OursVariant:
             },
         }
         example = make_batch(setting, 0, 0)
-        self.engine, *_ = dmt_plugin.initialize(
-            model=make_model(setting), config=config, example_batch=(example.dense[:8], example.ids[:8])
-        )
+        flat = make_model(setting)
+        self._features = {name: feature for feature, name in enumerate(flat.table_names())}
+        # What it tells of a rewritten model is for its user; here a table follows, of many such models.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.engine, *_ = dmt_plugin.initialize(
+                model=flat, config=self._config, example_batch=(example.dense[:8], example.ids[:8])
+            )
         self._batch = setting.batch
+        self._coming: Iterator[Batch] | None = None
+        self._next: Batch | None = None
 
     def prepare(self, batch: Batch) -> Any:
         """Batches are taken as they are."""
         return batch
 
+    def look_ahead(self, batches: Iterator[Any]) -> None:
+        """The batches of all steps to come: ids of the next one travel during each step."""
+        self._coming, self._next = batches, next(batches, None)
+
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; the rank's loss before it."""
+        """One optimiser step; the rank's loss before it. Ends when the next batch's ids are here as well."""
+        if self._coming is not None:
+            if self._next is not batch:
+                raise RuntimeError("another batch than look_ahead() named for this step")
+            self._next = next(self._coming, None)
+            if self._next is not None:
+                self.engine.prefetch(self._next.dense, self._next.ids)
         loss = loss_of(self.engine(batch.dense, batch.ids), batch.labels)
         self.engine.backward(loss)
         self.engine.step()
+        if self.engine.dmt.placed.prefetcher is not None:
+            self.engine.dmt.placed.prefetcher.settle()
         return loss.detach()
 
-    def tables(self) -> dict[int, Tensor]:
-        """Tables that this rank owns, by feature."""
-        lookup = self.engine.dmt.lookup
-        return {int(name.rpartition(".")[2]): lookup.table_weight(name) for name in lookup.tables}
+    def tables(self) -> dict[int, list[Part]]:
+        """What this rank holds of the tables, by feature."""
+        lookup, plan = self.engine.dmt.lookup, self.engine.dmt.plan
+        held: dict[int, list[Part]] = {}
+        for name in lookup.tables:
+            part = plan.part(name)
+            block = Part(lookup.table_weight(name), part.first_row, part.first_column)
+            held.setdefault(self._features[part.table.name], []).append(block)
+        return held
 
     def formula_bytes(self) -> int:
-        """Bytes that this rank sends to other hosts in the exchanges of one step, as ``dmt explain`` has them."""
-        return sum(cost.other_hosts for cost in costs_of(self.engine.dmt.placed, self._batch))
+        """Bytes that this rank sends to other hosts in one step, as ``dmt explain`` has them."""
+        state = self.engine.dmt
+        sums = gradient_costs_of(state.placed, gradient_sums(self._config, state.config))
+        return sum(cost.other_hosts for cost in (*costs_of(state.placed, self._batch), *sums))

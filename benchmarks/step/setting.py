@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WIRE_SHARE = 0.955
-"""Payload's share of a full Ethernet packet: what is left of a link's rate without headers."""
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -22,7 +19,9 @@ class Setting:
         rows: of each table.
         width: of each table ``N``.
         dense: dense features.
+        top: width of the first layer behind the interaction; the second has half of it.
         repeats: how often every variant is timed, in turn with the others.
+        few: how often those are timed that are there to be ruled out.
         iterations: steps of one timing.
         checked: steps before the first timing, to compare losses and warm up.
         lr: learning rate of plain SGD, dense part.
@@ -38,15 +37,17 @@ class Setting:
     rows: int = 10_000
     width: int = 64
     dense: int = 13
+    top: int = 128
     repeats: int = 7
+    few: int = 2
     iterations: int = 1
     checked: int = 3
     lr: float = 0.05
     table_lr: float = 500.0
 
     def __post_init__(self) -> None:
-        if self.repeats < 1 or self.iterations < 1 or self.checked < 1:
-            raise ValueError("repeats, iterations and checked steps must be at least 1")
+        if min(self.repeats, self.few, self.iterations, self.checked) < 1:
+            raise ValueError("repeats, few, iterations and checked must be at least 1")
 
     @property
     def world_size(self) -> int:

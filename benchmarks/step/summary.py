@@ -2,72 +2,85 @@
 
 1. A step takes as long as its slowest rank. A ratio is the median of the ratios within each repeat: what disturbs the
    machine for a while disturbs neighbours alike.
-2. Next to each row: bytes of one host's link in one step (counted), the time the link alone would need for them, and
-   the time the machine's cores would need for the CPU time of all ranks.
+2. A ratio is to somebody of the same wire precision: see :func:`opponents`.
+3. Next to each row: bytes of one host's link in one step (counted: payload of frames, and whole frames), the time the
+   link alone would need for the frames, and the time the machine's cores would need for the CPU time of all ranks.
+4. The payload is held against the formula, which knows of no headers.
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.cluster.shape import parse_rate
 from benchmarks.step.measure import Found
-from benchmarks.step.setting import WIRE_SHARE, Setting
-from benchmarks.step.variants import BASE, VARIANTS
+from benchmarks.step.parts import added, distance
+from benchmarks.step.setting import Setting
+from benchmarks.step.variants import VARIANTS, base_of
 
 Ranks = Sequence[Mapping[str, Found]]
 
 
-CHANGES = 1e-5
-"""How far the change of a table may be from another's, relative to its norm: rounding of its rows in fp32."""
-
-
 def differing(ranks: Ranks) -> list[str]:
     """Variants that do not train as they must; a line each."""
-    return _differing_losses(ranks) + _differing_tables(ranks)
-
-
-def _differing_tables(ranks: Ranks) -> list[str]:
     wrong = []
-    changes = {name: {t: c for rank in ranks for t, c in rank[name].changes.items()} for name in ranks[0]}
-    for name, own in changes.items():
-        other = changes.get(VARIANTS[name].equals or "")
-        if other is None or VARIANTS[name].tolerance > 1e-5:
-            continue
-        for table in sorted(own.keys() | other.keys()):
-            mine, expected = own.get(table), other.get(table)
-            near = mine is not None and expected is not None and expected[0] > 0
-            if near:
-                near = abs(mine[0] / expected[0] - 1) <= CHANGES and abs(mine[1] - expected[1]) <= CHANGES
-            if not near:
-                text = f"table {table} changed by {mine} (norm, direction), in {VARIANTS[name].equals} by {expected}"
-                wrong.append(f"{name}: {text}")
-                break
+    for name, reference in references(ranks[0]).items():
+        wrong += _not_numbers(ranks, name)
+        if reference is not None:
+            wrong += _differing_losses(ranks, name, reference) + _differing_tables(ranks, name, reference)
     return wrong
 
 
-def _differing_losses(ranks: Ranks) -> list[str]:
-    wrong = []
-    for name in ranks[0]:
-        entry = VARIANTS[name]
-        for rank, found in enumerate(ranks):
-            own = found[name].losses
-            if not all(loss == loss and abs(loss) < 1e6 for loss in own):
-                wrong.append(f"{name}: losses of rank {rank} are not numbers: {own}")
-            if entry.equals not in found:
-                continue
-            other = found[entry.equals].losses
-            worst = max(abs(a - b) / abs(b) for a, b in zip(own, other, strict=True))
-            if not worst <= entry.tolerance:
-                wrong.append(
-                    f"{name}: losses of rank {rank} differ from those of {entry.equals} by {worst:.2e} (relative), "
-                    f"allowed {entry.tolerance:.0e}"
-                )
-                break
-    return wrong
+def references(names: Iterable[str]) -> dict[str, str | None]:
+    """For each variant the one that it is compared with: the first in the catalogue of the same model."""
+    named, first = set(names), dict[str, str]()
+    for name in VARIANTS:
+        if name in named:
+            first.setdefault(VARIANTS[name].model, name)
+    return {name: None if first[VARIANTS[name].model] == name else first[VARIANTS[name].model] for name in names}
+
+
+def _not_numbers(ranks: Ranks, name: str) -> list[str]:
+    for rank, found in enumerate(ranks):
+        own = found[name].losses
+        if not all(loss == loss and abs(loss) < 1e6 for loss in own):
+            return [f"{name}: losses of rank {rank} are not numbers: {own}"]
+    return []
+
+
+def _differing_losses(ranks: Ranks, name: str, reference: str) -> list[str]:
+    far, rank = max((apart(found[name].losses, found[reference].losses), rank) for rank, found in enumerate(ranks))
+    allowed = VARIANTS[name].losses
+    if far <= allowed:
+        return []
+    text = f"differ from those of {reference} by {far:.2e} (relative), allowed {allowed:.0e}"
+    return [f"{name}: losses of rank {rank} {text}"]
+
+
+def apart(own: Sequence[float], other: Sequence[float]) -> float:
+    """The largest relative distance between losses of the same steps."""
+    return max(abs(a - b) / abs(b) for a, b in zip(own, other, strict=False))
+
+
+def _differing_tables(ranks: Ranks, name: str, reference: str) -> list[str]:
+    allowed = VARIANTS[name].tables
+    for table, far in tables_apart(ranks, name, reference).items():
+        if not far <= allowed:
+            text = f"its change is {far:.2e} of its norm away, allowed {allowed:.0e}"
+            return [f"{name}: table {table} is not trained as in {reference}: {text}"]
+    return []
+
+
+def tables_apart(ranks: Ranks, name: str, reference: str) -> dict[int, float]:
+    """For each table, how far its change is from the reference's; see :func:`benchmarks.step.parts.distance`."""
+    own, expected = (added(rank[which].changes for rank in ranks) for which in (name, reference))
+    return {
+        table: distance(own.get(table), expected[table]) if table in expected else float("inf")
+        for table in sorted(own.keys() | expected.keys())
+    }
 
 
 def rows_of(setting: Setting, ranks: Ranks) -> dict[str, dict[str, Any]]:
@@ -77,48 +90,105 @@ def rows_of(setting: Setting, ranks: Ranks) -> dict[str, dict[str, Any]]:
 
 
 def _row(setting: Setting, ranks: Ranks, name: str, steps: Mapping[str, list[float]]) -> dict[str, Any]:
-    seconds = steps[name]
+    entry, seconds = VARIANTS[name], steps[name]
     median = statistics.median(seconds)
-    base = steps.get(BASE, [])
-    ratios = [b / own for b, own in zip(base, seconds, strict=True)] if base else []
+    ratios = {key: _ratios(steps, other, name) for key, other in opponents(name, steps).items()}
     hosts = [ranks[host * setting.lanes][name] for host in range(setting.hosts)]
     link = max(statistics.median(host.link_bytes) for host in hosts)
-    limit = 8 * link / (WIRE_SHARE * parse_rate(setting.rate))
-    cpu = statistics.median(sum(rank[name].cpu_seconds[i] for rank in ranks) for i in range(setting.repeats))
+    payload = max(statistics.median(host.link_payload) for host in hosts)
+    limit = 8 * link / parse_rate(setting.rate)
+    cpu = statistics.median(map(sum, zip(*(rank[name].cpu_seconds for rank in ranks), strict=True)))
     by_host = [
         sum(ranks[host * setting.lanes + lane][name].formula_bytes for lane in range(setting.lanes))
         for host in range(setting.hosts)
     ]
+    formula = max(by_host)
     return {
-        "text": VARIANTS[name].text,
+        "text": entry.text,
+        "precision": entry.precision,
         "step_ms": [1e3 * s for s in seconds],
         "median_ms": 1e3 * median,
         "min_ms": 1e3 * min(seconds),
         "max_ms": 1e3 * max(seconds),
         "samples_per_s": setting.batch * setting.world_size / median,
-        "ratio": statistics.median(ratios) if ratios else None,
-        "ratios": ratios,
-        "nic_bytes_per_host": round(link),
-        "exchange_bytes_per_host_by_formula": max(by_host) or None,
+        **{key: statistics.median(own) if own else None for key, own in ratios.items()},
+        "ratios": ratios["ratio"],
+        "best": opponents(name, steps)["ratio_to_best"],
+        "nic_bytes_per_host": round(payload),
+        "nic_frame_bytes_per_host": round(link),
+        "nic_bytes_by_formula": formula or None,
+        "nic_bytes_off": payload / formula - 1 if formula else None,
         "nic_limit_ms": 1e3 * limit,
         "nic_share": limit / median,
         "cpu_ms": 1e3 * cpu,
         "cpu_floor_ms": 1e3 * cpu / (os.cpu_count() or 1),
+        **_compared(ranks, name, references(steps)[name]),
         "first_losses": ranks[0][name].losses[: setting.checked],
     }
 
 
+def _compared(ranks: Ranks, name: str, reference: str | None) -> dict[str, Any]:
+    """With whom, and how far off; what is too far has ended the run before."""
+    if reference is None:
+        return {"compared_with": None, "losses_off": None, "tables_off": None}
+    return {
+        "compared_with": reference,
+        "losses_off": max(apart(rank[name].losses, rank[reference].losses) for rank in ranks),
+        "tables_off": max(tables_apart(ranks, name, reference).values()),
+    }
+
+
+def opponents(name: str, steps: Mapping[str, Sequence[float]]) -> dict[str, str | None]:
+    """Whom a variant's ratios are to, of those in the run: always of the same wire precision.
+
+    Args:
+        name: of the variant.
+        steps: seconds of every variant's repeats.
+
+    Returns:
+        ``ratio``: TorchRec's table-wise plan; ``ratio_to_best``: the flat variant of TorchRec's with the lowest median;
+        ``ratio_to_tower``: TorchRec's tower of the same compression, the faster if there are two.
+    """
+    entry = VARIANTS[name]
+    flat = [n for n in steps if VARIANTS[n].kind == "torchrec" and VARIANTS[n].precision == entry.precision]
+    best = min(flat, key=lambda n: statistics.median(steps[n]), default=None)
+    towers = [
+        n
+        for n in steps
+        if VARIANTS[n].kind == "torchrec_tower"
+        and (VARIANTS[n].model, VARIANTS[n].precision) == (entry.model, entry.precision)
+    ]
+    base = base_of(entry.precision)
+    return {
+        "ratio": base if base in steps else None,
+        "ratio_to_best": best,
+        "ratio_to_tower": min(towers, key=lambda n: statistics.median(steps[n]), default=None),
+    }
+
+
+def _ratios(steps: Mapping[str, Sequence[float]], other: str | None, name: str) -> list[float]:
+    # Repeats that both took part in.
+    return [a / b for a, b in zip(steps[other], steps[name], strict=False)] if other else []
+
+
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Rows as text."""
-    heads = [f"{'ms (min-max)':>24}", f"{'samples/s':>11}", f"{'ratio':>8}", f"{'NIC MB':>9}", f"{'NIC ms':>9}"]
-    lines = ["".join([f"{'variant':24}", *heads, f"{'NIC/step':>10}", f"{'CPU ms':>9}"])]
+    heads = ["ms (min-max)", "samples/s", "ratio", "best", "tower", "NIC MB", "formula", "NIC ms", "NIC/step", "CPU ms"]
+    widths = [22, 11, 8, 8, 8, 9, 9, 9, 10, 9]
+    lines = [f"{'variant':26}" + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
     for name, row in rows.items():
-        spread = f"{row['median_ms']:.1f} ({row['min_ms']:.0f}-{row['max_ms']:.0f})"
-        ratio = f"{row['ratio']:.2f}x" if row["ratio"] else "-"
-        lines.append(
-            f"{name:24}{spread:>24}{row['samples_per_s']:11.0f}{ratio:>8}{row['nic_bytes_per_host'] / 1e6:9.2f}"
-            f"{row['nic_limit_ms']:9.1f}{row['nic_share']:10.2f}{row['cpu_floor_ms']:9.1f}"
-        )
+        off = row["nic_bytes_off"]
+        cells = [
+            f"{row['median_ms']:.1f} ({row['min_ms']:.0f}-{row['max_ms']:.0f})",
+            f"{row['samples_per_s']:.0f}",
+            *(f"{row[key]:.2f}x" if row[key] else "-" for key in ("ratio", "ratio_to_best", "ratio_to_tower")),
+            f"{row['nic_bytes_per_host'] / 1e6:.2f}",
+            "-" if off is None else f"{off:+.1%}",
+            f"{row['nic_limit_ms']:.1f}",
+            f"{row['nic_share']:.2f}",
+            f"{row['cpu_floor_ms']:.1f}",
+        ]
+        lines.append(f"{name:26}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     return "\n".join(lines)
 
 

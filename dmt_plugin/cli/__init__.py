@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from dmt_plugin.cli import config, explain, partition, verify
+from dmt_plugin.cli import bench, checkpoint, config, doctor, explain, partition, report, verify
 from dmt_plugin.errors import DMTError
 
 app = typer.Typer(
@@ -21,6 +21,10 @@ app.command("explain")(explain.command)
 app.command("verify")(verify.command)
 app.command("partition")(partition.command)
 app.command("config")(config.command)
+app.command("doctor")(doctor.command)
+app.command("report")(report.command)
+app.add_typer(checkpoint.app)
+app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench.command)
 
 
 @app.callback()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from dmt_plugin.cli.load import load
+from dmt_plugin.cli.options import Batch, Config, Hosts, Model
 from dmt_plugin.cli.shape import topology_shape
 from dmt_plugin.errors import ConfigError
 
@@ -56,28 +57,15 @@ def explain_data(
         topology,
         rank=rank,
         batch_size=samples if isinstance(samples, int) else None,
+        ds_config=loaded.ds_config,
     )
 
 
 def command(
-    model: Annotated[str, typer.Option(help="package.module:factory or path/to/file.py:factory.")],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help='DeepSpeed JSON with a "dmt" section, looked for here and beside the model; default: the default '
-            "section."
-        ),
-    ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(
-            help="Factory of an example batch, written as --model is; default: what the model's factory returns beside "
-            'the model, or example_batch() beside the factory, or the configuration\'s "example_batch".'
-        ),
-    ] = None,
-    hosts: Annotated[
-        int | None, typer.Option(min=1, help="Hosts; default: the config, else the number of towers, else 2.")
-    ] = None,
+    model: Model,
+    config: Config = None,
+    batch: Batch = None,
+    hosts: Hosts = None,
     ranks_per_host: Annotated[
         int | None, typer.Option(min=1, help="Ranks per host; default: the config, else 2.")
     ] = None,

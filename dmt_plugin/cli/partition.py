@@ -23,7 +23,12 @@ def command(
     config: Annotated[
         str | None, typer.Option(help='DeepSpeed JSON whose "dmt" section gives defaults, rules and tower modules.')
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="State dict to load into the model.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="State dict to load into the model, or to take tables from for --ids.")
+    ] = None,
+    ids: Annotated[
+        Path | None, typer.Option(help="Instead of a model and data: .npz with an array of ids per feature.")
+    ] = None,
     warm_up: Annotated[int, typer.Option(min=0, help="Train the flat model for this many steps first.")] = 0,
     loss: Annotated[
         str | None, typer.Option(help="For training: logits, probabilities, output, or package.module:function.")
@@ -56,8 +61,8 @@ def command(
 ) -> None:
     """Decide which feature belongs to which tower, from a model and its data, and show why."""
     request = Request(
-        towers, model, data, config, checkpoint, affinity, strategy, objective, balance, bound, seed, samples, missing,
-        warm_up, try_steps, loss, lr, progress=not as_json,
+        towers, model, data, config, checkpoint, ids, affinity, strategy, objective, balance, bound, seed, samples,
+        missing, warm_up, try_steps, loss, lr, progress=not as_json,
     )  # fmt: skip
     made = make(request)
     from dmt_plugin.partitioning import plan_data, with_partition

@@ -1,7 +1,8 @@
 """What ``dmt partition`` does, but for showing and writing.
 
 1. Build the model; load a checkpoint, or warm it up for some steps.
-2. Measure the affinity of its features on batches of data, or read one measured before.
+2. Measure the affinity of its features on batches of data, or read one measured before. Without a model: on a file of
+   ids, for cosines with the tables of a checkpoint.
 3. Make the partition; with ``--try-steps``, decide between objectives by short trainings.
 """
 
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dmt_plugin.cli.partition_inputs import batches_of, importable_here, load_model, loss_of, read_section
+from dmt_plugin.cli.partition_inputs import (
+    batches_of,
+    importable_here,
+    load_model,
+    loss_of,
+    read_section,
+    read_state,
+)
 from dmt_plugin.config import DMTConfig, PartitionConfig, read_dmt_config
 from dmt_plugin.errors import ConfigError
 
@@ -37,6 +45,7 @@ class Request:
     data: str | None = None
     config: str | None = None
     checkpoint: Path | None = None
+    ids: Path | None = None
     affinity: Path | None = None
     strategy: str | None = None
     objective: str | None = None
@@ -96,8 +105,9 @@ def make(request: Request) -> Made:
         raise ConfigError("how many towers? Give --towers, or a --config with dmt.towers.count.")
     section = section.model_copy(update={"towers": section.towers.model_copy(update={"count": int(towers)})})
     config = _settings(section.partition, request)
+    _refuse_unread(request, config)
     if request.model is None:
-        return _from_affinity_alone(request, section, config, int(towers))
+        return _without_model(request, section, config, int(towers))
     flat = _prepared(request)
     if request.try_steps and config.objective == "auto" and config.strategy == "learned":
         partition = _by_training(request, flat, section, config)
@@ -154,6 +164,28 @@ def _settings(base: PartitionConfig, request: Request) -> PartitionConfig:
         raise
 
 
+def _refuse_unread(request: Request, config: PartitionConfig) -> None:
+    """An option that nothing would read is a mistake, not a wish."""
+    objective = config.objective if config.strategy == "learned" else "-"
+    blind = f"the strategy {config.strategy} uses no affinity" if config.strategy in _NO_AFFINITY else ""
+    given = {
+        "--try-steps": (request.try_steps, objective == "auto", "set --objective auto"),
+        "--affinity": (request.affinity, not blind, blind),
+        "--loss": (request.loss, request.warm_up or request.try_steps, "give --warm-up or --try-steps too"),
+        "--data": (request.data, request.model, "give --model too"),
+        "--checkpoint": (request.checkpoint, request.model or request.ids, "give --model or --ids too"),
+        "--ids": (
+            request.ids, not (blind or request.model or request.affinity), blind or "--model or --affinity is given"
+        ),
+        "--warm-up": (request.warm_up, request.model, "give --model too"),
+    }  # fmt: skip
+    for option, (value, read, way_out) in given.items():
+        if value and not read:
+            raise ConfigError(f"{option} would not be read: {way_out}, or leave it out.")
+    if request.try_steps and request.affinity:
+        raise ConfigError("--try-steps measures both kinds of affinity itself; leave out --affinity.")
+
+
 def _kind(config: PartitionConfig) -> Any:
     return "mutual_information" if config.objective == "mutual_information" else "cosine"
 
@@ -166,19 +198,44 @@ def _measured(request: Request, flat: _Flat, kind: Any) -> Affinity:
     )
 
 
-def _from_affinity_alone(request: Request, section: DMTConfig, config: PartitionConfig, towers: int) -> Made:
-    """A partition of the features that an affinity file names; without a model there are no tables to weigh."""
-    from dmt_plugin.partitioner import Affinity, make_partition
+def _without_model(request: Request, section: DMTConfig, config: PartitionConfig, towers: int) -> Made:
+    """A partition of the features that an affinity file or a file of ids names; there are no tables to weigh."""
+    from dmt_plugin.partitioner import make_partition
     from dmt_plugin.plan import FeatureSpec
 
-    if request.affinity is None:
-        raise ConfigError("give --model and --data, or the --affinity file of a model that was measured before.")
+    if request.affinity is None and request.ids is None:
+        raise ConfigError(
+            "give --model and --data, a file of --ids, or the --affinity file of a model that was measured before."
+        )
     if config.balance == "cost" or config.strategy == "greedy_balance":
-        raise ConfigError("a balance by cost weighs tables, which an affinity file does not know. Give --model too.")
-    found = Affinity.load(request.affinity)
+        raise ConfigError("a balance by cost weighs tables, which only a model has. Give --model too.")
+    found = _read_affinity(request, config)
     features = [FeatureSpec(name, (name,)) for name in found.features]
     partition = make_partition(features, (), towers, config, affinity=found)
     return Made(_told(partition, request), section, found.model, found)
+
+
+def _read_affinity(request: Request, config: PartitionConfig) -> Affinity:
+    """From its file, or measured on a file of ids."""
+    from dmt_plugin.partitioner import Affinity
+    from dmt_plugin.partitioner.samples import affinity_of_ids, read_ids
+
+    if request.ids is None:
+        assert request.affinity is not None
+        return Affinity.load(request.affinity)
+    kind = _kind(config)
+    if kind == "cosine" and request.checkpoint is None:
+        raise ConfigError(
+            "--ids alone has no embeddings to compare. Add --objective mutual_information, which needs none, or the "
+            "--checkpoint of a trained model."
+        )
+    if kind != "cosine" and request.checkpoint is not None:
+        raise ConfigError("--checkpoint would not be read: mutual information looks at ids alone. Leave it out.")
+    state = read_state(request.checkpoint) if request.checkpoint else None
+    ids = read_ids(request.ids)
+    return affinity_of_ids(
+        ids, kind, state, samples=request.samples, missing=request.missing, progress=request.progress
+    )
 
 
 def _by_training(request: Request, flat: _Flat, section: DMTConfig, config: PartitionConfig) -> Partition:
@@ -214,8 +271,9 @@ def _by_training(request: Request, flat: _Flat, section: DMTConfig, config: Part
 def _told(partition: Partition, request: Request) -> Partition:
     """The partition with what it was made from in its provenance."""
     about = dict(partition.provenance)
-    if request.affinity is not None and "affinity" in about:
-        about["affinity"] = {**about["affinity"], "file": str(request.affinity)}
+    for key, file in (("file", request.affinity), ("ids", request.ids)):
+        if file is not None and "affinity" in about:
+            about["affinity"] = {**about["affinity"], key: str(file)}
     if request.warm_up:
         about["warm_up_steps"] = request.warm_up
     if request.checkpoint is not None:

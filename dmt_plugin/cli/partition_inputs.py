@@ -16,7 +16,7 @@ from dmt_plugin.errors import ConfigError
 from dmt_plugin.loading import call_factory, load_factory, load_module
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dmt_plugin.short_training import Loss
 
@@ -64,6 +64,22 @@ def load_model(spec: str, checkpoint: Path | None, seed: int) -> nn.Module:
         raise ConfigError(f"--model {spec}: found a {type(built).__name__}; expected a torch.nn.Module.")
     if checkpoint is None:
         return built
+    state = read_state(checkpoint)
+    try:
+        built.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigError(f"--checkpoint {checkpoint} does not fit --model {spec}: {error}") from error
+    return built
+
+
+def read_state(checkpoint: Path) -> dict[str, Tensor]:
+    """A state dict, as ``torch.save(model.state_dict(), file)`` writes it.
+
+    Raises:
+        ConfigError: no such file, or no state dict.
+    """
+    import torch
+
     if not checkpoint.is_file():
         raise ConfigError(f"--checkpoint {checkpoint}: no such file.")
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -72,11 +88,7 @@ def load_model(spec: str, checkpoint: Path | None, seed: int) -> nn.Module:
             f"--checkpoint {checkpoint}: expected a state dict, names with tensors. Write one with "
             "torch.save(model.state_dict(), file)."
         )
-    try:
-        built.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigError(f"--checkpoint {checkpoint} does not fit --model {spec}: {error}") from error
-    return built
+    return state
 
 
 def batches_of(spec: str) -> Callable[[], Iterable[Any]]:

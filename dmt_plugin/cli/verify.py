@@ -13,28 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmt_plugin.cli.load import load
+from dmt_plugin.cli.options import Batch, Config, Hosts, Model
 from dmt_plugin.cli.shape import topology_shape
 
 
 def command(
-    model: Annotated[str, typer.Option(help="package.module:factory or path/to/file.py:factory.")],
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help='DeepSpeed JSON with a "dmt" section, looked for here and beside the model; default: the default '
-            "section."
-        ),
-    ] = None,
-    batch: Annotated[
-        str | None,
-        typer.Option(
-            help="Factory of an example batch, written as --model is; default: what the model's factory returns beside "
-            'the model, or example_batch() beside the factory, or the configuration\'s "example_batch".'
-        ),
-    ] = None,
-    hosts: Annotated[
-        int | None, typer.Option(min=1, help="Hosts; default: the config, else the number of towers, else 2.")
-    ] = None,
+    model: Model,
+    config: Config = None,
+    batch: Batch = None,
+    hosts: Hosts = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON instead of a table.")] = False,
 ) -> None:
     """Check on your model and batch that the rewritten graph computes what it must.

@@ -30,6 +30,11 @@ def row_bytes(name: Format, width: int) -> int:
     return (4 if name == "fp32" else 2) * width
 
 
+def bytes_per_entry(name: Format) -> float:
+    """Bytes per entry of a long row."""
+    return 1 + SCALE_BYTES / GROUP if name == "int8" else row_bytes(name, 1)
+
+
 def gradient_format(forward: Format, asked: FormatOrAuto) -> Format:
     """Format of the backward direction: as asked, with ``"auto"`` as the forward direction, but bf16 for fp16.
 

@@ -2,7 +2,7 @@
 
 A feature's ids come in one of two forms: a fixed number of ids per sample (``hotness``), or ``lengths`` that
 say how many ids each sample has. The functions below build that form from the arguments users give to
-``nn.Embedding``, ``nn.EmbeddingBag`` and torchrec's ``KeyedJaggedTensor``; they are plain module-level
+``nn.Embedding`` and ``nn.EmbeddingBag`` (to which torchrec's collections are dissolved); they are plain module-level
 functions so that a graph can call them. With ``padding_idx`` the pad ids are dropped from the bags, which is
 what ``nn.EmbeddingBag`` means by it:
 
@@ -14,7 +14,6 @@ what ``nn.EmbeddingBag`` means by it:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,21 +149,3 @@ def ids_from_bag_offsets(
         x = x[keep]
         weights = None if weights is None else weights[keep]
     return FeatureIds(x, offsets.diff(), None, offsets.numel() - 1, weights)
-
-
-def ids_from_kjt(kjt: Any, key: str, weighted: bool = False, padding_idx: int | None = None) -> FeatureIds:
-    """Ids of one key of a torchrec ``KeyedJaggedTensor`` (anything with the same three methods serves).
-
-    Args:
-        kjt: mapping from key to an object with ``values()``, ``lengths()`` and ``weights_or_none()``.
-        key: feature name.
-        weighted: take the weights too; an unweighted collection ignores them, and so does this by default.
-        padding_idx: id to drop from the bags.
-    """
-    jagged = kjt[key]
-    values, lengths = jagged.values(), jagged.lengths().long()
-    weights = jagged.weights_or_none() if weighted else None
-    if padding_idx is None:
-        return FeatureIds(values, lengths, None, lengths.numel(), weights)
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return ids_from_bag_offsets(values, offsets, True, weights, padding_idx)

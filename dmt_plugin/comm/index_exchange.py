@@ -6,7 +6,8 @@ Hierarchical route, on rank (host h, lane l):
 2. peers stage: the ids of a slot go to this lane's peer on the slot's host (headers, then ids; see
    ``comm.id_stage``); what arrives is sorted by host;
 3. lanes stage: that goes on to the lanes of the host that own a table of the slot; what arrives is sorted by
-   (source lane, host), the order of ``BatchLayout``.
+   (source lane, host), the order of ``BatchLayout``;
+4. where the batch is cut into micro-blocks (``comm.blocks``), that is sorted by (block, source lane, host).
 
 The flat route has one stage over the world, from every rank straight to the owners, sorted by rank.
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin.comm.blocks import RowOrder, layouts_of
 from dmt_plugin.comm.id_source import SourceCheck
 from dmt_plugin.comm.id_stage import Fault, Header, IdStage, Stream, first_fault
 from dmt_plugin.comm.ids import FeatureIds, IdSlot
@@ -46,12 +48,14 @@ class RoutedIds:
         lengths: per owned slot, ``(rows,)`` ids per row, or None with fixed hotness.
         weights: per owned slot, ``(n,)`` float32, or None.
         layout: batch sizes behind the rows.
+        layouts: those of each micro-block; the rows are sorted by block.
     """
 
     values: tuple[Tensor, ...]
     lengths: tuple[Tensor | None, ...]
     weights: tuple[Tensor | None, ...]
     layout: BatchLayout
+    layouts: tuple[BatchLayout, ...] = ()
 
 
 @dataclass
@@ -74,6 +78,8 @@ class _Core:
         _check_slots(slots, topology)
         self.slots = tuple(slots)
         self.wire: Wire | None = None
+        self.blocks = 1
+        self.arrived: RoutedIds | None = None
         self.check = SourceCheck(self.slots, rank)
         host, lane = topology.host_of(rank), topology.lane_of(rank)
         hosts, lanes = range(topology.hosts), range(topology.ranks_per_host)
@@ -96,10 +102,10 @@ class _Core:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no wire: process groups cannot be copied.
-        return {**self.__dict__, "wire": None}
+        return {**self.__dict__, "wire": None, "arrived": None}
 
-    def start(self, ids: Sequence[FeatureIds]) -> IdsInFlight:
-        wire, stage = self._wire(), self.first_stage
+    def start(self, ids: Sequence[FeatureIds], wire: Wire) -> IdsInFlight:
+        stage = self.first_stage
         own, streams, fault = self.check(ids, wire.device)
         if stage.members == 1:
             return IdsInFlight(own, streams, fault, None, None)
@@ -108,8 +114,8 @@ class _Core:
         pending = None if fault.rank >= 0 else stage.start_ids(wire, streams, own, headers)
         return IdsInFlight(own, {}, fault, headers, pending)
 
-    def finish(self, flight: IdsInFlight) -> RoutedIds:
-        wire, stage = self._wire(), self.first_stage
+    def finish(self, flight: IdsInFlight, wire: Wire) -> RoutedIds:
+        stage = self.first_stage
         streams: dict[int, Stream] = flight.streams
         sizes: tuple[int, ...] = (flight.own,)
         if flight.headers is not None:
@@ -128,17 +134,30 @@ class _Core:
         if fault.rank >= 0:
             raise IdRangeError(f"step {wire.step}: {fault.message(self.slots)}")
         owned = [streams[i] for i in self.owned]
+        layout = BatchLayout(flight.own, blocks)
+        if self.blocks > 1:
+            order = RowOrder(layout, self.blocks)
+            owned = [_sorted(stream, order) for stream in owned]
         return RoutedIds(
             tuple(stream.values.reshape(-1) for stream in owned),
             tuple(stream.lengths for stream in owned),
             tuple(None if stream.weights is None else stream.weights.reshape(-1) for stream in owned),
-            BatchLayout(flight.own, blocks),
+            layout,
+            layouts_of(layout, self.blocks),
         )
 
-    def _wire(self) -> Wire:
+    def own_wire(self) -> Wire:
         if self.wire is None:
             raise RuntimeError("the index exchange has no transport; call bind(transport) first")
         return self.wire
+
+
+def _sorted(stream: Stream, order: RowOrder) -> Stream:
+    if stream.lengths is None:
+        return Stream(order.sort(stream.values), None, None if stream.weights is None else order.sort(stream.weights))
+    lengths = stream.lengths
+    weights = None if stream.weights is None else order.sort_bags(stream.weights, lengths)
+    return Stream(order.sort_bags(stream.values, lengths), order.sort(lengths), weights)
 
 
 def _check_slots(slots: Sequence[IdSlot], topology: Topology) -> None:
@@ -167,7 +186,7 @@ class _Start(nn.Module):
 
     @torch.no_grad()
     def forward(self, *ids: FeatureIds) -> IdsInFlight:
-        return self.core.start(ids)
+        return self.core.start(ids, self.core.own_wire())
 
 
 class _Wait(nn.Module):
@@ -179,7 +198,20 @@ class _Wait(nn.Module):
 
     @torch.no_grad()
     def forward(self, pending: IdsInFlight) -> RoutedIds:
-        return self.core.finish(pending)
+        return self.core.finish(pending, self.core.own_wire())
+
+
+class _Arrived(nn.Module):
+    """Stands where start and wait were, in a graph whose ids were distributed before it began."""
+
+    def __init__(self, core: _Core) -> None:
+        super().__init__()
+        self.core = core
+
+    def forward(self) -> RoutedIds:
+        routed, self.core.arrived = self.core.arrived, None
+        assert routed is not None, "hand_over comes before each run of the graph"
+        return routed
 
 
 class IndexExchange(nn.Module):
@@ -212,6 +244,7 @@ class IndexExchange(nn.Module):
         self.owned = self._core.owned
         self.start = _Start(self._core)
         self.wait = _Wait(self._core)
+        self.arrived = _Arrived(self._core)
 
     @property
     def slots(self) -> tuple[IdSlot, ...]:
@@ -221,6 +254,23 @@ class IndexExchange(nn.Module):
     def bind(self, transport: Wire) -> None:
         """Give the exchange its wire; nothing can be sent before."""
         self._core.wire = transport
+
+    @torch.no_grad()
+    def distribute(self, ids: Sequence[FeatureIds], wire: Wire) -> RoutedIds:
+        """Start and wait over a wire that is not the bound one, while that may be in use."""
+        return self._core.finish(self._core.start(ids, wire), wire)
+
+    def hand_over(self, routed: RoutedIds) -> None:
+        """Give what ``distribute`` gave to the ``arrived`` node of the next run of the graph."""
+        self._core.arrived = routed
+
+    def sort_by_blocks(self, blocks: int) -> None:
+        """From now on give the ids of a batch in the order of its micro-blocks.
+
+        Args:
+            blocks: how many there are, at least 1.
+        """
+        self._core.blocks = blocks
 
     def forward(self, *ids: FeatureIds) -> RoutedIds:
         """Start and wait at once."""

@@ -69,21 +69,13 @@ class PointToPoint:
         tag = self._started % _TAGS
         self._started += 1
         members, own = len(send_splits), self._index
-        sources, targets = received.split(list(recv_splits)), send.split(list(send_splits))
+        sources, targets = received.split_with_sizes(list(recv_splits)), send.split_with_sizes(list(send_splits))
         others = [(own + step) % members for step in range(1, members)]
-        works = [
-            dist.irecv(sources[other], group=self._group, group_src=other, tag=tag)
-            for other in others
-            if recv_splits[other]
-        ]
-        works += [
-            dist.isend(targets[other], group=self._group, group_dst=other, tag=tag)
-            for other in others
-            if send_splits[other]
-        ]
+        # The group's own calls: those of torch.distributed look up the group and log, for every message.
+        works = [self._group.recv([sources[other]], other, tag) for other in others if recv_splits[other]]
+        works += [self._group.send([targets[other]], other, tag) for other in others if send_splits[other]]
         sources[own].copy_(targets[own])
-        assert all(work is not None for work in works), "this rank is a member of the group"
-        return Messages([work for work in works if work is not None])
+        return Messages(works)
 
 
 def carries(group: dist.ProcessGroup) -> bool:

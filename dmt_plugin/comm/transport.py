@@ -15,7 +15,7 @@ A group of one rank exchanges nothing: its send buffer is the result.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dmt_plugin.comm.last_words import LastWords
 from dmt_plugin.comm.point_to_point import PointToPoint, carries
 from dmt_plugin.errors import ExchangeError
 
@@ -110,7 +111,7 @@ class Traffic:
     def as_dict(self) -> dict[str, dict[str, dict[str, int]]]:
         """Everything counted: ``{exchange: {phase: {"other_hosts": bytes, ...}}}``."""
         result: dict[str, dict[str, dict[str, int]]] = {}
-        for (name, phase), totals in self._totals.items():
+        for (name, phase), totals in list(self._totals.items()):  # another thread may count as well
             result.setdefault(name, {})[phase] = asdict(totals)
         return result
 
@@ -170,6 +171,7 @@ class Transport:
 
     Attributes:
         step: training step, for messages; whoever drives the training sets it.
+        last_words: what ranks leave for each other when they end; by default nothing.
     """
 
     def __init__(
@@ -181,6 +183,10 @@ class Transport:
         self.timeout_s = float(groups.timeout_s)
         self.traffic = traffic if traffic is not None else Traffic(groups.topology, groups.rank)
         self.step = 0
+        self.last_words = LastWords(None, "", groups.rank, groups.topology.world_size)
+        self._crossing = 0
+        self._waiting: list[Callable[[], None]] = []
+        self._before_wait: list[Callable[[], None]] = []
         self._process_groups = {"peers": groups.peers, "lanes": groups.lanes, "world": groups.world}
         self._ranks = {name: group_ranks(groups.topology, groups.rank, name) for name in self._process_groups}
         if messages is None:
@@ -224,13 +230,43 @@ class Transport:
         if len(ranks) == 1:
             return Arrived(send)
         received = send.new_empty(sum(recv_splits))
-        where = f"exchange '{name}' ({phase}, {group} group of ranks {', '.join(map(str, ranks))})"
         try:
             messages = None if brief else self._messages.get(group)
             work = self._start(messages, group, received, send, recv_splits, send_splits)
         except RuntimeError as error:
-            raise self.failure(where, "could not start", error) from error
-        return _StartedPending(self, where, work, received, send)
+            raise self.failure(self._where(name, phase, group), "could not start", error) from error
+        crosses = group != "lanes"
+        self._crossing += crosses
+        return _StartedPending(self, (name, phase, group), work, received, send, crosses)
+
+    def _where(self, name: str, phase: Phase, group: Group) -> str:
+        return f"exchange '{name}' ({phase}, {group} group of ranks {', '.join(map(str, self._ranks[group]))})"
+
+    def when_link_is_free(self, action: Callable[[], None]) -> None:
+        """Call ``action`` as soon as no exchange between hosts is under way: now, or at the end of a wait.
+
+        For what is needed only later than the rows on the way, which it would hold up.
+        """
+        if self._crossing:
+            self._waiting.append(action)
+        else:
+            action()
+
+    def before_next_wait(self, action: Callable[[], None]) -> None:
+        """Call ``action`` when this rank is about to wait for an exchange: nothing else keeps it busy then."""
+        self._before_wait.append(action)
+
+    def _about_to_wait(self) -> None:
+        actions, self._before_wait = self._before_wait, []
+        for action in actions:
+            action()
+
+    def _arrived(self) -> None:
+        self._crossing -= 1
+        if not self._crossing:
+            actions, self._waiting = self._waiting, []
+            for action in actions:
+                action()
 
     def _start(
         self,
@@ -253,13 +289,14 @@ class Transport:
         )
 
     def failure(self, where: str, what: str, error: BaseException) -> ExchangeError:
-        """Error of an exchange that failed on this rank."""
+        """Error of an exchange that failed on this rank; asks for what the others left, which may take a while."""
         topology, rank = self.topology, self.rank
+        others = self.last_words.waited(self.step, where)
         lines = str(error).strip().splitlines()
         return ExchangeError(
             f"rank {rank} (host {topology.host_of(rank)}, lane {topology.lane_of(rank)}), step {self.step}: "
             f"{where} {what}: {lines[0][:300] if lines else type(error).__name__}. "
-            "A rank of the group has died, failed, or was more than "
+            f"{others}A rank of the group has died, failed, or was more than "
             f"dmt.comm.timeout_s = {self.timeout_s:g} s behind; "
             "look for the first error of the other ranks, or raise dmt.comm.timeout_s."
         )
@@ -268,15 +305,25 @@ class Transport:
 class _StartedPending:
     """A started exchange; keeps the send buffer alive until it is done."""
 
-    def __init__(self, transport: Transport, where: str, work: Any, received: Tensor, send: Tensor) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        which: tuple[str, Phase, Group],
+        work: Any,
+        received: Tensor,
+        send: Tensor,
+        crosses: bool,
+    ) -> None:
         self._transport = transport
-        self._where = where
+        self._crosses = crosses
+        self._which = which
         self._work: Any = work  # dist.Work, or Messages; both wait within a time limit
         self._received = received
         self._send: Tensor | None = send
 
     def wait(self) -> Tensor:
         if self._work is not None:
+            self._transport._about_to_wait()
             try:
                 if self._transport.device.type == "cpu":
                     self._work.wait(timedelta(seconds=self._transport.timeout_s))
@@ -285,7 +332,10 @@ class _StartedPending:
                     # stream; there the group's own timeout applies.
                     self._work.wait()
             except RuntimeError as error:
-                raise self._transport.failure(self._where, "did not finish", error) from error
+                where = self._transport._where(*self._which)
+                raise self._transport.failure(where, "did not finish", error) from error
             self._work = None
             self._send = None
+            if self._crosses:
+                self._transport._arrived()
         return self._received

@@ -99,6 +99,49 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor:
 
 
 @graph_function
+def pick_columns(blocks: Sequence[Tensor], places: Sequence[int], width: int) -> Tensor:
+    """Puts columns of one width, which lie in several blocks, side by side in another order.
+
+    Args:
+        blocks: each ``(rows, columns * width)``.
+        places: the columns in the order wanted, counted over all blocks.
+        width: entries of a column.
+
+    Returns:
+        ``(rows, len(places) * width)``.
+    """
+    if list(places) == list(range(len(places))):
+        return side_by_side([block for block in blocks if block.shape[1]] or blocks)
+    columns = [column for block in blocks if block.shape[1] for column in block.split(width, dim=1)]
+    return torch.cat([columns[place] for place in places], dim=1)
+
+
+@graph_function
+def add_row_ranges(partial: Sequence[Tensor]) -> Tensor:
+    """The sum of what the row ranges of a table gave: each ``(B, W)`` -> ``(B, W)``."""
+    total = partial[0]
+    for other in partial[1:]:
+        total = total + other
+    return total
+
+
+@graph_function
+def join_column_ranges(ranges: Sequence[Tensor], vectors: int) -> Tensor:
+    """Rows from their column ranges, in the table's order.
+
+    Args:
+        ranges: for each range ``(B, vectors * own columns)``.
+        vectors: vectors per sample: 1, or the length of a sequence.
+
+    Returns:
+        ``(B, vectors * dim)``.
+    """
+    if vectors == 1:
+        return torch.cat(list(ranges), dim=1)
+    return torch.cat([x.unflatten(1, (vectors, x.shape[1] // vectors)) for x in ranges], dim=2).flatten(1)
+
+
+@graph_function
 def jagged_values(features: Any, key: str) -> Tensor:
     """The ids of one key of a ``KeyedJaggedTensor``, ``(n,)``."""
     return features[key].values()

@@ -2,8 +2,10 @@
 
 1. every table is given to a backend: FBGEMM where it is exact, else PyTorch (or the one that was asked for);
 2. forward lets each backend pool its sites and puts the columns in the order of the sites;
-3. the gradient that enters the backends is multiplied by ``grad_scale``, at the border of this module;
-4. FBGEMM updates its tables inside backward, PyTorch's are updated by ``step``.
+3. at the border of this module (:mod:`dmt_plugin.nn.lookup_border`) rows take the dtype that the model computes in,
+   and the gradient that enters the backends is multiplied by ``grad_scale``;
+4. FBGEMM updates its tables inside backward, PyTorch's are updated by ``step``. Where several micro-batches make one
+   step, FBGEMM's gradients are held back, and ``step`` updates the tables once, by all of them.
 
 The tables are neither parameters nor buffers of the module: an engine that walks over parameters must not
 broadcast, cast or decay shards that differ from rank to rank. They go in and out by name.
@@ -15,18 +17,21 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
+from dmt_plugin.comm.blocks import layouts_of
 from dmt_plugin.comm.index_exchange import RoutedIds
+from dmt_plugin.comm.layout import BatchLayout
+from dmt_plugin.nn.lookup_border import CutBlocks, OneBlock, ScaleGradient, WholeGradient
 from dmt_plugin.nn.lookup_torch import TorchTables
 
 logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
+LOCATIONS = ("auto", "host", "device", "managed", "managed_caching")
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,16 @@ class LookupSite:
 
     Attributes:
         name: unique name of the site.
-        table: fully qualified name of the table; several sites may share one.
+        table: name of the table, or of the part of one that this rank holds; several sites may share one.
         slot: index into ``RoutedIds``' tuples on this rank.
-        rows: rows of the table.
-        dim: columns of the table.
+        rows: rows held here.
+        dim: columns held here.
         pooling: ``"sum"`` or ``"mean"``.
         weighted: ids carry weights (sum only).
         position: of a sequence, which of the slot's ids per row this site looks up.
         padding: at a position, the id that gives a zero row and no gradient.
+        first_row: of a table in row ranges, the id of the first row held here; ids of other ranges add nothing, and
+            a mean still divides by the whole bag.
     """
 
     name: str
@@ -54,6 +61,17 @@ class LookupSite:
     weighted: bool
     position: int | None = None
     padding: int | None = None
+    first_row: int | None = None
+
+    @property
+    def mode(self) -> Literal["sum", "mean"]:
+        """How a backend pools it: what a row range adds to a mean is a sum with weights."""
+        return "mean" if self.pooling == "mean" and self.first_row is None else "sum"
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether a backend gets a weight for each id."""
+        return self.weighted or self.mode != self.pooling
 
 
 @dataclass(frozen=True)
@@ -85,24 +103,18 @@ class _Tables(Protocol):
 
     def zero_grad(self) -> None: ...
 
+    @property
+    def holds(self) -> bool: ...
+
+    def hold_gradients(self, hold: bool, once: bool) -> None: ...
+
     def set_lr(self, lr: float) -> None: ...
+
+    def settle(self) -> None: ...
 
     def weight(self, table: str) -> Tensor: ...
 
     def state(self, table: str) -> dict[str, Tensor]: ...
-
-
-class _ScaleGradient(Function):
-    """Identity whose gradient is scaled."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.scale, None
 
 
 class ShardedLookup(nn.Module):
@@ -115,14 +127,17 @@ class ShardedLookup(nn.Module):
         optimizer: ``"rowwise_adagrad"``, ``"adagrad"`` or ``"sgd"``.
         lr: learning rate of the tables.
         eps: Adagrad's epsilon.
-        location: ``"auto"``, ``"host"`` or ``"device"``: memory that holds the tables (FBGEMM on an accelerator).
+        location: memory that holds the tables, one of ``LOCATIONS``; what is not the memory of ``device`` itself
+            needs FBGEMM and an accelerator.
         device: device of the computation.
 
     Attributes:
         grad_scale: factor on the gradient that enters the tables, read in forward.
+        row_dtype: dtype of the rows that ``forward`` gives; tables stay fp32.
 
     Raises:
-        ValueError: sites contradict each other or the weights, or ``"fbgemm"`` cannot serve a table exactly.
+        ValueError: sites contradict each other or the weights, ``"fbgemm"`` cannot serve a table exactly, or tables
+            cannot be in the memory asked for.
         PairingError: fbgemm is asked for, or installed, but cannot be loaded.
     """
 
@@ -142,7 +157,7 @@ class ShardedLookup(nn.Module):
         for key, value, known in (
             ("optimizer", optimizer, OPTIMIZERS),
             ("backend", backend, ("auto", "fbgemm", "torch")),
-            ("location", location, ("auto", "host", "device")),
+            ("location", location, LOCATIONS),
         ):
             if value not in known:
                 raise ValueError(f"dmt.lookup.{key}: {value!r} found, one of {', '.join(known)} expected")
@@ -150,12 +165,15 @@ class ShardedLookup(nn.Module):
         self.sites = tuple(sites)
         self.device = torch.device(device)
         self.grad_scale = 1.0
+        self.row_dtype = torch.float32
         # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
         self._backends: tuple[_Tables, ...] = tuple(
             _make_backends(sites, weights, backend, Rule(optimizer, lr, eps), location, self.device)
         )
+        _check_location(location, self.device, self._backends)
         self._of_table = {table: tables for tables in self._backends for table in tables.tables}
         self._order = _column_runs(self.sites, self._backends)
+        self.cut_rows = _CutRows(self)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -166,14 +184,18 @@ class ShardedLookup(nn.Module):
         """``"fbgemm"`` or ``"torch"``."""
         return "torch" if isinstance(self._find(table), TorchTables) else "fbgemm"
 
-    def forward(self, routed: RoutedIds) -> Tensor:
+    def forward(self, routed: RoutedIds, scaled: bool = True) -> Tensor:
         """Pool the ids of all sites.
 
+        Args:
+            routed: ids of all rows.
+            scaled: whether rows take their dtype, and their gradient its scale, here; else ``cut`` does that.
+
         Returns:
-            ``(rows, sum of dims)`` fp32, columns in the order of the sites; the mean of an empty bag is zero.
+            ``(rows, sum of dims)``, columns in the order of the sites; the mean of an empty bag is zero.
         """
         if not self._backends:
-            return torch.zeros(routed.layout.rows, 0, device=self.device)
+            return torch.zeros(routed.layout.rows, 0, device=self.device, dtype=self.row_dtype)
         for site in self.sites:
             if site.weighted and routed.weights[site.slot] is None:
                 raise ValueError(f"lookup '{site.name}' is weighted, but its ids came without weights")
@@ -182,12 +204,45 @@ class ShardedLookup(nn.Module):
             pooled = outputs[0]
         else:
             pooled = torch.cat([outputs[b][:, start:end] for b, start, end in self._order], dim=1)
-        if self.grad_scale != 1.0 and pooled.requires_grad:
-            pooled = _ScaleGradient.apply(pooled, self.grad_scale)
+        if scaled and (self.row_dtype != pooled.dtype or (self.grad_scale != 1.0 and pooled.requires_grad)):
+            pooled = ScaleGradient.apply(pooled, self.grad_scale, self.row_dtype)
         return pooled
 
+    def cut(self, rows: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ...]:
+        """Cut rows that came out of ``forward`` without its scale into micro-blocks, whose gradients are scaled.
+
+        A gradient is scaled when that of its block arrives, into its place in that of all rows: while other blocks
+        are still on the way, and in one pass over the memory.
+
+        Args:
+            rows: ``(layout.rows, width)``, sorted by block.
+            layout: of the whole batch.
+            blocks: number of blocks.
+        """
+        sizes = [part.rows for part in layouts_of(layout, blocks)]
+        if not rows.requires_grad:
+            return rows.to(self.row_dtype).split(sizes)
+        whole = WholeGradient(sizes, self.grad_scale, rows.dtype, self.row_dtype)
+        parts = CutBlocks.apply(rows, whole)
+        return tuple(OneBlock.apply(part, whole, block) for block, part in enumerate(parts))
+
+    def hold_gradients(self, hold: bool, once: bool = True) -> None:
+        """Say how the forward passes from now on count towards a step.
+
+        Args:
+            hold: Other micro-batches belong to the same step: gradients wait until ``step``.
+            once: Updating a table twice between two calls of ``zero_grad`` is an error.
+        """
+        for tables in self._backends:
+            tables.hold_gradients(hold, once)
+
+    @property
+    def holds(self) -> bool:
+        """Whether gradients of this step are held back."""
+        return any(tables.holds for tables in self._backends)
+
     def step(self) -> None:
-        """Update the tables that PyTorch holds; FBGEMM's have been updated in backward."""
+        """Update the tables by the gradients collected; FBGEMM's have been updated in backward unless held back."""
         for tables in self._backends:
             tables.step()
 
@@ -200,6 +255,11 @@ class ShardedLookup(nn.Module):
         """Set the learning rate of all tables."""
         for tables in self._backends:
             tables.set_lr(lr)
+
+    def settle(self) -> None:
+        """Write back what an accelerator has cached of tables, and drop it: before views are saved, or written to."""
+        for tables in self._backends:
+            tables.settle()
 
     def table_weight(self, name: str) -> Tensor:
         """``(rows, dim)`` current values of a table, without gradient; a view."""
@@ -234,6 +294,18 @@ class ShardedLookup(nn.Module):
         return self._of_table[table]
 
 
+class _CutRows(nn.Module):
+    """``ShardedLookup.cut`` as a graph node."""
+
+    def __init__(self, lookup: ShardedLookup) -> None:
+        super().__init__()
+        self._lookup = (lookup,)  # a tuple hides it: the lookup holds this module
+
+    def forward(self, rows: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ...]:
+        """See :meth:`ShardedLookup.cut`."""
+        return self._lookup[0].cut(rows, layout, blocks)
+
+
 @torch.no_grad()
 def _copy(target: Tensor, source: Tensor, what: str) -> None:
     if target.shape != source.shape:
@@ -264,6 +336,24 @@ def _check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor]) -> 
             )
 
 
+def _check_location(location: str, device: torch.device, backends: Sequence[_Tables]) -> None:
+    """Tables are where they were asked to be, or it is an error."""
+    if device.type == "cpu":
+        if location.startswith("managed"):
+            raise ValueError(
+                f"dmt.lookup.location {location!r} is memory that an accelerator shares with the host, but these "
+                'lookups run on the CPU, whose tables are in host memory anyway; use "auto" or "host"'
+            )
+        return
+    on_torch = [table for tables in backends if isinstance(tables, TorchTables) for table in tables.tables]
+    if on_torch and location in ("host", "managed", "managed_caching"):
+        raise ValueError(
+            f"dmt.lookup.location {location!r} is served by FBGEMM only, and {len(on_torch)} table(s) such as "
+            f"'{on_torch[0]}' are looked up on PyTorch, in the memory of {device.type}; use \"auto\", or have FBGEMM "
+            "serve them (dmt.lookup.backend)"
+        )
+
+
 def _make_backends(
     sites: Sequence[LookupSite],
     weights: Mapping[str, Tensor],
@@ -292,8 +382,8 @@ def _make_backends(
         why = "; ".join(f"'{table}': {reason}" for table, reason in refused.items())
         logger.info("tables looked up on PyTorch instead of FBGEMM: %s", why)
     backends: list[_Tables] = []
-    for pooling in ("sum", "mean"):
-        served = [site for site in sites if site.pooling == pooling and site.table not in refused]
+    for mode in ("sum", "mean"):
+        served = [site for site in sites if site.mode == mode and site.table not in refused]
         if served:
             backends.append(FbgemmTables(served, weights, rule, device, location))
     rest = [site for site in sites if site.table in refused]

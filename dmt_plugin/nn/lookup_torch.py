@@ -80,7 +80,7 @@ class TorchTables:
             values,
             self._tables[site.table],
             offsets.to(values.dtype),
-            mode=site.pooling,
+            mode=site.mode,
             per_sample_weights=weights,
             include_last_offset=True,
         )
@@ -108,9 +108,20 @@ class TorchTables:
         for table in self._tables.values():
             table.grad = None
 
+    @property
+    def holds(self) -> bool:
+        """Whether gradients were collected since ``zero_grad``."""
+        return any(table.grad is not None for table in self._tables.values())
+
+    def hold_gradients(self, hold: bool, once: bool) -> None:
+        """Nothing: gradients always wait for ``step``."""
+
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next steps."""
         self.lr = lr
+
+    def settle(self) -> None:
+        """Nothing: there is no cache."""
 
     def weight(self, table: str) -> Tensor:
         """``(rows, dim)`` view of a table."""

@@ -29,11 +29,13 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dmt_plugin.errors import ConfigError
+from dmt_plugin.nn.graph_ops import pick_columns
 from dmt_plugin.plan import TowerModuleSpec
 
 _ROTATION = 0.1
@@ -73,6 +75,7 @@ class DLRMTower(nn.Module):
         self, features: int, width: int, dim: int, c: int = 1, p: int = 0, init: str = "orthogonal"
     ) -> None:
         super().__init__()
+        self.width = width
         self.out_features = dim * (c * features + p)
         self.per_feature = nn.Linear(width, c * dim) if c else None
         self.per_tower = nn.Linear(features * width, p * dim) if p else None
@@ -80,13 +83,40 @@ class DLRMTower(nn.Module):
             if layer is not None:
                 initialise_linear(layer, init)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, F_t, N) -> (B, D*(c*F_t + p))``."""
+    def forward(self, x: Tensor | Sequence[Tensor], places: Sequence[int] = ()) -> Tensor:
+        """``(B, F_t, N) -> (B, D*(c*F_t + p))``.
+
+        Args:
+            x: the features; or blocks ``(B, F_i*N)``, which hold them in another order.
+            places: with blocks, where each feature is, counted over all blocks.
+        """
+        if not isinstance(x, Tensor):
+            return self._of_blocks(x, places)
         parts = []
         if self.per_feature is not None:
             parts.append(self.per_feature(x).flatten(1))
         if self.per_tower is not None:
             parts.append(self.per_tower(x.flatten(1)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _of_blocks(self, blocks: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+        """The same without stacking what comes in: only outputs are moved, which are smaller."""
+        counts = [block.shape[1] // self.width for block in blocks]
+        parts = []
+        if self.per_feature is not None:
+            out = self.per_feature.out_features
+            outputs = [self.per_feature(block.reshape(-1, self.width)) for block in blocks]
+            sides = [x.view(len(block), n * out) for x, block, n in zip(outputs, blocks, counts, strict=True)]
+            parts.append(pick_columns(sides, places, out))
+        if self.per_tower is not None:
+            feature_at = {place: feature for feature, place in enumerate(places)}
+            order = [feature_at[place] for place in range(len(places))]
+            weight = self.per_tower.weight.unflatten(1, (len(places), self.width))
+            weights = [own.flatten(1) for own in weight[:, order].split(counts, dim=1)]
+            total: Tensor = self.per_tower.bias
+            for block, own in zip(blocks, weights, strict=True):
+                total = total + torch.nn.functional.linear(block, own)
+            parts.append(total)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -165,6 +195,23 @@ def initialise_linear(layer: nn.Linear, init: str) -> None:
             raise ConfigError(
                 f'dmt.towers.init is {init!r}; expected "orthogonal", "identity" or "torch" (the default of nn.Linear).'
             )
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """A twin of a tower module whose calls are compiled, for batches of any size.
+
+    Args:
+        module: a tower module; it keeps running eagerly.
+
+    Returns:
+        Another object over the same parameters, buffers and submodules, whose state has the same names. Copies of it
+        run eagerly, as with every module that was compiled in place.
+    """
+    twin = copy.copy(module)
+    # Each with a cache of its own: towers share the code of their class, and all together would soon reach the number
+    # of variants after which torch gives up compiling.
+    twin.compile(dynamic=True, isolate_recompiles=True)
+    return twin
 
 
 def automatic_dim(kind: str, c: int, width: int) -> int:

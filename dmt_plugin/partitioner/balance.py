@@ -2,9 +2,10 @@
 
 * ``"count"``: a unit weighs its number of features. With the bound ``R``, the largest tower has at most ``R`` times
   the features of the smallest, as in the paper; ``"auto"`` is as even as it goes.
-* ``"cost"``: a unit weighs its share of the model's table bytes, ids per sample and output width, each times a weight
-  of the user's. No tower weighs more than the bound times the fair share. A fair share is the mean over towers, or
-  the heaviest unit where that is more: no partition can do better than that. ``"auto"`` is 1.1.
+* ``"cost"``: a unit weighs its share of the model's table bytes, ids per sample and output width, as the planner's cost
+  model counts them, each times a weight of the user's. No tower weighs more than the bound times the fair share. A fair
+  share is the mean over towers, or the heaviest unit where that is more: no partition can do better than that.
+  ``"auto"`` is 1.1.
 
 Weights are whole numbers, so that sums are exact and the same on every machine.
 """
@@ -21,12 +22,12 @@ from numpy.typing import NDArray
 from dmt_plugin.errors import PlanError
 from dmt_plugin.partitioner.units import Unit
 from dmt_plugin.plan import FeatureSpec, TableSpec
+from dmt_plugin.planner.load import ASSUMED_IDS, CostModel
 
 COST_TOTAL = 1_000_000
 """Sum of all features' costs, in whole numbers."""
 
 _AUTO_COST_BOUND = 1.1
-_ENTRY_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def feature_costs(
 ) -> dict[str, int]:
     """Cost of every feature, in parts of :data:`COST_TOTAL`.
 
-    A table that several features read is shared out among them. A feature without a fixed number of ids per sample
-    counts as one id.
+    Counted as for the placement of tables: bytes with the optimiser's state, and the same number of ids assumed where
+    it varies. A table that several features read is shared out among them.
 
     Args:
         features: the model's features.
@@ -60,9 +61,10 @@ def feature_costs(
     """
     shape = {t.name: t for t in tables}
     readers = {t.name: sum(t.name in f.tables for f in features) for t in tables}
+    memory = {t.name: CostModel().memory(t.rows, t.dim) for t in tables}
     parts = {
-        "bytes": [sum(shape[t].rows * shape[t].dim * _ENTRY_BYTES / readers[t] for t in f.tables) for f in features],
-        "lookups": [float((f.hotness or 1) * len(f.tables)) for f in features],
+        "bytes": [sum(memory[t] / readers[t] for t in f.tables) for f in features],
+        "lookups": [float((f.hotness or ASSUMED_IDS) * len(f.tables)) for f in features],
         "width": [float(sum(shape[t].dim for t in f.tables)) for f in features],
     }
     total = sum(weights[name] for name in parts)

@@ -22,6 +22,7 @@ from dmt_plugin.partitioner.packing import Labels, Packing
 
 _EFFORT = 20.0  # deterministic time, of the order of seconds
 
+
 class UndecidedError(PlanError):
     """The solver ran into its limit without an answer."""
 

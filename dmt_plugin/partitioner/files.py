@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
 from dmt_plugin.config import PartitionConfig
 from dmt_plugin.errors import PlanError
 from dmt_plugin.partitioner.partition import Partition, make_partition
 from dmt_plugin.partitioner.strategies import STRATEGIES
 from dmt_plugin.plan import FeatureSpec, TableSpec, read_json
+from dmt_plugin.topology import Topology
 
 
 def partition_features(
@@ -54,13 +56,35 @@ def resolve(
     return make_partition(features, tables, towers, config, model=model)
 
 
+def read_partition(file: str | Path, topology: Topology | None = None) -> dict[str, Any]:
+    """A partition, or a whole plan, from a file or from a folder of checkpoints.
+
+    Args:
+        file: a JSON file; or the folder of a checkpoint, or one with several, of which the newest is taken. Of a
+            checkpoint that was saved on another topology, only the towers are taken.
+        topology: hosts and lanes of this run.
+
+    Raises:
+        PlanError: there is nothing to read.
+    """
+    if not Path(file).is_dir():
+        return read_json(file)
+    found = find_checkpoint(file)
+    if found is None:
+        raise PlanError(f"dmt.partition.file: {file} has no checkpoint with a plan: {what_is_there(file)}")
+    plan = dict(found.manifest.plan)
+    if topology is not None and plan["topology"] == str(topology):
+        return plan
+    return {key: plan[key] for key in ("towers", "model", "provenance")}
+
+
 def from_file(features: Sequence[FeatureSpec], towers: int, file: str | Path, model: str = "") -> Partition:
     """Reads a partition: ``{"towers": [[...], ...]}``, and what ``dmt partition`` adds to it.
 
     Raises:
         PlanError: not of this form, or made for another model or number of towers.
     """
-    data = read_json(file)
+    data = read_partition(file)
     made_for = data.get("model", "")
     if model and made_for and made_for != model:
         raise PlanError(

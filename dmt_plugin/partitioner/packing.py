@@ -69,13 +69,21 @@ def first_assignment(packing: Packing, taste: NDArray[np.float64] | None) -> Lab
     Returns:
         ``(U,)`` towers, or ``None`` if there is provably no assignment.
     """
+    labels = quick_assignment(packing, taste)
+    if labels is not None:
+        return labels
+    from dmt_plugin.partitioner.exact import any_assignment
+
+    return any_assignment(packing)
+
+
+def quick_assignment(packing: Packing, taste: NDArray[np.float64] | None) -> Labels | None:
+    """As :func:`first_assignment`, without the solver: ``None`` proves nothing."""
     for liking in (None,) if taste is None else (taste, None):
         labels = _fill(packing, liking)
         if labels is not None:
             return labels
-    from dmt_plugin.partitioner.exact import any_assignment
-
-    return any_assignment(packing)
+    return None
 
 
 def _fill(packing: Packing, taste: NDArray[np.float64] | None) -> Labels | None:

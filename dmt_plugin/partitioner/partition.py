@@ -94,9 +94,12 @@ def make_partition(
     rules = Rules(config.pin, config.together, config.apart, config.groups)
     units = make_units(ordered, rules, towers)
     if towers > len(units.units):
+        tied = [list(unit.names) for unit in units.units if len(unit.names) > 1]
+        shown = ", ".join(map(str, tied[:3])) + (f" and {len(tied) - 3} more sets" if len(tied) > 3 else "")
+        why = f"; {shown} share a table or are kept together by dmt.partition.together" if tied else ""
         raise PlanError(
-            f"{towers} towers but only {len(units.units)} independent features ({len(features)} features; features "
-            "that share a table, or that dmt.partition.together names, stay together). Lower dmt.towers.count."
+            f"{towers} towers but only {len(units.units)} independent features (of {len(features)}{why}). Lower "
+            f"dmt.towers.count to at most {len(units.units)}."
         )
     found = _affinity(config, affinity, names, model)
     plane = _plane(config, found, names) if config.strategy == "learned" and found is not None else None

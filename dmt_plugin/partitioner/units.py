@@ -3,7 +3,7 @@
 1. Features that share a table, and features that the user keeps together, form one unit.
 2. A unit has the pin and the group of its members.
 3. Rules that contradict each other are refused here where a look at them is enough, by naming the pair at fault; what
-   only shows when loads are counted is found by :mod:`dmt_plugin.partitioner.conflicts`.
+   only shows when loads are counted is found by :mod:`dmt_plugin.partitioner.exact`.
 """
 
 from __future__ import annotations
@@ -79,11 +79,6 @@ class Units:
 
     units: tuple[Unit, ...]
     apart: Mapping[tuple[int, int], tuple[str, str]]
-
-
-def tied_units(features: Sequence[FeatureSpec]) -> list[list[str]]:
-    """Groups features that share a table; units are in order of their first feature."""
-    return _components(features, ())
 
 
 def make_units(features: Sequence[FeatureSpec], rules: Rules, towers: int) -> Units:

@@ -1,21 +1,63 @@
-"""Places towers on hosts and whole tables on the lanes of their host.
+"""Places towers on hosts and tables on the lanes of their host.
 
-Table-wise placement by the longest-processing-time rule: the most expensive table goes
-to the lane with the least load so far. A table's load is what it costs in every step,
-the width it adds to each pooled row plus the ids it looks up, with its memory as the
-tie-breaker.
+For each host by itself, as its towers decide which tables it holds:
+
+1. Tables that are to be divided are: by the strategy, by an override, or, with ``"auto"``, because they are larger than
+   the memory of a rank (by rows).
+2. The others are spread whole (:mod:`dmt_plugin.planner.balance`). Where memory does not suffice, ``"auto"`` divides
+   the largest of them and tries again; nothing left to divide is an error.
+3. With ``"auto"``, the dearest tables are divided by rows if that lowers the cost of the dearest lane by the factor
+   ``split_gain``: one, two, ... of them, up to one per lane, and the smallest number that does it. Again, until none
+   does. Dividing never lowers the sum of all costs, so nothing is tried where even lanes would not gain that much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
+from dmt_plugin.byte_sizes import say_bytes
 from dmt_plugin.errors import ConfigError
-from dmt_plugin.plan import FeatureSpec, TableSpec
+from dmt_plugin.plan_tables import Kind, TableSplit, parts_of
+from dmt_plugin.planner.balance import spread
+from dmt_plugin.planner.load import CostModel, Load, TableUse, total
+from dmt_plugin.planner.ranges import divide, divisible
 from dmt_plugin.topology import Topology
 
-_ASSUMED_HOTNESS = 4
-"""Ids per sample assumed for a feature whose number of ids varies."""
+
+@dataclass(frozen=True)
+class PlacementRules:
+    """What the ``dmt.placement`` section asks for.
+
+    Attributes:
+        strategy: ``"auto"`` or the kind of all tables.
+        memory_limit: bytes of tables and optimiser state per rank; ``None`` for no limit.
+        split_gain: see the module's docstring.
+        overrides: tables with a kind of their own.
+    """
+
+    strategy: Literal["auto", "table_wise", "row_wise", "column_wise"] = "auto"
+    memory_limit: int | None = None
+    split_gain: float = 1.5
+    overrides: Mapping[str, Kind] = field(default_factory=dict)
+
+    def kind_of(self, table: str) -> Literal["auto", "table_wise", "row_wise", "column_wise"]:
+        """What is asked for one table."""
+        return self.overrides.get(table, self.strategy)
+
+
+@dataclass(frozen=True)
+class TablePlacement:
+    """Where tables are.
+
+    Attributes:
+        lanes: lane of each whole table.
+        splits: ranges of each divided table.
+    """
+
+    lanes: dict[str, int]
+    splits: dict[str, TableSplit]
 
 
 def towers_to_hosts(towers: int, topology: Topology) -> tuple[int, ...]:
@@ -27,42 +69,145 @@ def towers_to_hosts(towers: int, topology: Topology) -> tuple[int, ...]:
     if towers < topology.hosts or towers % topology.hosts:
         raise ConfigError(
             f"dmt.towers.count is {towers} on {topology.hosts} host(s); it must be a multiple of the number of hosts, "
-            'so that every host runs the same number of towers. Use "auto" for one tower per host.'
+            'so that every host runs the same number of towers. Use "auto" for one tower per host. A tower may span '
+            "several machines: dmt.topology.ranks_per_host says how many neighbouring ranks count as one host."
         )
     return tuple(t * topology.hosts // towers for t in range(towers))
 
 
 def place_tables(
-    tables: Sequence[TableSpec],
-    features: Sequence[FeatureSpec],
-    host_of_feature: Mapping[str, int],
+    uses: Sequence[TableUse],
+    host_of: Mapping[str, int],
     topology: Topology,
-) -> dict[str, int]:
-    """Lane of every table on its host.
+    rules: PlacementRules | None = None,
+    model: CostModel | None = None,
+) -> TablePlacement:
+    """Lanes of every table on its host.
 
     Args:
-        tables: all tables.
-        features: all features.
-        host_of_feature: host of each feature's tower.
+        uses: every table of the model.
+        host_of: host of each table.
         topology: hosts and lanes.
+        rules: what is asked for.
+        model: the cost model.
 
-    Returns:
-        Table name to lane.
+    Raises:
+        ConfigError: a host has too little memory for its tables.
     """
-    homes: dict[str, int] = {}
-    lookups: dict[str, int] = {}
-    for feature in features:
-        for name in feature.tables:
-            homes[name] = host_of_feature[feature.name]
-            lookups[name] = lookups.get(name, 0) + (feature.hotness or _ASSUMED_HOTNESS)
-    uses = {t.name: sum(f.tables.count(t.name) for f in features) for t in tables}
-    cost = {t.name: t.dim * uses[t.name] + lookups[t.name] for t in tables}
     lanes: dict[str, int] = {}
+    splits: dict[str, TableSplit] = {}
     for host in range(topology.hosts):
-        mine = [t for t in tables if homes[t.name] == host]
-        load = [(0, 0)] * topology.ranks_per_host
-        for table in sorted(mine, key=lambda t: (-cost[t.name], -t.rows * t.dim, t.name)):
-            lane = min(range(topology.ranks_per_host), key=lambda candidate: (load[candidate], candidate))
-            lanes[table.name] = lane
-            load[lane] = (load[lane][0] + cost[table.name], load[lane][1] + table.rows * table.dim)
-    return lanes
+        mine = sorted((use for use in uses if host_of[use.table.name] == host), key=lambda use: use.table.name)
+        found = _Host(host, mine, topology.ranks_per_host, rules or PlacementRules(), model or CostModel()).place()
+        lanes.update(found.lanes)
+        splits.update(found.splits)
+    return TablePlacement(lanes, splits)
+
+
+@dataclass(frozen=True)
+class _Solution:
+    placement: TablePlacement
+    costs: list[float]
+
+
+class _Host:
+    """One host while its tables are placed."""
+
+    def __init__(
+        self, host: int, uses: Sequence[TableUse], lanes: int, rules: PlacementRules, model: CostModel
+    ) -> None:
+        self.host, self.lanes, self.rules, self.model = host, lanes, rules, model
+        self.uses = {use.table.name: use for use in uses}
+        self.whole = {name: model.load(use, parts_of(use.table, 0, None)[0]) for name, use in self.uses.items()}
+
+    def place(self) -> TablePlacement:
+        """The placement.
+
+        Raises:
+            ConfigError: too little memory.
+        """
+        limit = self.rules.memory_limit
+        divided: dict[str, Kind] = {}
+        for name in self.uses:
+            kind = self.rules.kind_of(name)
+            if kind in ("row_wise", "column_wise") and self._can(name, kind):
+                divided[name] = kind
+            elif limit is not None and self.whole[name].memory > limit and self._free(name):
+                divided[name] = "row_wise"
+        solution = self._solve(divided)
+        while solution is None:
+            rest = [name for name in self.uses if name not in divided and self._free(name)]
+            if not rest:
+                raise ConfigError(self._no_room(divided))
+            divided[max(rest, key=lambda name: (self.whole[name].memory, name))] = "row_wise"
+            solution = self._solve(divided)
+        return self._balanced(divided, solution).placement
+
+    def _balanced(self, divided: dict[str, Kind], solution: _Solution) -> _Solution:
+        """Divides more tables while that pays."""
+        while True:
+            bar = max(solution.costs) / self.rules.split_gain
+            free = [name for name in solution.placement.lanes if self._free(name)]
+            free.sort(key=lambda name: (-self.model.cost(self.whole[name]), name))
+            if sum(solution.costs) / self.lanes > bar:
+                return solution
+            for count in range(1, min(len(free), self.lanes) + 1):
+                more: dict[str, Kind] = {**divided, **dict.fromkeys(free[:count], "row_wise")}
+                tried = self._solve(more)
+                if tried is not None and max(tried.costs) <= bar and max(tried.costs) < max(solution.costs):
+                    divided, solution = more, tried
+                    break
+            else:
+                return solution
+
+    def _solve(self, divided: Mapping[str, Kind]) -> _Solution | None:
+        """The best placement with these tables divided; ``None`` where memory does not suffice."""
+        base = [Load()] * self.lanes
+        splits: dict[str, TableSplit] = {}
+        for name in sorted(divided, key=lambda name: (-self.model.cost(self.whole[name]), name)):
+            use = self.uses[name]
+            splits[name] = divide(use.table, divided[name], [self.model.cost(load) for load in base])
+            for part in parts_of(use.table, None, splits[name]):
+                base[part.lane] = base[part.lane] + self.model.load(use, part)
+        rest = {name: load for name, load in self.whole.items() if name not in divided}
+        lanes = spread(rest, base, self.rules.memory_limit, self.model)
+        if lanes is None:
+            return None
+        for name, lane in lanes.items():
+            base[lane] = base[lane] + rest[name]
+        return _Solution(TablePlacement(lanes, splits), [self.model.cost(load) for load in base])
+
+    def _free(self, name: str) -> bool:
+        """Whether the placer may divide a table by itself."""
+        return self.rules.kind_of(name) == "auto" and self._can(name, "row_wise")
+
+    def _can(self, name: str, kind: Kind) -> bool:
+        use = self.uses[name]
+        return self.lanes > 1 and not use.whole and divisible(use.table, kind)
+
+    def _no_room(self, divided: Mapping[str, Kind]) -> str:
+        limit = self.rules.memory_limit
+        assert limit is not None
+        need = total(self.whole.values()).memory
+        room = self.lanes * limit
+        text = (
+            f"host {self.host} needs {say_bytes(need)} for {len(self.whole)} table(s) and their optimiser state; its "
+            f"{self.lanes} rank(s) may use {say_bytes(limit)} each, {say_bytes(room)} together "
+            f"(dmt.placement.memory_per_rank)."
+        )
+        whole = [name for name in self.whole if name not in divided]
+        if need <= room and whole:
+            largest = max(whole, key=lambda name: (self.whole[name].memory, name))
+            use = self.uses[largest]
+            why = use.whole or (
+                f"it is to be {self.rules.kind_of(largest)}" if divisible(use.table, "row_wise") else "it has one row"
+            )
+            text += (
+                f" No way to fit them was found: the largest table that stays whole, {largest}, takes "
+                f"{say_bytes(self.whole[largest].memory)}; {why}."
+            )
+        divide_more = "" if self.rules.strategy == "auto" else ' set dmt.placement.strategy to "auto",'
+        return (
+            f"{text} Raise the limit, use more hosts or ranks,{divide_more} or choose an optimiser with less state "
+            "(dmt.lookup.optimizer)."
+        )

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dmt_plugin.byte_sizes import say_bytes
 from dmt_plugin.report import html
 from dmt_plugin.report.explain_text import folded
-from dmt_plugin.report.explain_words import headline, sum_of_bytes, tower_note
+from dmt_plugin.report.explain_words import feature_with_lanes, headline, loads_shown, sum_of_bytes, tower_note
 from dmt_plugin.report.graph_picture import Graph, picture_of_graph
 from dmt_plugin.report.rank_graphs import beside_each_other
 from dmt_plugin.report.tables import Column, Table
@@ -46,6 +47,7 @@ def page_of(data: Mapping[str, Any], model: str, config: str | None) -> html.Pag
     if not refused:
         page.section("Parameters that start anew", *_parameters(data))
         page.section(f"What rank {data['rank']} runs", *_placed(data))
+        page.section("Predicted load of ranks", *_lanes(data))
         page.section("Bytes of every exchange", *_exchanges(data))
     if data["passes"]:
         page.section("Log of passes", _passes(data))
@@ -67,8 +69,8 @@ def _tiles(data: Mapping[str, Any]) -> list[html.Tile]:
     return [
         html.Tile(str(len(data["towers"])), "towers", f"of {len(data['plan']['features'])} features"),
         html.Tile(f"{ratio:.2f}" if ratio else "none", "compression ratio", "width looked up : width sent"),
-        html.Tile(f"{away / samples:,.0f} B", "to other hosts", "per sample, forward and backward"),
-        html.Tile(f"{near / samples:,.0f} B", "inside the host", "per sample, forward and backward"),
+        html.Tile(f"{away / samples:,.0f} B", "to other hosts", "per sample, sums of gradients included"),
+        html.Tile(f"{near / samples:,.0f} B", "inside the host", "per sample, sums of gradients included"),
         html.Tile(f"{sum(r['count'] for r in anew):,}", "values start anew", f"in {len(anew)} parameters"),
         *tiles,
     ]
@@ -122,13 +124,6 @@ def _towers(data: Mapping[str, Any]) -> str:
     for m in data["tower_modules"]:
         said = f"{m['group']}: {m['input']} to {m['output']}, {m['parameters']:,} parameters"
         modules.setdefault(m["tower"], []).append(said)
-    lanes = data["plan"]["table_lanes"] if data["plan"] else {}
-    tables = {f["name"]: f["tables"] for f in data["plan"]["features"]} if data["plan"] else {}
-
-    def named(name: str) -> str:
-        own = ",".join(str(lanes[t]) for t in tables.get(name, ()))
-        return f"{name} ({own})" if own else name
-
     rows = [
         {
             "tower": str(t["tower"]),
@@ -136,7 +131,7 @@ def _towers(data: Mapping[str, Any]) -> str:
             "rows": t["rows"],
             "width": t["width"],
             "module": "; ".join(modules.get(t["tower"], [])) or "none",
-            "features": ", ".join(named(n) for n in t["features"]),
+            "features": ", ".join(feature_with_lanes(data, n) for n in t["features"]),
         }
         for t in data["towers"]
     ]
@@ -146,7 +141,7 @@ def _towers(data: Mapping[str, Any]) -> str:
         Column("rows", "rows", ",d"),
         Column("width", "width"),
         Column("module", "modules", text=True),
-        Column("features", "features", note="and the lane of their tables", text=True),
+        Column("features", "features", note="and the lanes of their tables", text=True),
     ]
     return Table(columns, rows).to_html()
 
@@ -196,6 +191,23 @@ def _placed(data: Mapping[str, Any]) -> list[str]:
     return [rank, beside]
 
 
+def _lanes(data: Mapping[str, Any]) -> list[str]:
+    columns = [
+        Column("rank", "host, lane"),
+        Column("tables", "tables", note="whole or in part"),
+        Column("memory", "bytes of tables", note="with optimiser state", text=True),
+        Column("lookups", "lookups", ".4g", "rows read per sample"),
+        Column("exchange", "exchanged", ",.0f", "bytes per sample"),
+    ]
+    title, loads = loads_shown(data)
+    rows = [{**x, "rank": f"{x['host']}, {x['lane']}", "memory": say_bytes(x["bytes"])} for x in loads]
+    text = (
+        f"The {title}. Lookups and bytes are per sample whose ids arrive, if the ids of tables in row ranges are "
+        "spread evenly; bytes are rows sent to other ranks and gradients that come back, not what stays on the rank."
+    )
+    return [html.paragraph(text), Table(columns, rows).to_html()]
+
+
 def _exchanges(data: Mapping[str, Any]) -> list[str]:
     columns = [
         Column("name", "exchange"),
@@ -208,7 +220,8 @@ def _exchanges(data: Mapping[str, Any]) -> list[str]:
     away, near = sum_of_bytes(data)
     total = {"name": "sum", "group": "", "phase": "", "shape": "", "other_hosts": away, "same_host": near}
     text = f"One step of rank {data['rank']} with {data['batch_size']} samples, by formula."
-    return [html.paragraph(text), Table(columns, [*data["collectives"], total], emphasis="sum").to_html()]
+    rows, note = [*data["collectives"], total], data["gradient_sums"]["note"]
+    return [html.paragraph(text), Table(columns, rows, [note], emphasis="sum").to_html()]
 
 
 def _passes(data: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dmt_plugin.report.explain_words import headline, sum_of_bytes, tower_note
+from dmt_plugin.byte_sizes import say_bytes
+from dmt_plugin.report.explain_words import feature_with_lanes, headline, loads_shown, sum_of_bytes, tower_note
 
 Line = tuple[str, str, str]
 
@@ -28,6 +29,7 @@ def show(data: dict[str, Any], console: Console) -> None:
         _graph("graph around the towers, before", data["nodes_before"], console)
     if not data["refused"]:
         _graph(f"graph around the towers, after (rank {data['rank']})", data["nodes_after"], console)
+        _lanes(data, console)
         _collectives(data, console)
         _parameters(data, console)
     if data["passes"]:
@@ -43,17 +45,10 @@ def _table(title: str, *columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def _towers(data: dict[str, Any], console: Console) -> None:
-    lanes = data["plan"]["table_lanes"] if data["plan"] else {}
-    features = {f["name"]: f for f in data["plan"]["features"]} if data["plan"] else {}
-
-    def named(name: str) -> str:
-        own = features.get(name, {"tables": []})["tables"]
-        return f"{name} ({','.join(str(lanes[t]) for t in own)})" if own else name
-
-    heading = "features (and the lane of their tables)"
+    heading = "features (and the lanes of their tables)"
     table = _table("towers", "tower", "host", "count", "rows", "width", heading, right=("count", "rows", "width"))
     for tower in data["towers"]:
-        names = ", ".join(named(n) for n in tower["features"])
+        names = ", ".join(feature_with_lanes(data, n) for n in tower["features"])
         count, rows = str(len(tower["features"])), f"{tower['rows']:,}"
         table.add_row(str(tower["tower"]), str(tower["host"]), count, rows, str(tower["width"]), escape(names))
     console.print(table)
@@ -99,6 +94,16 @@ def folded(lines: Sequence[Line]) -> list[Line]:
     return result
 
 
+def _lanes(data: dict[str, Any], console: Console) -> None:
+    numbers = ("tables", "bytes of tables", "lookups per sample", "exchanged bytes per sample")
+    title, loads = loads_shown(data)
+    table = _table(title, "host", "lane", *numbers, right=numbers)
+    for load in loads:
+        shown = (say_bytes(load["bytes"]), f"{load['lookups']:,.4g}", f"{load['exchange']:,.0f}")
+        table.add_row(str(load["host"]), str(load["lane"]), str(load["tables"]), *shown)
+    console.print(table)
+
+
 def _collectives(data: dict[str, Any], console: Console) -> None:
     title = f"exchanges of one step on rank {data['rank']}, {data['batch_size']} samples per rank (bytes)"
     numbers = ("to other hosts", "inside host")
@@ -108,9 +113,10 @@ def _collectives(data: dict[str, Any], console: Console) -> None:
         table.add_row(cost["name"], cost["group"], cost["phase"], escape(cost["shape"]), *sizes)
     away, near = sum_of_bytes(data)
     table.add_section()
-    per_sample = f"{away / data['batch_size']:,.0f} bytes per sample to other hosts"
+    per_sample = f"{away / data['batch_size']:,.0f} bytes per sample to other hosts, sums of gradients included"
     table.add_row("sum", "", "", per_sample, f"{away:,}", f"{near:,}")
     console.print(table)
+    console.print(escape(data["gradient_sums"]["note"]), highlight=False)
 
 
 def _parameters(data: dict[str, Any], console: Console) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_MOST_RANKS = 32
+"""How many ranks are listed one by one."""
+
 
 def headline(data: Mapping[str, Any]) -> str:
     """What becomes of the model, in one line."""
@@ -25,6 +28,32 @@ def tower_note(data: Mapping[str, Any]) -> str:
     module = data["plan"]["module"]
     letters = f", c={module['c']}, p={module['p']}" if module["kind"] == "dlrm" else ""
     return f"module {module['kind']}" + (f"{letters}, D={module['dim']}" if module["kind"] != "none" else "")
+
+
+def lanes_of(data: Mapping[str, Any], table: str) -> str:
+    """Where a table is on its host: its lane, or ``rows 0+1``, ``columns 0+1`` for the lanes of its ranges."""
+    plan = data["plan"]
+    split = plan.get("table_splits", {}).get(table)
+    if split is None:
+        return str(plan["table_lanes"][table])
+    kind = split["kind"].removesuffix("_wise") + "s"
+    return f"{kind} " + "+".join(str(r["lane"]) for r in split["ranges"])
+
+
+def feature_with_lanes(data: Mapping[str, Any], feature: str) -> str:
+    """A feature's name with the lanes of its tables, in brackets, where the plan is known."""
+    features = data["plan"]["features"] if data["plan"] else []
+    own: list[str] = next((f["tables"] for f in features if f["name"] == feature), [])
+    return f"{feature} ({', '.join(lanes_of(data, t) for t in own)})" if own else feature
+
+
+def loads_shown(data: Mapping[str, Any]) -> tuple[str, list[Mapping[str, Any]]]:
+    """A heading and the predicted loads to show: of every rank, or of those that exchange most where there are many."""
+    loads: list[Mapping[str, Any]] = data["lanes"]
+    if len(loads) <= _MOST_RANKS:
+        return "predicted load of every rank", loads
+    dearest = sorted(loads, key=lambda x: (-x["exchange"], -x["lookups"], x["host"], x["lane"]))[:_MOST_RANKS]
+    return f"predicted load of the {_MOST_RANKS} of {len(loads)} ranks that exchange most", dearest
 
 
 def sum_of_bytes(data: Mapping[str, Any]) -> tuple[int, int]:

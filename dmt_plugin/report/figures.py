@@ -1,4 +1,4 @@
-"""Charts as inline SVG whose colours follow the page: bars in parts, and curves.
+"""Charts as inline SVG whose colours follow the page: bars and areas in parts, and curves.
 
 1. matplotlib draws with placeholder colours, one per name of the palette.
 2. The saved SVG loses what a page does not want: XML head, metadata, namespaces, fixed size.
@@ -75,6 +75,43 @@ def stacked_bars(
         )
 
     return svg_of(draw, width=9.6, height=0.5 * len(bars) + 1.0, name=name)
+
+
+def stacked_areas(
+    x: Sequence[float],
+    parts: Mapping[str, Sequence[float]],
+    *,
+    x_label: str,
+    y_label: str,
+    colours: Sequence[str] = ("part-1", "part-2", "part-3", "part-4", "part-5"),
+    name: str = "areas",
+) -> str:
+    """Areas on top of each other over one axis.
+
+    Args:
+        x: where the values are.
+        parts: for each part, from below, its value at every place.
+        x_label: label of the axis.
+        y_label: what the areas show; set above the picture.
+        colours: palette names, one per part.
+        name: prefix of the ids in the SVG; has to differ between the pictures of a page.
+    """
+
+    def draw(axes: Any) -> None:
+        shown = [COLOURS[colour] for colour in colours[: len(parts)]]
+        axes.stackplot(
+            x, *parts.values(), labels=list(parts), colors=shown, edgecolor=COLOURS["card"], linewidth=0.5
+        )
+        axes.set_xlim(x[0], x[-1])
+        axes.set_ylim(0)
+        axes.set_xlabel(x_label)
+        axes.set_title(y_label, loc="left", fontsize=10, color=COLOURS["muted"], pad=26)
+        axes.grid(axis="y", color=COLOURS["line"], linewidth=0.8)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(parts), frameon=False, handlelength=1.6)
+
+    return svg_of(draw, width=9.6, height=3.6, name=name)
 
 
 def curves(

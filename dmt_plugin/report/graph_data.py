@@ -2,7 +2,8 @@
 
 For a picture:
 
-1. Every node gets a kind (:func:`kinds_of`). Constants and sizes are left out: they say how, not what.
+1. Every node gets a kind (:func:`kinds_of`). Constants and sizes are left out: they say how, not what; so are the
+   micro-blocks behind the first, which do the same as it does.
 2. Nodes of one kind and one part of the model (the first name in which the paths of its modules differ) that
    are connected become one box. The level of a node, the number of boundaries between such parts on the longest
    way to it, keeps apart what is left and entered again, so the boxes form no cycle.
@@ -22,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights
 from dmt_plugin.passes.insert_towers import TOWERS, tower_number
-from dmt_plugin.passes.placement import EXCHANGE_META, LOOKUP, SHAPE_META
+from dmt_plugin.passes.placement import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META
 
 _STEPS_BEHIND = 10
 """How many operations behind the towers belong to "around the towers"."""
@@ -89,7 +90,8 @@ def condensed(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
         batch: batch size of its example values, shown as ``B``.
     """
     kinds = kinds_of(gm)
-    nodes = [n for n in gm.graph.nodes if kinds[n] not in ("constant", "size") and (n.users or n.op in _ENDS)]
+    drawn = [n for n in gm.graph.nodes if n.meta.get(BLOCK_META, 0) == 0 and kinds[n] not in ("constant", "size")]
+    nodes = [n for n in drawn if n.users or n.op in _ENDS]
     keys = _keys(nodes, kinds)
     boxes: nx.DiGraph[int] = nx.DiGraph()
     home: dict[fx.Node, int] = {}

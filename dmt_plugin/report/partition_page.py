@@ -38,7 +38,7 @@ def page_of(view: PartitionView, title: str = "Tower partition") -> Page:
                 "marker tell the tower.",
             )
         )
-    pictures.append(figure(_svg(draw_loads, view, 9.6, 2.8, "loads"), f"Load of each tower in {view.unit}."))
+    pictures.append(figure(_svg(draw_loads, view, 9.6, 2.8, "loads"), f"Load of each tower: {view.unit}."))
     page.section("Pictures", *pictures)
     page.section("Towers", table_of(view).to_html())
     page.section("Why", *_reasons(view), code(json.dumps(view.provenance, indent=2), "provenance, as in the plan"))
@@ -51,9 +51,10 @@ def _svg(draw: Callable[[Any, PartitionView, Any], None], view: PartitionView, w
 
 def _tiles(view: PartitionView) -> list[Tile]:
     heaviest = max(view.loads)
+    weighed = "features" if view.unit == "features" else "cost"
     found = [
         Tile(str(len(view.sizes)), "towers", f"of {min(view.sizes)} to {max(view.sizes)} features"),
-        Tile(f"{heaviest / view.fair:.2f}", "heaviest tower to the mean", f"balance by {view.unit}"),
+        Tile(f"{heaviest / view.fair:.2f}", "heaviest tower to the mean", f"balance by {weighed}"),
     ]
     if "layout" in view.provenance:
         layout = view.provenance["layout"]
@@ -68,7 +69,10 @@ def _reasons(view: PartitionView) -> list[str]:
     if "objective" in source:
         asked = f" (asked for: {source['asked']})" if source["asked"] != source["objective"] else ""
         found["objective"] = f"{source['objective']}{asked}"
-        found["stress-1"] = ", ".join(f"{name} {value:.4f}" for name, value in source["stress_1"].items())
+        several = source["stress_1"] if len(source["stress_1"]) > 1 else {}
+        found["stress-1"] = ", ".join(f"{name} {value:.4f}" for name, value in several.items()) or (
+            f"{source['layout']['stress_1']:.4f}"
+        )
     if "held_out_loss" in source:
         found["held-out loss"] = ", ".join(f"{name} {value:.5f}" for name, value in source["held_out_loss"].items())
     if "affinity" in source:

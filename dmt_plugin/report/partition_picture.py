@@ -97,10 +97,16 @@ def draw_plane(axes: Any, view: PartitionView, colours: Colours) -> None:
         towers = [int(t) for t in view.tower]
     else:
         texts = tuple(str(t) for t in range(len(view.sizes)))
-        places = np.stack([view.points[view.tower == t].mean(0) for t in range(len(view.sizes))])
+        places = np.stack([_middle(view.points[view.tower == t]) for t in range(len(view.sizes))])
         towers = list(range(len(view.sizes)))
     axes.figure.draw_without_rendering()  # places on paper are known from here on
     _write_names(axes, texts, places, towers, view.points, bold=len(view.names) > MOST_NAMES)
+
+
+def _middle(points: np.ndarray) -> np.ndarray:
+    """The point with the least distance to all others: a tower in several places is named at one of them."""
+    apart = np.linalg.norm(points[:, None] - points[None], axis=2)
+    return points[apart.sum(1).argmin()]
 
 
 def _write_names(
@@ -137,7 +143,8 @@ def _write_names(
         box = (x + dx - width / 2, y + dy - height / 2, x + dx + width / 2, y + dy + height / 2)
         taken = np.concatenate([taken, [box]])
         colour = tower_style(towers[i])[0]
-        far = math.hypot(dx, dy) > width / 2 + height and not bold
+        gap = math.hypot(max(0.0, abs(dx) - width / 2), max(0.0, abs(dy) - height / 2))
+        far = gap > 1.5 * _NAME_PX
         note = axes.annotate(
             texts[i],
             places[i],

@@ -56,16 +56,3 @@ def ring_all_reduce(elements: int, hosts: int, ranks_per_host: int, element_size
     if hosts < 2:
         return 0.0
     return hosts * 2 * (world - 1) / world * elements * element_size
-
-
-def exchanged_rows(widths_by_host: Mapping[int, int], element_size: int = 4) -> float:
-    """Bytes between hosts per sample, one way, for rows that are made on one host and needed on every other.
-
-    Samples are spread evenly over the hosts: a row of host `h` stays at home for one sample in `H`.
-
-    Args:
-        widths_by_host: for each host, the numbers it makes per sample (embeddings, or outputs of tower modules).
-        element_size: bytes of one number.
-    """
-    hosts = len(widths_by_host)
-    return sum(widths_by_host.values()) * element_size * (hosts - 1) / hosts

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from dmt_plugin.errors import DMTError, PlanError
+from dmt_plugin.errors import DMTError, ExchangeError, PlanError
 from dmt_plugin.topology import RankGroups
 
 T = TypeVar("T")
@@ -23,11 +23,46 @@ def speaks() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def gather(groups: RankGroups, value: T) -> list[T]:
-    """The (picklable) values of all ranks, in rank order, on every rank."""
+def gather(groups: RankGroups, value: T, doing: str = "comparing the ranks") -> list[T]:
+    """The (picklable) values of all ranks, in rank order, on every rank.
+
+    Args:
+        groups: This rank's groups.
+        value: This rank's.
+        doing: What for, for the message.
+
+    Raises:
+        ExchangeError: A rank is gone, or ``comm.timeout_s`` is over.
+    """
     values: list[T | None] = [None] * groups.topology.world_size
-    dist.all_gather_object(values, value, group=groups.world)
+    with told(groups, doing):
+        dist.all_gather_object(values, value, group=groups.world)
     return values  # type: ignore[return-value]
+
+
+@contextmanager
+def told(groups: RankGroups, doing: str) -> Iterator[None]:
+    """Turns what the backend raises in the block into an error that names this rank and what it was doing.
+
+    Args:
+        groups: This rank's groups.
+        doing: What the block does.
+
+    Raises:
+        ExchangeError: A rank is gone, or ``comm.timeout_s`` is over.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DMTError):
+            raise
+        lines = str(error).strip().splitlines()
+        raise ExchangeError(
+            f"rank {groups.rank} (host {groups.host}, lane {groups.lane}): waiting for the other ranks while {doing} "
+            f"failed: {lines[0][:300] if lines else type(error).__name__}. A rank has died, failed, or was more than "
+            f"dmt.comm.timeout_s = {groups.timeout_s:g} s behind; look for the first error of the other ranks, or "
+            "raise dmt.comm.timeout_s."
+        ) from error
 
 
 @contextmanager
@@ -49,7 +84,7 @@ def together(groups: RankGroups, doing: str) -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    reports = gather(groups, None if error is None else f"{type(error).__name__}: {error}")
+    reports = gather(groups, None if error is None else f"{type(error).__name__}: {error}", doing)
     if error is not None:
         raise error
     failed = [(rank, report) for rank, report in enumerate(reports) if report is not None]

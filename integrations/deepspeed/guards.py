@@ -2,8 +2,7 @@
 
 1. :func:`check_call` looks at the arguments of ``initialize``;
 2. :func:`check_config` at the DeepSpeed configuration; both are the same on every rank and need no process group;
-3. :func:`check_lookup` at what the tables of this rank are made of;
-4. :func:`check_ranks` compares the ranks' placed models: what would end in ranks waiting for each other inside
+3. :func:`check_ranks` compares the ranks' placed models: what would end in ranks waiting for each other inside
    DeepSpeed is an error here.
 
 Each refusal is one :class:`ConfigError` with the key, its value, the reason and the way out.
@@ -22,6 +21,8 @@ from deepspeed.pipe import PipelineModule
 from torch import nn
 
 from dmt_plugin.errors import ConfigError
+from dmt_plugin.integrations.deepspeed.optimizers import check_built, is_built
+from dmt_plugin.planner.gradient_cost import computes_in_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def zero_stage(ds_config: Mapping[str, Any]) -> int:
     return int(lookup_key(ds_config, "zero_optimization.stage", 0))
 
 
-def check_call(model: Any, optimizer: Any, mpu: Any, mesh_param: Any) -> None:
+def check_call(model: Any, optimizer: Any, mpu: Any, mesh_param: Any, lr_scheduler: Any = None) -> None:
     """Refuse arguments of ``initialize`` that do not go with towers.
 
     Raises:
@@ -98,13 +99,8 @@ def check_call(model: Any, optimizer: Any, mpu: Any, mesh_param: Any) -> None:
             f"mesh_param = {mesh_param!r}: sequence-parallel meshes are not supported with towers. "
             f"Leave it out, {DISABLE}"
         )
-    if optimizer is not None and hasattr(optimizer, "param_groups"):
-        raise ConfigError(
-            f"optimizer is a {type(optimizer).__name__} built on the flat model: it holds the tables and the layers "
-            "that the transform replaces, and would go on training those. Name it in the DeepSpeed configuration "
-            '("optimizer": {"type": ..., "params": ...}), or pass a callable that builds it, '
-            "optimizer=lambda params: torch.optim.Adam(params, lr=...)"
-        )
+    if is_built(optimizer):
+        check_built(optimizer, lr_scheduler)
     for name, module in model.named_modules():
         if isinstance(module, MoE):
             raise ConfigError(
@@ -119,16 +115,21 @@ def check_call(model: Any, optimizer: Any, mpu: Any, mesh_param: Any) -> None:
             )
 
 
-_FP32_ONLY = "towers train in fp32 in this version"
+_NO_FP16 = "towers train in fp32 or bf16"
 _NO_OFFLOAD = "offloading has not been made to work with towers"
 
 #: path, the values that are allowed, reason, way out.
 _KEYS: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
-    ("fp16.enabled", (False,), f"{_FP32_ONLY}, and fused table updates cannot be taken back on overflow", "remove it"),
-    ("bf16.enabled", (False,), _FP32_ONLY, "remove it"),
-    ("bfloat16.enabled", (False,), _FP32_ONLY, "remove it"),
-    ("torch_autocast.enabled", (False,), _FP32_ONLY, "remove it"),
-    ("data_types.grad_accum_dtype", ("fp32", None), _FP32_ONLY, "remove it"),
+    (
+        "fp16.enabled", (False,), f"{_NO_FP16}: table updates of a step that a loss scale skips cannot be taken back",
+        'use "bf16": {"enabled": true}',
+    ),
+    ("bf16.enabled", (True, False), "it has to be known before the model is rewritten", "set it to true or false"),
+    ("bfloat16.enabled", (True, False), "it has to be known before the model is rewritten", "set it to true or false"),
+    ("bf16.bf16_master_weights_and_grads", (False,), "it needs offloading, which towers do not have", "remove it"),
+    ("bf16.bf16_optimizer_states", (False,), "it needs offloading, which towers do not have", "remove it"),
+    ("torch_autocast.enabled", (False,), f"{_NO_FP16}, each as a whole", 'use "bf16": {"enabled": true}'),
+    ("data_types.grad_accum_dtype", ("fp32", "bf16", None), _NO_FP16, "remove it"),
     ("zero_optimization.offload_optimizer.device", ("none", None), _NO_OFFLOAD, "remove it"),
     ("zero_optimization.offload_param.device", ("none", None), _NO_OFFLOAD, "remove it"),
     ("zero_optimization.cpu_offload", (False, None), _NO_OFFLOAD, "remove it"),
@@ -143,6 +144,7 @@ _KEYS: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
     ("expert_parallel.enabled", (False,), "towers use DeepSpeed's expert groups", "remove the expert_parallel section"),
     ("hybrid_engine.enabled", (False,), "it replaces the engine that towers extend", "remove it"),
     ("compile.deepcompile", (False,), "exchanges between ranks have not been made safe to compile", "remove it"),
+    ("sparse_gradients", (False,), "tables are updated by rows anyway, and no other gradient is sparse", "remove it"),
     ("gradient_allreduce_op", ("mean",), "table gradients are averaged over ranks and would not fit", 'use "mean"'),
 )
 
@@ -171,6 +173,18 @@ def check_config(ds_config: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{path} = {value!r} is not supported with towers: {reason}. To mend it: {way_out}, {DISABLE}"
             )
+    kept = lookup_key(ds_config, "data_types.grad_accum_dtype")
+    computed = "bf16" if computes_in_bf16(ds_config) else "fp32"
+    if kept == "bf16" and computed == "fp32":
+        raise ConfigError(
+            "data_types.grad_accum_dtype = 'bf16' without bf16: gradients would be kept in less than they are computed "
+            f'in. Remove it, or set "bf16": {{"enabled": true}}, {DISABLE}'
+        )
+    if kept == "fp32" and computed == "bf16" and stage == 0:
+        raise ConfigError(
+            "data_types.grad_accum_dtype = 'fp32' with bf16 and zero_optimization.stage = 0: DeepSpeed keeps gradients "
+            f"in another dtype only at ZeRO stages 1 and 2. Use one of these, or remove the key, {DISABLE}"
+        )
     name = lookup_key(ds_config, "optimizer.type")
     if isinstance(name, str) and name.lower() in _OPTIMIZERS:
         raise ConfigError(
@@ -199,44 +213,6 @@ def say_exceptions(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> No
         logger.warning(
             "the learning-rate scheduler applies to dense and tower parameters; tables keep dmt.lookup.lr all the time"
         )
-
-
-def accumulation_steps(ds_config: Mapping[str, Any], world_size: int) -> int | None:
-    """Micro-batches per optimizer step, ``None`` where the caller decides by calling ``step``.
-
-    DeepSpeed's rule: ``gradient_accumulation_steps``, or what makes ``train_batch_size`` of the micro-batches.
-    """
-    if lookup_key(ds_config, "managed_gradient_accumulation", True) is False:
-        return None
-    steps = ds_config.get("gradient_accumulation_steps")
-    total, micro = ds_config.get("train_batch_size"), ds_config.get("train_micro_batch_size_per_gpu")
-    if isinstance(steps, int):
-        return steps
-    if isinstance(total, int) and isinstance(micro, int) and micro > 0:
-        return max(1, total // (micro * world_size))
-    return 1
-
-
-def check_lookup(fused_tables: Sequence[str], ds_config: Mapping[str, Any], world_size: int) -> None:
-    """Refuse gradient accumulation over tables that are updated inside every backward pass.
-
-    Args:
-        fused_tables: Names of this rank's tables that FBGEMM updates.
-        ds_config: The DeepSpeed configuration.
-        world_size: Number of ranks.
-
-    Raises:
-        ConfigError: Naming the key.
-    """
-    steps = accumulation_steps(ds_config, world_size)
-    if not fused_tables or steps == 1:
-        return
-    key = "managed_gradient_accumulation = False" if steps is None else f"gradient_accumulation_steps = {steps}"
-    raise ConfigError(
-        f"{key} with the fbgemm lookup ({len(fused_tables)} table(s) on this rank, for example {fused_tables[0]}): "
-        "FBGEMM updates tables in every backward pass, once per micro-batch and not once per step. Use "
-        '"dmt": {"lookup": {"backend": "torch"}}, which accumulates, or gradient_accumulation_steps = 1'
-    )
 
 
 def check_ranks(facts: Sequence[RankFacts], ds_config: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@
 5. Wrap tower modules for DeepSpeed (:mod:`.shell`), translate ``model_parameters``, compare the ranks again.
 6. Call DeepSpeed's own ``initialize`` with a copy of the configuration and an engine class of ours.
 
-Until the groups with ``dmt.comm.timeout_s`` exist, waits are bounded by the same time limit on the default group.
+Until the groups with ``dmt.comm.timeout_s`` exist, waits are bounded by the same time limit on the default group, also
+where somebody else made it.
 """
 
 from __future__ import annotations
@@ -29,16 +30,19 @@ from deepspeed.utils.logging import print_dist
 from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import batch_size_of
+from dmt_plugin.comm.last_words import LastWords
 from dmt_plugin.comm.transport import Traffic, Transport
 from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.integrations.deepspeed import guards, private
 from dmt_plugin.integrations.deepspeed.agreement import check_same_plan, gather, together
 from dmt_plugin.integrations.deepspeed.engine import DMTEngine, DMTState
 from dmt_plugin.integrations.deepspeed.example_batch import find_example
+from dmt_plugin.integrations.deepspeed.monitoring import observer_of
+from dmt_plugin.integrations.deepspeed.optimizers import built_again, is_built
 from dmt_plugin.integrations.deepspeed.parameters import FlatParameters, read_parameters, remap_parameters
 from dmt_plugin.integrations.deepspeed.shell import wrap_towers
 from dmt_plugin.integrations.deepspeed.tables import sync_feature_layers, sync_tables
-from dmt_plugin.topology import RankGroups, create_groups, discover_topology
+from dmt_plugin.topology import RankGroups, create_groups, discover_topology, renewed
 
 if TYPE_CHECKING:
     from dmt_plugin.placed import PlacedModel
@@ -87,7 +91,8 @@ def initialize(
         args: Namespace with ``deepspeed_config`` and ``local_rank``.
         model: The flat model, the same on every rank. Its parameters may start from different random
             states: rank 0's are used.
-        optimizer: ``None`` (named in the configuration) or a callable that builds one from parameters.
+        optimizer: ``None`` (named in the configuration), a callable that builds one from parameters, or an optimizer
+            on the flat model, in place of which one like it is built and returned.
         model_parameters: Parameters or groups of them, of the flat model.
         training_data: Dataset for the returned data loader.
         lr_scheduler: As for DeepSpeed; tables keep ``dmt.lookup.lr``.
@@ -146,18 +151,24 @@ def _name_of(source: Any) -> str:
 
 
 def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
-    from dmt_plugin.api import build_placed
-    from dmt_plugin.explain import write_report
-
     options, model = call.options, call.options["model"]
-    guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"])
+    guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"], options["lr_scheduler"])
     guards.check_config(call.ds_config)
     connect(options["distributed_port"], options["dist_init_required"], section.comm.timeout_s)
     select_device(options["args"])
+    with private.limited_default_group(section.comm.timeout_s):
+        return _on_connected_ranks(call, section, example_batch)
 
+
+def _on_connected_ranks(call: Call, section: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
+    from dmt_plugin.api import build_placed
+    from dmt_plugin.explain import compute_dtype, write_report
+    from dmt_plugin.planner.gradient_cost import gradient_sums
+
+    options, model = call.options, call.options["model"]
     resolved = discover_topology(hosts=section.topology.hosts, ranks_per_host=section.topology.ranks_per_host)
     groups = create_groups(resolved.topology, timeout_s=section.comm.timeout_s)
-    rank, world_size = groups.rank, resolved.topology.world_size
+    rank = groups.rank
     if rank == 0:
         guards.say_exceptions(call.ds_config, options["lr_scheduler"])
 
@@ -169,12 +180,12 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
             training_data=options["training_data"],
             collate_fn=options["collate_fn"],
         )
-        flat = read_parameters(model, options["model_parameters"])
+        flat = read_parameters(model, to_optimize(options))
         placed = build_placed(model, section, resolved, rank, example, groups.device)
-        guards.check_lookup(fused_tables(placed.lookup), call.ds_config, world_size)
+        placed.compute_in(compute_dtype(call.ds_config))
         if rank == 0 and section.report.dir is not None:
             samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
-            write_report(placed, samples, section.report.dir)
+            write_report(placed, samples, gradient_sums(call.ds_config, section), section.report.dir)
     sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
     check_same_plan(groups, placed.plan.fingerprint)
     sync_feature_layers(placed, model, groups)
@@ -250,8 +261,17 @@ def launch(
     """
     topology, rank = groups.topology, groups.rank
     traffic = Traffic(topology, rank)
-    transport = Transport(groups, traffic)
+    observer = observer_of(section, call.ds_config, groups)
+    transport = Transport(groups, traffic) if observer is None else observer.transport(groups, traffic)
+    words = LastWords(private.meeting_store(), groups.world.group_name, rank, topology.world_size)
+    transport.last_words = words
     placed.bind(transport)
+    if section.comm.prefetch and topology.world_size > 1:
+        own = ("peers", "lanes") if section.comm.route == "hierarchical" else ("world",)
+        ahead = renewed(groups, own)
+        early = Transport(ahead, traffic) if observer is None else observer.transport(ahead, traffic, ahead=True)
+        early.last_words = words
+        placed.prefetch_over(early)
     lookup: Any = placed.lookup
     lookup.grad_scale = 1.0 / topology.world_size
 
@@ -277,8 +297,20 @@ def launch(
         placed=placed,
     )
     options = _options_for(call, placed, parameters, any_towers)
+    if is_built(options["optimizer"]):
+        options["optimizer"] = built_again(options["optimizer"], parameters or [])
     with private.engine_class(functools.partial(DMTEngine, dmt=state)):
-        return private.stock_initialize(**options)
+        results: tuple[Any, Any, Any, Any] = private.stock_initialize(**options)
+    if observer is not None:
+        observer.watch(results[0])
+    words.at_exit(lambda: transport.step)
+    return results
+
+
+def to_optimize(options: Mapping[str, Any]) -> Any:
+    """What the user's call says is to be optimized: an optimizer's groups, or ``model_parameters``."""
+    optimizer: Any = options.get("optimizer")
+    return optimizer.param_groups if is_built(optimizer) else options.get("model_parameters")
 
 
 def _tower_parameters(placed: PlacedModel) -> list[nn.Parameter]:
@@ -331,21 +363,14 @@ def _facts(
     )
 
 
-def fused_tables(lookup: Any) -> list[str]:
-    """Names of the tables of this rank that are updated inside the backward pass."""
-    backend_of = getattr(lookup, "backend_of", None)
-    if backend_of is None:
-        return []
-    return sorted({site.table for site in lookup.sites if backend_of(site.table) == "fbgemm"})
-
-
 def table_weight(plan: TowerPlan, model: nn.Module, table: str) -> Tensor:
-    """The ``(rows, dim)`` weight of a table of the flat model, by the table's name.
+    """The ``(rows, dim)`` weight of a table, or of a part of one, of the flat model, by its name.
 
     Raises:
         AttributeError: the model has no such table.
     """
-    spec = next((t for t in plan.tables if t.name == table), None)
-    if spec is None:
-        raise AttributeError(table)
-    return spec.of(model)
+    try:
+        part = plan.part(table)
+    except KeyError:
+        raise AttributeError(table) from None
+    return part.of(model)

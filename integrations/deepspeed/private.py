@@ -1,6 +1,6 @@
 """The private names of DeepSpeed that this integration touches, all of them except those the engine subclass overrides.
 
-DeepSpeed has no plugin registry, so four things have to be reached from the side:
+DeepSpeed has no plugin registry, so seven things have to be reached from the side:
 
 1. ``deepspeed.initialize`` looks up ``DeepSpeedEngine`` among its module's globals when it builds the engine:
    :func:`engine_class` puts another constructor there for the length of one call and takes it away again.
@@ -10,6 +10,13 @@ DeepSpeed has no plugin registry, so four things have to be reached from the sid
 3. Groups for expert parallelism live in dictionaries keyed ``"ep_size_<n>"``: :func:`expert_groups`.
 4. DeepSpeed makes its process groups without a time limit, so that they get torch's, half an hour:
    :func:`limited_waits` passes one on, for the length of one call.
+5. The comms logger hears only of collectives that go through ``deepspeed.comm``, and waits for the device after each of
+   them: :func:`log_collective` tells it of one that was timed otherwise.
+6. The optimizers of ZeRO and of bf16 keep parameters in flat vectors of their own, a range of them on each rank:
+   :func:`optimizer_layout` says which entries of which parameter are where, and :func:`relink_states` lets DeepSpeed
+   find states that were put there.
+7. The store at which the ranks met is torch's, and has no public name: :func:`meeting_store`. Nor has the time limit
+   of a group that somebody else made: :func:`limited_default_group` sets the default group's, for one block.
 
 ``tests/integrations/test_canaries.py`` fails, naming the one that moved, when DeepSpeed renames any of them.
 """
@@ -19,13 +26,20 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import accumulate
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed import ops
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups as ds_groups
+from torch import Tensor, nn
 
 SHM_OP = "deepspeed_shm_comm"
 _COMPATIBLE_OPS = "__compatible_ops__"
@@ -108,3 +122,157 @@ def expert_groups(size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     data_ranks = ds_groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name]
     expert_ranks = ds_groups._EXPERT_PARALLEL_GROUP_RANKS[name]
     return tuple(data_ranks), tuple(expert_ranks)
+
+
+def meeting_store() -> Any:
+    """The store at which the ranks of the default group met."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+@contextmanager
+def limited_default_group(timeout_s: float) -> Iterator[None]:
+    """Bound the waits of the default group inside the ``with`` block, where its own limit is longer.
+
+    A script, or Accelerate, may have made it, with torch's half an hour.
+
+    Args:
+        timeout_s: limit in seconds.
+    """
+    world: Any = torch.distributed.group.WORLD
+    limit = timedelta(seconds=timeout_s)
+    before = []
+    for device in world._device_types:
+        backend = world._get_backend(device)
+        own = getattr(getattr(backend, "options", None), "_timeout", None)
+        if own is not None and own > limit:
+            before.append((backend, own))
+            backend._set_default_timeout(limit)
+    try:
+        yield
+    finally:
+        for backend, own in before:
+            backend._set_default_timeout(own)
+
+
+def log_collective(name: str, milliseconds: float, sent: int) -> None:
+    """Tell DeepSpeed's comms logger of an all-to-all.
+
+    Args:
+        name: Name in the summary.
+        milliseconds: Time from its start to its end.
+        sent: Bytes that this rank sent to others.
+    """
+    comm = importlib.import_module("deepspeed.comm.comm")
+    comm.comms_logger.append("all_to_all_single", name, max(milliseconds, 1e-6), sent)
+
+
+@dataclass(frozen=True)
+class HeldPart:
+    """Entries of a parameter that this rank's optimizer updates.
+
+    Attributes:
+        parameter: the model's parameter.
+        start: first entry, in the flattened parameter.
+        size: number of entries.
+        offset: where they begin in the flattened tensor that the optimizer knows.
+    """
+
+    parameter: nn.Parameter
+    start: int
+    size: int
+    offset: int
+
+
+@dataclass
+class HeldTensor:
+    """A tensor that the optimizer knows, and what of the model is in it.
+
+    Attributes:
+        tensor: key of the optimizer's state: a parameter itself, or a vector with entries of several.
+        parts: what is in it; the rest is padding.
+    """
+
+    tensor: Tensor
+    parts: list[HeldPart] = field(default_factory=list)
+
+
+@dataclass
+class HeldGroup:
+    """A parameter group: its options, all its parameters, and what this rank updates of them."""
+
+    options: dict[str, Any]
+    parameters: list[nn.Parameter]
+    held: list[HeldTensor]
+
+
+def optimizer_layout(optimizer: Any) -> tuple[Any, list[HeldGroup]]:
+    """The optimizer that does the updates, and what its groups hold on this rank.
+
+    Raises:
+        TypeError: an optimizer of another kind.
+    """
+    if optimizer is None:
+        return None, []
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer, [_whole_parameters(g, g["params"], g["params"]) for g in optimizer.param_groups]
+    base: Any = getattr(optimizer, "optimizer", None)
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+        groups = [
+            _range_of_vector(
+                base.param_groups[i], members, optimizer.round_robin_bit16_offsets[i],
+                optimizer.single_partition_of_fp32_groups[i], optimizer.real_dp_process_group[i],
+            )
+            for i, members in enumerate(optimizer.round_robin_bit16_groups)
+        ]  # fmt: skip
+        return base, groups
+    if isinstance(optimizer, BF16_Optimizer):
+        groups = [
+            _range_of_vector(
+                base.param_groups[i], members, _starts(members), optimizer.fp32_groups_flat_partition[i],
+                optimizer.real_dp_process_group[i],
+            )
+            for i, members in enumerate(optimizer.bf16_groups)
+        ]  # fmt: skip
+        return base, groups
+    if isinstance(optimizer, FP16_Optimizer):
+        groups = [
+            _range_of_vector(base.param_groups[i], members, _starts(members), optimizer.fp32_groups_flat[i], None)
+            for i, members in enumerate(optimizer.fp16_groups)
+        ]
+        return base, groups
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        groups = [
+            _whole_parameters(base.param_groups[i], members, optimizer.fp32_groups[i])
+            for i, members in enumerate(optimizer.fp16_groups)
+        ]
+        return base, groups
+    raise TypeError(f"{type(optimizer).__name__} around {type(base).__name__}")
+
+
+def _whole_parameters(options: dict[str, Any], members: list[nn.Parameter], known: list[Tensor]) -> HeldGroup:
+    held = [HeldTensor(k, [HeldPart(p, 0, p.numel(), 0)]) for p, k in zip(members, known, strict=True)]
+    return HeldGroup(options, list(members), held)
+
+
+def _range_of_vector(
+    options: dict[str, Any], members: list[nn.Parameter], starts: list[int], own: Tensor, group: Any
+) -> HeldGroup:
+    """Members lie in a vector at ``starts``; ``own`` is the range of it that is this rank's among a group's."""
+    begin = own.numel() * (0 if group is None else torch.distributed.get_rank(group))
+    held = HeldTensor(own)
+    for parameter, start in zip(members, starts, strict=True):
+        first, end = max(start, begin), min(start + parameter.numel(), begin + own.numel())
+        if first < end:
+            held.parts.append(HeldPart(parameter, first - start, end - first, first - begin))
+    return HeldGroup(options, list(members), [held])
+
+
+def _starts(members: list[nn.Parameter]) -> list[int]:
+    return [0, *accumulate(p.numel() for p in members)][:-1]
+
+
+def relink_states(optimizer: Any) -> None:
+    """Let DeepSpeed's own access to the states of single parameters see the states that are there now."""
+    if isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()

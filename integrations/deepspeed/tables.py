@@ -2,7 +2,7 @@
 
 DeepSpeed broadcasts rank 0's dense parameters before training, so that ranks may build their models from different
 random states. Tables are no parameters of the placed model and each has one owner (or several, where it is
-replicated), so the same is done here:
+replicated), so the same is done here; a part of a divided table counts as a table of its own name:
 
 1. all ranks tell which tables they own and of what size, rank 0 tells what it has by those names; if these differ,
    the ranks have built different models, and every rank says so;
@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmt_plugin.errors import ConfigError
-from dmt_plugin.integrations.deepspeed.agreement import gather
+from dmt_plugin.integrations.deepspeed.agreement import gather, told
 from dmt_plugin.topology import RankGroups
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ CHUNK_ELEMENTS = 16 * 1024 * 1024
 
 
 def owned_tables(lookup: Any) -> dict[str, tuple[int, int]]:
-    """Rows and columns of the tables a rank's lookup holds, by the table's name."""
+    """Rows and columns of the tables, or parts of tables, a rank's lookup holds, by name."""
     return {site.table: (site.rows, site.dim) for site in lookup.sites}
 
 
@@ -42,8 +42,8 @@ def sync_tables(
 
     Args:
         lookup: This rank's tables (``sites`` and ``load_table``).
-        weight_of: The ``(rows, dim)`` weight of a table in this rank's flat model, by the table's name; only used
-            on rank 0.
+        weight_of: The ``(rows, dim)`` weight of a table, or part of one, in this rank's flat model, by its name;
+            only used on rank 0.
         groups: This rank's groups.
         chunk_elements: Largest number of elements of one message.
 
@@ -70,9 +70,13 @@ def sync_tables(
             if owner == 0 or name not in tables:
                 continue
             if groups.rank == 0:
-                _send(weight_of(name), owner, groups, chunk_elements)
+                weight = weight_of(name)
+                with told(groups, f"sending table {name} to rank {owner}"):
+                    _send(weight, owner, groups, chunk_elements)
             elif groups.rank == owner:
-                lookup.load_table(name, _receive(tables[name], groups, chunk_elements))
+                with told(groups, f"getting table {name} from rank 0"):
+                    weight = _receive(tables[name], groups, chunk_elements)
+                lookup.load_table(name, weight)
                 received += 1
     return received
 
@@ -89,7 +93,8 @@ def sync_feature_layers(placed: PlacedModel, flat: nn.Module, groups: RankGroups
     for path in placed.placement.feature_layers:
         for name, parameter in sorted(flat.get_submodule(path).named_parameters()):
             values = parameter.detach().to(groups.device, torch.float32, copy=True).contiguous()
-            dist.broadcast(values, 0, group=groups.world)
+            with told(groups, f"sending the layers of {path}"):
+                dist.broadcast(values, 0, group=groups.world)
             if path in placed.tower_paths:
                 placed.get_submodule(path).get_parameter(name).copy_(values)
 

@@ -10,50 +10,51 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.step.measure import Found
-from benchmarks.step.setting import WIRE_SHARE, Setting
-from benchmarks.step.summary import differing, rows_of, table
-from benchmarks.step.variants import BASE, QUICK, VARIANTS
+from benchmarks.step.parts import Change
+from benchmarks.step.profiles import PROFILES
+from benchmarks.step.setting import Setting
+from benchmarks.step.summary import differing, opponents, references, rows_of, table
+from benchmarks.step.variants import ABSENT, BASE, VARIANTS
+from tests.benchmarks.step_data import NAMES, found, ranks
 
 ROOT = Path(__file__).parents[2]
-NAMES = (BASE, "flat_fp32", "sptt_fp32")
-
-
-def found(seconds: list[float], lane: int, losses: tuple[float, ...] = (0.7, 0.6, 0.5)) -> Found:
-    return Found(
-        losses=list(losses),
-        changes={lane: (2.0, 0.5)},
-        seconds=seconds,
-        cpu_seconds=[0.05] * len(seconds),
-        link_bytes=[1e6, 3e6, 2e6],
-        formula_bytes=500_000,
-    )
-
-
-def ranks() -> list[dict[str, Found]]:
-    """2 x 2: the base takes 1 s, the flat route 0.5 s, SPTT 0.25 s on its slowest rank, which differs."""
-    result = []
-    for rank in range(4):
-        late = [0.25 if rank == repeat else 0.1 for repeat in range(3)]
-        times = {BASE: [1.0, 1.0, 2.0], "flat_fp32": [0.5, 0.5, 1.0], "sptt_fp32": late}
-        result.append({name: found(times[name], rank) for name in NAMES})
-    return result
 
 
 def test_rows() -> None:
-    setting = Setting(repeats=3)
-    rows = rows_of(setting, ranks())
+    rows = rows_of(Setting(repeats=3), ranks())
     assert rows["flat_fp32"]["ratios"] == [2.0, 2.0, 2.0] and rows["flat_fp32"]["median_ms"] == 500
     sptt = rows["sptt_fp32"]
     assert sptt["step_ms"] == [250, 250, 250] and sptt["ratio"] == 4.0
+    assert sptt["ratio_to_best"] == 4.0 and sptt["best"] == BASE and sptt["ratio_to_tower"] is None
     assert sptt["samples_per_s"] == 512 * 4 / 0.25
-    assert sptt["nic_bytes_per_host"] == 2_000_000
-    assert sptt["nic_limit_ms"] == pytest.approx(1e3 * 8 * 2e6 / (WIRE_SHARE * 1e8))
-    assert sptt["exchange_bytes_per_host_by_formula"] == 1_000_000
+    assert sptt["nic_bytes_per_host"] == 2_000_000 and sptt["nic_frame_bytes_per_host"] == 2_100_000
+    assert sptt["nic_limit_ms"] == pytest.approx(1e3 * 8 * 2.1e6 / 1e8)
+    assert sptt["nic_bytes_by_formula"] == 1_980_000 and sptt["nic_bytes_off"] == pytest.approx(2 / 1.98 - 1)
     assert sptt["cpu_ms"] == pytest.approx(200)
-    assert rows[BASE]["ratio"] == 1.0
+    assert (sptt["compared_with"], sptt["losses_off"], sptt["tables_off"]) == ("flat_fp32", 0.0, 0.0)
+    assert rows[BASE]["ratio"] == 1.0 and rows["flat_fp32"]["compared_with"] is None
     assert [line.split()[0] for line in table(rows).splitlines()] == ["variant", *NAMES]
     json.dumps(rows)
+
+
+def test_opponents_have_the_same_wire_precision() -> None:
+    steps = {name: [1.0] for name in VARIANTS} | {"torchrec_cw_fp16": [0.5], "torchrec_tower_cr4_fp16": [0.1]}
+    assert opponents("dmt_cr4_fp16", steps) == {
+        "ratio": "torchrec_tw_fp16",
+        "ratio_to_best": "torchrec_cw_fp16",
+        "ratio_to_tower": "torchrec_tower_cr4_fp16",
+    }
+    assert opponents("sptt_fp32", steps)["ratio_to_tower"] is None
+    assert set(opponents("dmt_cr8_int8", {"dmt_cr8_int8": [1.0]}).values()) == {None}
+
+
+def test_one_measured_less_often_has_ratios_of_the_repeats_it_was_in() -> None:
+    others = ranks()
+    for rank in others:
+        rank["flat_fp32"].seconds = [0.5, 0.25]
+        rank["flat_fp32"].cpu_seconds = [0.05, 0.05]
+    rows = rows_of(Setting(repeats=3), others)
+    assert rows["flat_fp32"]["ratios"] == [2.0, 4.0] and len(rows["sptt_fp32"]["ratios"]) == 3
 
 
 def test_without_the_base_there_is_no_ratio() -> None:
@@ -68,51 +69,76 @@ def test_variants_that_train_otherwise_are_refused() -> None:
     (text,) = differing(other)
     assert "sptt_fp32: losses of rank 2 differ from those of flat_fp32 by 2.00e-05" in text
     other = ranks()
-    other[1]["sptt_fp32"].changes[1] = (2.0, 0.51)
+    other[1]["sptt_fp32"].changes[1] = Change(4.0, 1.02, 640)
     (text,) = differing(other)
-    assert "sptt_fp32: table 1 changed by (2.0, 0.51)" in text
+    assert "sptt_fp32: table 1 is not trained as in flat_fp32: its change is 1.00e-02" in text
+    for change in (Change(4.0, 1.0, 639), Change(4.2, 1.0, 640), Change(float("nan"), 1.0, 640)):
+        other[1]["sptt_fp32"].changes[1] = change
+        assert len(differing(other)) == 1
     other = ranks()
     del other[3]["sptt_fp32"].changes[3]
-    assert "table 3 changed by None" in differing(other)[0]
+    assert "table 3 is not trained as in flat_fp32: its change is inf" in differing(other)[0]
     other = ranks()
     for rank in other:  # nothing trained at all is no agreement
         for own in rank.values():
-            own.changes = dict.fromkeys(own.changes, (0.0, 0.0))
+            own.changes = dict.fromkeys(own.changes, Change(0.0, 0.0, 640))
     assert len(differing(other)) == 2
     other = ranks()
     other[0]["flat_fp32"].losses[1] = float("nan")
     assert any("are not numbers" in line for line in differing(other))
 
 
-def test_every_variant_has_a_partner_that_exists() -> None:
-    assert set(QUICK) <= set(VARIANTS)
-    assert all(entry.equals is None or entry.equals in VARIANTS for entry in VARIANTS.values())
-    assert VARIANTS["sptt_fp32"].equals == "flat_fp32" and VARIANTS[BASE].equals == "flat_fp32"
+def test_whom_a_variant_is_compared_with() -> None:
+    assert references(NAMES) == {BASE: "flat_fp32", "flat_fp32": None, "sptt_fp32": "flat_fp32"}
+    alone = references(["dmt_cr4_int8", "torchrec_tower_cr4_fp32", "dmt_cr8_fp32"])
+    assert alone == {"dmt_cr4_int8": "torchrec_tower_cr4_fp32", "torchrec_tower_cr4_fp32": None, "dmt_cr8_fp32": None}
+    # In a full run nothing goes unchecked, and fp32 is what the others are compared with.
+    for name, reference in references(VARIANTS).items():
+        assert reference is None or VARIANTS[reference].precision == "fp32"
+        assert (reference is None) == (name in {"flat_fp32", *(f"torchrec_tower_cr{r}_fp32" for r in (2, 4, 8))})
+
+
+def test_profiles_name_what_there_is() -> None:
+    assert not set(ABSENT) & set(VARIANTS)
+    for profile in PROFILES.values():
+        assert set(profile.rare) <= set(profile.variants) <= set(VARIANTS)
+        rows = [bar.path[1] for bar in profile.bars if bar.path[0] == "rows"]
+        assert rows and set(rows) <= set(profile.variants)
+    assert PROFILES["full"].setting.repeats >= 7
 
 
 @pytest.mark.processes
 def test_small_measurement(_able: None, tmp_path: Path) -> None:
-    pytest.importorskip("torchrec", reason="the baseline needs torchrec")
+    pytest.importorskip("torchrec", reason="the baselines need torchrec")
+    pytest.importorskip("matplotlib", reason="the picture needs the report extra")
     output = tmp_path / "summary.json"
+    names = [
+        *PROFILES["quick"].variants,
+        *(f"torchrec_{sharding}_fp32" for sharding in ("cw", "twrw", "rw", "planner")),
+        *("torchrec_tw_fp16", "torchrec_tw_int8", "dmt_cr4_fp16", "dmt_cr4_int8"),
+        *("torchrec_tower_cr4_fp32", "torchrec_tower_cr4_fp16", "torchrec_tower_cr4_int8"),
+    ]
     command = [sys.executable, "-m", "benchmarks.step", "--batch", "32", "--rate", "200mbit", "--repeats", "1"]
     done = subprocess.run(
-        [*command, "--output", str(output)],
+        [*command, "--variants", ",".join(names), "--output", str(output)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]  # 3 where variants train differently
     summary = json.loads(output.read_text())
-    assert summary["setting"]["batch"] == 32
+    assert summary["setting"]["batch"] == 32 and output.with_suffix(".png").stat().st_size > 10_000
     rows = summary["rows"]
-    assert set(rows) == set(QUICK)
+    assert list(rows) == names
     for name, row in rows.items():
-        formula = row["exchange_bytes_per_host_by_formula"]
-        # On top of the exchanges: headers of packets, the dense all-reduce, and a barrier.
-        assert name == BASE or formula < row["nic_bytes_per_host"] < 1.05 * formula + 800_000
+        ours = VARIANTS[name].kind == "ours"
+        formula = row["nic_bytes_by_formula"]
+        # On top of the formula: headers of packets and a barrier.
+        assert not ours or formula < row["nic_bytes_per_host"] < 1.05 * formula + 800_000
         assert len(row["step_ms"]) == 1 and row["median_ms"] > 0
+    assert rows["dmt_cr4_int8"]["best"] == "torchrec_tw_int8" and rows["dmt_cr4_int8"]["ratio_to_tower"] > 0
     assert rows["sptt_fp32"]["first_losses"] == pytest.approx(rows[BASE]["first_losses"], rel=1e-5)
     wrong = subprocess.run([*command, "--variants", "fast"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and "unknown variants" in wrong.stderr

@@ -30,6 +30,7 @@ def test_shows_plan_graphs_exchanges_and_findings(project: Path) -> None:
         "graph around the towers, after (rank 0)",
         "dmt_exchange.peers.start",
         "(H*B, ",
+        "predicted load of every rank",
         "exchanges of one step on rank 0, 64 samples",
         "index.peers.ids",
         "parameters that start anew",
@@ -73,6 +74,52 @@ def test_json_holds_what_the_text_shows(project: Path) -> None:
         assert "lookup" in {n["kind"] for n in graph["nodes"]}
 
 
+def test_sums_of_gradients(project: Path) -> None:
+    """Text, JSON and page tell them, and for which configuration."""
+    page = project / "sums.html"
+    text = runner.invoke(app, [*COMMAND, "--html", str(page)]).output
+    data = json.loads(runner.invoke(app, [*COMMAND, "--json"]).output)
+    rows = {c["name"]: c for c in data["collectives"] if c["name"] in ("dense", "towers")}
+    entries = data["parameters"]["dense"]
+    assert rows["dense"]["shape"] == f"{entries:,} gradients, by way of the hosts"
+    assert rows["dense"]["other_hosts"] == 2 * -(-entries // 2) * 4 // 2  # 2(H-1)/H of this lane's half
+    assert rows["towers"]["other_hosts"] == 0 < rows["towers"]["same_host"]
+    assert data["gradient_sums"]["by"] == "hosts"
+    config = json.loads((project / "ds.json").read_text())
+    config["zero_optimization"] = {"stage": 1}
+    (project / "zero.json").write_text(json.dumps(config))
+    zero = runner.invoke(app, ["explain", "--model", "net.py:build", "--config", "zero.json"]).output
+    for output, words in (
+        (text, "ZeRO stage 0 with dmt.comm.overlap"),
+        (page.read_text().replace("<wbr>", ""), "ZeRO stage 0 with dmt.comm.overlap"),
+        (zero, "DeepSpeed sums gradients (ZeRO stage 1)"),
+    ):
+        assert words in output and f"{entries:,} gradients" in output
+
+
+def test_where_tables_are(project: Path) -> None:
+    """One table by rows, one by columns, the rest whole: on the tower's line, and in what every rank carries."""
+    config = json.loads((project / "ds.json").read_text())
+    config["dmt"]["placement"] = {"overrides": {"tables.0": "row_wise", "tables.1": "column_wise"}}
+    config["dmt"]["lookup"] = {"optimizer": "sgd"}
+    (project / "split.json").write_text(json.dumps(config))
+    command = ["explain", "--model", "net.py:build", "--config", "split.json"]
+    result = runner.invoke(app, [*command, "--html", str(project / "split.html")])
+    assert result.exit_code == 0, result.output
+    folded = re.sub(r"\s+", " ", result.output)
+    assert "(rows 0+1)" in folded and "(columns 0+1, " in folded
+    page = (project / "split.html").read_text().replace("<wbr>", "")
+    assert "(rows 0+1)" in page and "(columns 0+1, " in page
+    data = json.loads(runner.invoke(app, [*command, "--json"]).output)
+    assert [(x["host"], x["lane"]) for x in data["lanes"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    tables = {t["name"]: t for t in data["plan"]["tables"]}
+    assert sum(x["bytes"] for x in data["lanes"]) == sum(4 * t["rows"] * t["dim"] for t in tables.values())
+    assert sum(x["tables"] for x in data["lanes"]) == len(tables) + 2
+    sent = sum(c["same_host"] for c in data["collectives"] if c["name"] == "lanes" and c["phase"] == "forward")
+    arriving = data["batch_size"] * 2 * 2  # of every rank
+    assert sent * 2 == data["lanes"][0]["exchange"] * arriving  # forward of its rows; backward is as much
+
+
 def test_pictures_are_written(project: Path) -> None:
     result = runner.invoke(app, [*COMMAND, "--svg", str(project / "new" / "net.svg"), "--rank", "3"])
     assert result.exit_code == 0, result.output
@@ -95,7 +142,8 @@ def test_the_page_holds_everything(project: Path) -> None:
     for expected in (
         "<h2>Findings</h2>", "DMT301", "<h2>Towers</h2>", "<h2>Groups of features</h2>", "branches meet at",
         "<h2>Parameters that start anew</h2>", "head.weight", "rows of a random rotation",
-        "<h2>What rank 0 runs</h2>", "host 1, lane 0", "<h2>Bytes of every exchange</h2>", "index.peers.ids",
+        "<h2>What rank 0 runs</h2>", "host 1, lane 0",
+        "<h2>Predicted load of ranks</h2>", "lookups", "<h2>Bytes of every exchange</h2>", "index.peers.ids",
         "<h2>Log of passes</h2>", "insert_towers", "net.py:build",
     ):  # fmt: skip
         assert expected in plain, expected

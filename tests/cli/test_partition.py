@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -133,6 +135,52 @@ def test_rules_of_the_config(project: Path) -> None:
     assert made["provenance"]["rules"]["pin"] == {"tables.day": 0}
 
 
+def test_ids_without_a_model(project: Path) -> None:
+    namespace: dict[str, object] = {}
+    exec(MODEL, namespace)
+    sparse = torch.cat([batch[1] for batch in namespace["batches"]()])  # type: ignore[operator]
+    np.savez(project / "ids.npz", **{f"tables.{name}": sparse[:, i].numpy() for i, name in enumerate(FEATURES)})
+    base = ["partition", "--ids", "ids.npz", "--towers", "3", "--json"]
+
+    def towers(*options: str) -> tuple[set[frozenset[str]], dict[str, Any]]:
+        plan = json.loads(runner.invoke(app, [*base, *options], catch_exceptions=False).output)
+        return {frozenset(t) for t in plan["towers"]}, plan["provenance"]["affinity"]
+
+    pairs = {frozenset(f"tables.{n}" for n in FEATURES[i : i + 2]) for i in (0, 2, 4)}
+    found, affinity = towers("--objective", "mutual_information")
+    assert found == pairs and affinity["ids"] == "ids.npz" and affinity["kind"] == "mutual_information"
+
+    model = namespace["build"]()  # type: ignore[operator]
+    with torch.no_grad():
+        for name, like in zip(FEATURES[1::2], FEATURES[::2], strict=True):
+            model.tables[name].weight.copy_(model.tables[like].weight)
+    torch.save(model.state_dict(), project / "state.pt")
+    assert towers("--checkpoint", "state.pt")[0] == pairs
+    measured = json.loads(run("--checkpoint", "state.pt", "--json"))
+    assert {frozenset(t) for t in measured["towers"]} == pairs  # as by the captured model
+
+    for options, message in (
+        (["--objective", "coherent"], "--ids alone has no embeddings to compare"),
+        (["--objective", "mutual_information", "--checkpoint", "state.pt"], "looks at ids alone"),
+        (["--strategy", "random"], "--ids would not be read: the strategy random uses no affinity"),
+        (["--affinity", "a.npz"], "--ids would not be read: --model or --affinity is given"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            runner.invoke(app, [*base, *options], catch_exceptions=False)
+
+
+def test_a_diverged_checkpoint_names_the_feature(project: Path) -> None:
+    namespace: dict[str, object] = {}
+    exec(MODEL, namespace)
+    model = namespace["build"]()  # type: ignore[operator]
+    with torch.no_grad():
+        model.tables["hour"].weight[3:9] = torch.nan
+    torch.save(model.state_dict(), project / "state.pt")
+    for objective in ("coherent", "mutual_information"):
+        with pytest.raises(PlanError, match=r"'tables\.hour'.* not finite"):
+            run("--checkpoint", "state.pt", "--objective", objective)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -143,6 +191,13 @@ def test_rules_of_the_config(project: Path) -> None:
         (["--strategy", "random", "--save-affinity", "x.npz"], "measures no affinity"),
         (["--objective", "auto", "--try-steps", "40", "--loss", "logits"], "Lower it to at most 6"),
         (["--config", "gone.json"], "gone.json"),
+        (["--try-steps", "2", "--loss", "logits"], "--try-steps would not be read: set --objective auto"),
+        (["--strategy", "random", "--affinity", "x.npz"], "strategy random uses no affinity"),
+        (["--loss", "logits"], "--loss would not be read: give --warm-up or --try-steps"),
+        (
+            ["--objective", "auto", "--try-steps", "2", "--loss", "logits", "--affinity", "x.npz"],
+            "measures both kinds of affinity itself",
+        ),
     ],
 )
 def test_options_that_do_not_work(project: Path, options: list[str], message: str) -> None:
@@ -150,10 +205,17 @@ def test_options_that_do_not_work(project: Path, options: list[str], message: st
         run(*options)
 
 
+def test_options_that_need_a_model(project: Path) -> None:
+    for option, value in (("--data", "shop.py:batches"), ("--warm-up", "3"), ("--checkpoint", "x.pt")):
+        options = ["partition", "--affinity", "a.npz", "--towers", "3", option, value]
+        with pytest.raises(ConfigError, match=f"{option} would not be read: give --model (or --ids )?too"):
+            runner.invoke(app, options, catch_exceptions=False)
+
+
 def test_more_towers_than_features(project: Path) -> None:
     with pytest.raises(PlanError, match="7 towers but only 6 independent features"):
         run("--towers", "7")
     with pytest.raises(ConfigError, match="how many towers"):
         runner.invoke(app, BASE[:-2], catch_exceptions=False)
-    with pytest.raises(ConfigError, match="give --model and --data, or the --affinity file"):
+    with pytest.raises(ConfigError, match="give --model and --data, a file of --ids, or"):
         runner.invoke(app, ["partition", "--towers", "2"], catch_exceptions=False)

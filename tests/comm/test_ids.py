@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from dmt_plugin.comm.ids import (
     FeatureIds,
     ids_from_bag_2d,
     ids_from_bag_offsets,
     ids_from_embedding,
-    ids_from_kjt,
 )
 from tests._util.routing import pool
 
@@ -76,31 +72,6 @@ def test_no_samples() -> None:
         ids_from_bag_offsets(none, none.new_zeros(1), True),
     ):
         assert ids.batch_size == 0 and pool(ids, TABLE, "sum").shape == (0, 4)
-
-
-class _Jagged:
-    def __init__(self, values: Tensor, lengths: Tensor, weights: Tensor | None) -> None:
-        self._parts = values, lengths, weights
-
-    def values(self) -> Tensor:
-        return self._parts[0]
-
-    def lengths(self) -> Tensor:
-        return self._parts[1]
-
-    def weights_or_none(self) -> Tensor | None:
-        return self._parts[2]
-
-
-def test_kjt() -> None:
-    kjt: Any = {"a": _Jagged(X, torch.tensor([2, 0, 5], dtype=torch.int32), WEIGHTS)}
-    plain = ids_from_kjt(kjt, "a")
-    assert plain.weights is None and plain.batch_size == 3 and plain.lengths is not None
-    assert plain.lengths.dtype == torch.int64
-    weighted = ids_from_kjt(kjt, "a", weighted=True, padding_idx=0)
-    assert weighted.values.tolist() == [3, 7, 7, 9, 1]
-    assert weighted.weights is not None and weighted.weights.tolist() == [1, 3, 4, 6, 7]
-    assert weighted.lengths is not None and weighted.lengths.tolist() == [1, 0, 4]
 
 
 def test_wrong_shapes_are_named() -> None:

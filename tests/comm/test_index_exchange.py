@@ -100,7 +100,7 @@ def test_bytes_follow_the_formula() -> None:
 def test_no_state() -> None:
     exchange = IndexExchange([IdSlot("a", 5, 1, False, 0, (0,))], Topology(1, 1), 0)
     assert not exchange.state_dict() and not list(exchange.parameters())
-    assert {name for name, _ in exchange.named_modules()} == {"", "start", "wait"}
+    assert {name for name, _ in exchange.named_modules()} == {"", "start", "wait", "arrived"}
 
 
 def test_misuse_is_named() -> None:

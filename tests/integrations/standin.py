@@ -76,6 +76,11 @@ class StandinLookup(nn.Module):
     def forward(self, name: str, ids: Tensor) -> Tensor:
         return nn.functional.embedding(ids, self.weights[name])
 
+    holds = False
+
+    def hold_gradients(self, hold: bool, once: bool = True) -> None:
+        """Gradients always wait for ``step``."""
+
     def step(self) -> None:
         self.steps += 1
         for weight in self.weights.values():
@@ -118,6 +123,11 @@ class Standin(nn.Module):
         self.lookup = StandinLookup({f"tables.{f}": whole.tables[f].weight for f in own})
         self.exchanges: list[nn.Module] = []
         self.wire: Any = None
+
+    prefetcher = None
+
+    def prefetch_over(self, wire: Any) -> None:
+        """Its ids need no exchange."""
 
     def bind(self, wire: Any) -> None:
         self.wire = wire

@@ -14,8 +14,9 @@ from deepspeed import ops
 from deepspeed.moe import utils as moe_utils
 from deepspeed.moe.layer import MoE
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-from deepspeed.runtime import constants
+from deepspeed.runtime import bf16_optimizer, constants
 from deepspeed.runtime import engine as ds_engine
+from deepspeed.runtime.fp16 import fused_optimizer, unfused_optimizer
 from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import groups as ds_groups
@@ -109,10 +110,17 @@ def test_methods_and_fields_that_the_engine_overrides_or_reads():
     engine = ds_engine.DeepSpeedEngine
     for name in ("step", "clip_fp32_gradients", "save_checkpoint", "load_checkpoint", "save_16bit_model", "compile"):
         assert callable(getattr(engine, name)), name
-        assert name in vars(DMTEngine), name
+        assert getattr(DMTEngine, name) is not getattr(engine, name), name
     assert "clip_fp32_gradients" in names_in(engine._take_model_step)
     assert "_global_grad_norm" in names_in(engine.get_global_grad_norm)
     assert "global_steps" in names_in(engine._take_model_step)
+    assert inspect.getsource(ds_engine).count("self._backward_epilogue()") == 2, "by backward() and by the tensor's own"
+    for name in ("_backward_epilogue", "_configure_fp16_optimizer", "_do_optimizer_sanity_check"):
+        assert callable(getattr(engine, name)) and name in vars(DMTEngine), name
+    assert "_is_compiled" in names_in(engine.is_compiled.fget)
+    keeper = unfused_optimizer.FP16_UnfusedOptimizer
+    assert "unscale_and_clip_grads" in names_in(keeper.step) and "fp16_groups" in names_in(keeper.step)
+    assert "_global_grad_norm" in names_in(keeper.step)
     assert "_step_applied" in names_in(engine.was_step_applied)
     assert "has_moe_layers" in names_in(engine._configure_distributed_model)
 
@@ -138,6 +146,43 @@ def test_defaults_that_are_repeated_here():
     assert DeepSpeedZeroConfig(stage=2).overlap_comm is False
 
 
+def test_signatures_of_checkpoints_are_those_of_deepspeed():
+    for name in ("save_checkpoint", "load_checkpoint", "save_16bit_model"):
+        ours = inspect.signature(getattr(DMTEngine, name)).parameters
+        theirs = inspect.signature(getattr(ds_engine.DeepSpeedEngine, name)).parameters
+        assert list(ours) == list(theirs), name
+        for key, parameter in theirs.items():
+            if key != "client_state":  # theirs is one dict that all calls share
+                assert ours[key].default == parameter.default, (name, key)
+
+
+def test_where_optimizers_keep_parameters():
+    """What ``private.optimizer_layout`` reads; that it reads it rightly is shown by runs that are resumed."""
+    for kind, names in (
+        (
+            stage_1_and_2.DeepSpeedZeroOptimizer,
+            (
+                "round_robin_bit16_groups", "round_robin_bit16_offsets", "single_partition_of_fp32_groups",
+                "real_dp_process_group",
+            ),
+        ),
+        (bf16_optimizer.BF16_Optimizer, ("bf16_groups", "fp32_groups_flat_partition", "real_dp_process_group")),
+        (fused_optimizer.FP16_Optimizer, ("fp16_groups", "fp32_groups_flat")),
+        (unfused_optimizer.FP16_UnfusedOptimizer, ("fp16_groups", "fp32_groups")),
+    ):  # fmt: skip
+        source = inspect.getsource(kind)
+        for name in ("optimizer", *names):
+            assert f"self.{name} = " in source, (kind.__name__, name)
+    for kind in (stage_1_and_2.DeepSpeedZeroOptimizer, bf16_optimizer.BF16_Optimizer):
+        assert "_hp_optimizer_states_linked" in names_in(kind._lazy_init_hp_params_optimizer_state)
+
+
+def test_counters_of_the_engine():
+    source = inspect.getsource(ds_engine.DeepSpeedEngine.__init__)
+    for name in ("global_steps", "global_samples", "skipped_steps", "micro_steps"):
+        assert f"self.{name} = 0" in source, name
+
+
 def test_private_names_stay_in_their_file():
     folder = Path(inspect.getfile(private)).parent
     for name in (
@@ -145,6 +190,10 @@ def test_private_names_stay_in_their_file():
         "_create_expert_and_data_parallel",
         "__compatible_ops__",
         "deepspeed_shm_comm",
+        "single_partition_of_fp32_groups",
+        "round_robin_bit16",
+        "fp32_groups_flat",
+        "_hp_optimizer_states_linked",
     ):
         users = sorted(path.name for path in folder.glob("*.py") if name in path.read_text())
         assert users == ["private.py"], name

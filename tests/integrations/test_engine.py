@@ -27,6 +27,8 @@ CASES: list[dict[str, Any]] = [
     {"stage": 0, "clip": 0.05, "optimizer": "SGD", "equal": True},
     {"stage": 0, "clip": 0.1, "optimizer": "callable", "form": "groups"},
     {"stage": 1, "form": "list"},
+    {"stage": 1, "clip": 0.1, "optimizer": "built", "form": "groups"},
+    {"stage": 0, "optimizer": "built"},
     {"stage": 1, "clip": 0.1, "gas": 2},
     {"stage": 1, "clip": 0.1, "zero": {"overlap_comm": True}, "form": "groups"},
     {"stage": 2, "optimizer": "SGD"},
@@ -62,7 +64,7 @@ def ds_config(case: dict[str, Any], world_size: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": BATCH,
         "gradient_accumulation_steps": gas,
         "zero_optimization": {"stage": case["stage"], **case.get("zero", {})},
-        "zero_allow_untested_optimizer": True,
+        "zero_allow_untested_optimizer": "tested" not in case,
         "steps_per_print": 100000,
     }
     if case.get("clip") != "default":
@@ -88,7 +90,7 @@ def parameters_in(form: str | None, whole: nn.Module) -> Any:
 def start(case: dict[str, Any], hosts: int, lanes: int, rank: int) -> Any:
     """An engine on this rank, from a random state of its own that only rank 0 and the first lanes are right about."""
     from dmt_plugin.config import DMTConfig
-    from dmt_plugin.integrations.deepspeed.initialize import Call, connect, launch
+    from dmt_plugin.integrations.deepspeed.initialize import Call, connect, launch, to_optimize
     from dmt_plugin.integrations.deepspeed.parameters import read_parameters
     from dmt_plugin.integrations.deepspeed.tables import sync_tables
     from dmt_plugin.topology import create_groups, discover_topology
@@ -103,14 +105,17 @@ def start(case: dict[str, Any], hosts: int, lanes: int, rank: int) -> Any:
         standin.scramble(nn.ModuleList([whole.bottom, whole.over, whole.tables]), rank)
     if rank % lanes != 0:
         standin.scramble(whole.towers, 100 + rank)
-    flat = read_parameters(whole, parameters_in(case.get("form"), whole))
+    options: dict[str, Any] = {"model": whole, "model_parameters": parameters_in(case.get("form"), whole)}
+    if case.get("optimizer") == "callable":
+        options["optimizer"] = lambda parameters: make_optimizer("Adam", parameters)
+    if case.get("optimizer") == "built":
+        options["optimizer"] = make_optimizer("Adam", options.pop("model_parameters") or list(whole.parameters()))
+    flat = read_parameters(whole, to_optimize(options))
     placed = standin.Standin(whole, resolved.topology, rank)
     sync_tables(placed.lookup, lambda name: right.get_parameter(f"{name}.weight"), groups, chunk_elements=5)
     config = ds_config(case, hosts * lanes)
     before = copy.deepcopy(config)
-    options = {"model": whole, "config": config}
-    if case.get("optimizer") == "callable":
-        options["optimizer"] = lambda parameters: make_optimizer("Adam", parameters)
+    options |= {"config": config, "optimizer": options.get("optimizer")}
     engine, *_ = launch(placed, Call(options, config), DMTConfig(), groups, resolved.source, flat)
     assert config == before, "the user's configuration is not changed"
     return engine
@@ -194,9 +199,11 @@ def other_behaviour(rank: int, world_size: int) -> dict[str, Any]:
     engine = start({"stage": 1}, 2, 1, rank)
     seen: dict[str, Any] = {"engine": type(engine) is DMTEngine, "restored": deepspeed.DeepSpeedEngine is stock}
     seen["shell"] = isinstance(engine.module.local["tower"], TowerShell)
-    for call in ("save_checkpoint", "load_checkpoint", "save_16bit_model", "compile"):
-        with pytest.raises(DMTError, match=call):
-            getattr(engine, call)("somewhere")
+    for refused in ({"schedule": [(0, [])]}, {"compiled_autograd_enabled": True}):
+        with pytest.raises(DMTError, match="have to stay out of what is compiled"):
+            engine.compile(**refused)
+    with pytest.raises(ConfigError, match='"zero_allow_untested_optimizer": true'):
+        start({"stage": 1, "optimizer": "SGD", "tested": True}, 2, 1, rank)
     groups = engine.dmt.groups
 
     def fails_on_one():

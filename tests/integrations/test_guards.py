@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 from deepspeed.moe.layer import MoE
+from deepspeed.pipe import PipelineModule
 from torch import nn
 
 from dmt_plugin.errors import ConfigError
@@ -22,7 +23,19 @@ OPTIMIZER = {"type": "Adam", "params": {"lr": 0.1}}
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage", "3"),
         ({"fp16": {"enabled": True}}, "fp16.enabled", "True"),
         ({"fp16": {"enabled": "auto"}}, "fp16.enabled", "'auto'"),
-        ({"bf16": {"enabled": True}}, "bf16.enabled", "True"),
+        ({"bf16": {"enabled": "auto"}}, "bf16.enabled", "'auto'"),
+        ({"bf16": {"enabled": True, "bf16_optimizer_states": True}}, "bf16.bf16_optimizer_states", "True"),
+        (
+            {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
+            "bf16.bf16_master_weights_and_grads",
+            "True",
+        ),
+        (
+            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}},
+            "data_types.grad_accum_dtype",
+            "'fp32' with bf16 and zero_optimization.stage = 0",
+        ),
+        ({"data_types": {"grad_accum_dtype": "fp16"}}, "data_types.grad_accum_dtype", "'fp16'"),
         ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "torch_autocast.enabled", "True"),
         ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype", "'bf16'"),
         (
@@ -37,6 +50,12 @@ OPTIMIZER = {"type": "Adam", "params": {"lr": 0.1}}
         ({"expert_parallel": {"enabled": True}}, "expert_parallel.enabled", "True"),
         ({"hybrid_engine": {"enabled": True}}, "hybrid_engine.enabled", "True"),
         ({"compile": {"deepcompile": True}}, "compile.deepcompile", "True"),
+        ({"sparse_gradients": True}, "sparse_gradients", "True"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_param": {"device": "nvme"}}},
+            "zero_optimization.offload_param.device",
+            "'nvme'",
+        ),
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op", "'sum'"),
         ({"optimizer": {"type": "OneBitAdam"}}, "optimizer.type", "'OneBitAdam'"),
         ({"optimizer": {"type": "Muon"}}, "optimizer.type", "'Muon'"),
@@ -57,6 +76,10 @@ def test_a_configuration_is_refused_by_key_and_value(config, key, value):
         {"optimizer": OPTIMIZER, "gradient_clipping": 1.0, "gradient_accumulation_steps": 4},
         {"zero_optimization": True},
         {"zero_optimization": {"stage": 2, "overlap_comm": True, "offload_optimizer": {"device": "none"}}},
+        {"bf16": {"enabled": True}},
+        {
+            "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}
+        },
         {"fp16": {"enabled": False}, "bf16": {"enabled": False}, "compile": {"deepcompile": False}},
     ],
 )
@@ -102,12 +125,27 @@ def test_arguments_of_the_call():
         call(mpu=object())
     with pytest.raises(ConfigError, match=r"mesh_param = \(2, 2\)"):
         call(mesh_param=(2, 2))
+
+
+def test_an_optimizer_on_the_flat_model():
     model = nn.Linear(2, 2)
-    with pytest.raises(ConfigError, match=r"optimizer is a SGD built on the flat model.*callable"):
-        call(model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+    for kind in (torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad):  # the last has a state from the start
+        optimizer = kind(model.parameters(), lr=1.0)
+        call(model, optimizer=optimizer)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+        with pytest.raises(ConfigError, match=r"lr_scheduler is a ConstantLR on the.*callable"):
+            guards.check_call(model, optimizer, None, None, scheduler)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    with pytest.raises(ConfigError, match=r"optimizer is a Adagrad that has taken steps.*callable"):
+        call(model, optimizer=optimizer)
 
 
 def test_models_deepspeed_has_already_changed():
+    stages = PipelineModule.__new__(PipelineModule)
+    nn.Module.__init__(stages)
+    with pytest.raises(ConfigError, match=r"model is a pipeline module.*plain nn.Module"):
+        call(stages)
     experts = MoE.__new__(MoE)
     nn.Module.__init__(experts)
     with pytest.raises(ConfigError, match=r"MoE layer \(1\)"):
@@ -116,26 +154,6 @@ def test_models_deepspeed_has_already_changed():
     model.weight.ds_id = 0
     with pytest.raises(ConfigError, match=r"weight was partitioned by deepspeed.zero.Init"):
         call(model)
-
-
-@pytest.mark.parametrize(
-    ("config", "steps"),
-    [
-        ({}, 1),
-        ({"gradient_accumulation_steps": 3}, 3),
-        ({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 8}, 2),
-        ({"train_batch_size": 32, "train_micro_batch_size_per_gpu": 8}, 1),
-        ({"managed_gradient_accumulation": False}, None),
-    ],
-)
-def test_accumulation_and_fused_tables(config, steps):
-    assert guards.accumulation_steps(config, world_size=4) == steps
-    guards.check_lookup([], config, 4)
-    if steps == 1:
-        guards.check_lookup(["emb.0"], config, 4)
-    else:
-        with pytest.raises(ConfigError, match=r'emb\.0.*"backend": "torch"'):
-            guards.check_lookup(["emb.0"], config, 4)
 
 
 FACTS = [

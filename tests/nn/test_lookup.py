@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 from dmt_plugin.comm.ids import FeatureIds
 from dmt_plugin.comm.index_exchange import RoutedIds
 from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
+from dmt_plugin.errors import DMTError
+from dmt_plugin.nn.lookup import LOCATIONS, LookupSite, ShardedLookup, _check_location
+from dmt_plugin.nn.lookup_fbgemm import _placement
 from tests._util.routing import pool
 
 BACKENDS = ("torch", "fbgemm")
@@ -145,7 +148,7 @@ def test_gradient_scale(backend: str) -> None:
 def test_tables_are_hidden_from_engines(backend: str) -> None:
     lookup = make(backend)
     assert not list(lookup.parameters()) and not list(lookup.buffers()) and not lookup.state_dict()
-    assert [name for name, _ in lookup.named_modules()] == [""]
+    assert [name for name, _ in lookup.named_modules()] == ["", "cut_rows"]
     lookup.bfloat16().eval()
     assert lookup.table_weight("a").dtype == lookup(make_routed(3)).dtype == torch.float32
     assert lookup.backend_of("a") == backend
@@ -295,6 +298,38 @@ def test_a_bad_id_that_slipped_through_is_not_served() -> None:
             make(backend)(routed)
 
 
+def test_one_tbe_per_pooling() -> None:
+    """Four sites of three tables: one group sums, one takes means; a mean over row ranges joins those that sum."""
+    assert [len(group.tables) for group in make("fbgemm")._backends] == [2, 1]
+    ranged = tuple(
+        dataclasses.replace(site, name=f"{site.name} again", table="r", slot=2, rows=3, first_row=2)
+        for site in SITES
+        if site.pooling == "mean"
+    )
+    assert [len(group.tables) for group in make("fbgemm", sites=SITES + ranged)._backends] == [3, 1]
+
+
+def test_where_tables_live() -> None:
+    for location in ("auto", "host", "device"):
+        assert make("fbgemm", location=location).backend_of("a") == "fbgemm"
+    for location in ("managed", "managed_caching"):
+        for backend in BACKENDS:
+            with pytest.raises(ValueError, match=rf"dmt\.lookup\.location '{location}' .* run on the CPU.*\"auto\""):
+                make(backend, location=location)
+    on_torch = make("torch")._backends
+    accelerator = torch.device("cuda")
+    _check_location("device", accelerator, on_torch)
+    for location in ("host", "managed", "managed_caching"):
+        _check_location(location, accelerator, make("fbgemm")._backends)
+        with pytest.raises(ValueError, match=r"served by FBGEMM only, and 3 table\(s\) such as 'b'"):
+            _check_location(location, accelerator, on_torch)
+    found = {location: _placement(accelerator, location)[0].name for location in LOCATIONS}
+    assert found == {
+        "auto": "DEVICE", "device": "DEVICE", "host": "MANAGED_CACHING", "managed": "MANAGED",
+        "managed_caching": "MANAGED_CACHING",
+    }  # fmt: skip
+
+
 def test_misuse_is_named() -> None:
     site = SITES[1]
     weights = make_weights((site,))
@@ -321,3 +356,113 @@ def test_misuse_is_named() -> None:
         lookup.load_table("a", torch.zeros(4, 4))
     with pytest.raises(ValueError, match="optimiser state"):
         lookup.load_optimizer_state("a", {})
+
+
+@pytest.mark.parametrize("backend", ["torch", "fbgemm"])
+def test_rows_cut_by_the_lookup_have_the_scaled_gradient_of_all(backend: str) -> None:
+    """Three blocks, the second of which nobody uses, against the gradient of the rows in one piece; twice."""
+    site = LookupSite("a", "a", 0, 6, 4, "sum", False)
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    sizes = BatchLayout(7, ((7,),))
+    routed = RoutedIds((torch.arange(7) % 6,), (None,), (None,), sizes)
+    results = []
+    for cut in (False, True):
+        lookup = ShardedLookup([site], {"a": weight}, backend=backend, optimizer="sgd", lr=1.0)
+        lookup.grad_scale = 0.25
+        for step in range(2):
+            rows = lookup(routed, scaled=not cut)
+            parts = lookup.cut_rows(rows, sizes, 3) if cut else rows.split([3, 2, 2])
+            ((parts[0] * (step + 1)).sum() + parts[2].square().sum()).backward()
+            lookup.step()
+            lookup.zero_grad()
+        results.append(lookup.table_weight("a").clone())
+    assert not torch.equal(results[0], weight)
+    torch.testing.assert_close(results[1], results[0])
+
+
+def held_sites() -> tuple[LookupSite, ...]:
+    """Beside ``SITES``: a range of rows, and a padded dim."""
+    in_range = LookupSite("r", "r", 2, 4, 8, "mean", False, first_row=2)
+    return (*SITES, in_range, LookupSite("p", "p", 0, 5, 6, "sum", False))
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adagrad"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_micro_batches_of_a_step_are_one_update(backend: str, rule: str) -> None:
+    """Three micro-batches of other sizes, one of them empty, against the sum of their gradients; twice."""
+    sites, sizes = held_sites(), (5, 0, 3)
+    lookup = make(backend, rule, sites)
+    lookup.grad_scale = 0.25
+    tables = {name: lookup.table_weight(name).clone() for name in lookup.tables}
+    states: dict[str, Any] = {name: None if rule == "sgd" else torch.zeros_like(w) for name, w in tables.items()}
+    for step in range(2):
+        batches = [make_routed(rows, seed=10 * step + i) for i, rows in enumerate(sizes)]
+        pulls = [torch.randn(rows, sum(site.dim for site in sites)) for rows in sizes]
+        before = {name: lookup.table_weight(name).clone() for name in tables}
+        for batch, pull in zip(batches, pulls, strict=True):
+            lookup.hold_gradients(True)
+            (lookup(batch) * pull).sum().backward()
+            assert all(torch.equal(lookup.table_weight(name), w) for name, w in before.items())
+        assert lookup.holds
+        lookup.step()
+        lookup.zero_grad()
+        assert not lookup.holds
+        leaves = {name: w.requires_grad_() for name, w in tables.items()}
+        for batch, pull in zip(batches, pulls, strict=True):
+            (one_table_rows(sites, leaves, batch) * pull * 0.25).sum().backward()
+        for name, leaf in leaves.items():
+            assert leaf.grad is not None
+            tables[name], states[name] = update(rule, leaf.detach(), leaf.grad, states[name])
+            torch.testing.assert_close(lookup.table_weight(name), tables[name], rtol=1e-5, atol=1e-6)
+
+
+def one_table_rows(sites: Any, tables: dict[str, Tensor], routed: RoutedIds) -> Tensor:
+    """``reference`` for sites of which one holds rows 2 to 5 of its table."""
+    whole = [dataclasses.replace(site, first_row=None) for site in sites]
+    wide = {name: torch.nn.functional.pad(t, (0, 0, 2, 1)) if name == "r" else t for name, t in tables.items()}
+    return reference(whole, wide, routed)
+
+
+def test_what_is_held_back_can_be_dropped() -> None:
+    lookup = make("fbgemm")
+    before = lookup.table_weight("a").clone()
+    lookup.hold_gradients(True)
+    lookup(make_routed(6)).sum().backward()
+    lookup.zero_grad()
+    lookup.step()
+    assert torch.equal(lookup.table_weight("a"), before)
+
+
+def test_two_updates_in_a_step_are_an_error() -> None:
+    lookup = make("fbgemm")
+    lookup.hold_gradients(False)
+    for _ in range(2):
+        lookup(make_routed(6)).sum().backward()
+        lookup.zero_grad()
+    lookup(make_routed(6)).sum().backward()
+    with pytest.raises(DMTError, match="updated twice in one step"):
+        lookup(make_routed(6)).sum().backward()
+    lookup.zero_grad()
+    lookup.hold_gradients(False, once=False)
+    for _ in range(2):
+        lookup(make_routed(6)).sum().backward()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_in_another_dtype_have_gradients_that_are_rounded_once(backend: str, cut: bool) -> None:
+    site = LookupSite("a", "a", 0, 7, 4, "sum", False)
+    weight = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    layout = BatchLayout(7, ((7,),))
+    lookup = ShardedLookup([site], {"a": weight}, backend=backend, optimizer="sgd", lr=1.0)
+    lookup.grad_scale, lookup.row_dtype = 1 / 3, torch.bfloat16
+    rows = lookup(RoutedIds((torch.arange(7),), (None,), (None,), layout), scaled=not cut)
+    parts = lookup.cut_rows(rows, layout, 2) if cut else (rows,)
+    assert all(part.dtype == torch.bfloat16 for part in parts)
+    found = torch.cat(parts)
+    assert torch.equal(found, weight.bfloat16())
+    pull = torch.randn(7, 4, generator=torch.Generator().manual_seed(1)).bfloat16()
+    (found * pull).sum().backward()
+    lookup.step()
+    assert lookup.table_weight("a").dtype == torch.float32
+    torch.testing.assert_close(lookup.table_weight("a"), weight - pull.float() / 3, rtol=1e-6, atol=1e-6)

@@ -135,7 +135,7 @@ def test_costs() -> None:
     features = [FeatureSpec("a", ("big",), 1), FeatureSpec("b", ("small",), 3), FeatureSpec("c", ("wide",), None)]
     only = {"bytes": 0.0, "lookups": 0.0, "width": 0.0}
     assert feature_costs(features, tables, {**only, "bytes": 2.0}) == {"a": 900_000, "b": 100_000, "c": 1}
-    assert feature_costs(features, tables, {**only, "lookups": 1.0}) == {"a": 200_000, "b": 600_000, "c": 200_000}
+    assert feature_costs(features, tables, {**only, "lookups": 1.0}) == {"a": 125_000, "b": 375_000, "c": 500_000}
     assert feature_costs(features, tables, {**only, "width": 1.0}) == {"a": 250_000, "b": 250_000, "c": 500_000}
     assert sum(feature_costs(features, tables, dict.fromkeys(only, 1.0)).values()) == COST_TOTAL
     shared = [FeatureSpec("a", ("big",), 1), FeatureSpec("b", ("big",), 1)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dmt_plugin.errors import PlanError
 from dmt_plugin.partitioner import partition_features
-from dmt_plugin.partitioner.units import tied_units
+from dmt_plugin.partitioner.units import Rules, make_units
 from dmt_plugin.plan import FeatureSpec
 
 
@@ -25,6 +25,10 @@ def models(draw: Any) -> tuple[list[FeatureSpec], int]:
         for i in range(count)
     ]
     return features, draw(st.integers(1, len(tied_units(features))))
+
+
+def tied_units(features: list[FeatureSpec]) -> list[tuple[str, ...]]:
+    return [unit.names for unit in make_units(features, Rules(), towers=1).units]
 
 
 def names(features: list[FeatureSpec]) -> list[str]:
@@ -75,7 +79,7 @@ def test_where_features_go(count: int, towers: int) -> None:
 
 def test_too_many_towers_for_tied_features() -> None:
     features = [FeatureSpec(f"f{i}", ("shared",)) for i in range(4)]
-    with pytest.raises(PlanError, match=r"2 towers but only 1 independent features \(4 features"):
+    with pytest.raises(PlanError, match=r"only 1 independent features \(of 4; \['f0', 'f1', 'f2', 'f3'\] share"):
         partition_features(features, 2, "strided")
 
 

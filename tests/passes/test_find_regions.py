@@ -22,6 +22,7 @@ class Layers(nn.Module):
         super().__init__()
         self.narrow, self.shared = nn.Linear(4, 4), nn.Linear(4, 4)
         self.layer_norm, self.batch_norm = nn.LayerNorm(4), nn.BatchNorm1d(4)
+        self.softmin = nn.Softmin(dim=0)
         self.dropout, self.identity = nn.Dropout(0.5), nn.Identity()
         self.scale = nn.Parameter(torch.ones(4))
         self.history = nn.Embedding(ROWS, 4)
@@ -53,6 +54,11 @@ ACCEPTED = {
     "constant": lambda m, rows, index: rows * m.halves,
     "there and back": lambda m, rows, index: rows.unsqueeze(1).view(-1, 1, 4).squeeze(1),
     "softmax over the width": lambda m, rows, index: torch.softmax(rows, dim=-1),
+    "divided by the width": lambda m, rows, index: rows / rows.size(1),
+    "product with itself": lambda m, rows, index: torch.bmm(
+        rows.unsqueeze(1), rows.unsqueeze(2) * rows.unsqueeze(1)
+    ).squeeze(1),
+    "softmin over the width": lambda m, rows, index: nn.functional.softmin(rows, dim=1),
     "normalised": lambda m, rows, index: nn.functional.normalize(rows, dim=1),
 }
 
@@ -70,7 +76,16 @@ REFUSED = {
     "statistics over the batch": lambda m, rows, index: m.batch_norm(rows),
     "sum over the batch": lambda m, rows, index: rows - rows.sum(dim=0, keepdim=True),
     "softmax over the batch": lambda m, rows, index: torch.softmax(rows, dim=0),
+    "softmin over the batch": lambda m, rows, index: nn.functional.softmin(rows, dim=0),
+    "softmax layer over the batch": lambda m, rows, index: m.softmin(rows),
+    "noise": lambda m, rows, index: torch.randn_like(rows) + rows,
+    "normalised over the batch": lambda m, rows, index: nn.functional.normalize(rows, 2.0, 0),
+    "size of the batch as a number": lambda m, rows, index: rows / rows.size(0),
+    "size of the batch from the shape": lambda m, rows, index: rows * rows.shape[0],
+    "copies of the batch": lambda m, rows, index: rows.expand(rows.size(0), -1, -1).sum(1),
+    "written in place": lambda m, rows, index: rows.mul_(2),
     "cumulative over the batch": lambda m, rows, index: rows.cumsum(0),
+    "a triangle over the batch": lambda m, rows, index: rows.tril(),
     "turned around": lambda m, rows, index: rows.flip(0),
     "a trained factor": lambda m, rows, index: rows * m.scale,
     "a layer used twice": lambda m, rows, index: m.shared(m.shared(rows)),
@@ -84,7 +99,8 @@ REFUSED = {
 def test_what_needs_other_samples_or_others_stays(name: str) -> None:
     ctx = regions_of(REFUSED[name])
     region = ctx.regions.get(ctx.lookups[0].node)
-    forbidden = {"batch_norm", "sum", "softmax", "cumsum", "flip", "scale", "shared", "mul", "view"}
+    forbidden = {"batch_norm", "tril", "sum", "softmax", "cumsum", "flip", "scale", "shared", "mul", "view"}
+    forbidden |= {"softmin", "randn_like", "normalize", "truediv", "expand", "mul_"}
     inside = () if region is None else region.nodes
     names = {n.target.split(".")[-1] if isinstance(n.target, str) else n.target.__name__ for n in inside}
     assert not forbidden & names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -55,10 +56,11 @@ def test_placed_is_logical(name: str, topology: str, towers: dict[str, Any], rou
     assert differences(logical, placed, batches) == []
 
 
-def test_overlap_changes_the_order_and_nothing_else() -> None:
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_overlap_changes_the_order_and_nothing_else(blocks: int) -> None:
     results = []
     for overlap in (True, False):
-        logical, config, batches = case("dlrm", "2x2", DLRM, comm={"overlap": overlap})
+        logical, config, batches = case("dlrm", "2x2", DLRM, comm={"overlap": overlap, "micro_blocks": blocks})
         results.append(run_placed(logical, config, SimulatedWorld(Topology(2, 2)), batches))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a.output, b.output)
@@ -95,7 +97,7 @@ def test_shared_tables_one_feature_in_two_tables_and_ranks_without_any(route: st
     torch.manual_seed(0)
     config = settings(comm={"route": route}, towers={"module": "none"})
     logical = towered(Flat(cat, look=shared_tables), (ids(4, 5),), "2x4", config)
-    assert logical.plan.owner_of("tables.2")[0] == logical.plan.owner_of("tables.3")[0]
+    assert logical.plan.host_of_table("tables.2") == logical.plan.host_of_table("tables.3")
     batches = [(ids(4, WITH_EMPTY[rank], seed=rank),) for rank in range(8)]
     placed = run_placed(logical, config, SimulatedWorld(Topology(2, 4)), batches)
     assert sum(not step.tables for step in placed) == 4
@@ -180,16 +182,18 @@ def test_each_rank_holds_its_own_tables_and_towers_only() -> None:
     assert sorted(tables) == sorted(logical.table_names)
 
 
-def test_exchanges_of_each_route_are_nodes() -> None:
-    names = {"hierarchical": ["index", "lanes", "peers"], "flat": ["index", "world"]}
-    for route, expected in names.items():
-        logical, config, _ = case("dlrm", "2x2", DLRM, comm={"route": route})
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_exchanges_of_each_route_are_nodes(blocks: int) -> None:
+    """Ids are distributed once; every micro-block has exchanges of its own behind that."""
+    names = {"hierarchical": ["lanes", "peers"], "flat": ["world"]}
+    for route, behind in names.items():
+        logical, config, _ = case("dlrm", "2x2", DLRM, comm={"route": route, "micro_blocks": blocks})
         model = place(logical, config, Topology(2, 2), 1)
         targets = [str(n.target) for n in model.graph.nodes if n.op == "call_module"]
-        starts = [t.split(".")[1] for t in targets if t.endswith(".start")]
-        waits = [t.split(".")[1] for t in targets if t.endswith(".wait")]
-        assert starts == waits == expected
-        assert LOOKUP in targets and not [t for t in targets if t.startswith("tables")]
+        starts = Counter(t.split(".")[1] for t in targets if t.endswith(".start"))
+        waits = Counter(t.split(".")[1] for t in targets if t.endswith(".wait"))
+        assert starts == waits == {"index": 1, **dict.fromkeys(behind, blocks)}
+        assert targets.count(LOOKUP) == 1 and not [t for t in targets if t.startswith("tables")]
 
 
 def test_the_logical_model_is_left_as_it_was() -> None:

@@ -13,8 +13,11 @@ from dmt_plugin.topology import Topology
 from tests.passes.test_place import DLRM, case
 
 
-def placed(name: str, route: str, overlap: bool = True, topology: str = "2x2") -> PlacedModel:
-    logical, config, _ = case(name, topology, DLRM, comm={"route": route, "overlap": overlap})
+def placed(
+    name: str, route: str, overlap: bool = True, topology: str = "2x2", micro_blocks: int | str = "auto"
+) -> PlacedModel:
+    comm = {"route": route, "overlap": overlap, "micro_blocks": micro_blocks}
+    logical, config, _ = case(name, topology, DLRM, comm=comm)
     return place(logical, config, Topology.parse(topology), 0)
 
 
@@ -70,23 +73,24 @@ def test_without_overlap_a_start_is_waited_for_at_once() -> None:
 def test_every_order_is_one_in_which_inputs_come_first_and_nothing_is_lost() -> None:
     texts = set()
     for overlap in (True, False):
-        graph = placed("deepfm", "hierarchical", overlap).graph
+        graph = placed("deepfm", "hierarchical", overlap, micro_blocks=2).graph
         graph.lint()
         texts.add(tuple(sorted(n.format_node() or n.name for n in graph.nodes)))
     assert len({len(t) for t in texts}) == 1
 
 
-def test_scheduling_twice_changes_nothing() -> None:
+@pytest.mark.parametrize(("blocks", "exchanges"), [(1, 3), (2, 5), (4, 9)])
+def test_scheduling_twice_changes_nothing(blocks: int, exchanges: int) -> None:
     from dmt_plugin.capture import CapturedModel, ExampleBatch
     from dmt_plugin.passes.base import PassContext
 
-    logical, config, _ = case("dlrm", "2x2", DLRM)
+    logical, config, _ = case("dlrm", "2x2", DLRM, comm={"micro_blocks": blocks})
     model = place(logical, config, Topology(2, 2), 0)
     captured = CapturedModel(model.graph_module, model.binder, ExampleBatch(), logical.batch_size)
     before = str(model.graph)
     result = Schedule().run(PassContext(captured, config, Topology(2, 2)))
     assert str(model.graph) == before
-    assert (result.matched, result.changed) == (3, 0)
+    assert (result.matched, result.changed) == (exchanges, 0)
 
 
 def test_the_backward_of_the_dense_part_runs_during_the_last_exchange_too() -> None:
@@ -97,3 +101,14 @@ def test_the_backward_of_the_dense_part_runs_during_the_last_exchange_too() -> N
     between = [n for n in nodes[start + 1 : wait] if n.op == "call_module"]
     assert [n.target for n in between][:1] == ["bottom.0.0"]
     assert all(isinstance(model.get_submodule(str(n.target)), torch.nn.Module) for n in between)
+
+
+def test_a_block_is_computed_for_an_exchange_when_the_block_before_has_gone_on() -> None:
+    """So that in the backward pass it is computed while the rows of the block before are still on their way."""
+    logical, config, _ = case("dlrm", "2x2", {**DLRM, "p": 0}, comm={"micro_blocks": 2})
+    model = place(logical, config, Topology(2, 2), 0)
+    targets = [str(node.target) for node in model.graph.nodes]
+    towers = [place for place, target in enumerate(targets) if target.startswith("dmt_towers.")]
+    lanes = [place for place, target in enumerate(targets) if target == "dmt_exchange.lanes.start"]
+    first, _ = (place for place, target in enumerate(targets) if target == "dmt_exchange.peers.start")
+    assert towers[0] < lanes[0] < first < towers[1] < lanes[1]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dmt_plugin.api import transform
 from dmt_plugin.config import DMTConfig
 from dmt_plugin.placed import PlacedModel, place
+from dmt_plugin.plan_tables import assembled
 from dmt_plugin.topology import Topology
 from dmt_plugin.tower_model import TowerModel
 from tests._util.simulated import SimulatedWire, SimulatedWorld
@@ -106,9 +107,10 @@ def differences(logical: TowerModel, placed: list[Step], batches: Sequence[tuple
     for name, gradient in expected.dense.items():
         parts = [step.dense[name] for step in placed if name in step.dense]
         compare(name, torch.stack(parts).sum(0) / len(placed), gradient)
+    held = [(logical.plan.part(name), values) for step in placed for name, values in step.tables.items()]
     for table, gradient in expected.tables.items():
-        (owner,) = [step for step in placed if table in step.tables]
-        compare(table, owner.tables[table], gradient)
+        compare(table, assembled({part: values for part, values in held if part.table.name == table}), gradient)
+    assert len({part for part, _ in held}) == len(held), "two ranks hold the same part"
     return wrong
 
 

@@ -23,21 +23,14 @@ from tests.zoo.spec import (
     ids_of,
     mlp,
     only_ids,
-    rows_of,
 )
+from tests.zoo.unseen_contexts import Plain
 
 Body = Callable[..., Any]
 
 
-class Tables(nn.Module):
+class Tables(Plain):
     """Tables and a forward of its own; ``make`` adds parts."""
-
-    def __init__(self, features: int, width: int, make: Callable[..., None], body: Body) -> None:
-        super().__init__()
-        self.features, self.width = features, width
-        self.tables = nn.ModuleList(nn.Embedding(rows_of(i), width) for i in range(features))
-        make(self, features, width)
-        self.body = body
 
     def vectors(self, ids: Tensor) -> list[Tensor]:
         return [t(ids[:, i]) for i, t in enumerate(self.tables)]

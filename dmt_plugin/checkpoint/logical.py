@@ -8,6 +8,7 @@ user's names. Gathering it is a collective: every rank calls it, every rank gets
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmt_plugin.errors import DMTError
+from dmt_plugin.plan import TowerPlan
+from dmt_plugin.plan_tables import TablePart, TableSpec, assembled
 from dmt_plugin.tower_model import TowerModel
 
 if TYPE_CHECKING:
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
     """The logical state of a placed model, on every rank (a collective call).
 
-    Tables come from their owners, tower modules from the first lane of their host, the rest
-    from this rank, where it is replicated.
+    Tables are put together from the parts that ranks hold, tower modules come from the first lane
+    of their host, the rest from this rank, where it is replicated.
 
     Args:
         placed: this rank's model.
@@ -35,11 +38,7 @@ def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
     Returns:
         State by the user's names, plus the tower modules'; tensors on the CPU.
     """
-    ranges: dict[str, dict[int, Tensor]] = {}
-    for name in placed.lookup.tables:
-        table = placed.plan.table(name)
-        rows = placed.lookup.table_weight(name).detach().cpu().clone()
-        ranges.setdefault(table.parameter, {})[table.first_row] = rows
+    held = {name: placed.lookup.table_weight(name).detach().cpu().clone() for name in placed.lookup.tables}
     own: dict[str, Tensor] = {}
     shared: dict[str, Tensor] = {}
     for name, value in placed.state_dict().items():
@@ -47,16 +46,40 @@ def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
         target = own if any(plain.startswith(f"{path}.") for path in placed.tower_paths) else shared
         target[plain] = value.detach().cpu().clone()
     everyone: list[Any] = [None] * groups.topology.world_size
-    dist.all_gather_object(everyone, (own, ranges), group=groups.world)
-    tables: dict[str, dict[int, Tensor]] = {}
-    for part, parts in everyone:
-        for name, value in part.items():
+    dist.all_gather_object(everyone, (own, held), group=groups.world)
+    parts: dict[str, Tensor] = {}
+    for states, tables in everyone:
+        for name, value in states.items():
             shared.setdefault(name, value)
-        for name, pieces in parts.items():
-            tables.setdefault(name, {}).update(pieces)
-    for name, pieces in tables.items():
-        shared[name] = torch.cat([rows for _, rows in sorted(pieces.items())])
+        parts.update(tables)
+    shared.update(join_tables(placed.plan, parts))
     return shared
+
+
+def join_tables(plan: TowerPlan, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole parameters from the parts of tables that ranks hold.
+
+    Args:
+        plan: the plan that divided them.
+        parts: by a part's name its values ``(rows, columns)``, or what its optimiser keeps per row ``(rows,)``.
+
+    Returns:
+        By the parameter's name all its rows, ``(parameter rows, dim)`` or ``(parameter rows,)``.
+
+    Raises:
+        PlanError: parts of a table are missing.
+    """
+    of_table: dict[TableSpec, dict[TablePart, Tensor]] = {}
+    for name, values in parts.items():
+        part = plan.part(name)
+        of_table.setdefault(part.table, {})[part] = values
+    of_parameter: dict[str, list[tuple[int, Tensor]]] = {}
+    for table, own in of_table.items():
+        of_parameter.setdefault(table.parameter, []).append((table.first_row, assembled(own)))
+    return {
+        name: torch.cat([rows for _, rows in sorted(tables, key=lambda x: x[0])])
+        for name, tables in of_parameter.items()
+    }
 
 
 def logical_name(name: str) -> str:

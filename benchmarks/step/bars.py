@@ -1,0 +1,115 @@
+"""What a measurement has to show, as data, and the verdict on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar, over a number of a summary.
+
+    Attributes:
+        text: what is to be shown.
+        path: keys to the number in the summary.
+        least: the number is to be at least this, or None.
+        most: the number's absolute value is to be at most this, or None.
+        form: how the number is written.
+    """
+
+    text: str
+    path: tuple[str, ...]
+    least: float | None = None
+    most: float | None = None
+    form: str = ".2f"
+
+    def check(self, summary: Mapping[str, Any]) -> Verdict:
+        """Look it up; a number that is not there is a miss."""
+        found: Any = summary
+        for key in self.path:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        wanted = f"at least {self.least:{self.form}}" if self.least is not None else f"at most {self.most:{self.form}}"
+        if not isinstance(found, int | float):
+            return Verdict(False, f"{self.text}: not measured, {wanted} wanted")
+        # Written so that a NaN misses.
+        holds = (self.least is None or found >= self.least) and (self.most is None or abs(found) <= self.most)
+        return Verdict(holds, f"{self.text}: {found:{self.form}}, {wanted}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one bar.
+
+    Attributes:
+        holds: whether it is met.
+        text: with figures.
+    """
+
+    holds: bool
+    text: str
+
+
+def faster(name: str, least: float, than: str = "ratio_to_best") -> Bar:
+    """A variant is that many times as fast as an opponent (see :func:`benchmarks.step.summary.opponents`)."""
+    whom = {
+        "ratio": "TorchRec table-wise",
+        "ratio_to_best": "TorchRec's best flat variant",
+        "ratio_to_tower": "TorchRec's tower by hand",
+    }[than]
+    return Bar(f"{name}: times as fast as {whom}, same wire precision", ("rows", name, than), least=least)
+
+
+def at_the_link(name: str, least: float) -> Bar:
+    """A variant's step is little longer than the link alone needs."""
+    return Bar(f"{name}: the link's own time over the step's", ("rows", name, "nic_share"), least=least)
+
+
+def as_explained(name: str) -> Bar:
+    """Bytes counted on the link are those that ``dmt explain`` tells."""
+    text = f"{name}: bytes counted on the link, off the formula's"
+    return Bar(text, ("rows", name, "nic_bytes_off"), most=0.03, form=".1%")
+
+
+def lean(name: str) -> Bar:
+    """Peak memory of a rank, next to the flat variant's."""
+    return Bar(f"{name}: peak memory of a rank over the flat variant's", ("memory", name, "over_flat"), most=1.15)
+
+
+FULL = (
+    faster("sptt_fp32", 1.05),
+    faster("dmt_cr2_fp32", 2.05),
+    faster("dmt_cr4_fp32", 3.8),
+    faster("dmt_cr8_fp32", 5.5),
+    faster("dmt_cr4_fp16", 3.2),
+    faster("dmt_cr4_int8", 2.2),
+    faster("dmt_cr4_fp32", 1.2, "ratio_to_tower"),
+    faster("dmt_cr4_fp16", 1.2, "ratio_to_tower"),
+    faster("dmt_cr4_int8", 1.2, "ratio_to_tower"),
+    at_the_link("sptt_fp32", 0.90),
+    at_the_link("dmt_cr4_fp32", 0.87),
+    *(as_explained(name) for name in ("flat_fp32", "sptt_fp32")),
+    *(as_explained(f"dmt_cr{ratio}_{precision}") for precision in ("fp32", "fp16", "int8") for ratio in (2, 4, 8)),
+    lean("sptt_fp32"),
+    lean("dmt_cr4_fp32"),
+)
+"""Of 4 hosts x 2 ranks at 100 Mbit/s."""
+
+QUICK = (
+    faster("dmt_cr4_fp32", 3.3, "ratio"),
+    *(as_explained(name) for name in ("flat_fp32", "sptt_fp32", "dmt_cr4_fp32")),
+)
+"""Of 2 hosts x 2 ranks at 100 Mbit/s."""
+
+
+def verdicts(bars: Sequence[Bar], summary: Mapping[str, Any]) -> list[Verdict]:
+    """On every bar."""
+    return [bar.check(summary) for bar in bars]
+
+
+def listed(found: Sequence[Verdict]) -> str:
+    """Verdicts as text."""
+    missed = sum(not verdict.holds for verdict in found)
+    lines = [f"{'PASS' if verdict.holds else 'FAIL'}  {verdict.text}" for verdict in found]
+    return "\n".join([*lines, f"{len(found) - missed} of {len(found)} bars are met"])

@@ -1,0 +1,317 @@
+"""Folders of checkpoints: how one comes into being at once, and which one is the newest that is whole.
+
+1. A checkpoint is written into ``<tag>.saving`` beside its place. Its manifest is the last file; every file and the
+   folder are synced to the disk before the folder is renamed to ``<tag>``: that is the moment from which it exists.
+2. A checkpoint of the same tag moves out of the way first, to ``<tag>.replaced``, and is deleted last. While there is
+   no ``<tag>``, ``<tag>.replaced`` is taken for it.
+3. ``latest`` is replaced at once, behind the rename. It is for people and other tools: what is loaded without a tag is
+   the newest whole checkpoint that was saved with ``save_latest``, so that a run that died between the two goes on
+   from its last one.
+4. The next save removes what was left over.
+
+Everything here is for one process to do, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from dmt_plugin.checkpoint.manifest import FileEntry, Manifest
+from dmt_plugin.errors import CheckpointError
+
+MANIFEST = "dmt_checkpoint.json"
+LATEST = "latest"
+SAVING, REPLACED = ".saving", ".replaced"
+#: Says that a folder named ``*.saving`` is one of ours.
+MARK = "unfinished_dmt_checkpoint"
+#: Folder of the tensors' files inside a checkpoint.
+STATE = "state"
+#: Folder of what each rank has for itself.
+RANKS = "ranks"
+#: What all ranks share beside tensors.
+COMMON = "common.pt"
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Found:
+    """A whole checkpoint.
+
+    Attributes:
+        path: its folder.
+        manifest: what it says of itself.
+        ignored: what lies beside it and is not whole, each with the reason.
+    """
+
+    path: Path
+    manifest: Manifest
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> Path:
+        """Folder of the tensors."""
+        return self.path / STATE
+
+
+def rank_file(rank: int) -> str:
+    """Name of the file with a rank's own state."""
+    return f"{RANKS}/rank_{rank:05d}.pt"
+
+
+def find_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found | None:
+    """The checkpoint of a tag, or the newest one.
+
+    Args:
+        load_dir: the folder that ``save_checkpoint`` was given; without a tag also that of one checkpoint itself.
+        tag: its name.
+
+    Returns:
+        None if no tag is given and there is no whole checkpoint.
+
+    Raises:
+        CheckpointError: there is none of that tag, or it is not whole.
+    """
+    root = Path(load_dir)
+    if tag is None and (root / MANIFEST).is_file():
+        return Found(root, read_manifest(root))
+    if tag is not None:
+        return _of_tag(root, str(tag))
+    ignored: list[str] = []
+    whole: list[tuple[int, Path, Manifest]] = []
+    for path in _folders(root):
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError as error:
+            ignored.append(str(error))
+        else:
+            whole.append((manifest.sequence, path, manifest))
+    ignored += [f"{path.name}: its save did not finish" for path in _unfinished(root)]
+    candidates = [found for found in whole if found[2].save_latest]
+    if not candidates:
+        return None
+    _, path, manifest = max(candidates, key=lambda found: found[0])
+    return Found(path, manifest, tuple(ignored))
+
+
+def what_is_there(load_dir: str | Path) -> str:
+    """In words, for messages: the checkpoints of a folder, and what is not whole."""
+    root = Path(load_dir)
+    if not root.is_dir():
+        return f"there is no folder {root}"
+    parts = []
+    names = [path.name for path in _folders(root)]
+    if names:
+        parts.append(f"there are {', '.join(names)}")
+    unfinished = [path.name for path in _unfinished(root)]
+    if unfinished:
+        parts.append(f"{', '.join(unfinished)} did not finish")
+    stock = sorted({path.parent.name for path in root.glob("*/*model_states.pt")})
+    if stock:
+        parts.append(f"{', '.join(stock)} were saved by an engine of stock DeepSpeed")
+    return "; ".join(parts) or "it holds no checkpoint"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a whole checkpoint.
+
+    Raises:
+        CheckpointError: it is not whole: no manifest, or files that are missing or of another size.
+    """
+    file = path / MANIFEST
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: no manifest ({error.strerror})") from error
+    manifest = Manifest.from_json(text, f"{path.name}/{MANIFEST}")
+    for name, entry in manifest.files.items():
+        there = path / name
+        if not there.is_file():
+            raise CheckpointError(f"{path.name}: the file {name} is missing")
+        if (size := there.stat().st_size) != entry.bytes:
+            raise CheckpointError(f"{path.name}: {name} has {size} bytes instead of {entry.bytes}")
+    return manifest
+
+
+def check_content(found: Found, names: Iterable[str]) -> None:
+    """Compares files with the sums that were taken when they were written.
+
+    Raises:
+        CheckpointError: a file has changed.
+    """
+    for name in names:
+        if entry_of(found.path / name) != found.manifest.files[name]:
+            raise CheckpointError(f"{found.path / name} has changed since it was saved: its CRC-32 is another")
+
+
+def entry_of(path: Path) -> FileEntry:
+    """Size and CRC-32 of a file."""
+    total = crc = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            total, crc = total + len(chunk), zlib.crc32(chunk, crc)
+    return FileEntry(total, crc)
+
+
+def begin(save_dir: str | Path, tag: str) -> Path:
+    """Removes left-overs and makes the folder that a checkpoint is written into.
+
+    Raises:
+        CheckpointError: the tag is no name of a folder, or something else has it.
+    """
+    if Path(tag).name != tag or tag in ("", "..", LATEST) or tag.endswith((SAVING, REPLACED)):
+        raise CheckpointError(
+            f"a tag is the name of one folder that is not {LATEST!r} and does not end in {SAVING!r} or {REPLACED!r}; "
+            f"found {tag!r}"
+        )
+    root = Path(save_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    clean(root)
+    place = root / tag
+    if place.exists() and not _is_ours(place):
+        raise CheckpointError(f"{place} is there and is no checkpoint of ours; choose another tag, or move it away")
+    temporary = root / f"{tag}{SAVING}"
+    temporary.mkdir()
+    (temporary / MARK).touch()
+    for name in (STATE, RANKS):
+        (temporary / name).mkdir()
+    return temporary
+
+
+def clean(root: Path) -> None:
+    """Removes what saves that did not finish left over, and finishes what can be finished."""
+    for path in _unfinished(root):
+        shutil.rmtree(path)
+    for path in root.glob(f"*{REPLACED}"):
+        if not _is_ours(path):
+            continue
+        place = _place_of(path)
+        if (path / MANIFEST).is_file() and not place.exists():
+            path.rename(place)
+        else:  # its removal was under way
+            shutil.rmtree(path)
+
+
+def next_sequence(root: Path) -> int:
+    """Number of the next checkpoint."""
+    numbers = [0]
+    for path in _folders(root):
+        try:
+            numbers.append(Manifest.from_json((path / MANIFEST).read_text(), path.name).sequence)
+        except (OSError, CheckpointError):
+            continue
+    return max(numbers) + 1
+
+
+def commit(temporary: Path, manifest: Manifest) -> Path:
+    """Makes a written folder the checkpoint of its tag.
+
+    Args:
+        temporary: of :func:`begin`, with all files but the manifest, which were synced as they were written.
+        manifest: what it says.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    root = temporary.parent
+    place = _place_of(temporary)
+    with synced(temporary / MANIFEST) as stream:
+        stream.write(manifest.to_json().encode())
+    (temporary / MARK).unlink()
+    for folder in (*(p for p in temporary.iterdir() if p.is_dir()), temporary):
+        _sync_folder(folder)
+    replaced = root / f"{place.name}{REPLACED}"
+    if place.exists():
+        place.rename(replaced)
+    temporary.rename(place)
+    _sync_folder(root)
+    if manifest.save_latest:
+        draft = root / f"{LATEST}{SAVING}"
+        with synced(draft) as stream:
+            stream.write(manifest.tag.encode())
+        draft.replace(root / LATEST)
+        _sync_folder(root)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    return place
+
+
+@contextmanager
+def synced(path: Path) -> Any:
+    """A new file, open for bytes, that is on the disk when the block ends."""
+    with path.open("wb") as stream:
+        yield stream
+        _flush(stream)
+
+
+def _flush(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _of_tag(root: Path, tag: str) -> Found:
+    for path in (root / tag, root / f"{tag}{REPLACED}"):
+        if (path / MANIFEST).is_file():
+            try:
+                return Found(path, read_manifest(path))
+            except CheckpointError as error:
+                raise CheckpointError(f"the checkpoint {path} is not whole: {error}") from error
+    raise CheckpointError(f"{root} has no checkpoint {tag!r}: {what_is_there(root)}")
+
+
+def _folders(root: Path) -> list[Path]:
+    """Folders of checkpoints: those with a manifest, one for each tag."""
+    if not root.is_dir():
+        return []
+    found = [
+        path
+        for path in sorted(root.iterdir())
+        if not path.name.endswith(SAVING) and (path / MANIFEST).is_file()
+    ]
+    names = {path.name for path in found}
+    return [path for path in found if not path.name.endswith(REPLACED) or _place_of(path).name not in names]
+
+
+def _unfinished(root: Path) -> list[Path]:
+    """Folders that a save made and did not finish. A whole one that only lacked its rename is one of them."""
+    if not root.is_dir():
+        return []
+    return [path for path in sorted(root.glob(f"*{SAVING}")) if _is_ours(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder holds nothing but what a checkpoint, written or removed in part, consists of."""
+    return path.is_dir() and {p.name for p in path.iterdir()} <= {MARK, MANIFEST, STATE, RANKS, COMMON}
+
+
+def _place_of(path: Path) -> Path:
+    for suffix in (SAVING, REPLACED):
+        if path.name.endswith(suffix):
+            return path.with_name(path.name.removesuffix(suffix))
+    return path
+
+
+def shared_of(rank: int, ranks: int, files: Mapping[str, FileEntry]) -> list[str]:
+    """The files that one of several ranks is to check, so that together they check all, about as many bytes each."""
+    loads = [0] * ranks
+    mine: list[str] = []
+    for name, entry in sorted(files.items(), key=lambda item: (-item[1].bytes, item[0])):
+        target = loads.index(min(loads))
+        loads[target] += entry.bytes
+        if target == rank:
+            mine.append(name)
+    return mine

@@ -1,0 +1,240 @@
+"""Pieces of logical tensors, written and read with ``torch.distributed.checkpoint``.
+
+A rank holds pieces: rectangles of tables, the whole of dense parameters, ranges of their optimizer's state. Each has
+the name of the whole, the whole's size and its own place in it, so that what some ranks wrote, any others can read.
+
+1. To write, every rank plans its pieces, long ones in blocks of rows; where several ranks hold the same piece, one of
+   them writes it. That all pieces together are the whole is checked before anything is written.
+2. To read, every rank plans which parts of which stored pieces fall into each of its own, and these are copied
+   straight into its tensors.
+
+Dense parameters and their state are stored as vectors: ZeRO cuts them at any entry. :attr:`Piece.shape` keeps what
+the model has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from dmt_plugin.checkpoint.manifest import TensorEntry
+
+#: Entries of the largest block that is written, and read, at once.
+BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of a logical tensor.
+
+    Attributes:
+        name: of the whole tensor.
+        kind: see :class:`dmt_plugin.checkpoint.manifest.TensorEntry`.
+        size: size of the whole, as it is stored.
+        offsets: where the piece begins, one number per dimension.
+        values: the piece itself: what is written, or where what is read goes.
+        shape: shape of the whole in the model, if it is not ``size``.
+    """
+
+    name: str
+    kind: str
+    size: tuple[int, ...]
+    offsets: tuple[int, ...]
+    values: Tensor
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def entry(self) -> TensorEntry:
+        """What a manifest says of the whole."""
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        return TensorEntry(self.kind, self.size if self.shape is None else self.shape, dtype)
+
+    @property
+    def chunk(self) -> ChunkStorageMetadata:
+        """Its place."""
+        return ChunkStorageMetadata(torch.Size(self.offsets), self.values.shape)
+
+
+def vector(name: str, kind: str, values: Tensor) -> Piece:
+    """The whole of a tensor, stored as a vector; ``values`` must be contiguous."""
+    flat = values.detach().view(-1)
+    return Piece(name, kind, (flat.numel(),), (0,), flat, tuple(values.shape))
+
+
+def write_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup | None) -> None:
+    """Writes the pieces of all ranks of a group into a folder; all of them call this.
+
+    Args:
+        pieces: those of this rank.
+        folder: where to; the same for all ranks.
+        group: the ranks; None: this process alone.
+
+    Raises:
+        dcp.api.CheckpointException: the pieces are not the whole, or a rank failed.
+    """
+    with quiet():
+        dcp.save(
+            {},
+            storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
+            planner=SavePlanner(blocks(pieces)),
+            process_group=group,
+            no_dist=group is None,
+        )
+
+
+def read_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup | None) -> None:
+    """Fills the pieces of all ranks of a group from a folder; all of them call this.
+
+    Args:
+        pieces: those of this rank; their values are overwritten.
+        folder: where from.
+        group: the ranks; None: this process alone.
+
+    Raises:
+        dcp.api.CheckpointException: a rank failed.
+    """
+    with quiet(), torch.no_grad():
+        dcp.load(
+            {},
+            storage_reader=dcp.FileSystemReader(folder),
+            planner=_LoadPlanner(pieces),
+            process_group=group,
+            no_dist=group is None,
+        )
+
+
+def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """Sizes and pieces of the tensors in a folder."""
+    metadata = dcp.FileSystemReader(folder).read_metadata()
+    return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+
+
+def blocks(pieces: Iterable[Piece], limit: int = BLOCK) -> list[Piece]:
+    """The pieces, those of more than ``limit`` entries cut into blocks of rows."""
+    found: list[Piece] = []
+    for piece in pieces:
+        rows = piece.values.shape[0] if piece.values.dim() else 1
+        step = max(1, rows * limit // max(piece.values.numel(), 1))
+        if rows <= step:
+            found.append(piece)
+            continue
+        for first in range(0, rows, step):
+            offsets = (piece.offsets[0] + first, *piece.offsets[1:])
+            found.append(dataclasses.replace(piece, offsets=offsets, values=piece.values[first : first + step]))
+    return found
+
+
+class SavePlanner(DefaultSavePlanner):
+    """Plans what is written from pieces; finding duplicates and checking the whole is torch's."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._pieces = {(piece.name, tuple(piece.offsets)): piece for piece in pieces}
+
+    def create_local_plan(self) -> SavePlan:
+        """One item for each piece."""
+        self.plan = SavePlan(
+            [
+                WriteItem(
+                    index=MetadataIndex(piece.name, torch.Size(piece.offsets)),
+                    type=WriteItemType.SHARD,
+                    tensor_data=TensorWriteData(
+                        chunk=piece.chunk,
+                        properties=TensorProperties.create_from_tensor(piece.values),
+                        size=torch.Size(piece.size),
+                    ),
+                )
+                for piece in self._pieces.values()
+            ]
+        )
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """The values of a piece."""
+        return self.piece(index).values
+
+    def piece(self, index: MetadataIndex) -> Piece:
+        """The piece that is written under an index."""
+        assert index.offset is not None
+        return self._pieces[index.fqn, tuple(index.offset)]
+
+
+class _LoadPlanner(LoadPlanner):
+    """Plans what is read into pieces."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+        self._metadata: Metadata | None = None
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        self._metadata = metadata
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self._metadata is not None
+        items: list[ReadItem] = []
+        for number, piece in enumerate(self._pieces):
+            stored = self._metadata.state_dict_metadata[piece.name]
+            assert isinstance(stored, TensorStorageMetadata)
+            # Two pieces may be the same part of the same tensor, so each is known by its number.
+            place = MetadataIndex(str(number))
+            found = create_read_items_for_chunk_list(piece.name, stored, [piece.chunk])
+            items += [dataclasses.replace(item, dest_index=place) for item in found]
+        return LoadPlan(items)
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        return global_plan
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        return central_plan
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise AssertionError("pieces are tensors")
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        target = self._pieces[int(read_item.dest_index.fqn)].values.detach()
+        for dim, (first, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            target = target.narrow(dim, first, length)
+        return target
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        pass
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch warns that there are no process groups, which is meant, and of storages that it uses itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        yield

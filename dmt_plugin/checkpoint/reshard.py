@@ -1,0 +1,164 @@
+"""A checkpoint for another topology: the same towers on other hosts, tables on other lanes.
+
+A load reshards by itself, so nothing needs this to go on elsewhere. It is for looking before the cluster is there, and
+for a checkpoint whose files follow the parts that the new ranks hold, so that each reads only what it needs:
+
+1. towers keep their features and go to the new hosts; tables keep their kind, as far as there are lanes to divide them
+   over, and are spread anew;
+2. to write, tensors are read and written block by block: memory is that of a block, not of the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+
+from dmt_plugin.checkpoint import folder
+from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, Found, check_content, entry_of, rank_file
+from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, read_pieces, stored_tensors
+from dmt_plugin.checkpoint.single import check_whole
+from dmt_plugin.checkpoint.state import MODEL, TABLE_OPTIMIZER
+from dmt_plugin.plan import TowerPlan
+from dmt_plugin.plan_tables import TablePart
+from dmt_plugin.planner import PlacementRules, place_tables, towers_to_hosts
+from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, TableUse
+from dmt_plugin.topology import Topology
+
+
+def plan_for(plan: TowerPlan, topology: Topology, optimizer: str) -> TowerPlan:
+    """The plan with its towers on another topology.
+
+    Args:
+        plan: the saved one.
+        topology: hosts and lanes.
+        optimizer: of the tables.
+
+    Raises:
+        ConfigError: the towers cannot be spread over so many hosts.
+    """
+    hosts = towers_to_hosts(len(plan.towers), topology)
+    uses, host_of = [], {}
+    for table in plan.tables:
+        own = [feature for feature in plan.features if table.name in feature.tables]
+        ids = sum(feature.hotness or ASSUMED_IDS for feature in own)
+        uses.append(TableUse(table, ids, table.dim * len(own)))
+        host_of[table.name] = hosts[plan.tower_of(own[0].name)]
+    rules = PlacementRules("table_wise", overrides={name: split.kind for name, split in plan.table_splits.items()})
+    placed = place_tables(uses, host_of, topology, rules, CostModel(optimizer, topology.ranks_per_host))
+    return dataclasses.replace(
+        plan,
+        topology=str(topology),
+        tower_hosts=hosts,
+        table_lanes=placed.lanes,
+        table_splits=placed.splits,
+    )
+
+
+def table_bytes(plan: TowerPlan, manifest_tensors: Mapping[str, Any]) -> list[int]:
+    """Bytes of tables and of their optimiser's state on each rank, in rank order.
+
+    Args:
+        plan: where tables are.
+        manifest_tensors: the tensors of a checkpoint by name.
+    """
+    topology = Topology.parse(plan.topology)
+    totals = [0] * topology.world_size
+    states = [n for n in manifest_tensors if n.startswith(TABLE_OPTIMIZER)]
+    for table in plan.tables:
+        kept = [manifest_tensors[n] for n in states if n.partition(".")[2].partition(".")[2] == table.parameter]
+        for part in plan.parts_of(table.name):
+            entries = part.rows * part.columns
+            entries += sum(part.rows * (part.columns if len(e.shape) > 1 else 1) for e in kept)
+            totals[topology.rank_of(plan.host_of_table(table.name), part.lane)] += 4 * entries
+    return totals
+
+
+def reshard(found: Found, plan: TowerPlan, save_dir: str | Path) -> Path:
+    """Writes a checkpoint again, for the topology of another plan.
+
+    Args:
+        found: the checkpoint.
+        plan: of the same model and towers.
+        save_dir: where the new one goes, under the same tag.
+
+    Returns:
+        The new checkpoint's folder. Where the number of ranks is another, what each rank had for itself is left behind,
+        but for the client state of rank 0.
+
+    Raises:
+        CheckpointError: the checkpoint is not whole, or something else has its tag there.
+    """
+    old = found.manifest
+    check_content(found, old.files)
+    stored = stored_tensors(found.state)
+    check_whole(found, stored)
+    temporary = folder.begin(save_dir, old.tag)
+    with quiet():
+        dcp.save(
+            {},
+            storage_writer=dcp.FileSystemWriter(temporary / STATE, sync_files=True),
+            planner=_Copy(found, blocks(_pieces(found, plan, stored))),
+            no_dist=True,
+        )
+    ranks = old.rank_states if old.rank_states == Topology.parse(plan.topology).world_size else 0
+    for name in (COMMON, *(rank_file(rank) for rank in range(max(ranks, 1)))):
+        with (found.path / name).open("rb") as source, folder.synced(temporary / name) as target:
+            shutil.copyfileobj(source, target)
+    written = [temporary / COMMON, *(temporary / STATE).iterdir(), *(temporary / RANKS).iterdir()]
+    manifest = dataclasses.replace(
+        old,
+        sequence=folder.next_sequence(Path(save_dir)),
+        topology=plan.topology,
+        plan=plan.to_dict(),
+        files={str(path.relative_to(temporary)): entry_of(path) for path in sorted(written)},
+        rank_states=ranks,
+    )
+    return folder.commit(temporary, manifest)
+
+
+def _pieces(found: Found, plan: TowerPlan, stored: Mapping[str, TensorStorageMetadata]) -> list[Piece]:
+    """What is to be written, without values: tables by the parts of the new plan, the rest in one piece."""
+    parts: dict[str, list[TablePart]] = {}
+    for table in plan.tables:
+        parts.setdefault(table.parameter, []).extend(plan.parts_of(table.name))
+    made: list[Piece] = []
+    for name, tensor in stored.items():
+        entry = found.manifest.tensors[name]
+        parameter = name.removeprefix(MODEL) if entry.kind == "table" else name.split(".", 2)[-1]
+        cuts = parts[parameter] if entry.kind in ("table", "table_optimizer") else [None]
+        for part in cuts:
+            offsets, shape = _place(part, tuple(tensor.size))
+            values = torch.empty(shape, dtype=tensor.properties.dtype, device="meta")
+            made.append(Piece(name, entry.kind, tuple(tensor.size), offsets, values, entry.shape))
+    return made
+
+
+def _place(part: TablePart | None, size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if part is None:
+        return (0,) * len(size), size
+    first = part.table.first_row + part.first_row
+    if len(size) == 1:
+        return (first,), (part.rows,)
+    return (first, part.first_column), (part.rows, part.columns)
+
+
+class _Copy(SavePlanner):
+    """Reads each block when it is to be written."""
+
+    def __init__(self, found: Found, pieces: list[Piece]) -> None:
+        super().__init__(pieces)
+        self._found = found
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """The values of a block."""
+        piece = self.piece(index)
+        values = torch.empty(piece.values.shape, dtype=piece.values.dtype)
+        read_pieces([dataclasses.replace(piece, values=values)], self._found.state, None)
+        return values

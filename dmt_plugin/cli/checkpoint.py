@@ -1,0 +1,197 @@
+"""``dmt checkpoint``: what is in a checkpoint, the flat model in it, and the same for another topology."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="checkpoint",
+    help="Look at checkpoints of tower-decomposed models, and take them elsewhere.",
+    no_args_is_help=True,
+)
+
+Folder = Annotated[
+    Path, typer.Argument(help="The folder that save_checkpoint was given, or that of one checkpoint in it.")
+]
+Tag = Annotated[str | None, typer.Option(help="Name of the checkpoint; default: the newest whole one.")]
+
+
+@app.command("inspect")
+def inspect(
+    folder: Folder,
+    tag: Tag = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Also compare every file with its checksum.")] = False,
+) -> None:
+    """Print plan, topology, steps and tensors of a checkpoint."""
+    from dmt_plugin.checkpoint.folder import check_content
+    from dmt_plugin.checkpoint.single import the_checkpoint
+
+    found = the_checkpoint(folder, tag)
+    if check:
+        check_content(found, found.manifest.files)
+    if as_json:
+        data = {"path": str(found.path), "ignored": list(found.ignored), **dataclasses.asdict(found.manifest)}
+        data["plan_fingerprint"] = found.manifest.tower_plan.fingerprint
+        typer.echo(json.dumps(data, indent=2))
+        return
+    console = Console()
+    for line in summary(found):
+        console.print(line, highlight=False, markup=False)
+    if check:
+        console.print(f"{len(found.manifest.files)} files are as they were written")
+    console.print(tensors(found.manifest))
+
+
+@app.command("to-flat")
+def to_flat(
+    folder: Folder,
+    output: Annotated[Path, typer.Argument(help="File to write, for torch.load: a dict of tensors by name.")],
+    tag: Tag = None,
+) -> None:
+    """Write the trained model as one state dict with the user's own names.
+
+    Without tower modules it is the flat model's: model.load_state_dict(torch.load(FILE)). With them, it is that of the
+    tower model which dmt_plugin.transform makes in one process. The whole model must fit into memory.
+    """
+    import torch
+
+    from dmt_plugin.byte_sizes import say_bytes
+    from dmt_plugin.checkpoint.folder import synced
+    from dmt_plugin.checkpoint.single import read_state, the_checkpoint
+
+    found = the_checkpoint(folder, tag)
+    state = read_state(found.path)
+    draft = output.with_name(f"{output.name}.saving")
+    with synced(draft) as stream:
+        torch.save(state, stream)
+    draft.replace(output)
+    size = say_bytes(sum(tensor.nbytes for tensor in state.values()))
+    whose = "the flat model" if found.manifest.semantic_preserving else "the tower model (dmt_plugin.transform)"
+    typer.echo(f"{output}: {len(state)} tensors, {size}, of {whose} after {found.manifest.steps['global_steps']} steps")
+    unread = [*found.manifest.never_run, *found.manifest.left_out]
+    if unread:
+        typer.echo(f"not in it, as no rank trains them: {', '.join(unread)}")
+
+
+@app.command("reshard")
+def reshard(
+    folder: Folder,
+    to: Annotated[str, typer.Option("--to", help='Hosts x ranks per host, such as "4x2".')],
+    tag: Tag = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan for that topology (dmt explain writes plan.json); default: made here.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the new checkpoint; default: only look.")
+    ] = None,
+) -> None:
+    """Show how a checkpoint's towers and tables lie on another topology, and write it for that.
+
+    A load reshards by itself: to go on elsewhere, name the folder in "dmt": {"partition": {"strategy": "file", "file":
+    FOLDER}} and call load_checkpoint. Without --output this verifies that every tensor is there as a whole and that the
+    topology can hold the towers. With it, a checkpoint is written whose files follow the new placement, block by block,
+    so that ranks read no more than they need; the run's placement is then the one that was shown.
+    """
+    from dmt_plugin.byte_sizes import say_bytes
+    from dmt_plugin.checkpoint import reshard as resharding
+    from dmt_plugin.checkpoint.compare import check_towers
+    from dmt_plugin.checkpoint.folder import check_content
+    from dmt_plugin.checkpoint.pieces import stored_tensors
+    from dmt_plugin.checkpoint.single import check_whole, the_checkpoint
+    from dmt_plugin.plan import TowerPlan
+    from dmt_plugin.topology import Topology
+
+    found = the_checkpoint(folder, tag)
+    manifest, topology = found.manifest, Topology.parse(to)
+    if plan is None:
+        made = resharding.plan_for(manifest.tower_plan, topology, manifest.training["tables"]["optimizer"])
+    else:
+        made = TowerPlan.load(plan)
+        made.check(model=manifest.tower_plan.model, topology=topology)
+        check_towers(made, manifest, str(found.path))
+    table = Table(title=f"{found.path.name} on {topology} instead of {manifest.topology}")
+    for heading in ("rank", "host", "towers", "tables", "bytes of tables and their state"):
+        table.add_column(heading, justify="right")
+    for rank, size in enumerate(resharding.table_bytes(made, manifest.tensors)):
+        host, lane = topology.host_of(rank), topology.lane_of(rank)
+        own = [t.name for t in made.tables if made.host_of_table(t.name) == host and lane in made.lanes_of(t.name)]
+        towers = ", ".join(map(str, made.towers_on(host)))
+        table.add_row(str(rank), str(host), towers, str(len(own)), say_bytes(size))
+    console = Console()
+    console.print(table)
+    if output is None:
+        check_content(found, manifest.files)
+        check_whole(found, stored_tensors(found.state))
+        console.print(f"all {len(manifest.tensors)} tensors are there as a whole and have a place; nothing was written")
+        return
+    place = resharding.reshard(found, made, output)
+    console.print(f"written: {place}", highlight=False)
+
+
+def summary(found: Any) -> list[str]:
+    """What a person wants to know first."""
+    manifest = found.manifest
+    plan, steps, training = manifest.tower_plan, manifest.steps, manifest.training
+    tables = training["tables"]
+    module = "no tower modules" if manifest.semantic_preserving else f"tower module {plan.module.kind}"
+    sizes = "+".join(str(len(names)) for names in plan.towers)
+    kinds = sorted({plan.kind_of(table.name) for table in plan.tables})
+    lines = [
+        f"{found.path}",
+        f"saved {manifest.saved_at} by {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}",
+        f"step {steps['global_steps']}, {steps['global_samples']} samples, {steps['skipped_steps']} skipped",
+        f"topology {manifest.topology}, plan {plan.fingerprint}: {len(plan.towers)} tower(s) of {sizes} features on "
+        f"host(s) {', '.join(map(str, plan.tower_hosts))}, {module}",
+        f"{len(plan.tables)} table(s), {', '.join(kinds)}; {tables['optimizer']}, lr {tables['lr']:g}",
+        f"dense and towers: {training['optimizer']}, ZeRO {training['zero_stage']}, "
+        f"{'bf16' if training['bf16'] else 'fp32'}, scheduler {training['scheduler'] or 'none'}",
+        f"random numbers, buffers and positions of {manifest.rank_states} rank(s)",
+    ]
+    if manifest.left_out:
+        lines.append(f"left out as not trained: {', '.join(manifest.left_out)}")
+    return [*lines, *(f"ignored beside it: {reason}" for reason in found.ignored)]
+
+
+def tensors(manifest: Any) -> Table:
+    """Every parameter and buffer with the state that optimizers keep for it."""
+    from dmt_plugin.byte_sizes import say_bytes
+
+    plan = manifest.tower_plan
+    where: dict[str, list[str]] = {}
+    for table in plan.tables:
+        lanes = ", ".join(map(str, plan.lanes_of(table.name)))
+        text = f"host {plan.host_of_table(table.name)}, lane {lanes}"
+        kind = plan.kind_of(table.name)
+        where.setdefault(table.parameter, []).append(text if kind == "table_wise" else f"{text}, {kind}")
+    states: dict[str, list[tuple[str, Any]]] = {}
+    for name, entry in manifest.tensors.items():
+        if entry.kind in ("optimizer", "table_optimizer"):
+            _, key, parameter = name.split(".", 2)
+            states.setdefault(parameter, []).append((key, entry))
+    shown = Table()
+    for heading in ("tensor", "kind", "shape", "type", "bytes", "optimizer state", "bytes of it", "placed"):
+        shown.add_column(heading, justify="right" if heading.startswith("bytes") else "left")
+    total = kept = 0
+    for name, entry in manifest.tensors.items():
+        if entry.kind in ("optimizer", "table_optimizer"):
+            continue
+        plain = name.removeprefix("model.")
+        own = states.get(plain, [])
+        size = sum(state.bytes for _, state in own)
+        total, kept = total + entry.bytes, kept + size
+        shown.add_row(
+            plain, entry.kind, " x ".join(map(str, entry.shape)) or "one number", entry.dtype, say_bytes(entry.bytes),
+            ", ".join(key for key, _ in own) or "-", say_bytes(size) if own else "-",
+            "; ".join(where.get(plain, ["-"])),
+        )  # fmt: skip
+    shown.add_section()
+    shown.add_row("together", "", "", "", say_bytes(total), "", say_bytes(kept), "")
+    return shown

@@ -1,0 +1,10 @@
+"""``dmt doctor`` as a module, for launchers: ``deepspeed --module dmt_plugin.doctor``."""
+
+from __future__ import annotations
+
+import typer
+
+from dmt_plugin.cli.doctor import command
+
+if __name__ == "__main__":
+    typer.run(command)

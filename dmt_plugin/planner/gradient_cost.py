@@ -1,0 +1,136 @@
+"""Bytes of summing gradients over ranks in one optimizer step, on one rank, by formula.
+
+1. The configuration says who sums (:func:`gradient_sums`). At ZeRO stage 0 with ``dmt.comm.overlap`` the engine does,
+   during the backward pass and by way of the hosts (:mod:`dmt_plugin.comm.hierarchical_sum`): dense gradients cross
+   each host's link as ``2*(H-1)/H`` of the buffer, those of towers stay inside the host. These bytes are counted as
+   they are sent, and a test holds count and formula together.
+2. Else DeepSpeed does, with the library's all-reduce, which counts nothing. It is told as a ring in the order of the
+   ranks: every rank sends ``2*(G-1)/G`` of the buffer, and one of ``G`` links leaves each host. Which lane that is
+   depends on the library, so every rank is told its share of the host's.
+3. ZeRO stages 1 and 2 also hand out the updated parameters: half as much again.
+4. In bf16 gradients and parameters travel as bf16, unless ``communication_data_type`` says otherwise for gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dmt_plugin.comm.hierarchical_sum import bytes_sent
+from dmt_plugin.config import DMTConfig
+from dmt_plugin.planner.cost import ExchangeCost
+from dmt_plugin.topology import Topology
+
+_FP32 = 4
+_SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class GradientSums:
+    """Who sums gradients, and how.
+
+    Attributes:
+        by: ``"hosts"``: the engine, by way of the hosts; ``"all-reduce"``: DeepSpeed at stage 0; ``"partitions"``:
+            DeepSpeed at stages 1 and 2, which hand out parameters after the step.
+        wire: format of gradients between ranks.
+        parameters: format of parameters between ranks.
+        note: for which case this holds, in words.
+    """
+
+    by: Literal["hosts", "all-reduce", "partitions"]
+    wire: str
+    note: str
+    parameters: str = "fp32"
+
+
+def gradient_sums(ds_config: Mapping[str, Any], section: DMTConfig) -> GradientSums:
+    """What a configuration leads to.
+
+    Args:
+        ds_config: the DeepSpeed configuration; empty for its defaults.
+        section: the ``"dmt"`` section.
+    """
+    kind = "bf16" if computes_in_bf16(ds_config) else "fp32"
+    stage, wire = _stage(ds_config), str(ds_config.get("communication_data_type") or kind).lower()
+    reasons = [
+        *([f"ZeRO stage {stage}"] if stage else []),
+        *([] if section.comm.overlap else ["dmt.comm.overlap is off"]),
+        *(["prescale_gradients is on"] if ds_config.get("prescale_gradients") else []),
+        *([f"gradient_predivide_factor is {f}"] if (f := ds_config.get("gradient_predivide_factor", 1.0)) != 1 else []),
+        *(["the model is in bf16"] if kind == "bf16" else []),
+        *([f"communication_data_type is {wire}"] if wire != kind else []),
+    ]
+    often = _how_often(ds_config, stage)
+    if not reasons:
+        note = (
+            "ZeRO stage 0 with dmt.comm.overlap: sums of gradients run during the backward pass, those of the dense "
+            f"part by way of the hosts (each host's link carries 2(H-1)/H of them), towers' inside the host; {often}."
+        )
+        return GradientSums("hosts", wire, note)
+    note = (
+        f"DeepSpeed sums gradients ({', '.join(reasons)}), {often}: told as a ring over all ranks in order, which "
+        "carries 2(G-1)/G of the buffer over every host's link; each rank's share of its host's."
+    )
+    return GradientSums("partitions" if stage else "all-reduce", wire, note, kind)
+
+
+def computes_in_bf16(ds_config: Mapping[str, Any]) -> bool:
+    """Whether towers and the dense part are in bf16."""
+    sections = (ds_config.get(key) for key in ("bf16", "bfloat16"))
+    return any(isinstance(section, Mapping) and section.get("enabled") is True for section in sections)
+
+
+def gradient_costs(sums: GradientSums, dense: int, towers: int, topology: Topology) -> list[ExchangeCost]:
+    """The rows of one rank.
+
+    Args:
+        sums: who sums.
+        dense: trainable entries that all ranks hold.
+        towers: trainable entries that the lanes of this rank's host hold alone.
+        topology: hosts and lanes.
+    """
+    hosts, lanes = topology.hosts, topology.ranks_per_host
+    found = []
+    if sums.by == "hosts":
+        away, near = bytes_sent(dense, _FP32, hosts, lanes)
+        between = [group for group, size in (("lanes", lanes), ("peers", hosts)) if size > 1]
+        text = f"{dense:,} gradients" + (", by way of the hosts" if hosts > 1 else "")
+        found = [ExchangeCost("dense", ", ".join(between) or "lanes", "backward", text, away, near)]
+        if towers:
+            inside = bytes_sent(towers, _FP32, 1, lanes)[1]
+            found.append(ExchangeCost("towers", "lanes", "backward", f"{towers:,} gradients", 0, inside))
+        return found
+    size = _SIZES.get(sums.wire, _FP32)
+    form = "" if sums.wire == "fp32" else f" {sums.wire}"
+    world = topology.world_size
+    for name, group, members, entries in (("dense", "world", world, dense), ("towers", "lanes", lanes, towers)):
+        if entries or name == "dense":
+            crossing = group == "world" and hosts > 1
+            away, near = _ring(2 * size * entries, members, lanes, crossing)
+            text = f"{entries:,} gradients{form}, all-reduce (ring)"
+            found.append(ExchangeCost(name, group, "backward", text, away, near))
+            if sums.by == "partitions":
+                away, near = _ring(_SIZES[sums.parameters] * entries, members, lanes, crossing)
+                text = f"{entries:,} parameters{'' if sums.parameters == 'fp32' else ' bf16'}, all-gather (ring)"
+                found.append(ExchangeCost(name, group, "step", text, away, near))
+    return found
+
+
+def _ring(size: int, members: int, lanes: int, crossing: bool) -> tuple[int, int]:
+    """Bytes to other hosts and to other lanes: this rank's share of what its host's ranks pass on."""
+    sent = size * (members - 1) // members
+    away = sent // lanes if crossing else 0
+    return away, sent - away
+
+
+def _stage(ds_config: Mapping[str, Any]) -> int:
+    section = ds_config.get("zero_optimization", {})
+    return int(section.get("stage", 0)) if isinstance(section, Mapping) else int(bool(section))
+
+
+def _how_often(ds_config: Mapping[str, Any], stage: int) -> str:
+    steps = ds_config.get("gradient_accumulation_steps")
+    if not isinstance(steps, int) or steps == 1:
+        return "once per step"
+    return "in every micro-batch" if stage == 2 else f"once per step, in one of its {steps} micro-batches"

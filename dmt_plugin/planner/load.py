@@ -1,0 +1,144 @@
+"""What tables cost the lanes that hold them, predicted from shapes alone.
+
+Per sample that arrives at a lane, with ``k`` ids looked up in a table of width ``N`` that gives ``W`` entries:
+
+1. exchange: ``W`` entries go out as rows and their gradients come back, in the wire formats of the exchange; what
+   stays on the lane itself is not sent;
+2. ids: ``k`` ids of 4 bytes arrive (they are counted for every table, although tables may share them);
+3. pooling: ``k`` rows of ``N`` entries are read, and read and written again by the update. A byte of memory is far
+   cheaper than a byte on a link between ranks: :data:`MEMORY_BYTE`.
+
+A range of rows reads its share of the ids, if ids are spread evenly, but gets all of them and sends full width. A range
+of columns reads all ids and sends its own columns. Memory is that of the values and of the optimiser's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dmt_plugin.comm.formats import Format, bytes_per_entry, row_bytes
+from dmt_plugin.plan_tables import TablePart, TableSpec
+
+MEMORY_BYTE = 1 / 8
+"""Cost of a byte read or written in memory, in bytes on the wire inside a host (NVLink beside HBM: about this)."""
+
+_PASSES = 3
+"""How often a looked-up row moves: forward, and twice in the update."""
+
+_ID_BYTES = 4
+_FP32 = 4
+
+ASSUMED_IDS = 4
+"""Ids per sample assumed for a feature whose number of ids varies."""
+
+
+@dataclass(frozen=True)
+class TableUse:
+    """One table, and all that is looked up in it.
+
+    Attributes:
+        table: the table.
+        ids: ids per sample, over all its lookups.
+        width: entries per sample that they give together.
+        whole: why the table cannot be divided; empty if it can.
+    """
+
+    table: TableSpec
+    ids: float
+    width: int
+    whole: str = ""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a lane, or a part of a table, has to carry.
+
+    Attributes:
+        memory: bytes of values and optimiser state.
+        lookups: rows read per sample.
+        ids: ids that arrive per sample.
+        width: entries sent per sample.
+        read: bytes of rows read per sample.
+    """
+
+    memory: int = 0
+    lookups: float = 0.0
+    ids: float = 0.0
+    width: int = 0
+    read: float = 0.0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.memory + other.memory,
+            self.lookups + other.lookups,
+            self.ids + other.ids,
+            self.width + other.width,
+            self.read + other.read,
+        )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Turns loads into one number.
+
+    Attributes:
+        optimizer: update rule of the tables.
+        members: ranks that a row exchange is between (``L``, or ``G`` on the flat route).
+        formats: its wire formats, forward and backward.
+    """
+
+    optimizer: str = "rowwise_adagrad"
+    members: int = 2
+    formats: tuple[Format, Format] = ("fp32", "fp32")
+
+    def memory(self, rows: int, columns: int) -> int:
+        """Bytes of a rectangle of a table and of its optimiser state."""
+        state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": columns}[self.optimizer]
+        return _FP32 * rows * (columns + state)
+
+    def load(self, use: TableUse, part: TablePart) -> Load:
+        """What a lane with this part of a table carries."""
+        lookups = use.ids * part.rows / use.table.rows
+        width = use.width // use.table.dim * part.columns
+        return Load(self.memory(part.rows, part.columns), lookups, use.ids, width, lookups * part.columns * _FP32)
+
+    def exchange(self, load: Load) -> float:
+        """Bytes per sample that the lane sends to other ranks as rows and gets back as gradients."""
+        away = (self.members - 1) / self.members
+        return away * sum(row_bytes(form, load.width) for form in self.formats)
+
+    def cost(self, load: Load) -> float:
+        """Cost of a step per sample, in bytes on the wire; the cost of a sum is the sum of the costs."""
+        away = (self.members - 1) / self.members
+        sent = away * sum(map(bytes_per_entry, self.formats)) * load.width
+        return sent + _ID_BYTES * load.ids + MEMORY_BYTE * _PASSES * load.read
+
+
+@dataclass(frozen=True)
+class LaneLoad:
+    """The predicted load of one rank, for people.
+
+    Attributes:
+        host: its host.
+        lane: its lane.
+        tables: tables that it holds, whole or in part.
+        bytes: bytes of their values and optimiser state.
+        lookups: rows that it reads per sample that arrives.
+        exchange: bytes of rows it sends to other ranks, and of gradients it gets back, per sample that arrives.
+    """
+
+    host: int
+    lane: int
+    tables: int
+    bytes: int
+    lookups: float
+    exchange: float
+
+
+def total(loads: Iterable[Load]) -> Load:
+    """The sum of loads."""
+    result = Load()
+    for load in loads:
+        result = result + load
+    return result

@@ -1,0 +1,43 @@
+"""A few kills; ``python -m benchmarks.kill_resume`` has more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import kill_resume
+
+
+@pytest.mark.processes
+def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """In a process of its own: ranks are forked from it, and this one may have threads."""
+    output = tmp_path / "kills.json"
+    command = [sys.executable, "-m", "benchmarks.kill_resume", "--kills", "4", "--seed", "3", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(output.read_text())
+    assert len(found["runs"]) == 4 and found["compared"] > 0
+    assert {run["in"] for run in found["runs"]} == {"step", "save"}
+    assert all(run["seconds"] < kill_resume.LIMIT_S for run in found["runs"])
+
+
+def test_what_is_wrong_is_said() -> None:
+    """Logs of runs that went wrong in each of the ways."""
+    good = [{"loaded": 4, "from": ""}, {"step": 5, "state": "a"}, {"error": "ExchangeError: rank 1, step 5: gone"}]
+    states = {(5, rank): ["a"] for rank in range(4)}
+    found = {"hung": [], "killed": [0], "victim": 0}
+
+    def check(*logs: list[dict], saved: int = 4, **changed: object) -> list[str]:
+        return kill_resume.check_run({**found, **changed}, list(logs), {k: list(v) for k, v in states.items()}, saved)
+
+    assert check(good[:2], good, good, good) == []
+    assert "still ran after" in check(good, good, good, good, hung=[2])[0]
+    assert "[3] were" in check(good, good, good, good, killed=[3])[0]
+    assert "although step 5 was saved" in check(good, good, good, good, saved=5)[0]
+    other = [{**line, "state": "b"} if "state" in line else line for line in good]
+    assert check(good, good, other, good) == ["rank 2 is in another state after step 5 than a run before"]
+    assert "without an error" in check(good, good, good, good[:2])[0]

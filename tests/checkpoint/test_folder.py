@@ -1,0 +1,205 @@
+"""A checkpoint is there as a whole or not at all, wherever the process that writes it dies."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dmt_plugin.checkpoint import folder
+from dmt_plugin.checkpoint.folder import COMMON, MANIFEST, check_content, entry_of, find_checkpoint, shared_of
+from dmt_plugin.checkpoint.manifest import FileEntry, Manifest, TensorEntry
+from dmt_plugin.errors import CheckpointError
+
+
+def manifest(tag: str, sequence: int, save_latest: bool = True, **files: FileEntry) -> Manifest:
+    return Manifest(
+        tag=tag, sequence=sequence, save_latest=save_latest, saved_at="", versions={}, topology="1x1", plan={},
+        semantic_preserving=True, steps={"global_steps": sequence}, training={},
+        tensors={"model.a": TensorEntry("dense", (2, 3), "float32")}, files=files,
+    )  # fmt: skip
+
+
+def save(root: Path, tag: str, content: str, save_latest: bool = True) -> Path:
+    """All that one process does for a checkpoint."""
+    temporary = folder.begin(root, tag)
+    with folder.synced(temporary / COMMON) as stream:
+        stream.write(content.encode())
+    files = {COMMON: entry_of(temporary / COMMON)}
+    return folder.commit(temporary, manifest(tag, folder.next_sequence(root), save_latest, **files))
+
+
+def content_of(root: Path, tag: str | None = None) -> str:
+    found = find_checkpoint(root, tag)
+    assert found is not None
+    check_content(found, found.manifest.files)
+    return (found.path / COMMON).read_text()
+
+
+class Dies(BaseException):
+    """The process is gone."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    """The ``when``-th call that changes a folder, or syncs to the disk, does not happen, nor does any behind it."""
+    count = itertools.count()
+
+    def counted(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(count) >= when:
+                raise Dies
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in ("rename", "replace", "mkdir", "touch", "unlink"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    for name in ("fsync", "unlink", "rmdir"):  # the last two are what rmtree calls
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+
+
+@pytest.mark.parametrize("tag", ["second", "first"])
+def test_killed_at_any_call_the_newest_whole_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str
+) -> None:
+    """The save of another tag, and one that replaces the checkpoint before it."""
+    seen = set()
+    for when in range(100):
+        root = tmp_path / str(when)
+        save(root, "first", "old")
+        with monkeypatch.context() as patch:
+            killed_at(patch, when)
+            try:
+                save(root, tag, "new")
+                died = False
+            except Dies:
+                died = True
+        found = content_of(root)
+        seen.add(found)
+        assert found in (("old", "new") if died else ("new",))
+        if tag == "first":
+            assert content_of(root, "first") == found
+        save(root, "third", "newest")  # what was left over is no hindrance, and goes
+        assert content_of(root) == "newest"
+        assert sorted(p.name for p in root.iterdir()) == sorted(
+            {"first", "third", "latest", *(["second"] if (root / "second").exists() else [])}
+        )
+        if not died:
+            break
+    else:
+        raise AssertionError("a save makes fewer calls than that")
+    assert seen == {"old", "new"} and when > 10
+
+
+def test_a_removal_that_died_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for when in range(50):
+        root = tmp_path / str(when)
+        save(root, "kept", "kept")
+        unfinished = folder.begin(root, "broken")
+        (unfinished / "state" / "__0_0.distcp").write_text("half")
+        with monkeypatch.context() as patch:
+            killed_at(patch, when)
+            try:
+                folder.clean(root)
+                died = False
+            except Dies:
+                died = True
+        found = find_checkpoint(root)
+        assert found is not None and found.path.name == "kept"
+        assert bool(found.ignored) == (root / "broken.saving").exists()
+        save(root, "broken", "whole")
+        if not died:
+            break
+    assert when > 3
+
+
+def test_incomplete_ones_are_passed_over_and_said(tmp_path: Path) -> None:
+    save(tmp_path, "one", "1")
+    save(tmp_path, "two", "2")
+    save(tmp_path, "three", "3")
+    (tmp_path / "three" / COMMON).write_text("33")
+    (tmp_path / "two" / COMMON).unlink()
+    folder.begin(tmp_path, "four")
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.path.name == "one"
+    said = "\n".join(found.ignored)
+    assert "three: common.pt has 2 bytes instead of 1" in said
+    assert "two: the file common.pt is missing" in said
+    assert "four.saving: its save did not finish" in said
+    with pytest.raises(CheckpointError, match=r"two is not whole: two: the file common\.pt is missing"):
+        find_checkpoint(tmp_path, "two")
+
+
+def test_which_one_is_the_newest(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "nowhere") is None
+    save(tmp_path, "a", "1")
+    save(tmp_path, "b", "2")
+    save(tmp_path, "aside", "3", save_latest=False)
+    assert content_of(tmp_path) == "2" and (tmp_path / "latest").read_text() == "b"
+    save(tmp_path, "a", "4")
+    assert content_of(tmp_path) == "4" and (tmp_path / "latest").read_text() == "a"
+    assert content_of(tmp_path, "aside") == "3"
+    assert content_of(tmp_path / "b") == "2", "the folder of one checkpoint"
+    (tmp_path / "latest").unlink()
+    assert content_of(tmp_path) == "4", "the file is for people"
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+    place = save(tmp_path, "a", "right")
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    (place / COMMON).write_text("wrong")
+    with pytest.raises(CheckpointError, match=r"common\.pt has changed since it was saved"):
+        check_content(found, found.manifest.files)
+
+
+@pytest.mark.parametrize("tag", ["", "a/b", "..", "latest", "x.saving", "x.replaced"])
+def test_tags_that_are_no_names(tmp_path: Path, tag: str) -> None:
+    with pytest.raises(CheckpointError, match="a tag is the name of one folder"):
+        folder.begin(tmp_path, tag)
+
+
+def test_what_belongs_to_others_is_left_alone(tmp_path: Path) -> None:
+    stock = tmp_path / "global_step5"
+    stock.mkdir()
+    (stock / "mp_rank_00_model_states.pt").touch()
+    own = tmp_path / "mine.saving"
+    own.mkdir()
+    (own / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match="is there and is no checkpoint of ours"):
+        folder.begin(tmp_path, "global_step5")
+    save(tmp_path, "a", "1")
+    assert (own / "notes.txt").exists() and (stock / "mp_rank_00_model_states.pt").exists()
+    with pytest.raises(CheckpointError, match="there are a; global_step5 were saved by an engine of stock DeepSpeed"):
+        find_checkpoint(tmp_path, "b")
+
+
+def test_ranks_check_all_files_between_them() -> None:
+    files = {f"file{i}": FileEntry(size, 0) for i, size in enumerate([5, 100, 30, 30, 40, 1, 0])}
+    shares = [shared_of(rank, 3, files) for rank in range(3)]
+    assert sorted(name for share in shares for name in share) == sorted(files)
+    assert max(sum(files[name].bytes for name in share) for share in shares) == 100
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    written = manifest("a", 3, common=FileEntry(5, 6))
+    assert Manifest.from_json(written.to_json(), "here") == written
+    assert written.tensors["model.a"].bytes == 24
+    for text, message in (
+        ("{", "here is not JSON"),
+        ("[]", "format 'list' found"),
+        (json.dumps({"format": 99}), "format 99 found"),
+        (json.dumps({"format": 1, "tag": "a"}), "here is no manifest"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            Manifest.from_json(text, "here")
+
+
+def test_a_folder_without_a_manifest_is_no_checkpoint(tmp_path: Path) -> None:
+    place = save(tmp_path, "a", "1")
+    (place / MANIFEST).unlink()
+    assert find_checkpoint(tmp_path) is None

@@ -1,0 +1,96 @@
+"""Hugging Face's ``Trainer`` trains towers as ``dmt_plugin.initialize`` does."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.data import Dataset
+
+from dmt_plugin.doctor import tiny
+from dmt_plugin.integrations import accelerate as ours
+from dmt_plugin.topology import Topology
+from tests._util.ranks import run_ranks
+from tests.test_placed_laws import launcher_env
+
+pytestmark = pytest.mark.processes
+
+STEPS, BATCH = 3, tiny.SAMPLES
+
+
+def config() -> dict[str, Any]:
+    made = tiny.config({"module": "dlrm", "dim": 4, "count": "auto"}, Topology(2, 1), 60.0)
+    return made | {"train_micro_batch_size_per_gpu": BATCH, "gradient_accumulation_steps": 1}
+
+
+class Own(Dataset):
+    """A rank's own samples: without an accelerator nobody deals them out."""
+
+    def __init__(self, rank: int) -> None:
+        size = STEPS * BATCH
+        dense, ids, label = tiny.batch(0, 2 * size)
+        own = slice(rank * size, (rank + 1) * size)
+        self.parts = {"dense": dense[own], "ids": ids[own], "labels": label[own]}
+
+    def __len__(self) -> int:
+        return STEPS * BATCH
+
+    def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
+        return {name: part[k] for name, part in self.parts.items()}
+
+
+def by_trainer(rank: int, world: int, folder: str) -> dict[str, Any]:
+    from transformers import Trainer, TrainingArguments
+
+    losses: list[float] = []
+
+    def loss_of(outputs: Any, labels: Any, **_: Any) -> torch.Tensor:
+        loss = binary_cross_entropy_with_logits(outputs, labels)
+        losses.append(loss.item())
+        return loss
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    with ours.towers(example_batch=tiny.batch(0, BATCH)[:2]):
+        arguments = TrainingArguments(
+            output_dir=folder, deepspeed=copy.deepcopy(config()), per_device_train_batch_size=BATCH,
+            num_train_epochs=1, learning_rate=tiny.LR, max_grad_norm=0.0, save_strategy="no", report_to=[],
+            remove_unused_columns=False, disable_tqdm=True, label_names=["labels"], lr_scheduler_type="constant",
+        )  # fmt: skip
+        trainer = InOrder(model=tiny.build(), args=arguments, train_dataset=Own(rank), compute_loss_func=loss_of)
+        trainer.train()
+    return {"engine": type(trainer.model_wrapped).__name__, "losses": losses, "steps": trainer.state.global_step}
+
+
+def by_hand(rank: int, world: int) -> list[float]:
+    import dmt_plugin
+
+    model, parts, losses = tiny.build(), Own(rank).parts, []
+    engine, *_ = dmt_plugin.initialize(
+        model=model, model_parameters=model.parameters(), config=config(), example_batch=tiny.batch(0, BATCH)[:2]
+    )
+    for k in range(STEPS):
+        dense, ids, labels = (part[k * BATCH : (k + 1) * BATCH] for part in parts.values())
+        loss = binary_cross_entropy_with_logits(engine(dense, ids), labels)
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    return losses
+
+
+def env_of(rank: int) -> dict[str, str]:
+    return {**launcher_env("2x1", rank), "ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+def test_the_trainer_trains_towers(tmp_path: Any) -> None:
+    found = run_ranks(2, by_trainer, str(tmp_path), env=env_of)
+    expected = run_ranks(2, by_hand, env=partial(launcher_env, "2x1"))
+    assert [one["engine"] for one in found] == ["DMTEngine"] * 2
+    assert [one["steps"] for one in found] == [STEPS] * 2
+    assert [one["losses"] for one in found] == [pytest.approx(losses, abs=1e-6) for losses in expected]
