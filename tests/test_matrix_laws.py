@@ -107,7 +107,7 @@ def model_of(case: Mapping[str, Any]) -> tuple[nn.Module, Any]:
 
 
 def loss_of(out: Tensor, seed: int) -> Tensor:
-    return nn.functional.mse_loss(out.float(), 2 + labels(len(out), seed))
+    return nn.functional.mse_loss(out.float(), 2 + labels(len(out), seed).to(out.device))
 
 
 def batches(case: Mapping[str, Any], batch: Any, rank: int) -> list[tuple[Any, int]]:
@@ -192,7 +192,7 @@ def train(rank: int, case: Mapping[str, Any]) -> Outcome:
     _, batch = model_of(case)
     norms: list[float | None] = []
     for i, (inputs, seed) in enumerate(batches(case, batch, rank)):
-        loss = loss_of(engine(*inputs), seed)
+        loss = loss_of(engine(*(x.to(engine.device) for x in inputs)), seed)
         engine.backward(loss)
         summed = case["stage"] == 0 and (i + 1) % case["accumulation"] == 0 and "unmanaged" not in case
         right = norm_of_gradients(engine) if summed else None
@@ -237,7 +237,7 @@ def masters_of(engine: Any) -> dict[str, Tensor]:
         pairs = {id(p): m for ps, ms in groups for p, m in zip(ps, ms, strict=True)}
     for name, p in engine.module.named_parameters():
         master = pairs[id(p)] if pairs else safe_get_full_fp32_param(p)
-        found[logical_name(name)] = master.detach().float().view(p.shape).clone()
+        found[logical_name(name)] = master.detach().cpu().float().view(p.shape).clone()
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, found)
     return {name: value for of_rank in reversed(everyone) for name, value in of_rank.items()}

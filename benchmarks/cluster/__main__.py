@@ -61,7 +61,7 @@ def up(
         typer.echo(f"  ssh between hosts: yes; hostfile {cluster.hostfile}")
     else:
         absent = ", ".join(ssh.missing())
-        reason = f"{absent} not installed (apt-get install openssh-server)" if absent else "off"
+        reason = "off" if with_ssh is False else f"{absent} not installed (apt-get install openssh-server)"
         typer.echo(f"  ssh between hosts: no, {reason}")
 
 

@@ -108,13 +108,19 @@ def _shape(weight_of: Callable[[str], Tensor], name: str) -> tuple[int, ...] | N
 
 def _send(weight: Tensor, owner: int, groups: RankGroups, chunk_elements: int) -> None:
     for piece in weight.detach().reshape(-1).split(chunk_elements):
-        dist.send(piece.to(groups.device, torch.float32).contiguous(), owner, group=groups.world)
+        _message(dist.isend, piece.to(groups.device, torch.float32).contiguous(), owner, groups)
 
 
 def _receive(shape: tuple[int, int], groups: RankGroups, chunk_elements: int) -> Tensor:
     weight = torch.empty(shape, dtype=torch.float32)
     for piece in weight.view(-1).split(chunk_elements):
         buffer = torch.empty(piece.shape, dtype=torch.float32, device=groups.device)
-        dist.recv(buffer, 0, group=groups.world)
+        _message(dist.irecv, buffer, 0, groups)
         piece.copy_(buffer)
     return weight
+
+
+def _message(direction: Callable[..., Any], tensor: Tensor, peer: int, groups: RankGroups) -> None:
+    """One message; as a batch, for which NCCL uses the group's communicator instead of making one for each pair."""
+    for work in dist.batch_isend_irecv([dist.P2POp(direction, tensor, peer, groups.world)]):
+        work.wait()

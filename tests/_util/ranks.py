@@ -1,6 +1,6 @@
-"""Run a function on several gloo ranks, each in a process of its own, and bring the results home.
+"""Run a function on several ranks, each in a process of its own, and bring the results home.
 
-1. Each rank is a spawned process with one thread and a gloo process group that meets at a file.
+1. Each rank is a spawned process with one thread and a process group, gloo's unless told otherwise, that meets at a file.
 2. A rank leaves its pickled result or its traceback in a file; the parent reads it when the process is gone.
 3. After the first failure the others get ``grace`` seconds to fail by themselves, so that what they say is
    seen too; then, and at ``timeout``, whatever still runs is killed.
@@ -46,13 +46,14 @@ def _rank_main(
     world_size: int,
     folder: str,
     init_timeout: float,
+    backend: str,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
-            "gloo",
+            backend,
             init_method=f"file://{folder}/rendezvous",
             rank=rank,
             world_size=world_size,
@@ -78,6 +79,7 @@ def run_ranks(
     init_timeout: float = 60,
     grace: float = 20,
     may_die: Collection[int] = (),
+    backend: str = "gloo",
 ) -> list[Any]:
     """Call ``fn(rank, world_size, *args)`` on every rank and return the results in rank order.
 
@@ -89,6 +91,7 @@ def run_ranks(
         init_timeout: Seconds, the rendezvous' and the default group's time limit.
         grace: Seconds the other ranks may go on after the first failure.
         may_die: Ranks that may end without a result (their result is then None).
+        backend: Of the default process group.
 
     Raises:
         RanksFailed: With the traceback of every rank that failed.
@@ -102,7 +105,7 @@ def run_ranks(
                 for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
                     del os.environ[name]
                 os.environ.update({"OMP_NUM_THREADS": "1", **variables})
-                rank_args = (rank, world_size, folder, init_timeout, fn, args)
+                rank_args = (rank, world_size, folder, init_timeout, backend, fn, args)
                 process = context.Process(target=_rank_main, args=rank_args, daemon=True)
                 process.start()
             processes.append(process)
