@@ -101,9 +101,7 @@ def model_of(case: Mapping[str, Any]) -> tuple[nn.Module, Any]:
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.SiLU())
     dtype = torch.bfloat16 if case["precision"] == "bf16" else torch.float32
-    return prepared(flat), lambda n, seed: tuple(
-        x.to(dtype) if x.is_floating_point() else x for x in batch(n, seed)
-    )
+    return prepared(flat), lambda n, seed: tuple(x.to(dtype) if x.is_floating_point() else x for x in batch(n, seed))
 
 
 def loss_of(out: Tensor, seed: int) -> Tensor:

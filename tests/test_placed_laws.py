@@ -48,7 +48,8 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "column ranges": {"placement": {"strategy": "column_wise"}, "comm": {"route": "flat"}},
     "mixed": {
         "placement": {
-            "strategy": "row_wise", "overrides": {"bags.field_1": "column_wise", "bags.field_2": "table_wise"}
+            "strategy": "row_wise",
+            "overrides": {"bags.field_1": "column_wise", "bags.field_2": "table_wise"},
         },
         "towers": {"module": "none"},
     },

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 SECONDS, MEBIBYTES = 10.0, 2048.0
 
 #: 26 tables of 1e9 rows x 128, 13 dense features, and the layers of MLPerf's DLRM-DCNv2 reference.
-MODEL = '''
+MODEL = """
 import torch
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.models.dlrm import DLRM, DLRM_DCN
@@ -43,7 +43,7 @@ def example_batch():
     lengths = torch.ones(26 * 8, dtype=torch.long)
     ids = KeyedJaggedTensor(KEYS, torch.randint(0, 10**9, (26 * 8,)), lengths=lengths)
     return torch.randn(8, 13), ids
-'''
+"""
 
 TRANSFORM = """
 import json, resource, sys, time

@@ -53,9 +53,7 @@ def test_counted_bytes_are_the_formula(name: str, topology: str, route: str, for
 @pytest.mark.parametrize(
     ("name", "placement"), [("dlrm", "rows"), ("dlrm", "columns"), ("dlrm", "mixed"), ("deepfm", "rows")]
 )
-def test_counted_bytes_with_divided_tables(
-    name: str, placement: str, topology: str, route: str, formats: str
-) -> None:
+def test_counted_bytes_with_divided_tables(name: str, placement: str, topology: str, route: str, formats: str) -> None:
     assert miscounted(name, topology, route, formats, placement) == []
 
 

@@ -34,6 +34,7 @@ def main(
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per rank.")] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
     repeats: Annotated[int | None, typer.Option("--repeats", "-n", min=1)] = None,
+    settle: Annotated[int | None, typer.Option(min=0, help="Steps before each timing that are not timed.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Steps of one timing.")] = None,
     variants: Annotated[str | None, typer.Option(help="Names separated by commas.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Fail where a bar of the profile is missed.")] = False,
@@ -47,7 +48,7 @@ def main(
         else:
             changed = {
                 "hosts": hosts, "lanes": lanes, "rate": rate, "batch": batch, "width": width, "repeats": repeats,
-                "iterations": iterations,
+                "settle": settle, "iterations": iterations,
             }  # fmt: skip
             chosen = _chosen(profile, variants, {key: value for key, value in changed.items() if value is not None})
             _rows(chosen, check, output or Path("build/bench/summary.json"))

@@ -2,9 +2,10 @@
 
 1. Every variant is built from the same weights; process groups are shared (:mod:`benchmarks.step.groups`).
 2. Each trains the same ``checked`` batches; all losses are kept, and what became of every table.
-3. For each repeat, for each variant in turn: a barrier, ``iterations`` steps, the rank's own time. The next variant
-   waits for the slowest rank of this one. Every second repeat goes through the variants backwards: what drifts over a
-   repeat, and who comes after whom, favours nobody. Variants named in ``rare`` take part in the first ``few`` repeats.
+3. For each repeat, for each variant in turn: ``settle`` steps that are not timed, a barrier, ``iterations`` steps, the
+   rank's own time. The next variant waits for the slowest rank of this one. Every second repeat goes through the
+   variants backwards: what drifts over a repeat, and who comes after whom, favours nobody. Variants named in ``rare``
+   take part in the first ``few`` repeats.
 4. Frames on the host's link and CPU time are read around the same steps (the barrier's few included).
 """
 
@@ -95,9 +96,10 @@ def measure(rank: int, setting: Setting, names: Sequence[str], rare: Sequence[st
         for name in names[:: -1 if repeat % 2 else 1]:
             if name in rare and repeat >= setting.few:
                 continue
+            losses = [step(name) for _ in range(setting.settle)]
             dist.barrier()
             sent, cpu, begun = own_frames(), time.process_time(), time.perf_counter()
-            losses = [step(name) for _ in range(setting.iterations)]
+            losses += [step(name) for _ in range(setting.iterations)]
             seconds = time.perf_counter() - begun
             cpu = time.process_time() - cpu
             dist.barrier()

@@ -36,7 +36,7 @@ PROFILES = {
         bars=bars.QUICK,
     ),
     "full": Profile(
-        Setting(hosts=4, lanes=2),
+        Setting(hosts=4, lanes=2, settle=1),
         variants=tuple(VARIANTS),
         rare=tuple(name for name in VARIANTS if name.startswith("torchrec_rw_")),
         bars=bars.FULL,

@@ -22,6 +22,8 @@ class Setting:
         top: width of the first layer behind the interaction; the second has half of it.
         repeats: how often every variant is timed, in turn with the others.
         few: how often those are timed that are there to be ruled out.
+        settle: steps before each timing that are not timed. Where many variants take turns, nothing of this one is in
+            any cache after the others' steps, as it would be in training.
         iterations: steps of one timing.
         checked: steps before the first timing, to compare losses and warm up.
         lr: learning rate of plain SGD, dense part.
@@ -40,6 +42,7 @@ class Setting:
     top: int = 128
     repeats: int = 7
     few: int = 2
+    settle: int = 0
     iterations: int = 1
     checked: int = 3
     lr: float = 0.05
@@ -48,6 +51,8 @@ class Setting:
     def __post_init__(self) -> None:
         if min(self.repeats, self.few, self.iterations, self.checked) < 1:
             raise ValueError("repeats, few, iterations and checked must be at least 1")
+        if self.settle < 0:
+            raise ValueError("settle must be at least 0")
 
     @property
     def world_size(self) -> int:

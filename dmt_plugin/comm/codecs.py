@@ -138,11 +138,81 @@ class RowwiseInt8Codec:
         return encoded[:, :start], encoded[:, start:].view(torch.int8)
 
 
+class JointInt8Codec(RowwiseInt8Codec):
+    """The same bytes, by few operations: on an accelerator each is a kernel, and their number is what takes time.
+
+    All groups of all blocks are rows of one matrix, the last group of a block's row filled up with zeros.
+    """
+
+    def encode(self, blocks: Sequence[Tensor]) -> Tensor:
+        """As for one block after the other."""
+        shapes = [_shape(block) for block in blocks]
+        values = torch.zeros(_groups(shapes), GROUP, device=blocks[0].device)
+        for target, block in zip(_rows_of(values, shapes), blocks, strict=True):
+            target.copy_(block)
+        scales = values.abs().amax(dim=1) / 127
+        # Below the smallest normal number the quotient could overflow; such a group is sent as zeros.
+        # Written so that an undefined scale stays undefined.
+        inverse = scales.reciprocal().masked_fill_(scales < torch.finfo(torch.float32).tiny, 0.0)
+        entries = _rows_of(values.mul_(inverse.unsqueeze(1)).round_().to(torch.int8), shapes)
+        buffer = values.new_empty(sum(rows * self.row_elements(width) for rows, width in shapes), dtype=torch.uint8)
+        bytes_of_scales = scales.view(torch.uint8)
+        for target, own, scale in zip(
+            self._all_parts(buffer, shapes), entries, _cut_groups(bytes_of_scales, shapes), strict=True
+        ):
+            target[0].copy_(scale)
+            target[1].copy_(own)
+        return buffer
+
+    def decode(self, received: Tensor, shapes: Sequence[Shape], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """All blocks are views on one buffer, their rows apart where ``GROUP`` does not divide their width."""
+        groups = _groups(shapes)
+        # Copied: four bytes somewhere in a buffer are not aligned as fp32 has to be.
+        bytes_of_scales = received.new_empty(groups * SCALE_BYTES)
+        values = received.new_zeros(groups, GROUP, dtype=torch.float32)
+        decoded = _rows_of(values, shapes)
+        for source, own, scale in zip(
+            self._all_parts(received, shapes), decoded, _cut_groups(bytes_of_scales, shapes), strict=True
+        ):
+            scale.copy_(source[0])
+            own.copy_(source[1])
+        values.mul_(bytes_of_scales.view(torch.float32).unsqueeze(1))
+        return decoded if dtype == torch.float32 else _rows_of(values.to(dtype), shapes)
+
+    def _all_parts(self, encoded: Tensor, shapes: Sequence[Shape]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each block: scales as bytes ``(rows, 4 * groups)``, entries as int8 ``(rows, width)``; views."""
+        cut = _cut(encoded, [(rows, self.row_elements(width)) for rows, width in shapes])
+        for block, (_, width) in zip(cut, shapes, strict=True):
+            yield self._parts(block, width)
+
+
+class Int8Codec:
+    """``int8``: block by block on the CPU, where copies cost most; all together on accelerators."""
+
+    def __init__(self) -> None:
+        self._by_block, self._together = RowwiseInt8Codec(), JointInt8Codec()
+
+    def row_elements(self, width: int) -> int:
+        """In bytes."""
+        return row_bytes("int8", width)
+
+    def encode(self, blocks: Sequence[Tensor]) -> Tensor:
+        """See the module."""
+        return self._of(blocks[0]).encode(blocks)
+
+    def decode(self, received: Tensor, shapes: Sequence[Shape], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """See the module."""
+        return self._of(received).decode(received, shapes, dtype)
+
+    def _of(self, tensor: Tensor) -> RowwiseInt8Codec:
+        return self._by_block if tensor.device.type == "cpu" else self._together
+
+
 _CODECS: dict[str, Codec] = {
     "fp32": PlainCodec(),
     "bf16": ShortFloatCodec(torch.bfloat16),
     "fp16": ShortFloatCodec(torch.float16),
-    "int8": RowwiseInt8Codec(),
+    "int8": Int8Codec(),
 }
 
 
@@ -178,3 +248,19 @@ def _runs(width: int) -> Iterator[tuple[slice, slice]]:
 def _grouped(columns: Tensor, groups: slice) -> Tensor:
     """``(rows, n)`` as ``(rows, groups, n / groups)``: a view."""
     return columns.unflatten(1, (groups.stop - groups.start, -1))
+
+
+def _groups(shapes: Sequence[Shape]) -> int:
+    """Groups of all rows of all blocks."""
+    return sum(rows * scale_count(width) for rows, width in shapes)
+
+
+def _rows_of(groups: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    """``(groups, GROUP)`` as blocks ``(rows, width)``, without what fills up a row's last group: views."""
+    padded = _cut(groups.view(-1), [(rows, scale_count(width) * GROUP) for rows, width in shapes])
+    return tuple(block[:, :width] for block, (_, width) in zip(padded, shapes, strict=True))
+
+
+def _cut_groups(bytes_of_scales: Tensor, shapes: Sequence[Shape]) -> tuple[Tensor, ...]:
+    """Bytes of one scale per group as ``(rows, bytes)`` of each block: views."""
+    return _cut(bytes_of_scales, [(rows, SCALE_BYTES * scale_count(width)) for rows, width in shapes])

@@ -1,6 +1,7 @@
 """Run a function on several ranks, each in a process of its own, and bring the results home.
 
-1. Each rank is a spawned process with one thread and a process group, gloo's unless told otherwise, that meets at a file.
+1. Each rank is a spawned process with one thread and a process group, of gloo unless told otherwise, that meets at
+   a file.
 2. A rank leaves its pickled result or its traceback in a file; the parent reads it when the process is gone.
 3. After the first failure the others get ``grace`` seconds to fail by themselves, so that what they say is
    seen too; then, and at ``timeout``, whatever still runs is killed.

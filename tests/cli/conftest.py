@@ -34,9 +34,7 @@ def example_batch():
     return torch.randn(4, 3), torch.randint(0, 20, (4, 5))
 """
 
-REFUSED = MODEL.replace(
-    "return self.head(flat)", "return self.head(flat) * self.tables[0].weight[0, 0]"
-)
+REFUSED = MODEL.replace("return self.head(flat)", "return self.head(flat) * self.tables[0].weight[0, 0]")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_plugin.comm.codecs import codec_of
+from dmt_plugin.comm.codecs import JointInt8Codec, RowwiseInt8Codec, codec_of
 from dmt_plugin.comm.formats import FORMATS, GROUP, gradient_format, row_bytes
 
 SHAPES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3 * GROUP + 1)), min_size=1, max_size=4)
@@ -62,6 +62,26 @@ def test_sizes_are_the_formula(name: str, shapes: list[tuple[int, int]], seed: i
     assert sent.dim() == 1 and sent.is_contiguous()
     assert sent.numel() == sum(rows * codec.row_elements(width) for rows, width in shapes)
     assert sent.numel() * sent.element_size() == sum(rows * row_bytes(name, width) for rows, width in shapes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SHAPES, st.integers(0, 10**6), st.sampled_from([1e-40, 1.0, math.inf, math.nan]))
+def test_int8_of_all_blocks_together_is_that_of_each(shapes: list[tuple[int, int]], seed: int, odd: float) -> None:
+    """The form for accelerators, on the CPU: the same bytes, and the same entries from them."""
+    blocks = [random_block(rows, width, seed + i, 1.0) for i, (rows, width) in enumerate(shapes)]
+    for block in blocks:
+        block[:1, :3] = odd
+    sent = RowwiseInt8Codec().encode(blocks)
+    # An undefined entry has no byte of its own that has to be the same.
+    if math.isfinite(odd):
+        assert torch.equal(JointInt8Codec().encode(blocks), sent)
+    for sender in (RowwiseInt8Codec(), JointInt8Codec()):
+        given_back = [
+            codec.decode(sender.encode(blocks), shapes, torch.float32)
+            for codec in (RowwiseInt8Codec(), JointInt8Codec())
+        ]
+        for first, second in zip(*given_back, strict=True):
+            torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
 
 
 @settings(max_examples=60, deadline=None)

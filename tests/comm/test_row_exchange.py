@@ -61,9 +61,7 @@ def test_wire_formats_change_rows_and_nothing_else(formats: tuple[Any, Any]) -> 
         x = torch.randn(3, widths[wire.rank], generator=generator)
         coded = x.clone().requires_grad_()
         expected_x = through(formats[0], x).requires_grad_()
-        exchanges = [
-            RowExchange("rows", "peers", widths[wire.rank], widths, f) for f in (("fp32", "fp32"), formats)
-        ]
+        exchanges = [RowExchange("rows", "peers", widths[wire.rank], widths, f) for f in (("fp32", "fp32"), formats)]
         for exchange in exchanges:
             exchange.bind(wire)
         grads = [torch.randn(layout.own, width, generator=generator) for width in widths]

@@ -83,11 +83,11 @@ def train(engine: Any, batch: Any, steps: int) -> list[Tensor]:
     losses = []
     for _ in range(steps * engine.gradient_accumulation_steps()):
         seed = 1000 + engine.micro_steps
-        inputs = part_of(batch(GLOBAL, seed), rank, world)
+        inputs = tuple(x.to(engine.device) for x in part_of(batch(GLOBAL, seed), rank, world))
         labels = torch.randint(0, 2, (GLOBAL,), generator=torch.Generator().manual_seed(seed)).float()
         (label,) = part_of((labels,), rank, world)
         out = engine(*inputs).reshape(-1).float()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(out, label)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(out, label.to(out.device))
         engine.backward(loss)
         engine.step()
         losses.append(loss.detach())
@@ -123,4 +123,3 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
         for key, a in one.items()
         if not (torch.equal(a, other[key]) if isinstance(a, Tensor) else a == other[key])
     ]
-

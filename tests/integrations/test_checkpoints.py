@@ -56,10 +56,10 @@ RUNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def resumed(rank: int, world: int, folder: str) -> list[str]:
+def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]]) -> list[str]:
     """Every run, interrupted and not; lists what differs."""
     wrong = []
-    for number, (name, run) in enumerate(RUNS.items()):
+    for number, (name, run) in enumerate(runs.items()):
         place = f"{folder}/{name}"
         engine, batch = make("2x2", **run)
         train(engine, batch, 2)
@@ -155,7 +155,7 @@ def test_what_is_loaded_is_what_is_saved_again(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    found = run_ranks(4, resumed, str(tmp_path), timeout=240, env=partial(launcher_env, "2x2"))
+    found = run_ranks(4, resumed, str(tmp_path), RUNS, timeout=240, env=partial(launcher_env, "2x2"))
     assert not any(found), "\n".join(f"rank {rank}: {line}" for rank, lines in enumerate(found) for line in lines[:8])
 
 

@@ -77,9 +77,7 @@ def test_a_configuration_is_refused_by_key_and_value(config, key, value):
         {"zero_optimization": True},
         {"zero_optimization": {"stage": 2, "overlap_comm": True, "offload_optimizer": {"device": "none"}}},
         {"bf16": {"enabled": True}},
-        {
-            "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}
-        },
+        {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}},
         {"fp16": {"enabled": False}, "bf16": {"enabled": False}, "compile": {"deepcompile": False}},
     ],
 )

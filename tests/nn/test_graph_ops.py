@@ -92,9 +92,7 @@ def test_one_node_when_traced(function: object, arguments: object) -> None:
 def test_jagged_reads() -> None:
     from torchrec import KeyedJaggedTensor
 
-    features = KeyedJaggedTensor(
-        ["a", "b"], torch.arange(5), torch.arange(5) / 2, lengths=torch.tensor([2, 0, 1, 2])
-    )
+    features = KeyedJaggedTensor(["a", "b"], torch.arange(5), torch.arange(5) / 2, lengths=torch.tensor([2, 0, 1, 2]))
     assert jagged_values(features, "b").tolist() == [2, 3, 4]
     assert jagged_offsets(features, "b").tolist() == [0, 1, 3]
     assert jagged_weights(features, "a").tolist() == [0.0, 0.5]

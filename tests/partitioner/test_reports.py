@@ -35,8 +35,13 @@ def test_the_page_stands_alone_and_names_everything(config: dict[str, object], t
     names = [name for tower in shown.towers for name in tower]
     assert all(name in html for name in names)
     assert not re.search(r'(src|href)="(?!#|data:)', html) and "<script" not in html
-    assert html.count("<svg") == (3 if config.get("strategy", "learned") == "learned" else 2 if "balance" in config or
-                                  config.get("strategy") == "graph" else 1)
+    assert html.count("<svg") == (
+        3
+        if config.get("strategy", "learned") == "learned"
+        else 2
+        if "balance" in config or config.get("strategy") == "graph"
+        else 1
+    )
 
 
 @pytest.mark.parametrize("features", [12, MOST_NAMES + 10])

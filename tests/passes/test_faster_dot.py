@@ -75,8 +75,6 @@ BOTH = {
 }
 
 
-
-
 def _zero(x: Tensor) -> Tensor:
     return (x[0, 0, 0] * 0).long()
 

@@ -74,6 +74,4 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "ONN": {}, "AFN": {"ltl_hidden_size": 9, "afn_dnn_hidden_units": (16, 8)}, "IFM": {}, "DIFM": {},
 }  # fmt: skip
 
-VARIANTS = (
-    [_variant(m, **o) for m, o in _OPTIONS.items()] + [_variant("DeepFM", sequence=True)] if INSTALLED else []
-)
+VARIANTS = [_variant(m, **o) for m, o in _OPTIONS.items()] + [_variant("DeepFM", sequence=True)] if INSTALLED else []

@@ -226,8 +226,11 @@ VARIANTS = [
     _stack("fuxi_deepfm", "FuxiCTR DeepFM", lambda f, n: [InnerProductSum()], first_order=True),
     _stack("fuxi_deepfm_sequence", "FuxiCTR DeepFM + sequence", lambda f, n: [InnerProductSum()], sequence=True),
     _stack(
-        "fuxi_deepfm_shared_sequence", "FuxiCTR DeepFM + sequence, shared table", lambda f, n: [InnerProductSum()],
-        sequence=True, share=True,
+        "fuxi_deepfm_shared_sequence",
+        "FuxiCTR DeepFM + sequence, shared table",
+        lambda f, n: [InnerProductSum()],
+        sequence=True,
+        share=True,
     ),
     _stack("fuxi_dlrm", "FuxiCTR DLRM", lambda f, n: [DotStack(f, n)], numbers=3, hidden=False),
     _stack("fuxi_dcnv2", "FuxiCTR DCNv2", lambda f, n: [CrossStack(f, n)], hidden=False),

@@ -62,10 +62,7 @@ class MultiHotDLRM(nn.Module):
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
         self.bags = nn.ModuleDict(
-            {
-                f"field_{f}": nn.EmbeddingBag(rows_of(f), width, mode="mean" if f % 2 else "sum")
-                for f in range(features)
-            }
+            {f"field_{f}": nn.EmbeddingBag(rows_of(f), width, mode="mean" if f % 2 else "sum") for f in range(features)}
         )
         self.bottom = mlp(DENSE, 12, width)
         n = features + 1
@@ -105,9 +102,7 @@ class DCNv2(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(rows_of(f), width) for f in range(features))
         flat = DENSE + features * width
         self.cross = nn.ModuleList(nn.Linear(flat, flat) for _ in range(2))
-        self.deep = nn.Sequential(
-            nn.Linear(flat, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 8)
-        )
+        self.deep = nn.Sequential(nn.Linear(flat, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 8))
         self.norm = nn.LayerNorm(flat)
         self.head = nn.Linear(flat + 8, 1)
 
@@ -175,9 +170,7 @@ def _collection(features: int, width: int) -> Any:
 
     return EmbeddingBagCollection(
         tables=[
-            EmbeddingBagConfig(
-                name=f"t{f}", embedding_dim=width, num_embeddings=rows_of(f), feature_names=[f"cat_{f}"]
-            )
+            EmbeddingBagConfig(name=f"t{f}", embedding_dim=width, num_embeddings=rows_of(f), feature_names=[f"cat_{f}"])
             for f in range(features)
         ]
     )

@@ -30,9 +30,7 @@ def _collection(features: int, width: int) -> Any:
 
     return EmbeddingBagCollection(
         tables=[
-            EmbeddingBagConfig(
-                name=f"t{f}", embedding_dim=width, num_embeddings=rows_of(f), feature_names=[f"cat_{f}"]
-            )
+            EmbeddingBagConfig(name=f"t{f}", embedding_dim=width, num_embeddings=rows_of(f), feature_names=[f"cat_{f}"])
             for f in range(features)
         ]
     )
