@@ -25,7 +25,7 @@ from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.comm.transport import Arrived, Group, Pending, Phase
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns, split_streams
 from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
-from dmt_plugin.nn.pair_products import pair_products
+from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.nn.towers import DCNTower, DLRMTower, compiled
 from dmt_plugin.topology import Topology
 
@@ -224,13 +224,16 @@ def _through(module: nn.Module, columns: list[list[int]]) -> Callable[..., Tenso
 def _dots(sizes: Sizes, device: torch.device, dtype: str) -> Iterator[list[Part]]:
     """The dot interaction of a DLRM: products of all pairs, as users write it and as ``faster_dot`` makes it."""
     vectors = sizes.features + 1
-    first, second = torch.tril_indices(vectors, vectors, -1, device=device)
+    first, second = torch.tril_indices(vectors, vectors, -1)
+    source = pair_of(first, second, vectors)
+    assert source is not None
+    first, second, source = first.to(device), second.to(device), source.to(device)
 
     def written(x: Tensor) -> Tensor:
         return torch.bmm(x, x.transpose(1, 2))[:, first, second]
 
     def faster(x: Tensor) -> Tensor:
-        return pair_products(x, first, second, vectors)
+        return pair_products(x, first, second, vectors, source)
 
     for width in dict.fromkeys((sizes.dim, sizes.width)):
         x = _rows((sizes.batch, vectors, width), dtype, device)

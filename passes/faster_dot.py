@@ -8,7 +8,7 @@ gradients are added up in another order, so this is for the graph of a rank, nev
 2. What it picks from must be the product of ``(B, V, N)`` with its own transpose, by ``bmm``, ``matmul`` or ``einsum``,
    and nothing else may read it: transpositions are followed to a common source.
 3. Indices must be known: constants of the graph that no state can replace later, in range, none counted from the end.
-   They become two buffers of the graph that are not saved.
+   They become buffers of the graph that are not saved.
 
 What fits no step stays as it is. ``dmt.transform.faster_dot`` switches the pass off.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture.masks import attribute, constant_of
-from dmt_plugin.nn.pair_products import pair_products
+from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.passes.axes import Unsupported
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.products import product_of
@@ -75,8 +75,10 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node) -> bool:
         return False
     # Where the product stood: what changes x later does not change what was picked from the product.
     with gm.graph.inserting_before(product):
-        reads = [_buffer(gm, values) for values in pairs]
-        made = gm.graph.call_function(pair_products, (vectors, *reads, size))
+        first, second = (_buffer(gm, values) for values in pairs)
+        source = pair_of(*pairs, size)
+        places = (_buffer(gm, source),) if source is not None else ()
+        made = gm.graph.call_function(pair_products, (vectors, first, second, size, *places))
     made.meta = dict(node.meta)
     node.replace_all_uses_with(made)
     gm.graph.erase_node(node)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from dmt_plugin.nn import pair_products as module
-from dmt_plugin.nn.pair_products import pair_products
+from dmt_plugin.nn.pair_products import pair_of, pair_products
 
 
 def plain(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -40,6 +40,12 @@ def test_any_pairs(of: tuple[int, list[tuple[int, int]]], batch: int, width: int
     expected, wanted = gradient(plain, x, weight, first, second)
     assert torch.equal(out, expected)
     assert torch.allclose(grad, wanted, rtol=1e-5, atol=1e-5)
+    source = pair_of(first, second, vectors)
+    unordered = {frozenset(pair) for pair in listed}
+    assert (source is None) == (len(unordered) < len(listed) or any(len(pair) == 1 for pair in unordered))
+    if source is not None:
+        picked = gradient(pair_products, x, weight, first, second, vectors, source)
+        assert torch.equal(picked[0], out) and torch.equal(picked[1], grad)
 
 
 @pytest.mark.parametrize("offset", [-1, 0])
@@ -62,8 +68,14 @@ def test_first_and_second_derivatives() -> None:
     def through(value: Tensor) -> Tensor:
         return pair_products(value, first, second, 4)
 
-    assert torch.autograd.gradcheck(through, x)
-    assert torch.autograd.gradgradcheck(through, x)
+    low, high = torch.tril_indices(4, 4, -1)
+
+    def triangle(value: Tensor) -> Tensor:
+        return pair_products(value, low, high, 4, pair_of(low, high, 4))
+
+    for function in (through, triangle):
+        assert torch.autograd.gradcheck(function, x)
+        assert torch.autograd.gradgradcheck(function, x)
 
 
 def test_bf16_is_no_less_exact_than_the_plain_form() -> None:
@@ -104,12 +116,12 @@ def test_without_gradients_nothing_is_kept() -> None:
 def test_a_mutated_backward_is_seen(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Mutated(module._PairProducts):
         @staticmethod
-        def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None, None]:
-            x, first, second = ctx.saved_tensors  # type: ignore[attr-defined]
+        def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None, None, None]:
+            x, first, second, _ = ctx.saved_tensors  # type: ignore[attr-defined]
             both = grad.new_zeros(x.shape[0], x.shape[1] ** 2).index_add(1, first * x.shape[1] + second, grad)
             if mutation == "transposed":
                 both = both.index_add(1, first * x.shape[1] + second, grad)
-            return torch.bmm(both.view(x.shape[0], x.shape[1], x.shape[1]), x), None, None
+            return torch.bmm(both.view(x.shape[0], x.shape[1], x.shape[1]), x), None, None, None
 
     monkeypatch.setattr(module, "_PairProducts", Mutated)
     first, second = torch.tril_indices(4, 4, -1)

@@ -135,7 +135,7 @@ def test_blocks_of_a_batch_share_their_indices() -> None:
     placed, result = graph_of(SPELLINGS["bmm"], comm={"micro_blocks": 2})
     assert result.changed == count(placed, pair_products) == 2
     names = [n for n in placed.graph_module._buffers if n.startswith(faster_dot.BUFFERS)]
-    assert len(names) == 2
+    assert len(names) == 3  # both halves of the pairs, and which pair an entry of the product belongs to
     assert ranks_of(SPELLINGS["bmm"], {"module": "none"}, comm={"micro_blocks": 2})[1] == []
 
 
