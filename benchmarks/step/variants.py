@@ -170,13 +170,21 @@ def _all() -> dict[str, Entry]:
             _tower(4, precision, True), "TorchRec, towers by hand, CR 4, pipelined", "torchrec_tower", precision,
             "cr4", *_BOUNDS[precision],
         )  # fmt: skip
+    three: dict[str, Any] = {"micro_blocks": 3}
     found["sptt_fp32"] = Entry(_ours("none"), "SPTT", "ours", "fp32", "flat", losses=1e-6)
+    found["sptt_fp32_blocks3"] = Entry(
+        _ours("none", comm=three), "SPTT, 3 micro-blocks", "ours", "fp32", "flat", losses=1e-6
+    )
     for precision in _PRECISIONS:
         for ratio in _RATIOS:
             found[f"dmt_cr{ratio}_{precision}"] = Entry(
                 _ours(f"cr{ratio}", comm={"peer_dtype": precision}), f"DMT, CR {ratio}", "ours", precision,
                 f"cr{ratio}", *_BOUNDS[precision],
             )  # fmt: skip
+    for ratio in (2, 4):
+        found[f"dmt_cr{ratio}_fp32_blocks3"] = Entry(
+            _ours(f"cr{ratio}", comm=three), f"DMT, CR {ratio}, 3 micro-blocks", "ours", "fp32", f"cr{ratio}"
+        )
     return found
 
 

@@ -157,11 +157,11 @@ class JointInt8Codec(RowwiseInt8Codec):
         entries = _rows_of(values.mul_(inverse.unsqueeze(1)).round_().to(torch.int8), shapes)
         buffer = values.new_empty(sum(rows * self.row_elements(width) for rows, width in shapes), dtype=torch.uint8)
         bytes_of_scales = scales.view(torch.uint8)
-        for target, own, scale in zip(
+        for parts, own, scale in zip(
             self._all_parts(buffer, shapes), entries, _cut_groups(bytes_of_scales, shapes), strict=True
         ):
-            target[0].copy_(scale)
-            target[1].copy_(own)
+            parts[0].copy_(scale)
+            parts[1].copy_(own)
         return buffer
 
     def decode(self, received: Tensor, shapes: Sequence[Shape], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -103,6 +103,7 @@ def test_profiles_name_what_there_is() -> None:
     for profile in PROFILES.values():
         assert set(profile.rare) <= set(profile.variants) <= set(VARIANTS)
         rows = [bar.path[1] for bar in profile.bars if bar.path[0] == "rows"]
+        rows += [bar.twin for bar in profile.bars if bar.twin is not None]
         assert rows and set(rows) <= set(profile.variants)
     assert PROFILES["full"].setting.repeats >= 7
 

@@ -48,6 +48,10 @@ def test_bars() -> None:
     assert text[0] == f"PASS  sptt_fp32: times as fast as {whom}: 4.00, at least 4.00"
     assert text[2].endswith("1.0%, at most 3.0%") and text[-2].endswith("not measured, at least 1.00 wanted")
     assert text[-1] == "3 of 6 bars are met"
+    either = {"rows": {"a": {"ratio": 1.0}, "b": {"ratio": 2.0}}}
+    assert faster("a", 2.0, "ratio", twin="b").check(either).text.startswith("b: times as fast")
+    assert faster("b", 2.0, "ratio", twin="a").check(either).holds
+    assert not faster("c", 2.0, "ratio", twin="b").check(either).holds  # the row that is named has to be measured
     assert not Bar("low", ("a",), most=0.03).check({"a": -0.04}).holds
     assert not Bar("odd", ("a",), least=1.0).check({"a": float("nan")}).holds
     assert all((bar.least is None) != (bar.most is None) for bar in (*FULL, *QUICK))
