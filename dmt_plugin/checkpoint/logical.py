@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmt_plugin.agreement import gather
 from dmt_plugin.errors import DMTError
 from dmt_plugin.plan import TowerPlan
 from dmt_plugin.plan_tables import TablePart, TableSpec, assembled
@@ -37,6 +37,9 @@ def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
 
     Returns:
         State by the user's names, plus the tower modules'; tensors on the CPU.
+
+    Raises:
+        ExchangeError: a rank is gone, or ``comm.timeout_s`` is over.
     """
     held = {name: placed.lookup.table_weight(name).detach().cpu().clone() for name in placed.lookup.tables}
     own: dict[str, Tensor] = {}
@@ -45,10 +48,8 @@ def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
         plain = logical_name(name)
         target = own if any(plain.startswith(f"{path}.") for path in placed.tower_paths) else shared
         target[plain] = value.detach().cpu().clone()
-    everyone: list[Any] = [None] * groups.topology.world_size
-    dist.all_gather_object(everyone, (own, held), group=groups.world)
     parts: dict[str, Tensor] = {}
-    for states, tables in everyone:
+    for states, tables in gather(groups, (own, held), "gathering the trained model"):
         for name, value in states.items():
             shared.setdefault(name, value)
         parts.update(tables)
@@ -100,7 +101,7 @@ def to_flat(trained: Any) -> nn.Module:
         with the trained weights.
 
     Raises:
-        DMTError: ``trained`` is neither, or a weight has no place in the model.
+        DMTError: ``trained`` is neither, or a weight has no place in the model; a rank is gone.
     """
     if isinstance(trained, TowerModel):
         return trained.to_flat()

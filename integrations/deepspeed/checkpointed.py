@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
+from dmt_plugin.agreement import together
 from dmt_plugin.checkpoint.folder import synced
 from dmt_plugin.checkpoint.logical import gather_state
 from dmt_plugin.checkpoint.state import frozen_names
 from dmt_plugin.errors import CheckpointError
 from dmt_plugin.integrations.deepspeed import checkpointing
-from dmt_plugin.integrations.deepspeed.agreement import together
 from dmt_plugin.integrations.deepspeed.rank_state import Registered, Stateful
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from dmt_plugin.agreement import gather, together
 from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.compare import check_tensors, check_towers
 from dmt_plugin.checkpoint.folder import COMMON, STATE, Found, check_content, entry_of, find_checkpoint, rank_file
@@ -49,7 +50,6 @@ from dmt_plugin.checkpoint.state import (
 )
 from dmt_plugin.errors import CheckpointError, DMTError, ExchangeError
 from dmt_plugin.integrations.deepspeed import rank_state
-from dmt_plugin.integrations.deepspeed.agreement import gather, together
 from dmt_plugin.integrations.deepspeed.optimizer_state import OptimizerState, scheduler_state, shared_state
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from typing import Any
 from torch import nn
 from torch.utils.data import default_collate
 
+from dmt_plugin.agreement import speaks
 from dmt_plugin.capture.inputs import ExampleBatch, example_of
 from dmt_plugin.errors import CaptureError, ConfigError
-from dmt_plugin.integrations.deepspeed.agreement import speaks
 from dmt_plugin.loading import load_factory
 
 logger = logging.getLogger(__name__)

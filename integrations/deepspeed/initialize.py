@@ -29,12 +29,12 @@ from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils.logging import print_dist
 from torch import Tensor, nn
 
+from dmt_plugin.agreement import check_same_plan, gather, together
 from dmt_plugin.capture.inputs import batch_size_of
 from dmt_plugin.comm.last_words import LastWords
 from dmt_plugin.comm.transport import Traffic, Transport
 from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.integrations.deepspeed import guards, private
-from dmt_plugin.integrations.deepspeed.agreement import check_same_plan, gather, together
 from dmt_plugin.integrations.deepspeed.engine import DMTEngine, DMTState
 from dmt_plugin.integrations.deepspeed.example_batch import find_example
 from dmt_plugin.integrations.deepspeed.monitoring import observer_of

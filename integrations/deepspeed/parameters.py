@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dmt_plugin.agreement import speaks
 from dmt_plugin.errors import ConfigError
-from dmt_plugin.integrations.deepspeed.agreement import speaks
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmt_plugin.agreement import gather, told
 from dmt_plugin.errors import ConfigError
-from dmt_plugin.integrations.deepspeed.agreement import gather, told
 from dmt_plugin.topology import RankGroups
 
 if TYPE_CHECKING:

@@ -189,9 +189,9 @@ def other_behaviour(rank: int, world_size: int) -> dict[str, Any]:
     """Everything that needs an engine but no training, in one go."""
     import deepspeed
 
+    from dmt_plugin.agreement import together
     from dmt_plugin.errors import ConfigError, DMTError
     from dmt_plugin.integrations.deepspeed import DMTEngine, initialize
-    from dmt_plugin.integrations.deepspeed.agreement import together
     from dmt_plugin.integrations.deepspeed.shell import TowerShell
     from dmt_plugin.integrations.deepspeed.tables import sync_tables
 
