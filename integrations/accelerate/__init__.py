@@ -9,12 +9,16 @@ configuration is the one of its ``DeepSpeedPlugin``. Inside :func:`towers`:
    does not know, leaves the "dmt" section alone: there "auto" is a value;
 4. DeepSpeed's communication starts without compiling for a minute, as it does with ``dmt_plugin.initialize``.
 
+From then on, ``Accelerator.get_state_dict`` of such a model, by which the ``Trainer`` saves it too, is the state of the
+whole model, gathered from all ranks; stock Accelerate would take what this rank holds, without tables, for it.
+
 The optimizer comes from the configuration (``accelerate.utils.DummyOptim`` stands for it in the script, as always with
 Accelerate; the ``Trainer`` does so by itself), or is one on the flat model, in place of which one like it is built.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +27,7 @@ from typing import Any
 import deepspeed
 import torch.distributed as dist
 
+from dmt_plugin.checkpoint import gather_state
 from dmt_plugin.errors import DMTError
 from dmt_plugin.integrations.deepspeed import initialize, private
 
@@ -53,6 +58,7 @@ def towers(*, example_batch: Any = None) -> Iterator[None]:
         DMTError: Accelerate is not installed, or has no longer what is needed here.
     """
     plugin = _plugin_class()
+    _gather_state_dicts()
     stock_initialize, stock_fill = deepspeed.initialize, plugin.fill_match
 
     def with_example(*args: Any, **kwargs: Any) -> Any:
@@ -84,6 +90,25 @@ def _say_uncounted_ranks() -> None:
             counted,
             ranks,
         )
+
+
+def _gather_state_dicts() -> None:
+    """Accelerate's state of an engine becomes the whole model's, for good: the engine outlives the block."""
+    from accelerate import Accelerator
+
+    stock = Accelerator.get_state_dict
+    if getattr(stock, "gathers_towers", False):
+        return
+
+    @functools.wraps(stock)
+    def get_state_dict(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        state = getattr(model, "dmt", None)
+        if state is None:
+            return stock(self, model, *args, **kwargs)
+        return gather_state(state.placed, state.groups)
+
+    get_state_dict.gathers_towers = True  # type: ignore[attr-defined]
+    Accelerator.get_state_dict = get_state_dict
 
 
 def _plugin_class() -> Any:

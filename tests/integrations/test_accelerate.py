@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from dmt_plugin.checkpoint import gather_state
 from dmt_plugin.doctor import tiny
 from dmt_plugin.errors import DMTError
 from dmt_plugin.integrations import accelerate as ours
@@ -59,7 +60,17 @@ def by_accelerate(rank: int, world: int, section: bool, instance: bool = False) 
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.item())
-    return {"engine": type(model).__name__, "losses": losses}
+    found = {"engine": type(model).__name__, "losses": losses}
+    if section:
+        whole = accelerator.get_state_dict(model)
+        expected = gather_state(model.dmt.placed, model.dmt.groups)
+        tables = [table.parameter for table in model.dmt.plan.tables]
+        found["whole"] = set(whole) == set(expected) > set(tables) and all(
+            torch.equal(value, expected[name]) for name, value in whole.items()
+        )
+    else:
+        found["whole"] = set(accelerator.get_state_dict(model)) == set(tiny.build().state_dict())
+    return found
 
 
 def by_hand(rank: int, world: int) -> list[float]:
@@ -87,14 +98,14 @@ def test_prepare_makes_towers_and_trains_as_initialize_does():
     with_instance = run_ranks(2, by_accelerate, True, True, env=env_of)
     expected = run_ranks(2, by_hand, env=partial(launcher_env, "2x1"))
     for one in (found, with_instance):
-        assert [of_rank["engine"] for of_rank in one] == ["DMTEngine"] * 2
+        assert [(of_rank["engine"], of_rank["whole"]) for of_rank in one] == [("DMTEngine", True)] * 2
         assert [of_rank["losses"] for of_rank in one] == [pytest.approx(losses, abs=1e-6) for losses in expected]
 
 
 @pytest.mark.processes
 def test_without_a_section_accelerate_trains_as_ever():
     for one in run_ranks(2, by_accelerate, False, env=env_of):
-        assert one["engine"] == "DeepSpeedEngine" and len(one["losses"]) == 3
+        assert one["engine"] == "DeepSpeedEngine" and len(one["losses"]) == 3 and one["whole"]
 
 
 def test_what_was_patched_is_put_back():

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import Dataset
 
+from dmt_plugin.checkpoint import gather_state
 from dmt_plugin.doctor import tiny
 from dmt_plugin.integrations import accelerate as ours
 from dmt_plugin.topology import Topology
@@ -44,6 +45,7 @@ class Own(Dataset):
 
 
 def by_trainer(rank: int, world: int, folder: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
     from transformers import Trainer, TrainingArguments
 
     losses: list[float] = []
@@ -65,7 +67,15 @@ def by_trainer(rank: int, world: int, folder: str) -> dict[str, Any]:
         )  # fmt: skip
         trainer = InOrder(model=tiny.build(), args=arguments, train_dataset=Own(rank), compute_loss_func=loss_of)
         trainer.train()
-    return {"engine": type(trainer.model_wrapped).__name__, "losses": losses, "steps": trainer.state.global_step}
+        trainer.save_model(f"{folder}/saved")
+    whole = gather_state(trainer.model_wrapped.dmt.placed, trainer.model_wrapped.dmt.groups)
+    saved = load_file(f"{folder}/saved/model.safetensors") if rank == 0 else whole
+    return {
+        "engine": type(trainer.model_wrapped).__name__,
+        "losses": losses,
+        "steps": trainer.state.global_step,
+        "saved": set(saved) == set(whole) and all(torch.equal(value, whole[name]) for name, value in saved.items()),
+    }
 
 
 def by_hand(rank: int, world: int) -> list[float]:
@@ -92,5 +102,5 @@ def test_the_trainer_trains_towers(tmp_path: Any) -> None:
     found = run_ranks(2, by_trainer, str(tmp_path), env=env_of)
     expected = run_ranks(2, by_hand, env=partial(launcher_env, "2x1"))
     assert [one["engine"] for one in found] == ["DMTEngine"] * 2
-    assert [one["steps"] for one in found] == [STEPS] * 2
+    assert [(one["steps"], one["saved"]) for one in found] == [(STEPS, True)] * 2
     assert [one["losses"] for one in found] == [pytest.approx(losses, abs=1e-6) for losses in expected]
