@@ -2,7 +2,7 @@
 
 1. Everything that is to be filled must be stored, with the same shape and a type of the same sort, and whole.
 2. Everything that is stored must have a place.
-3. With tower modules, towers must consist of the same features: the same names and shapes would not show it.
+3. With tower modules, towers must consist of the same features in the same order: names and shapes would not show it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _meaning(plan: TowerPlan) -> dict[str, Any]:
     """What of a plan decides what is computed."""
     data = plan.to_dict()
     return {
-        "towers": [sorted(names) for names in data["towers"]],
+        # In order: a tower module has weights for the first feature, the second, and so on.
+        "towers": [list(names) for names in data["towers"]],
         "groups": [(g["name"], g["kind"], list(g["features"]), g["form"], g["dim"]) for g in data["groups"]],
         "module": {key: data["module"][key] for key in ("kind", "c", "p", "dim")},
         "overrides": {

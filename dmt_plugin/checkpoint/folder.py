@@ -14,6 +14,7 @@ Everything here is for one process to do, and needs no torch.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import zlib
@@ -25,6 +26,8 @@ from typing import IO, Any
 
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest
 from dmt_plugin.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "dmt_checkpoint.json"
 LATEST = "latest"
@@ -73,10 +76,12 @@ def find_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found | Non
         tag: its name.
 
     Returns:
-        None if no tag is given and there is no whole checkpoint.
+        None if no tag is given and there is none: nothing at all, saves that did not finish, or only such as were saved
+        with ``save_latest=False``.
 
     Raises:
-        CheckpointError: there is none of that tag, or it is not whole.
+        CheckpointError: there is none of that tag, or it is not whole; without a tag, there are checkpoints and none
+            of them is whole any more: to begin anew then would lose a run.
     """
     root = Path(load_dir)
     if tag is None and (root / MANIFEST).is_file():
@@ -92,6 +97,8 @@ def find_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found | Non
             ignored.append(str(error))
         else:
             whole.append((manifest.sequence, path, manifest))
+    if ignored and not whole:
+        raise CheckpointError(f"{root} has checkpoints, but none is whole: {'; '.join(ignored)}")
     ignored += [f"{path.name}: its save did not finish" for path in _unfinished(root)]
     candidates = [found for found in whole if found[2].save_latest]
     if not candidates:
@@ -106,9 +113,17 @@ def what_is_there(load_dir: str | Path) -> str:
     if not root.is_dir():
         return f"there is no folder {root}"
     parts = []
-    names = [path.name for path in _folders(root)]
+    names: list[str] = []
+    aside: list[str] = []
+    for path in _folders(root):
+        try:
+            (names if read_manifest(path).save_latest else aside).append(path.name)
+        except CheckpointError as error:
+            parts.append(f"not whole is {error}")
     if names:
-        parts.append(f"there are {', '.join(names)}")
+        parts.insert(0, f"there are {', '.join(names)}")
+    if aside:
+        parts.append(f"{', '.join(aside)} were saved with save_latest=False, so they are loaded by their tag only")
     unfinished = [path.name for path in _unfinished(root)]
     if unfinished:
         parts.append(f"{', '.join(unfinished)} did not finish")
@@ -126,7 +141,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST
     try:
-        text = file.read_text()
+        text = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path.name}: no manifest ({error.strerror})") from error
     manifest = Manifest.from_json(text, f"{path.name}/{MANIFEST}")
@@ -187,7 +202,7 @@ def begin(save_dir: str | Path, tag: str) -> Path:
 def clean(root: Path) -> None:
     """Removes what saves that did not finish left over, and finishes what can be finished."""
     for path in _unfinished(root):
-        shutil.rmtree(path)
+        _remove(path)
     for path in root.glob(f"*{REPLACED}"):
         if not _is_ours(path):
             continue
@@ -195,7 +210,19 @@ def clean(root: Path) -> None:
         if (path / MANIFEST).is_file() and not place.exists():
             path.rename(place)
         else:  # its removal was under way
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder of ours; what tells that it is ours goes last, so that the next save can go on with it."""
+    for child in path.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+        elif child.name not in (MARK, MANIFEST):
+            child.unlink()
+    for name in (MANIFEST, MARK):
+        (path / name).unlink(missing_ok=True)
+    path.rmdir()
 
 
 def next_sequence(root: Path) -> int:
@@ -203,7 +230,7 @@ def next_sequence(root: Path) -> int:
     numbers = [0]
     for path in _folders(root):
         try:
-            numbers.append(Manifest.from_json((path / MANIFEST).read_text(), path.name).sequence)
+            numbers.append(Manifest.from_json((path / MANIFEST).read_bytes(), path.name).sequence)
         except (OSError, CheckpointError):
             continue
     return max(numbers) + 1
@@ -230,15 +257,18 @@ def commit(temporary: Path, manifest: Manifest) -> Path:
     if place.exists():
         place.rename(replaced)
     temporary.rename(place)
-    _sync_folder(root)
-    if manifest.save_latest:
-        draft = root / f"{LATEST}{SAVING}"
-        with synced(draft) as stream:
-            stream.write(manifest.tag.encode())
-        draft.replace(root / LATEST)
+    try:
         _sync_folder(root)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+        if manifest.save_latest:
+            draft = root / f"{LATEST}{SAVING}"
+            with synced(draft) as stream:
+                stream.write(manifest.tag.encode())
+            draft.replace(root / LATEST)
+            _sync_folder(root)
+        if replaced.exists():
+            _remove(replaced)
+    except OSError as error:  # it is there all the same
+        logger.warning("%s is saved, but what follows a save failed: %s", place, error)
     return place
 
 
@@ -248,6 +278,26 @@ def synced(path: Path) -> Any:
     with path.open("wb") as stream:
         yield stream
         _flush(stream)
+
+
+@contextmanager
+def whole_file(path: Path) -> Any:
+    """A file that is there with all that the block writes, or as it was before; parent folders are made.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}{SAVING}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with synced(draft) as stream:
+            yield stream
+        draft.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        if draft.is_file():
+            draft.unlink()
 
 
 def _flush(stream: IO[bytes]) -> None:
@@ -294,8 +344,12 @@ def _unfinished(root: Path) -> list[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a folder holds nothing but what a checkpoint, written or removed in part, consists of."""
-    return path.is_dir() and {p.name for p in path.iterdir()} <= {MARK, MANIFEST, STATE, RANKS, COMMON}
+    """Whether a folder is a checkpoint, written or removed in part: it says so, and holds nothing else."""
+    if not path.is_dir():
+        return False
+    names = {p.name for p in path.iterdir()}
+    # An empty one: a save that died between making it and its mark, or a removal that died before its end.
+    return names <= {MARK, MANIFEST, STATE, RANKS, COMMON} and (not names or bool(names & {MARK, MANIFEST}))
 
 
 def _place_of(path: Path) -> Path:

@@ -25,6 +25,7 @@ from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, Found, check_cont
 from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, read_pieces, stored_tensors
 from dmt_plugin.checkpoint.single import check_whole
 from dmt_plugin.checkpoint.state import MODEL, TABLE_OPTIMIZER
+from dmt_plugin.errors import CheckpointError
 from dmt_plugin.plan import TowerPlan
 from dmt_plugin.plan_tables import TablePart
 from dmt_plugin.planner import PlacementRules, place_tables, towers_to_hosts
@@ -93,8 +94,12 @@ def reshard(found: Found, plan: TowerPlan, save_dir: str | Path) -> Path:
         but for the client state of rank 0.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, or something else has its tag there.
+        CheckpointError: the checkpoint is not whole, something else has its tag there, or it is to go where it is.
     """
+    if Path(save_dir).resolve() == found.path.resolve().parent:
+        raise CheckpointError(
+            f"{save_dir} is where {found.path.name} itself is, and a run may be saving there; name another folder"
+        )
     old = found.manifest
     check_content(found, old.files)
     stored = stored_tensors(found.state)

@@ -38,6 +38,7 @@ def volumes_of(stored: Mapping[str, TensorStorageMetadata]) -> dict[str, int]:
 def read_tensors(found: Found, names: list[str]) -> dict[str, Tensor]:
     """Whole tensors of a checkpoint by their names in it, on the CPU."""
     stored = stored_tensors(found.state)
+    check_whole(found, stored)
     tensors: dict[str, Tensor] = {}
     pieces = []
     for name in names:
@@ -45,7 +46,6 @@ def read_tensors(found: Found, names: list[str]) -> dict[str, Tensor]:
         values = torch.empty(kept.size, dtype=kept.properties.dtype)
         pieces.append(Piece(name, entry.kind, tuple(kept.size), (0,) * len(kept.size), values))
         tensors[name] = values.view(entry.shape)
-    check_whole(found, stored)
     read_pieces(pieces, found.state, None)
     return tensors
 

@@ -64,15 +64,13 @@ def to_flat(
     import torch
 
     from dmt_plugin.byte_sizes import say_bytes
-    from dmt_plugin.checkpoint.folder import synced
+    from dmt_plugin.checkpoint.folder import whole_file
     from dmt_plugin.checkpoint.single import read_state, the_checkpoint
 
     found = the_checkpoint(folder, tag)
     state = read_state(found.path)
-    draft = output.with_name(f"{output.name}.saving")
-    with synced(draft) as stream:
+    with whole_file(output) as stream:
         torch.save(state, stream)
-    draft.replace(output)
     size = say_bytes(sum(tensor.nbytes for tensor in state.values()))
     whose = "the flat model" if found.manifest.semantic_preserving else "the tower model (dmt_plugin.transform)"
     typer.echo(f"{output}: {len(state)} tensors, {size}, of {whose} after {found.manifest.steps['global_steps']} steps")

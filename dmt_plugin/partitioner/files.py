@@ -122,4 +122,6 @@ def _towers(
     empty = [t for t, tower in enumerate(given) if not tower]
     if empty:
         raise PlanError(f"{file}: tower(s) {empty} have no feature. Every tower needs at least one.")
-    return tuple(tuple(tower) for tower in given)
+    if Path(file).is_dir():
+        return tuple(tuple(tower) for tower in given)  # as the weights of a checkpoint have them
+    return tuple(tuple(f.name for f in features if f.name in tower) for tower in map(set, given))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from dmt_plugin.agreement import together
-from dmt_plugin.checkpoint.folder import synced
+from dmt_plugin.agreement import gather, together
+from dmt_plugin.checkpoint.folder import whole_file
 from dmt_plugin.checkpoint.logical import gather_state
 from dmt_plugin.checkpoint.state import frozen_names
 from dmt_plugin.errors import CheckpointError
@@ -95,9 +94,9 @@ class CheckpointedEngine(DeepSpeedEngine):
             load_dir: The folder that ``save_checkpoint`` was given.
             tag: Name of the checkpoint; by default the newest whole one.
             load_module_strict: Must be true.
-            load_optimizer_states: False: optimizers, also that of the tables, begin anew.
-            load_lr_scheduler_states: False: the learning-rate scheduler begins anew.
-            load_module_only: Only tables, parameters and buffers; counters, optimizers and schedulers begin anew.
+            load_optimizer_states: False: optimizers, also that of the tables, stay as they are: new in a new engine.
+            load_lr_scheduler_states: False: the learning-rate scheduler stays as it is.
+            load_module_only: Only tables, parameters and buffers; counters, optimizers and schedulers stay as they are.
             custom_load_fn: Not supported.
 
         Returns:
@@ -138,6 +137,7 @@ class CheckpointedEngine(DeepSpeedEngine):
             True.
 
         Raises:
+            CheckpointError: It could not be written; says why.
             ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
         """
         if not save_dir:
@@ -145,9 +145,10 @@ class CheckpointedEngine(DeepSpeedEngine):
         groups = self.dmt.groups
         with checkpointing.waits(self, "save_16bit_model"):
             state = gather_state(self.dmt.placed, groups)
+            frozen = gather(groups, frozen_names(self.dmt.placed))  # each rank knows of its own towers
             with together(groups, "writing the model"):
                 if groups.rank == 0:
-                    skipped = set(frozen_names(self.dmt.placed)) if exclude_frozen_parameters else set()
+                    skipped = set().union(*frozen) if exclude_frozen_parameters else set()
                     kept = {name: value for name, value in state.items() if name not in skipped}
                     _write(kept, save_dir, save_filename)
         return True
@@ -157,7 +158,5 @@ def _write(state: dict[str, torch.Tensor], save_dir: str, name: str) -> None:
     """A file that is there as a whole or not at all."""
     folder = Path(save_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{name}.saving"
-    with synced(draft) as stream:
+    with whole_file(folder / name) as stream:
         torch.save(state, stream)
-    os.replace(draft, folder / name)

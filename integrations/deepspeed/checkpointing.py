@@ -13,7 +13,8 @@ Loading:
    either side, the first tensor is changed;
 3. they read, and put counters, schedulers and random states in place.
 
-A rank that fails before the reading begins ends all with its message and leaves the engine as it was. Every wait is one
+A rank that fails before the first registered object gets its state ends all with its message and leaves the engine as
+it was. Every wait is one
 of ``engine.dmt.groups``, with ``dmt.comm.timeout_s``.
 """
 
@@ -51,6 +52,7 @@ from dmt_plugin.checkpoint.state import (
 from dmt_plugin.errors import CheckpointError, DMTError, ExchangeError
 from dmt_plugin.integrations.deepspeed import rank_state
 from dmt_plugin.integrations.deepspeed.optimizer_state import OptimizerState, scheduler_state, shared_state
+from dmt_plugin.integrations.deepspeed.told import of_other_ranks
 
 if TYPE_CHECKING:
     from dmt_plugin.integrations.deepspeed.engine import DMTEngine
@@ -88,7 +90,7 @@ def save(
             ]  # fmt: skip
             mine = {piece.name: piece.entry for piece in pieces}
             shared = (view.scalars(), view.options())
-        everyone = gather(groups, (name, mine, shared))
+        everyone = gather(groups, (name, mine, shared, left_out))
         _same_tag([told[0] for told in everyone])
         temporary = _begin(engine, save_dir, name)
         write_pieces(pieces, temporary / STATE, groups.world)
@@ -101,10 +103,12 @@ def save(
         place = None
         with together(groups, f"committing the checkpoint {name}"):
             if groups.rank == 0:
-                tensors = {key: entry for _, of_rank, _ in everyone for key, entry in of_rank.items()}
+                tensors = {key: entry for told in everyone for key, entry in told[1].items()}
+                left_out = sorted(set().union(*(told[3] for told in everyone)))
                 of_all = shared_state([told[2] for told in everyone])
                 place = _commit(engine, temporary, tensors, files, of_all, left_out, save_latest, view.name)
-    logger.info("checkpoint %s of step %d is committed", place, engine.global_steps)
+    if place is not None:
+        logger.info("checkpoint %s of step %d is committed", place, engine.global_steps)
     return Path(save_dir) / name
 
 
@@ -131,6 +135,7 @@ def load(
         with together(groups, f"reading {where}"):
             check_content(found, folder.shared_of(groups.rank, dmt.topology.world_size, manifest.files))
             check_towers(dmt.plan, manifest, where)
+        with together(groups, f"comparing {where} with this engine"):  # what is unpickled has been checked by then
             common = rank_state.read(found.path / COMMON)
             mine = rank_state.read(found.path / rank_file(groups.rank if same_ranks else 0))
             if same_ranks and not module_only:
@@ -138,26 +143,28 @@ def load(
             view = OptimizerState(engine.optimizer, parameter_names(dmt.placed))
             targets = module_targets(dmt.placed, view.masters(), manifest.left_out)
             pieces = [*table_pieces(dmt.lookup, dmt.plan, optimizer), *targets.pieces]
-            planned = view.plan_load(manifest, common["optimizer"]) if optimizer else None
-            if planned is not None:
+            planned = view.plan_load(manifest, common["optimizer"])
+            if optimizer:
                 pieces += planned.pieces
-            told = [*(planned.problems if planned is not None else []), *_schedulers(engine, manifest, scheduler)]
+            told = [*(planned.problems if optimizer else []), *_schedulers(engine, manifest, scheduler)]
         problems = gather(groups, told)
         wanted = _merged(gather(groups, {piece.name: piece.entry for piece in pieces}))
         with together(groups, f"comparing {where} with this model"):
             ignored = () if optimizer else (OPTIMIZER, TABLE_OPTIMIZER)
             volumes = volumes_of(stored_tensors(found.state))
             check_tensors(wanted, manifest, volumes, ignored, where, [text for own in problems for text in own])
-        if same_ranks and not module_only:
+        if not same_ranks or module_only:
+            engine.checkpointed.forget()
+        else:
             with together(groups, "giving registered objects their states"):
                 engine.checkpointed.load(mine["registered"])
         dmt.lookup.settle()
         read_pieces(pieces, found.state, groups.world)
         targets.finish()
-        if planned is not None:
+        if optimizer:
             planned.finish()
         if not module_only:
-            _restore_run(engine, manifest, common, planned.of_groups if planned else None, scheduler)
+            _restore_run(engine, manifest, common, planned.of_groups, scheduler)
         _forget_gradients(engine)
         _restore_rank(engine, mine, same_ranks, module_only, where)
         gather(groups, None)
@@ -265,14 +272,13 @@ def _find(engine: DMTEngine, load_dir: str | Path, tag: Any) -> Found | None:
 
 
 def _restore_run(
-    engine: DMTEngine, manifest: Manifest, common: Mapping[str, Any], of_groups: list[int] | None, scheduler: bool
+    engine: DMTEngine, manifest: Manifest, common: Mapping[str, Any], of_groups: list[int], scheduler: bool
 ) -> None:
     for key in _COUNTERS:
         setattr(engine, key, int(manifest.steps[key]))
     if scheduler and engine.lr_scheduler is not None:
         before = len(common["optimizer"]["groups"])
-        order = list(range(before)) if of_groups is None else of_groups
-        engine.lr_scheduler.load_state_dict(scheduler_state(common["scheduler"], before, order))
+        engine.lr_scheduler.load_state_dict(scheduler_state(common["scheduler"], before, of_groups))
     engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
     engine.dmt.transport.step = engine.global_steps
 
@@ -329,27 +335,28 @@ def _merged(of_ranks: list[dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
 
 @contextmanager
 def waits(engine: DMTEngine, doing: str) -> Iterator[None]:
-    """Failures of torch's checkpoint code and of waits, told as those of the exchanges are."""
+    """Whatever fails in the block: a rank that is gone is told as by the exchanges, all else is a CheckpointError."""
     try:
         yield
     except ExchangeError as error:  # of a gathering, which knows of no step
         raise engine.dmt.transport.failure(doing, "did not finish", error.__cause__ or error) from error
-    except DMTError:
+    except CheckpointError:
         raise
+    except DMTError as error:  # of a rank that only heard of another's failure
+        raise CheckpointError(str(error)) from error
     except CheckpointException as error:
         rank, failure = next(iter(error.failures.items()), (0, (error, None)))
         cause = failure[0]
         if _is_of_a_wait(cause):
             raise engine.dmt.transport.failure(doing, "did not finish", cause) from error
         raise CheckpointError(f"rank {rank} failed while {doing}: {type(cause).__name__}: {cause}") from error
-    except RuntimeError as error:
-        if not _is_of_a_wait(error):
-            raise
-        raise engine.dmt.transport.failure(doing, "did not finish", error) from error
+    except Exception as error:
+        if _is_of_a_wait(error):
+            raise engine.dmt.transport.failure(doing, "did not finish", error) from error
+        rank = engine.dmt.groups.rank
+        raise CheckpointError(f"rank {rank} failed while {doing}: {type(error).__name__}: {error}") from error
 
 
 def _is_of_a_wait(error: BaseException) -> bool:
-    """Whether an error comes from the process groups; gloo's are plain RuntimeErrors."""
-    text = str(error).lower()
-    words = ("gloo", "nccl", "connection", "timed out")
-    return isinstance(error, dist.DistError) or any(word in text for word in words)
+    """Whether an error comes from the process groups."""
+    return isinstance(error, dist.DistError) or of_other_ranks(error)

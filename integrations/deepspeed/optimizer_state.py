@@ -256,10 +256,19 @@ def scheduler_state(state: Any, before: int, of_groups: Sequence[int]) -> Any:
     """
     if not isinstance(state, dict) or list(of_groups) == list(range(before)):
         return state
-    return {
-        key: [value[number] for number in of_groups] if isinstance(value, list) and len(value) == before else value
-        for key, value in state.items()
-    }
+    made = dict(state)
+    for key, value in state.items():
+        if key in _BY_GROUP and isinstance(value, list) and len(value) == before:
+            made[key] = [value[number] for number in of_groups]
+        elif key == "_schedulers":  # of SequentialLR and ChainedScheduler
+            made[key] = [scheduler_state(inner, before, of_groups) for inner in value]
+    return made
+
+
+_BY_GROUP = {
+    "base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "delta_lrs", "base_momentums", "max_momentums",
+}  # fmt: skip
+"""What schedulers of torch and of DeepSpeed keep a number of for each parameter group."""
 
 
 def _rule(optimizer: str) -> str:

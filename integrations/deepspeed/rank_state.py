@@ -52,8 +52,12 @@ class Registered:
             thing.load_state_dict(self._waiting.pop(name))
 
     def states(self) -> dict[str, Any]:
-        """The states of all."""
-        return {name: thing.state_dict() for name, thing in self._objects.items()}
+        """The states of all; of those that a checkpoint had and that are not registered yet, what it had."""
+        return {**self._waiting, **{name: thing.state_dict() for name, thing in self._objects.items()}}
+
+    def forget(self) -> None:
+        """Nothing waits any more: a checkpoint was loaded whose states are not for this rank."""
+        self._waiting = {}
 
     def check(self, saved: Mapping[str, Any], where: str) -> None:
         """Whether all have a state in a checkpoint.

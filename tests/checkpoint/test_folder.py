@@ -134,11 +134,58 @@ def test_incomplete_ones_are_passed_over_and_said(tmp_path: Path) -> None:
         find_checkpoint(tmp_path, "two")
 
 
+def test_a_damaged_manifest_is_no_hindrance(tmp_path: Path) -> None:
+    save(tmp_path, "a", "1")
+    save(tmp_path, "b", "2")
+    damaged = bytearray((tmp_path / "b" / MANIFEST).read_bytes())
+    damaged[len(damaged) // 2] |= 0x80  # no UTF-8 any more
+    (tmp_path / "b" / MANIFEST).write_bytes(damaged)
+    found = find_checkpoint(tmp_path)
+    assert found is not None and found.path.name == "a" and "b/dmt_checkpoint.json is not JSON" in found.ignored[0]
+    save(tmp_path, "c", "3")
+    assert content_of(tmp_path) == "3"
+
+
+def test_checkpoints_of_which_none_is_whole_are_no_fresh_start(tmp_path: Path) -> None:
+    save(tmp_path, "a", "1")
+    (tmp_path / "a" / COMMON).write_text("")
+    with pytest.raises(CheckpointError, match=r"none is whole: a: common\.pt has 0 bytes instead of 1"):
+        find_checkpoint(tmp_path)
+    assert "not whole is a: common.pt has 0 bytes" in folder.what_is_there(tmp_path)
+
+
+def test_only_folders_that_say_so_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "my.saving" / "state").mkdir(parents=True)
+    (tmp_path / "died.saving").mkdir()
+    save(tmp_path, "a", "1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "latest", "my.saving"]
+
+
+def test_a_save_is_one_though_what_follows_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "latest").mkdir()  # so that no file can take its place
+    save(tmp_path, "a", "1")
+    assert content_of(tmp_path) == "1"
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "file"
+    with folder.whole_file(place) as stream:
+        stream.write(b"old")
+    with pytest.raises(KeyError), folder.whole_file(place) as stream:
+        stream.write(b"half")
+        raise KeyError
+    assert place.read_bytes() == b"old" and len(list(place.parent.iterdir())) == 1
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"), folder.whole_file(tmp_path / "taken" / "x"):
+        pass
+
+
 def test_which_one_is_the_newest(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) is None and find_checkpoint(tmp_path / "nowhere") is None
     save(tmp_path, "a", "1")
     save(tmp_path, "b", "2")
     save(tmp_path, "aside", "3", save_latest=False)
+    assert "aside were saved with save_latest=False" in folder.what_is_there(tmp_path)
     assert content_of(tmp_path) == "2" and (tmp_path / "latest").read_text() == "b"
     save(tmp_path, "a", "4")
     assert content_of(tmp_path) == "4" and (tmp_path / "latest").read_text() == "a"

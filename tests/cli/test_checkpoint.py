@@ -67,10 +67,11 @@ def test_inspect(checkpoints: tuple[Path, dict[str, Any]]) -> None:
 @pytest.mark.processes
 def test_to_flat(checkpoints: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, states = checkpoints
-    said = runner.invoke(app, ["checkpoint", "to-flat", str(folder / "flat"), str(tmp_path / "flat.pt")])
+    output = tmp_path / "new" / "flat.pt"
+    said = runner.invoke(app, ["checkpoint", "to-flat", str(folder / "flat"), str(output)])
     assert said.exit_code == 0 and "of the flat model after 1 steps" in said.output, said.output
     model, _ = ZOO["deepfm"]()
-    model.load_state_dict(torch.load(tmp_path / "flat.pt"))
+    model.load_state_dict(torch.load(output))
     assert all(torch.equal(value, states["flat"][name]) for name, value in model.state_dict().items())
     said = runner.invoke(app, ["checkpoint", "to-flat", str(folder / "towers"), str(tmp_path / "towers.pt")])
     assert "of the tower model" in said.output, said.output
@@ -89,6 +90,8 @@ def test_reshard(checkpoints: tuple[Path, dict[str, Any]], tmp_path: Path) -> No
     assert found.manifest.tower_plan.tower_hosts == (0, 1) and found.manifest.rank_states == 0
     assert {found.manifest.tower_plan.kind_of(t.name) for t in found.manifest.tower_plan.tables} == {"row_wise"}
     assert all(torch.equal(value, states["towers"][name]) for name, value in read_state(tmp_path).items())
+    with pytest.raises(CheckpointError, match="a run may be saving there; name another folder"):
+        runner.invoke(app, ["checkpoint", "reshard", source, "--to", "2x2", "-o", source], catch_exceptions=False)
     with pytest.raises(ConfigError, match="multiple of the number of hosts"):
         runner.invoke(app, ["checkpoint", "reshard", source, "--to", "3x1"], catch_exceptions=False)
     plan = tmp_path / "plan.json"

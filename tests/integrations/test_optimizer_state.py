@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from dmt_plugin.checkpoint.manifest import Manifest
 from dmt_plugin.errors import CheckpointError
@@ -112,6 +115,33 @@ def test_groups_of_all_ranks_and_schedulers_for_another_number_of_them() -> None
     state = {"base_lrs": [0.1, 0.2], "last_epoch": 5, "other": [1, 2, 3]}
     assert scheduler_state(state, 2, [0, 1]) is state
     assert scheduler_state(state, 2, [1]) == {"base_lrs": [0.2], "last_epoch": 5, "other": [1, 2, 3]}
+    parts = {"_schedulers": [{"base_lrs": [1, 2]}, {"base_lrs": [3, 4]}], "_milestones": [7, 8], "_last_lr": [5, 6]}
+    inner = [{"base_lrs": [2]}, {"base_lrs": [4]}]
+    assert scheduler_state(parts, 2, [1]) == {"_schedulers": inner, "_milestones": [7, 8], "_last_lr": [6]}
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_sequence_of_schedulers_goes_on_with_another_number_of_groups(before: int) -> None:
+    def made(groups: int) -> Any:
+        optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))]} for _ in range(groups)], lr=1.0)
+        parts = [lr_scheduler.LinearLR(optimizer, 0.5, total_iters=3), lr_scheduler.CosineAnnealingLR(optimizer, 4)]
+        return optimizer, lr_scheduler.SequentialLR(optimizer, parts, milestones=[3])
+
+    def rates(optimizer: Any, scheduler: Any, steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+            found.append(optimizer.param_groups[-1]["lr"])
+        return found
+
+    optimizer, scheduler = made(before)
+    rates(optimizer, scheduler, 4)
+    after, goes_on = made(3 - before)
+    goes_on.load_state_dict(scheduler_state(scheduler.state_dict(), before, [0] * (3 - before)))
+    for own, saved in zip(after.param_groups, [optimizer.param_groups[0]] * 2, strict=False):
+        own.update(lr=saved["lr"], initial_lr=saved["initial_lr"])
+    assert rates(after, goes_on, 3) == pytest.approx(rates(optimizer, scheduler, 3))
 
 
 def test_registered_objects() -> None:
@@ -124,3 +154,8 @@ def test_registered_objects() -> None:
         registered.add("layer", nn.Linear(1, 1))
     with pytest.raises(CheckpointError, match=r"no state of \['layer'\]"):
         registered.check({}, "here")
+    waiting = Registered()
+    waiting.load({"later": {"a": 1}})
+    assert waiting.states() == {"later": {"a": 1}}  # a save before it is registered keeps it
+    waiting.forget()
+    assert waiting.states() == {}
