@@ -80,7 +80,7 @@ class PartitionConfig(Section):
     )
     dimensions: PositiveInt = Field(default=2, description="Dimensions of the space that features are laid out in.")
     restarts: PositiveInt = Field(default=8, description="Starting points of layout and clusters; the best is taken.")
-    seed: int = Field(default=0, ge=0, description="Seed of the starting points.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the starting points.")
 
     @model_validator(mode="after")
     def _keys_that_are_read(self) -> PartitionConfig:

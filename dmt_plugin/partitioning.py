@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from dmt_plugin.api import transform
 from dmt_plugin.config import DMTConfig, PartitionConfig
+from dmt_plugin.errors import PlanError
 from dmt_plugin.feature_rows import FeatureRows
 from dmt_plugin.partitioner import Affinity, Partition
 from dmt_plugin.partitioner.affinity import Kind
@@ -100,6 +102,9 @@ def choose_by_training(
 
     Returns:
         The name with the least held-out loss, and the loss of each.
+
+    Raises:
+        PlanError: a loss that is not a number.
     """
     train, judge = list(itertools.islice(training, steps)), list(held_out)
     losses: dict[str, float] = {}
@@ -107,6 +112,12 @@ def choose_by_training(
         towers = with_partition(copy.deepcopy(model), example, config, partition)
         warm_up(towers, train, loss, steps, called_like=model, learning_rate=learning_rate, progress=progress)
         losses[name] = mean_loss(towers, judge, loss, called_like=model)
+    undefined = sorted(name for name, value in losses.items() if not math.isfinite(value))
+    if undefined:
+        raise PlanError(
+            f"the held-out loss of {undefined} is not a number, so nothing tells which partition is best. Look for NaN "
+            "in the data, or lower the learning rate (dmt partition --lr)."
+        )
     return min(losses, key=lambda name: losses[name]), losses
 
 

@@ -60,6 +60,8 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the partition as JSON.")] = False,
 ) -> None:
     """Decide which feature belongs to which tower, from a model and its data, and show why."""
+    if missing not in ("error", "zero"):
+        raise ConfigError(f"--missing {missing}: expected error or zero.")
     request = Request(
         towers, model, data, config, checkpoint, ids, affinity, strategy, objective, balance, bound, seed, samples,
         missing, warm_up, try_steps, loss, lr, progress=not as_json,
@@ -79,6 +81,7 @@ def command(
     if transform is not None or topology is not None:
         import torch
 
+        from dmt_plugin.checkpoint.folder import whole_file
         from dmt_plugin.topology import Topology
 
         where = Topology.parse(topology) if topology else None
@@ -86,7 +89,8 @@ def command(
         if topology is not None:
             content = towered.plan.to_dict()
         if transform is not None:
-            torch.save(towered, transform)
+            with whole_file(transform) as stream:
+                torch.save(towered, stream)
             notes.append(f"model with towers: {transform}, torch.load(..., weights_only=False)")
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,14 @@ def read_state(checkpoint: Path) -> dict[str, Tensor]:
 
     if not checkpoint.is_file():
         raise ConfigError(f"--checkpoint {checkpoint}: no such file.")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # of as many kinds as there are files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"--checkpoint {checkpoint} cannot be read ({type(error).__name__}: {reason}); expected a state dict, as "
+            "torch.save(model.state_dict(), file) writes it."
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ConfigError(
             f"--checkpoint {checkpoint}: expected a state dict, names with tensors. Write one with "

@@ -149,11 +149,22 @@ def _local_ranks(limit_s: float, by_cpu: bool) -> tuple[list[Check], str]:
             for process in ranks:
                 process.kill()
                 process.wait()
-        if file.exists():
-            return _read(json.loads(file.read_text())), ""
         logs = [Path(folder, f"log.{rank}").read_text().strip()[-800:] for rank in range(LOCAL_RANKS)]
+        written = file.read_text() if file.exists() else None
     ended = [f"rank {rank}: {'killed' if rank in late else f'status {p.returncode}'}" for rank, p in enumerate(ranks)]
-    return [], f"no result; {', '.join(ended)}; rank 0 says: {logs[0] or 'nothing'}"
+    says = "; ".join(f"rank {rank} says: {log or 'nothing'}" for rank, log in enumerate(logs))
+    if written is None:
+        return [], f"no result; {', '.join(ended)}; {says}"
+    checks = _read(json.loads(written))
+    # Rank 0 tells of all, but not of one that is gone: only that one's own words say why.
+    failed = [rank for rank, process in enumerate(ranks) if rank and (rank in late or process.returncode < 0)]
+    for rank in failed:
+        finding = Finding(
+            f"{ended[rank]}; it says: {logs[rank] or 'nothing'}", "fail", "two ranks that end by themselves",
+            "look at what it says",
+        )  # fmt: skip
+        checks.append(Check(f"local rank {rank}", finding, 0.0))
+    return checks, ""
 
 
 def _read(data: dict[str, Any]) -> list[Check]:

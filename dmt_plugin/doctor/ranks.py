@@ -176,7 +176,7 @@ class Ranks:
         run = (shape, self.rank, self.limit_s, mean)
         preserving = tiny.placed_losses({"module": "none"}, *run)
         with_towers = tiny.placed_losses({"module": "dlrm", "dim": 4}, *run)
-        return tiny.judged(tiny.flat_losses(self.world_size), preserving, with_towers)
+        return tiny.judged(tiny.flat_losses(shape), preserving, with_towers)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks."""

@@ -27,33 +27,38 @@ TOLERANCE = 1e-4
 
 
 class Tiny(nn.Module):
-    """A flat recommender: ``TABLES`` tables, a dense layer, and an MLP over all of it."""
+    """A flat recommender: tables, a dense layer, and an MLP over all of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tables: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.EmbeddingBag(ROWS, WIDTH, mode="sum") for _ in range(TABLES))
+        self.tables = nn.ModuleList(nn.EmbeddingBag(ROWS, WIDTH, mode="sum") for _ in range(tables))
         self.bottom = nn.Linear(DENSE, WIDTH)
-        self.over = nn.Sequential(nn.Linear((TABLES + 1) * WIDTH, 16), nn.ReLU(), nn.Linear(16, 1))
+        self.over = nn.Sequential(nn.Linear((tables + 1) * WIDTH, 16), nn.ReLU(), nn.Linear(16, 1))
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
-        """Logits ``(B,)`` of ``(B, DENSE)`` floats and ``(B, TABLES)`` ids."""
+        """Logits ``(B,)`` of ``(B, DENSE)`` floats and ``(B, tables)`` ids."""
         rows = [table(ids[:, i : i + 1]) for i, table in enumerate(self.tables)]
         return self.over(torch.cat([self.bottom(dense), *rows], dim=1)).squeeze(1)
 
 
-def build() -> Tiny:
+def tables_for(topology: Topology) -> int:
+    """Tables of the model: one for every tower at least, and there is a tower for every host."""
+    return max(TABLES, topology.hosts)
+
+
+def build(tables: int = TABLES) -> Tiny:
     """The model, the same on every rank; the state of torch's random numbers is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Tiny()
+        return Tiny(tables)
 
 
-def batch(step: int, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch(step: int, samples: int, tables: int = TABLES) -> tuple[Tensor, Tensor, Tensor]:
     """A batch of all ranks together: ``(dense, ids, label)``. Every step has the same samples: losses must fall."""
     del step
     random = torch.Generator().manual_seed(1)
     dense = torch.randn(samples, DENSE, generator=random)
-    ids = torch.randint(0, ROWS, (samples, TABLES), generator=random)
+    ids = torch.randint(0, ROWS, (samples, tables), generator=random)
     return dense, ids, ((dense.sum(1) + ids[:, 0] / ROWS) > 0.5).float()
 
 
@@ -89,8 +94,9 @@ def placed_losses(
     """
     import dmt_plugin
 
-    dense, ids, _ = batch(0, SAMPLES)
-    model = build()
+    tables = tables_for(topology)
+    dense, ids, _ = batch(0, SAMPLES, tables)
+    model = build(tables)
     engine, *_ = dmt_plugin.initialize(
         model=model,
         model_parameters=model.parameters(),
@@ -100,7 +106,7 @@ def placed_losses(
     losses = []
     own = slice(rank * SAMPLES, (rank + 1) * SAMPLES)
     for step in range(STEPS):
-        dense, ids, label = (part[own].to(engine.device) for part in batch(step, SAMPLES * topology.world_size))
+        dense, ids, label = (part[own].to(engine.device) for part in batch(step, SAMPLES * topology.world_size, tables))
         loss = binary_cross_entropy_with_logits(engine(dense, ids), label)
         engine.backward(loss)
         engine.step()
@@ -109,13 +115,13 @@ def placed_losses(
     return losses
 
 
-def flat_losses(world_size: int) -> list[float]:
-    """Losses of the flat model in this process alone."""
-    model = build()
+def flat_losses(topology: Topology) -> list[float]:
+    """Losses of the flat model in this process alone, on the batches of all ranks."""
+    model = build(tables_for(topology))
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     losses = []
     for step in range(STEPS):
-        dense, ids, label = batch(step, SAMPLES * world_size)
+        dense, ids, label = batch(step, SAMPLES * topology.world_size, tables_for(topology))
         loss = binary_cross_entropy_with_logits(model(dense, ids), label)
         optimizer.zero_grad()
         loss.backward()

@@ -139,7 +139,7 @@ class Affinity:
             raise PlanError(
                 f"no such file: {path}. dmt.partition.affinity names a file that dmt partition --save-affinity writes."
             ) from error
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError, TypeError) as error:
+        except (zipfile.BadZipFile, EOFError, KeyError, ValueError, OSError, TypeError) as error:
             if isinstance(error, PlanError):
                 raise
             raise PlanError(

@@ -112,24 +112,33 @@ def fair_share(weights: NDArray[np.int64], towers: int) -> float:
     return max(float(weights.sum()) / towers, float(weights.max()))
 
 
-def towers_per_group(weights: Mapping[str, int], units: Mapping[str, int], towers: int) -> dict[str, int]:
-    """Shares out towers among groups by weight: one for each, the others by the largest remaining load per tower.
+def towers_per_group(
+    weights: Mapping[str, int], units: Mapping[str, int], towers: int, least: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Shares out towers among groups by weight: the least for each, the others by the largest remaining load per tower.
 
     Args:
         weights: weight of every group.
         units: how many units each has, which is the most towers that it can fill.
         towers: towers to share out.
+        least: towers that a group cannot do without, as it has so many features that are all to be apart; by default 1.
 
     Raises:
-        PlanError: fewer towers than groups, or more than all groups can fill.
+        PlanError: fewer towers than groups, or than they need, or more than all groups can fill.
     """
     if towers < len(weights):
         raise PlanError(
             f"{towers} towers but {len(weights)} groups of features ({', '.join(weights)}); a tower holds features of "
             "one group. Raise the number of towers or merge groups."
         )
-    found = dict.fromkeys(weights, 1)
-    for _ in range(towers - len(weights)):
+    found = {group: max(1, (least or {}).get(group, 1)) for group in weights}
+    if towers < sum(found.values()):
+        needs = ", ".join(f"{group!r} {count}" for group, count in found.items())
+        raise PlanError(
+            f"{towers} towers, but with dmt.partition.apart the groups of features need {sum(found.values())}: "
+            f"{needs}. Raise the number of towers, or drop rules."
+        )
+    for _ in range(towers - sum(found.values())):
         open_groups = [g for g in found if found[g] < units[g]]
         if not open_groups:
             raise PlanError(

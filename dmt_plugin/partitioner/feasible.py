@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
 
@@ -52,9 +52,14 @@ def settled(
     _refuse_crowds(packing.towers, apart)
     what = "of the cost" if by_cost else "features"
     overfull = _overfull(packing, units, what)
-    if not overfull and first_assignment(packing, np.zeros(packing.allowed.shape)) is not None:
-        return packing
-    from dmt_plugin.partitioner.exact import contradiction
+    from dmt_plugin.partitioner.exact import UndecidedError, contradiction
+
+    try:
+        if not overfull and first_assignment(packing, np.zeros(packing.allowed.shape)) is not None:
+            return packing
+    except UndecidedError:
+        if fixed:
+            raise  # limits that are ours to open are opened, as if there were no assignment
 
     opened = _opened(packing, by_cost)
     if opened is not None and not fixed:
@@ -140,6 +145,18 @@ def _least(holds: Callable[[int], bool], first: int, last: int) -> int | None:
         else:
             first = middle + 1
     return last
+
+
+def largest_crowd(apart: Iterable[tuple[int, int]], members: Collection[int]) -> int:
+    """The most units of some that are all to be apart from each other, as far as it is looked for; at least 1.
+
+    Args:
+        apart: pairs of units to keep apart.
+        members: the units to look at.
+    """
+    inside = set(members)
+    graph = nx.Graph([(u, v) for u, v in apart if u in inside and v in inside])
+    return max((len(crowd) for crowd in islice(nx.find_cliques(graph), _MOST_CROWDS)), default=1)
 
 
 def _refuse_crowds(towers: int, apart: Mapping[tuple[int, int], tuple[str, str]]) -> None:

@@ -11,7 +11,7 @@ from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
 from dmt_plugin.config import PartitionConfig
 from dmt_plugin.errors import PlanError
 from dmt_plugin.partitioner.partition import Partition, make_partition
-from dmt_plugin.partitioner.strategies import STRATEGIES
+from dmt_plugin.partitioner.strategies import IN_ORDER, STRATEGIES
 from dmt_plugin.plan import FeatureSpec, TableSpec, read_json
 from dmt_plugin.topology import Topology
 
@@ -28,7 +28,7 @@ def partition_features(
         file: for ``"file"``: JSON with an entry ``"towers"``, a list of lists of feature names.
 
     Returns:
-        The feature names of each tower, in the model's order.
+        The feature names of each tower, in the model's order; from a file, in the file's.
 
     Raises:
         PlanError: more towers than independent features, or a file that does not fit.
@@ -39,6 +39,8 @@ def partition_features(
         return from_file(features, towers, file).towers
     if strategy not in STRATEGIES:
         raise PlanError(f"unknown partition strategy {strategy!r}; known: {sorted([*STRATEGIES, 'file'])}.")
+    if strategy not in (*IN_ORDER, "random"):
+        raise PlanError(f"{strategy!r} needs more than the features: use make_partition, which takes the rest as well.")
     return make_partition(features, (), towers, PartitionConfig(strategy=strategy)).towers  # type: ignore[arg-type]
 
 
@@ -122,6 +124,4 @@ def _towers(
     empty = [t for t, tower in enumerate(given) if not tower]
     if empty:
         raise PlanError(f"{file}: tower(s) {empty} have no feature. Every tower needs at least one.")
-    if Path(file).is_dir():
-        return tuple(tuple(tower) for tower in given)  # as the weights of a checkpoint have them
-    return tuple(tuple(f.name for f in features if f.name in tower) for tower in map(set, given))
+    return tuple(tuple(tower) for tower in given)

@@ -25,7 +25,7 @@ from dmt_plugin.config import PartitionConfig
 from dmt_plugin.errors import PlanError
 from dmt_plugin.partitioner import balance
 from dmt_plugin.partitioner.affinity import Affinity
-from dmt_plugin.partitioner.feasible import settled
+from dmt_plugin.partitioner.feasible import largest_crowd, settled
 from dmt_plugin.partitioner.layout import Layout, as_dict, distances, lay_out
 from dmt_plugin.partitioner.packing import Labels, Packing
 from dmt_plugin.partitioner.strategies import IN_ORDER, NEED_AFFINITY, STRATEGIES, Case
@@ -191,12 +191,13 @@ def _solve(
         {g: int(weights[members].sum()) for g, members in groups.items()},
         {g: len(members) for g, members in groups.items()},
         towers,
+        {g: largest_crowd(units.apart, members) for g, members in groups.items()} if len(groups) > 1 else None,
     )
     place = {name: i for i, name in enumerate(names)}
     labels = np.zeros(len(units.units), dtype=np.int64)
     report = []
     first = 0
-    for group in config.groups if set(groups) == set(config.groups) else groups:
+    for group in [*(g for g in config.groups if g in groups), *(g for g in groups if g not in config.groups)]:
         members = groups[group]
         packing, text = _packing(config, units, members, weights, first, shares[group], cost is not None)
         rows = [place[name] for u in members for name in units.units[u].names]
@@ -256,8 +257,14 @@ def _packing(
     packing = Packing(own, towers, limits, allowed, apart)
     if config.strategy in IN_ORDER:
         return packing, {}
-    fixed = config.bound != "auto"
+    fixed = bound is not None
     packing = settled(packing, [units.units[u] for u in members], said, fixed=fixed, by_cost=by_cost)
+    if bound is not None and not by_cost and packing.limits.high > bound * packing.limits.low + 1e-9:
+        raise PlanError(
+            f"dmt.partition.bound = {bound:g} cannot be kept: {int(own.sum())} features in {towers} towers are at best "
+            f"{limits.low} in one and {limits.high} in another. Set it to at least "
+            f"{np.ceil(limits.high / limits.low * 1000) / 1000:g}, or change the number of towers."
+        )
     return packing, {"bound": config.bound, "low": packing.limits.low, "high": packing.limits.high}
 
 

@@ -39,10 +39,15 @@ def read_ids(path: str | Path) -> dict[str, Ids]:
                         f"{path}: {name!r} holds {values.dtype} of shape {values.shape}; expected whole numbers, one "
                         "per sample, or a row of them per sample with negative numbers where a bag has ended."
                     )
+                if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+                    raise PlanError(
+                        f"{path}: {name!r} holds ids up to {values.max()}, which no int64 holds. Number its "
+                        "values, for example with numpy.unique(values, return_inverse=True)[1]."
+                    )
                 found[name] = values.astype(np.int64)
     except FileNotFoundError as error:
         raise PlanError(f"no such file: {path}. Write one with numpy.savez(file, user=..., item=...).") from error
-    except (zipfile.BadZipFile, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, TypeError, ValueError, OSError) as error:
         if isinstance(error, PlanError):
             raise
         raise PlanError(

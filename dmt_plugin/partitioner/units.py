@@ -155,6 +155,9 @@ def _apart_pairs(
     unit_of = {name: u for u, unit in enumerate(units) for name in unit.names}
     pairs: dict[tuple[int, int], tuple[str, str]] = {}
     for names in rules.apart:
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+        if repeated:
+            raise PlanError(f"dmt.partition.apart names {repeated} more than once in {names}; name each of them once.")
         for a, b in combinations(names, 2):
             u, v = sorted((unit_of[a], unit_of[b]))
             if u == v:

@@ -175,6 +175,7 @@ def svg_of(draw: Callable[[Any], None], *, width: float, height: float, name: st
         "svg.hashsalt": name,
         "hatch.linewidth": 1.0,
         "font.size": 10,
+        "text.parse_math": False,
         "axes.labelcolor": COLOURS["muted"],
         "xtick.color": COLOURS["muted"],
         "ytick.color": COLOURS["muted"],

@@ -232,6 +232,7 @@ def look_of(colours: Colours) -> dict[str, Any]:
     """matplotlib's settings for these pictures."""
     return {
         "font.size": 10,
+        "text.parse_math": False,  # a name with two $ is no formula
         "axes.labelcolor": colours["muted"],
         "xtick.color": colours["muted"],
         "ytick.color": colours["muted"],

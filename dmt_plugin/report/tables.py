@@ -58,10 +58,11 @@ class Table:
         """The table for the terminal."""
         import rich.box
         import rich.table
+        from rich.markup import escape
 
         shown = rich.table.Table(
-            title=title,
-            caption="\n".join(self.notes).replace("`", "") or None,
+            title=None if title is None else escape(title),
+            caption=escape("\n".join(self.notes).replace("`", "")) or None,
             box=rich.box.SIMPLE_HEAD,
             collapse_padding=True,
             pad_edge=False,
@@ -75,7 +76,7 @@ class Table:
             shown.add_column(heading, justify=justify, vertical="bottom", no_wrap=not place)
         for row in self.rows:
             cells = [column.show(row) for column in self.columns]
-            shown.add_row(*cells, style="bold" if cells[0] == self.emphasis else None)
+            shown.add_row(*map(escape, cells), style="bold" if cells[0] == self.emphasis else None)
         return shown
 
     def to_html(self) -> str:

@@ -107,12 +107,18 @@ class Observer:
         self._bytes: dict[str, dict[str, dict[str, int]]] = {}
         self._shared = _Shared(groups) if monitored else None
         self._since = time.perf_counter()
+        self._evaluates = False
 
     def transport(self, groups: RankGroups, traffic: Traffic, ahead: bool = False) -> Transport:
         """A transport whose exchanges are noted; ``ahead``: those of the next batch's ids."""
-        return MeasuredTransport(groups, traffic, self._clock, self._told, _AHEAD if ahead else "")
+        told = self._step_has if ahead else self._told
+        return MeasuredTransport(groups, traffic, self._clock, told, _AHEAD if ahead else "")
 
     def _told(self, trip: Trip) -> None:
+        if not self._evaluates:
+            self._step_has(trip)
+
+    def _step_has(self, trip: Trip) -> None:
         self._step.trips.append(trip)
 
     def watch(self, engine: Any) -> None:
@@ -137,7 +143,7 @@ class Observer:
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if not torch.is_grad_enabled():
-                return method(*args, **kwargs)
+                return self._unwatched(method, *args, **kwargs)
             first = self._clock.mark()
             result = method(*args, **kwargs)
             last = self._clock.mark()
@@ -149,6 +155,22 @@ class Observer:
             return result
 
         return call
+
+    def _unwatched(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call that is no part of training: its time, exchanges and bytes are no step's."""
+        traffic, begun = self._engine.dmt.traffic, time.perf_counter()
+        before, self._evaluates = traffic.as_dict(), True
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self._evaluates = False
+            for name, phases in traffic.as_dict().items():
+                for phase, now in phases.items():
+                    counted = self._bytes.setdefault(name, {}).setdefault(phase, dict.fromkeys(now, 0))
+                    for key, grown in _more(now, before, name, phase).items():
+                        counted[key] += grown
+            self._since += time.perf_counter() - begun
+            self._step.last = self._clock.mark()
 
     def _timed_reduction(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

@@ -109,6 +109,18 @@ def test_auto_by_training(project: Path) -> None:
     assert made["objective"] == min(made["held_out_loss"], key=made["held_out_loss"].get)
 
 
+def test_a_loss_that_is_no_number_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dmt_plugin import partitioning
+
+    losses = iter([0.5, float("nan")])
+    monkeypatch.setattr(partitioning, "with_partition", lambda *_: None)
+    monkeypatch.setattr(partitioning, "warm_up", lambda *_, **__: None)
+    monkeypatch.setattr(partitioning, "mean_loss", lambda *_, **__: next(losses))
+    candidates: Any = {"coherent": None, "diverse": None}
+    with pytest.raises(PlanError, match=r"held-out loss of \['diverse'\] is not a number"):
+        partitioning.choose_by_training(None, candidates, None, None, [], [], None, 1)  # type: ignore[arg-type]
+
+
 def test_a_checkpoint_decides(project: Path) -> None:
     namespace: dict[str, object] = {}
     exec(MODEL, namespace)
@@ -124,6 +136,12 @@ def test_a_checkpoint_decides(project: Path) -> None:
     torch.save({"epoch": 3}, project / "epoch.pt")
     with pytest.raises(ConfigError, match="expected a state dict"):
         run("--checkpoint", "epoch.pt")
+    torch.save(torch.nn.Linear(1, 1), project / "module.pt")
+    for name, content in (("empty.pt", ""), ("text.pt", "hello"), ("module.pt", None)):
+        if content is not None:
+            (project / name).write_text(content)
+        with pytest.raises(ConfigError, match=rf"--checkpoint {name} cannot be read .* expected a state dict"):
+            run("--checkpoint", name)
 
 
 def test_rules_of_the_config(project: Path) -> None:
@@ -191,6 +209,7 @@ def test_a_diverged_checkpoint_names_the_feature(project: Path) -> None:
         (["--strategy", "random", "--save-affinity", "x.npz"], "measures no affinity"),
         (["--objective", "auto", "--try-steps", "40", "--loss", "logits"], "Lower it to at most 6"),
         (["--config", "gone.json"], "gone.json"),
+        (["--missing", "maybe"], "--missing maybe: expected error or zero"),
         (["--try-steps", "2", "--loss", "logits"], "--try-steps would not be read: set --objective auto"),
         (["--strategy", "random", "--affinity", "x.npz"], "strategy random uses no affinity"),
         (["--loss", "logits"], "--loss would not be read: give --warm-up or --try-steps"),

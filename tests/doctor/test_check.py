@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
+from dmt_plugin.api import transform
+from dmt_plugin.doctor import tiny
 from dmt_plugin.doctor.check import Check, Finding, merged, ranks_in_words, run_limited, worst
 from dmt_plugin.doctor.program import Diagnosis
 from dmt_plugin.doctor.text import WIDTH, written
 from dmt_plugin.errors import TopologyError
+from dmt_plugin.topology import Topology
 
 
 def test_a_check_that_hangs_is_a_failed_check():
@@ -52,3 +55,12 @@ def test_the_worst_decides_and_a_warning_is_no_failure():
 def test_rank_numbers_as_words():
     assert ranks_in_words([3]) == "rank 3"
     assert ranks_in_words([6, 0, 1, 2, 3]) == "ranks 0-3, 6"
+
+
+def test_there_is_a_table_for_every_host():
+    """A tower for each of nine hosts needs nine features."""
+    topology = Topology(9, 1)
+    tables = tiny.tables_for(topology)
+    config = tiny.config({"module": "dlrm", "dim": 4}, topology, 60.0)
+    model = transform(tiny.build(tables), tiny.batch(0, 4, tables)[:2], config, topology)
+    assert len(model.plan.towers) == 9 and tiny.tables_for(Topology(2, 1)) == tiny.TABLES

@@ -148,6 +148,30 @@ def test_the_comms_logger_knows_the_exchanges_by_name(run):
         assert all(n % (STEPS * ACCUMULATE) == 0 for n in ours.values()), ours
 
 
+def evaluated(rank: int, world: int, folder: str) -> list[dict[str, Any]]:
+    """Training, an evaluation, training; two records each."""
+    engine = engine_with(folder)
+    train(engine, rank)
+    engine.eval()
+    with torch.no_grad():
+        for _ in range(7):
+            engine(*tiny.batch(0, 4)[:2])
+    engine.train()
+    train(engine, rank)
+    return records(Path(folder), rank)[1]
+
+
+@pytest.mark.processes
+def test_an_evaluation_is_in_no_record(tmp_path):
+    for found in run_ranks(4, evaluated, str(tmp_path), env=partial(launcher_env, "2x2")):
+        half = len(found) // 2
+        before, after = found[half - 1], found[half]  # full steps, and the ones right behind the evaluation
+        assert before["exchanges"].keys() == after["exchanges"].keys()
+        for name, entry in after["exchanges"].items():
+            for key in ("count", "other_hosts", "same_host", "messages"):
+                assert entry.get(key) == before["exchanges"][name].get(key), (name, key)
+
+
 def unobserved(rank: int, world: int, folder: str) -> list[tuple[bool, ...]]:
     found = []
     for engine in (engine_with(None), engine_with(folder, every=0)):

@@ -52,7 +52,7 @@ def test_rows_stand_for_ids() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(PlanError, match=r"\['same'\] do not occur in any of 3 samples"):
+    with pytest.raises(PlanError, match=r"\['same'\] have one value, or none, in all of 3 samples"):
         mutual_information({"a": [1, 2, 3], "same": [5, 5, 5]})
     allowed = mutual_information({"a": [1, 2, 3], "same": [5, 5, 5]}, missing="zero")
     np.testing.assert_array_equal(allowed.values, np.eye(2))

@@ -17,7 +17,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from dmt_plugin.config import PartitionConfig
 from dmt_plugin.errors import PlanError
-from dmt_plugin.partitioner import Affinity, make_partition
+from dmt_plugin.partitioner import Affinity, exact, feasible, make_partition
 from dmt_plugin.partitioner.balance import feature_costs
 from dmt_plugin.partitioner.strategies import STRATEGIES
 from dmt_plugin.plan import FeatureSpec
@@ -290,6 +290,37 @@ def test_too_many_to_keep_apart_is_seen_at_once(balance: str) -> None:
         make_partition(features, tables, 16, config)
     assert time.perf_counter() - start < 5
     made(None, 200, 17, strategy="random", balance=balance, apart=[names[20:37]])
+
+
+def test_a_bound_on_counts_that_whole_features_cannot_keep() -> None:
+    with pytest.raises(PlanError, match=r"7 features in 3 towers are at best 2 in one and 3 in another.*at least 1\.5"):
+        made(None, 7, 3, strategy="random", bound=1.0)
+    made(None, 7, 3, strategy="random", bound=1.5)
+
+
+def test_groups_keep_their_order_beside_features_of_none() -> None:
+    groups = {"user": ["f0002"], "item": ["f0000"], "empty": []}
+    assert made(None, 3, 3, strategy="random", groups=groups, pin={"f0002": 0, "f0000": 1}).towers[0] == ("f0002",)
+
+
+def test_a_group_gets_the_towers_that_its_rules_take() -> None:
+    names = [f"f{i:04d}" for i in range(12)]
+    groups = {"A": names[:3], "B": names[3:]}
+    found = made(None, 12, 6, strategy="random", groups=groups, apart=[names[:3]])
+    assert [len(tower) for tower in found.towers] == [1, 1, 1, 3, 3, 3]
+    with pytest.raises(PlanError, match=r"3 towers, but with dmt\.partition\.apart .* need 4: 'A' 3, 'B' 1"):
+        made(None, 12, 3, strategy="random", groups=groups, apart=[names[:3]])
+
+
+def test_a_solver_without_an_answer_is_no_end_where_limits_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undecided(*_: object) -> None:
+        raise exact.UndecidedError("no answer in time")
+
+    pair = {"together": [["f0000", "f0001", "f0002", "f0003"]], "strategy": "random"}
+    monkeypatch.setattr(feasible, "first_assignment", undecided)
+    assert sorted(map(len, made(None, 9, 3, **pair).towers)) == [2, 3, 4]
+    with pytest.raises(PlanError, match="no answer in time"):
+        made(None, 9, 3, bound=2.0, **pair)
 
 
 def test_many_features_with_a_full_tower() -> None:

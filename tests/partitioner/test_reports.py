@@ -59,6 +59,17 @@ def test_the_terminal_table() -> None:
     assert "affinity" in text_of(partition()) and "cost" not in text_of(partition()).replace("mean |cos|", "")
 
 
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    """What is markup or a formula to those who draw is a name to us."""
+    names = ("hist[item]", "hist[/x]", "price$usd_$", "a$x$", "<b>&amp;")
+    shown = Partition((names[:3], names[3:]), {"strategy": "file"})
+    text = text_of(shown)
+    assert all(name in text for name in names), text
+    assert save_png(view_of(shown), tmp_path / "names.png").stat().st_size > 5_000
+    page = page_of(view_of(shown)).render()
+    assert "price$usd_$" in page and "&lt;b&gt;&amp;amp;" in page
+
+
 def test_figures_of_the_view() -> None:
     shown = partition()
     view = view_of(shown)

@@ -65,13 +65,20 @@ def test_files_that_hold_no_ids(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no such file"):
         read_ids(tmp_path / "gone.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(PlanError, match="is not a file of ids"):
-        read_ids(tmp_path / "text.npz")
+    (tmp_path / "empty.npz").write_text("")
+    np.save(tmp_path / "one.npy", np.arange(3))
+    for name in ("text.npz", "empty.npz", "one.npy"):
+        with pytest.raises(PlanError, match="is not a file of ids"):
+            read_ids(tmp_path / name)
+    hashed = np.array([2**63 + 1, 2**63 + 2], dtype=np.uint64)
+    with pytest.raises(PlanError, match=r"'user' holds ids up to 9223372036854775810, which no int64 holds"):
+        read_ids(ids_file(tmp_path, user=hashed))
+    assert read_ids(ids_file(tmp_path, user=hashed - np.uint64(2**63)))["user"].tolist() == [1, 2]
 
 
 def test_what_a_sample_cannot_tell(tmp_path: Path) -> None:
     ids = read_ids(ids_file(tmp_path, a=np.arange(4), never=np.full((4, 2), -1)))
-    with pytest.raises(PlanError, match=r"\['never'\] do not occur"):
+    with pytest.raises(PlanError, match=r"\['never'\] have one value, or none"):
         affinity_of_ids(ids, "mutual_information")
     state = {"a": torch.ones(4, 2), "never": torch.ones(4, 2)}
     with pytest.raises(PlanError, match=r"\['never'\] do not occur"):

@@ -19,6 +19,11 @@ def test_units_of_tables_and_of_the_user() -> None:
     assert not Rules() and Rules(pin={"a": 0})
 
 
+def test_a_name_twice_in_apart_is_told() -> None:
+    with pytest.raises(PlanError, match=r"dmt\.partition\.apart names \['a'\] more than once"):
+        make_units([FeatureSpec(n, (n,)) for n in "abc"], Rules(apart=[["a", "a"]]), 2)
+
+
 def test_groups() -> None:
     found = make_units(FEATURES, Rules(groups={"item": ["a", "b"], "user": ["c"]}), 3)
     assert [u.group for u in found.units] == ["item", "user", "others", "others", "others"]
