@@ -50,7 +50,7 @@ bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a m
 bench-overhead: $(STAMP)  ## step times beside stock DeepSpeed's and a step written by hand, on two ranks
 	OMP_NUM_THREADS=1 python -m benchmarks.overhead
 
-bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, ten minutes; needs root
+bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, fifteen minutes; needs root
 	OMP_NUM_THREADS=1 python -m benchmarks.step --profile full --check
 
 # passes/ and integrations/ are dmt_plugin.passes and dmt_plugin.integrations only once installed; mypy looks at

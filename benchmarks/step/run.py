@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib
 import os
@@ -16,6 +17,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.cluster import Cluster
 from benchmarks.step.measure import measure
@@ -69,7 +72,7 @@ def about(command: str) -> dict[str, str]:
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "machine": f"{_processor()} ({_abilities()}), {os.cpu_count()} cores, Linux {platform.release()}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
@@ -88,6 +91,14 @@ def import_once() -> None:
         "dmt_plugin.integrations.deepspeed",
     ):
         importlib.import_module(module)
+
+
+def _abilities() -> str:
+    """What tells machines of one name apart: vector instructions that torch uses, and the cache that cores share."""
+    found = [torch.backends.cpu.get_cpu_capability()]
+    with contextlib.suppress(OSError):
+        found.append(f"{Path('/sys/devices/system/cpu/cpu0/cache/index3/size').read_text().strip()} L3")
+    return ", ".join(found)
 
 
 def _processor() -> str:
