@@ -1,7 +1,8 @@
 """Run a function on several ranks, each in a process of its own, and bring the results home.
 
-1. Each rank is a spawned process with one thread and a process group, of gloo unless told otherwise, that meets at
-   a file.
+1. Each rank is a process with one thread and a process group, of gloo unless told otherwise, that meets at a file.
+   It is forked from a server that has imported what takes seconds to import, and has done nothing else; beside an
+   accelerator, which no fork survives, it is spawned.
 2. A rank leaves its pickled result or its traceback in a file; the parent reads it when the process is gone.
 3. After the first failure the others get ``grace`` seconds to fail by themselves, so that what they say is
    seen too; then, and at ``timeout``, whatever still runs is killed.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import re
 import tempfile
 import time
@@ -33,6 +35,10 @@ LAUNCHER_VARIABLES = re.compile(
 )
 
 
+_IMPORTED_ONCE = ["torch.distributed", "dmt_plugin.api", "dmt_plugin.integrations.deepspeed", "fbgemm_gpu"]
+"""What the server imports. Ranks get a fresh process each, with these modules as an import leaves them."""
+
+
 class RanksFailed(AssertionError):
     """Some ranks failed: ``failures`` maps each of them to its traceback or to how it ended."""
 
@@ -48,9 +54,14 @@ def _rank_main(
     folder: str,
     init_timeout: float,
     backend: str,
+    variables: Mapping[str, str],
     fn: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ.update({"OMP_NUM_THREADS": "1", **variables})
+    random.seed()  # a fork has its parent's; a process of its own would not
     torch.set_num_threads(1)
     try:
         dist.init_process_group(
@@ -97,7 +108,7 @@ def run_ranks(
     Raises:
         RanksFailed: With the traceback of every rank that failed.
     """
-    context = mp.get_context("spawn")
+    context = _context(backend)
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         processes = []
         for rank in range(world_size):
@@ -106,7 +117,7 @@ def run_ranks(
                 for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
                     del os.environ[name]
                 os.environ.update({"OMP_NUM_THREADS": "1", **variables})
-                rank_args = (rank, world_size, folder, init_timeout, backend, fn, args)
+                rank_args = (rank, world_size, folder, init_timeout, backend, dict(variables), fn, args)
                 process = context.Process(target=_rank_main, args=rank_args, daemon=True)
                 process.start()
             processes.append(process)
@@ -119,6 +130,14 @@ def run_ranks(
                     process.kill()
                 process.join()
         return _collect(Path(folder), processes, late, may_die)
+
+
+def _context(backend: str) -> Any:
+    if backend != "gloo" or torch.cuda.is_available():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED_ONCE)
+    return context
 
 
 def _wait(processes: list[Any], timeout: float, grace: float, may_die: Collection[int]) -> None:
