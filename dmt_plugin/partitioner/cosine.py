@@ -96,13 +96,22 @@ class CosineAccumulator:
         return Affinity(self.features, values.numpy(), "cosine", self.samples, model, notes)
 
 
-def refuse_absent(absent: Sequence[str], samples: int, missing: str) -> None:
-    """An error that names the features that never occur, unless that is allowed."""
+def refuse_absent(
+    absent: Sequence[str], samples: int, missing: str, what: str = "do not occur in any of"
+) -> None:
+    """An error that names the features that tell nothing, unless that is allowed.
+
+    Args:
+        absent: the features.
+        samples: how many there were.
+        missing: ``"error"`` or ``"zero"``.
+        what: is the matter with them, for the message.
+    """
     if missing not in ("error", "zero"):
         raise ValueError(f'missing is "error" or "zero", not {missing!r}')
     if absent and missing == "error":
         raise PlanError(
-            f"the features {sorted(absent)} do not occur in any of {samples} samples, so nothing tells where they "
+            f"the features {sorted(absent)} {what} {samples} samples, so nothing tells where they "
             'belong. Give more samples, or say missing="zero" (dmt partition --missing zero): no affinity to any other.'
         )
 

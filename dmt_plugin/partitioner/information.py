@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from dmt_plugin.errors import PlanError
 from dmt_plugin.partitioner.affinity import Affinity
+from dmt_plugin.partitioner.cosine import refuse_absent
 
 Symbols = NDArray[np.int64]
 
@@ -98,7 +99,8 @@ def mutual_information(
     if not samples:
         raise PlanError("no samples, so there is no affinity to measure. Give at least one batch.")
     symbols = [_frequent(column, most_values) for column in columns]
-    _refuse_constant([names[i] for i, s in zip(order, symbols, strict=True) if s.max() == 0], samples, missing)
+    constant = [names[i] for i, s in zip(order, symbols, strict=True) if s.max() == 0]
+    refuse_absent(constant, samples, missing, "have one value, or none, in all of")
     shuffle = np.random.default_rng(seed).permutation(samples)
     sizes = [int(s.max()) + 1 for s in symbols]
     entropies = [_entropy(np.bincount(s)) for s in symbols]
@@ -113,18 +115,6 @@ def mutual_information(
             values[order[a], order[b]] = np.clip((found - chance) / most, 0.0, 1.0) if most > 0 else 0.0
     values = np.maximum(values, values.T)
     return Affinity(names, values, "mutual_information", samples, model, {"most_values": most_values})
-
-
-def _refuse_constant(constant: Sequence[str], samples: int, missing: str) -> None:
-    """An error that names the features with one value, unless that is allowed."""
-    if missing not in ("error", "zero"):
-        raise ValueError(f'missing is "error" or "zero", not {missing!r}')
-    if constant and missing == "error":
-        raise PlanError(
-            f"the features {sorted(constant)} have one value, or none, in all of {samples} samples, so nothing tells "
-            'where they belong. Give more samples, or say missing="zero" (dmt partition --missing zero): no affinity '
-            "to any other."
-        )
 
 
 def _symbols_of_rows(rows: NDArray[np.float32]) -> Symbols:

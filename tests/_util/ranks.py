@@ -19,6 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -117,6 +118,7 @@ def run_ranks(
                 for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
                     del os.environ[name]
                 os.environ.update({"OMP_NUM_THREADS": "1", **variables})
+                # A spawned rank imports before it can set its variables by itself.
                 rank_args = (rank, world_size, folder, init_timeout, backend, dict(variables), fn, args)
                 process = context.Process(target=_rank_main, args=rank_args, daemon=True)
                 process.start()
@@ -137,6 +139,7 @@ def _context(backend: str) -> Any:
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED_ONCE)
+    forkserver.ensure_running()  # now: the variables of the first test's ranks are not for all others
     return context
 
 
