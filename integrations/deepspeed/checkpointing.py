@@ -143,9 +143,8 @@ def load(
             view = OptimizerState(engine.optimizer, parameter_names(dmt.placed))
             targets = module_targets(dmt.placed, view.masters(), manifest.left_out)
             pieces = [*table_pieces(dmt.lookup, dmt.plan, optimizer), *targets.pieces]
-            planned = view.plan_load(manifest, common["optimizer"])
-            if optimizer:
-                pieces += planned.pieces
+            planned = view.plan_load(manifest, common["optimizer"], states=optimizer)
+            pieces += planned.pieces
             told = [*(planned.problems if optimizer else []), *_schedulers(engine, manifest, scheduler)]
         problems = gather(groups, told)
         wanted = _merged(gather(groups, {piece.name: piece.entry for piece in pieces}))

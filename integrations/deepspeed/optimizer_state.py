@@ -123,14 +123,15 @@ class OptimizerState:
             for group in self._groups
         ]
 
-    def plan_load(self, manifest: Manifest, shared: Mapping[str, Any]) -> OptimizerLoad:
+    def plan_load(self, manifest: Manifest, shared: Mapping[str, Any], states: bool = True) -> OptimizerLoad:
         """What there is to be read for this rank; changes nothing.
 
         Args:
             manifest: of the checkpoint.
             shared: what :func:`shared_state` made of all ranks' scalars and options.
+            states: whether states are to be read; else only groups are compared, and no memory is taken for states.
         """
-        return OptimizerLoad(self, manifest, shared)
+        return OptimizerLoad(self, manifest, shared, states)
 
     def _state(self, tensor: Tensor) -> dict[str, Any]:
         return self._base.state.get(tensor, {})
@@ -148,7 +149,7 @@ class OptimizerLoad:
         of_groups: for each group of this engine, the number of the saved group that it continues.
     """
 
-    def __init__(self, view: OptimizerState, manifest: Manifest, shared: Mapping[str, Any]) -> None:
+    def __init__(self, view: OptimizerState, manifest: Manifest, shared: Mapping[str, Any], states: bool) -> None:
         self._view, self._shared = view, shared
         self.pieces: list[Piece] = []
         self.problems: list[str] = []
@@ -162,7 +163,7 @@ class OptimizerLoad:
             names = [view._names[id(p)] for p in group.parameters]
             self.of_groups.append(self._group_of(names))
             keys = {key for name in names for key in stored.get(name, {})}
-            for held in group.held:
+            for held in group.held if states else ():
                 self._plan(group, held, names, keys, stored)
 
     def _group_of(self, names: Sequence[str]) -> int:

@@ -50,7 +50,9 @@ def test_into_an_optimizer_that_has_not_begun() -> None:
     parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1))]
     fresh = torch.optim.Adam(parameters, lr=7.0)
     other = OptimizerState(fresh, {id(p): name for p, name in zip(parameters, "ab", strict=True)})
+    groups_alone = other.plan_load(manifest_of(view), shared, states=False)
     load = other.plan_load(manifest_of(view), shared)
+    assert groups_alone.of_groups == load.of_groups and not groups_alone.pieces and load.pieces
     assert load.problems == [] and not fresh.state and fresh.param_groups[0]["lr"] == 7.0
     by_name = {piece.name: piece.values for piece in view.pieces()}
     for piece in load.pieces:
