@@ -11,30 +11,20 @@ On the first lane of a host a process beside it reads the counts of the host's l
 from __future__ import annotations
 
 import gc
-import itertools
-import logging
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.step.allocator import keep_freed_memory
 from benchmarks.step.breakdown_labels import PREFIX, STEP, Flight, Labels
 from benchmarks.step.breakdown_link import LinkSampler, Sample
 from benchmarks.step.breakdown_trace import Span, spans_of
-from benchmarks.step.cores import stay_on_own_cores
-from benchmarks.step.groups import SharedGroups
-from benchmarks.step.model import make_batch
+from benchmarks.step.rig import Rig
 from benchmarks.step.setting import Setting
-from benchmarks.step.variants import VARIANTS, LooksAhead
-
-_BATCHES = 4
 
 
 @dataclass
@@ -89,31 +79,10 @@ def measure_parts(rank: int, setting: Setting, names: Sequence[str], sample_link
     """Everything, on one rank."""
     sampler = LinkSampler() if sample_link and rank % setting.lanes == 0 else None  # before any thread is there
     os.environ["KINETO_LOG_LEVEL"] = "99"  # the profiler would tell of every trace on stderr
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    stay_on_own_cores(rank // setting.lanes, setting.hosts)
-    logging.disable(logging.WARNING)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=300))
-    variants: dict[str, Any] = {}
-    groups = SharedGroups()
-    for name in names:
-        with groups.one_variant():
-            variants[name] = VARIANTS[name].make(setting)
-    labels = {name: Labels(variant.engine) for name, variant in variants.items()}
-    batches = [make_batch(setting, step, rank) for step in range(_BATCHES)]
-    prepared = {name: [variant.prepare(batch) for batch in batches] for name, variant in variants.items()}
-    taken = dict.fromkeys(names, 0)
+    rig = Rig(rank, setting, names)
+    step = rig.step
+    labels = {name: Labels(variant.engine) for name, variant in rig.variants.items()}  # type: ignore[attr-defined]
     found = {name: Traced() for name in names}
-
-    for name, variant in variants.items():
-        if isinstance(variant, LooksAhead):
-            variant.look_ahead(itertools.cycle(prepared[name]))
-
-    def step(name: str) -> Any:
-        batch = prepared[name][taken[name] % _BATCHES]
-        taken[name] += 1
-        return variants[name].step(batch)
-
     for name in names:
         for _ in range(setting.checked):
             step(name)

@@ -1,6 +1,6 @@
 """What one rank does: build the variants, compare their losses, time them in turn.
 
-1. Every variant is built from the same weights; process groups are shared (:mod:`benchmarks.step.groups`).
+1. Every variant is built from the same weights; process groups are shared (:mod:`benchmarks.step.rig`).
 2. Each trains the same ``checked`` batches; all losses are kept, and what became of every table.
 3. For each repeat, for each variant in turn: ``settle`` steps that are not timed, a barrier, ``iterations`` steps, the
    rank's own time. The next variant waits for the slowest rank of this one. Every second repeat goes through the
@@ -12,27 +12,17 @@
 from __future__ import annotations
 
 import gc
-import itertools
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from benchmarks.cluster.frames import own_frames
-from benchmarks.step.allocator import keep_freed_memory
-from benchmarks.step.cores import stay_on_own_cores
-from benchmarks.step.groups import SharedGroups
-from benchmarks.step.model import make_batch, make_model
+from benchmarks.step.model import make_model
 from benchmarks.step.parts import Change, changes
+from benchmarks.step.rig import Rig
 from benchmarks.step.setting import Setting
-from benchmarks.step.variants import VARIANTS, LooksAhead, Variant
-
-_BATCHES = 4
 
 
 @dataclass
@@ -60,31 +50,9 @@ class Found:
 
 def measure(rank: int, setting: Setting, names: Sequence[str], rare: Sequence[str] = ()) -> dict[str, Found]:
     """Everything, on one rank."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    stay_on_own_cores(rank // setting.lanes, setting.hosts)
-    logging.disable(logging.WARNING)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=300))
-    variants: dict[str, Variant] = {}
-    groups = SharedGroups()
-    for name in names:
-        with groups.one_variant():
-            variants[name] = VARIANTS[name].make(setting)
-        gc.collect()  # of the models that variants are built from: references in circles keep them else
-    batches = [make_batch(setting, step, rank) for step in range(_BATCHES)]
-    prepared = {name: [variant.prepare(batch) for batch in batches] for name, variant in variants.items()}
+    rig = Rig(rank, setting, names)
+    variants, step = rig.variants, rig.step
     found = {name: Found(formula_bytes=variant.formula_bytes()) for name, variant in variants.items()}
-    taken = dict.fromkeys(names, 0)
-
-    for name, variant in variants.items():
-        if isinstance(variant, LooksAhead):
-            variant.look_ahead(itertools.cycle(prepared[name]))
-
-    def step(name: str) -> Any:
-        batch = prepared[name][taken[name] % _BATCHES]
-        taken[name] += 1
-        return variants[name].step(batch)
-
     start = make_model(setting).weights()
     for name in names:
         found[name].losses += [float(step(name)) for _ in range(setting.checked)]
