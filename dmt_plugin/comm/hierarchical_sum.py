@@ -102,7 +102,7 @@ class HierarchicalSum:
             self._wait()
             self._own = self._received.view(self._lanes, self._part).sum(0)
         with self._told("could not start"):
-                self._work = dist.all_reduce(self._own, group=self._peers_group, async_op=True)
+            self._work = dist.all_reduce(self._own, group=self._peers_group, async_op=True)
 
     def finish(self) -> Tensor:
         """Third step; waits for the second. Gives the sums, ``(entries,)``, valid until the next ``start``.
