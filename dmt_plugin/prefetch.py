@@ -4,7 +4,7 @@
 2. When this batch's forward pass has returned and the rank next waits for an exchange (``begin``), the announced ids
    are read and distributed in a thread, over process groups of their own: the cores have little to do then, and the
    thread's waits do not hold up the backward pass.
-3. When the announced batch comes (``take``), its ids are there; the rest of the graph runs with them. A batch that was
+3. When the announced batch comes (``run``), its ids are there; the rest of the graph runs with them. A batch that was
    not announced takes the ordinary way, and what was announced is kept until it comes or another one is announced.
 
 Announcing is part of the order in which all ranks run: each does it in the same steps, or none.
