@@ -2,11 +2,12 @@
 
 1. Every variant is built from the same weights; process groups are shared (:mod:`benchmarks.step.rig`).
 2. Each trains the same ``checked`` batches; all losses are kept, and what became of every table.
-3. For each repeat, for each variant in turn: ``settle`` steps that are not timed, a barrier, ``iterations`` steps, the
+3. For each repeat, for each variant in turn: ``settle`` steps that are not timed, barriers, ``iterations`` steps, the
    rank's own time. The next variant waits for the slowest rank of this one. Every second repeat goes through the
    variants backwards: what drifts over a repeat, and who comes after whom, favours nobody. Variants named in ``rare``
    take part in the first ``few`` repeats.
-4. Frames on the host's link and CPU time are read around the same steps (the barrier's few included).
+4. Frames on the host's link and CPU time are read around the same steps. While the frames are read no rank sends:
+   another lane's step would count to the wrong side. (The two barriers' few are included.)
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from benchmarks.cluster.frames import own_frames
+from benchmarks.cluster.frames import Frames, own_frames
 from benchmarks.step.model import make_model
 from benchmarks.step.parts import Change, changes
 from benchmarks.step.rig import Rig
@@ -65,13 +66,12 @@ def measure(rank: int, setting: Setting, names: Sequence[str], rare: Sequence[st
             if name in rare and repeat >= setting.few:
                 continue
             losses = [step(name) for _ in range(setting.settle)]
-            dist.barrier()
-            sent, cpu, begun = own_frames(), time.process_time(), time.perf_counter()
+            sent = _frames_of_all_so_far()
+            cpu, begun = time.process_time(), time.perf_counter()
             losses += [step(name) for _ in range(setting.iterations)]
             seconds = time.perf_counter() - begun
             cpu = time.process_time() - cpu
-            dist.barrier()
-            own, sent = found[name], own_frames() - sent
+            own, sent = found[name], _frames_of_all_so_far() - sent
             own.link_bytes.append(sent.bytes / setting.iterations)
             own.link_payload.append(sent.payload / setting.iterations)
             own.seconds.append(seconds / setting.iterations)
@@ -80,3 +80,10 @@ def measure(rank: int, setting: Setting, names: Sequence[str], rare: Sequence[st
     dist.barrier()
     return found
 
+
+def _frames_of_all_so_far() -> Frames:
+    """What left this host until every rank came here; none goes on before all have read."""
+    dist.barrier()
+    frames = own_frames()
+    dist.barrier()
+    return frames
