@@ -117,6 +117,11 @@ class LookupConfig(Section):
         default="rowwise_adagrad", description="Update rule of the tables, applied in the backward pass."
     )
     lr: float = Field(default=0.01, ge=0, description="Learning rate of the tables.")
+    schedule: Literal["constant", "follow"] = Field(
+        default="constant",
+        description='"follow": lr times what the dense part\'s learning rate is to the one it began with, so that a '
+        'scheduler holds for tables too; "constant": lr all the time.',
+    )
     eps: float = Field(default=1e-8, ge=0, description="Added to the root of Adagrad's denominator.")
     accumulation: Literal["accumulate", "per_micro_batch"] = Field(
         default="accumulate",

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.lr_schedules import WarmupLR
 from torch import Tensor, nn
 
 from tests._util.pairs import all_pairs, pairs_of, pairwise
@@ -30,6 +31,7 @@ from tests.zoo.models import ZOO
 
 STEPS, LOCAL, WIDTH = 4, 4, 8
 DENSE_LR, TABLE_LR, CLIP = 0.02, 0.2, 1.0
+WARMUP = {"warmup_min_lr": 0.005, "warmup_max_lr": DENSE_LR, "warmup_num_steps": 6, "warmup_type": "linear"}
 
 FACTORS: dict[str, list[Any]] = {
     "topology": ["2x2", "1x4", "4x1", "2x1"],
@@ -55,9 +57,15 @@ MORE: list[dict[str, Any]] = [
     {**PLAIN, "zero": {"overlap_comm": True}},
     {**PLAIN, "zero": {"overlap_comm": True}, "stage": 2, "precision": "bf16"},
     {**PLAIN, "topology": "4x1", "hosts": "2x2", "placement": "row_wise"},
+    {**PLAIN, "scheduler": "WarmupLR", "lookup": {"schedule": "follow"}},
+    {**PLAIN, "scheduler": "WarmupLR", "lookup": {"schedule": "follow"}, "backend": "torch", "precision": "bf16"},
+    {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow"}, "accumulation": 1, "stage": 0},
+    {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow", "accumulation": "per_micro_batch"}},
+    {**PLAIN, "scheduler": "of the caller", "accumulation": 1},
 ]
 """What the factors leave out: updates per micro-batch, steps that the caller decides, gradients kept in fp32 beside
-bf16, the flat route, overlapped reduction, two machines that count as one host."""
+bf16, the flat route, overlapped reduction, two machines that count as one host, learning rates that change, for tables
+too or not."""
 CASES = pairwise(FACTORS) + MORE
 FP32, BF16, NORM = 2e-6, 0.02, {"fp32": 1e-5, "bf16": 1e-2}
 
@@ -114,6 +122,28 @@ def batches(case: Mapping[str, Any], batch: Any, rank: int) -> list[tuple[Any, i
     return [(batch(LOCAL + (rank if i == 1 else 0), 100 * i + rank), 100 * i + rank) for i in range(count)]
 
 
+def falling(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1.0 / (1 + done))
+
+
+def rates(case: Mapping[str, Any]) -> list[float]:
+    """For each step, what the dense part's learning rate is to the first; the same for tables that follow."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=DENSE_LR)
+    scheduler = None
+    if case.get("scheduler") == "of the caller":
+        scheduler = falling(optimizer)
+    elif case.get("scheduler") == "WarmupLR":
+        scheduler = WarmupLR(optimizer, **WARMUP)
+    found = []
+    for _ in range(STEPS):
+        found.append(optimizer.param_groups[0]["lr"] / DENSE_LR)
+        if scheduler is not None:
+            optimizer.step()
+            scheduler.step()
+    assert scheduler is None or len(set(found)) >= STEPS - 1  # WarmupLR takes its first rate twice
+    return found
+
+
 def alone(case: Mapping[str, Any], world: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
     """The logical graph in one process, before and after training, and its norms; gradients are added up in fp32."""
     from dmt_plugin.api import transform
@@ -134,6 +164,7 @@ def alone(case: Mapping[str, Any], world: int) -> tuple[dict[str, Tensor], dict[
     masters = {n: start[n].clone() for n in dense}
     every, data = case["accumulation"], [batches(case, batch, rank) for rank in range(world)]
     often = case.get("lookup", {}).get("accumulation") == "per_micro_batch"
+    follow = case.get("lookup", {}).get("schedule") == "follow"
     norms: list[float] = []
     total = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in model.named_parameters()}
     for micro in range(STEPS * every):
@@ -142,18 +173,18 @@ def alone(case: Mapping[str, Any], world: int) -> tuple[dict[str, Tensor], dict[
             for n, p in model.named_parameters():
                 total[n] += p.grad.float() / world
                 p.grad = None
-        ends = (micro + 1) % every == 0
+        ends, rate = (micro + 1) % every == 0, rates(case)[micro // every]
         with torch.no_grad():
             if ends or often:
                 for n, p in held.items():
-                    p -= TABLE_LR * total[n]
+                    p -= TABLE_LR * (rate if follow else 1.0) * total[n]
                     total[n].zero_()
             if ends:
                 norm = float(torch.stack([total[n].square().sum() for n in dense]).sum().sqrt())
                 factor = min(1.0, case["clip"] / norm) if case["clip"] else 1.0
                 norms.append(norm)
                 for n, p in dense.items():
-                    masters[n] -= DENSE_LR * factor * total[n]
+                    masters[n] -= DENSE_LR * rate * factor * total[n]
                     p.copy_(masters[n])
                     total[n].zero_()
     return start, {**masters, **{n: p.detach().clone() for n, p in held.items()}}, norms
@@ -173,6 +204,8 @@ def ds_config(case: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "kept" in case:
         config["data_types"] = {"grad_accum_dtype": case["kept"]}
+    if case.get("scheduler") == "WarmupLR":
+        config["scheduler"] = {"type": "WarmupLR", "params": WARMUP}
     if "unmanaged" in case:
         config["managed_gradient_accumulation"] = False
     return config
@@ -186,7 +219,10 @@ def train(rank: int, case: Mapping[str, Any]) -> Outcome:
     if rank > 0:  # other ranks start from rank 0's weights
         for p in flat.parameters():
             p.data.add_(1.0)
-    engine, *_ = dmt_plugin.initialize(model=flat, config=ds_config(case), example_batch=batch(5, 0))
+    scheduler = falling if case.get("scheduler") == "of the caller" else None
+    engine, *_ = dmt_plugin.initialize(
+        model=flat, config=ds_config(case), example_batch=batch(5, 0), lr_scheduler=scheduler
+    )
     _, batch = model_of(case)
     norms: list[float | None] = []
     for i, (inputs, seed) in enumerate(batches(case, batch, rank)):

@@ -134,6 +134,7 @@ class ShardedLookup(nn.Module):
     Attributes:
         grad_scale: factor on the gradient that enters the tables, read in forward.
         row_dtype: dtype of the rows that ``forward`` gives; tables stay fp32.
+        lr: learning rate of the tables; ``set_lr`` changes it.
 
     Raises:
         ValueError: sites contradict each other or the weights, ``"fbgemm"`` cannot serve a table exactly, or tables
@@ -164,6 +165,7 @@ class ShardedLookup(nn.Module):
         _check_sites(sites, weights)
         self.sites = tuple(sites)
         self.device = torch.device(device)
+        self.lr = lr
         self.grad_scale = 1.0
         self.row_dtype = torch.float32
         # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
@@ -252,9 +254,11 @@ class ShardedLookup(nn.Module):
             tables.zero_grad()
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of all tables."""
-        for tables in self._backends:
-            tables.set_lr(lr)
+        """Set the learning rate of all tables, from the next forward pass on."""
+        if lr != self.lr:
+            self.lr = lr
+            for tables in self._backends:
+                tables.set_lr(lr)
 
     def settle(self) -> None:
         """Write back what an accelerator has cached of tables, and drop it: before views are saved, or written to."""

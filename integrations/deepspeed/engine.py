@@ -1,4 +1,4 @@
-"""DeepSpeed's engine with the six things a tower-decomposed model needs on top.
+"""DeepSpeed's engine with the seven things a tower-decomposed model needs on top.
 
 1. ``step`` also applies and clears the tables' gradients, at the same boundary and only if the dense step was applied.
    Where other micro-batches belong to the step, gradients of tables that FBGEMM would update in the backward pass are
@@ -12,6 +12,7 @@
 4. Where the reduction of gradients fails for want of a rank, the error says so, as those of the exchanges do.
 5. At ZeRO stage 0 gradients are summed while the backward pass goes on, by way of the hosts (:mod:`.reduction`).
 6. Checkpoints hold the tables and all hosts' towers too (:mod:`.checkpointed`).
+7. The learning rate of the tables can follow that of the dense part (:mod:`.table_rate`).
 
 Gradient clipping never covers the tables: their gradients are applied by their own optimizer, in the backward pass
 where the backend fuses them, and are no part of the global norm.
@@ -37,6 +38,7 @@ from dmt_plugin.integrations.deepspeed.adagrad import safe_for_zero
 from dmt_plugin.integrations.deepspeed.checkpointed import CheckpointedEngine
 from dmt_plugin.integrations.deepspeed.rank_state import Registered
 from dmt_plugin.integrations.deepspeed.reduction import GradientReduction
+from dmt_plugin.integrations.deepspeed.table_rate import FollowedRate
 from dmt_plugin.integrations.deepspeed.told import ToldEngine
 from dmt_plugin.placed import PlacedModel
 from dmt_plugin.topology import RankGroups, Topology
@@ -83,6 +85,7 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
 
     def __init__(self, *args: Any, dmt: DMTState, **kwargs: Any) -> None:
         self.dmt = dmt
+        self._rate: FollowedRate | None = None
         super().__init__(*args, **kwargs)
         self.checkpointed = Registered()
         self._reduction = self._overlapped_reduction()
@@ -107,6 +110,12 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
                 and not self.inside_no_sync_ctxt
             ),
         )
+
+    def _configure_lr_scheduler(self) -> None:
+        """As DeepSpeed's; what the learning rate is before a scheduler comes is what tables follow it from."""
+        if self.dmt.config.lookup.schedule == "follow":
+            self._rate = FollowedRate(self.dmt.lookup, self.optimizer)
+        super()._configure_lr_scheduler()
 
     def _configure_zero_optimizer(self, optimizer: Any) -> Any:
         return super()._configure_zero_optimizer(safe_for_zero(optimizer))
@@ -157,6 +166,8 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
 
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         """As DeepSpeed's; the ids of an announced batch begin to travel when the backward pass first waits."""
+        if self._rate is not None:
+            self._rate.apply()
         if self._accumulates:
             lookup = self.dmt.lookup
             lookup.hold_gradients(lookup.holds or not self.is_gradient_accumulation_boundary())
@@ -172,6 +183,8 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
         (the ``fbgemm`` backend has applied them by then, unless they were held back).
         """
         before = self.global_steps
+        if self._rate is not None:
+            self._rate.apply()
         super().step(lr_kwargs)
         if self.global_steps == before:
             return

@@ -193,12 +193,31 @@ def check_config(ds_config: Mapping[str, Any]) -> None:
         )
 
 
-def say_exceptions(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> None:
+def check_schedule(schedule: str, ds_config: Mapping[str, Any], optimizer: Any) -> None:
+    """Tables that are to follow a learning rate need one.
+
+    Args:
+        schedule: ``dmt.lookup.schedule``.
+        ds_config: The whole DeepSpeed configuration.
+        optimizer: The argument of ``initialize``.
+
+    Raises:
+        ConfigError: There is no optimizer.
+    """
+    if schedule == "follow" and optimizer is None and lookup_key(ds_config, "optimizer.type") is None:
+        raise ConfigError(
+            'dmt.lookup.schedule = "follow" without an optimizer: there is no learning rate to follow. Name one in the '
+            'configuration ("optimizer") or pass one to initialize, or use "constant"'
+        )
+
+
+def say_exceptions(ds_config: Mapping[str, Any], lr_scheduler: Any = None, schedule: str = "constant") -> None:
     """Warn of what is allowed but does not reach the tables; for one rank to call.
 
     Args:
         ds_config: The whole DeepSpeed configuration.
         lr_scheduler: The argument of ``initialize``.
+        schedule: ``dmt.lookup.schedule``.
     """
     clip = lookup_key(ds_config, "gradient_clipping", DEFAULT_CLIPPING)
     if clip:
@@ -209,9 +228,10 @@ def say_exceptions(ds_config: Mapping[str, Any], lr_scheduler: Any = None) -> No
             clip,
             origin,
         )
-    if lr_scheduler is not None or lookup_key(ds_config, "scheduler.type") is not None:
+    if schedule == "constant" and (lr_scheduler is not None or lookup_key(ds_config, "scheduler.type") is not None):
         logger.warning(
-            "the learning-rate scheduler applies to dense and tower parameters; tables keep dmt.lookup.lr all the time"
+            "the learning-rate scheduler applies to dense and tower parameters; tables keep dmt.lookup.lr all the time "
+            '("dmt": {"lookup": {"schedule": "follow"}} lets them follow it)'
         )
 
 

@@ -95,7 +95,7 @@ def initialize(
             on the flat model, in place of which one like it is built and returned.
         model_parameters: Parameters or groups of them, of the flat model.
         training_data: Dataset for the returned data loader.
-        lr_scheduler: As for DeepSpeed; tables keep ``dmt.lookup.lr``.
+        lr_scheduler: As for DeepSpeed; tables follow it with ``dmt.lookup.schedule`` = "follow".
         distributed_port: As for DeepSpeed.
         mpu: Not supported together with "dmt".
         dist_init_required: As for DeepSpeed.
@@ -154,6 +154,7 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
     options, model = call.options, call.options["model"]
     guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"], options["lr_scheduler"])
     guards.check_config(call.ds_config)
+    guards.check_schedule(section.lookup.schedule, call.ds_config, options["optimizer"])
     connect(options["distributed_port"], options["dist_init_required"], section.comm.timeout_s)
     select_device(options["args"])
     with private.limited_default_group(section.comm.timeout_s):
@@ -170,7 +171,7 @@ def _on_connected_ranks(call: Call, section: DMTConfig, example_batch: Any) -> t
     groups = create_groups(resolved.topology, timeout_s=section.comm.timeout_s)
     rank = groups.rank
     if rank == 0:
-        guards.say_exceptions(call.ds_config, options["lr_scheduler"])
+        guards.say_exceptions(call.ds_config, options["lr_scheduler"], section.lookup.schedule)
 
     with together(groups, "building its part of the model"):
         example = find_example(

@@ -245,6 +245,7 @@ class Observer:
             "samples": engine.global_samples,
             "steps": sums.steps,
             "seconds": seconds / sums.steps,
+            "table_lr": engine.dmt.lookup.lr,
             "parts_s": {name: sums.parts.get(name, 0.0) / timed for name in PARTS},
             "exchanges": exchanges,
             "tower_ids": dict(towers),
@@ -254,7 +255,7 @@ class Observer:
 
 def events_of(record: Mapping[str, Any]) -> dict[str, float]:
     """What a record says of rank 0 itself, as monitor events: means of one step."""
-    events = {"DMT/step/ms": record["seconds"] * 1e3}
+    events = {"DMT/step/ms": record["seconds"] * 1e3, "DMT/table_lr": record["table_lr"]}
     events |= {f"DMT/step/{name}_ms": s * 1e3 for name, s in record["parts_s"].items()}
     for exchange, entry in record["exchanges"].items():
         name = re.sub(r"\W+", "_", exchange)

@@ -116,6 +116,8 @@ def test_names_do_not_meet(cluster: Make) -> None:
 
 
 CHILD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, such as these tests, ignore it
 from benchmarks.cluster import Cluster
 with Cluster(2, 1, name="{name}") as cluster:
     print("up", flush=True)

@@ -29,7 +29,9 @@ SUMS_IN_FP32 = {"data_types": {"grad_accum_dtype": "fp32"}}
 
 #: ZeRO stage and what else there is to be resumed; the model has dropout and running statistics.
 RUNS: dict[str, dict[str, Any]] = {
-    "0, adam": {"stage": 0, "tables": {"optimizer": "rowwise_adagrad", "backend": "fbgemm"}},
+    "0, adam, one rate": {
+        "stage": 0, "tables": {"optimizer": "rowwise_adagrad", "backend": "fbgemm", "schedule": "follow"},
+    },
     "0, adagrad, rows": {
         "stage": 0, "dense": "adagrad", "tables": {"optimizer": "adagrad", "backend": "torch"},
         "dmt": {"placement": {"strategy": "row_wise"}},
@@ -39,7 +41,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "dmt": {"placement": {"strategy": "column_wise"}},
     },
     "1, momentum, accumulation": {
-        "stage": 1, "dense": "momentum", "tables": {"optimizer": "sgd", "backend": "fbgemm"},
+        "stage": 1, "dense": "momentum", "tables": {"optimizer": "sgd", "backend": "fbgemm", "schedule": "follow"},
         "ds": {"gradient_accumulation_steps": 2},
     },
     "2, adam, unequal towers, rows": {

@@ -96,7 +96,16 @@ def test_a_scheduler_is_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         guards.say_exceptions({"scheduler": {"type": "WarmupLR", "params": {}}, "gradient_clipping": 0.0})
         guards.say_exceptions({"gradient_clipping": 0.0}, lr_scheduler=lambda optimizer: None)
+        guards.say_exceptions({"gradient_clipping": 0.0}, lambda optimizer: None, "follow")
     assert sum("dmt.lookup.lr" in record.getMessage() for record in caplog.records) == 2
+
+
+def test_tables_that_follow_no_optimizer():
+    guards.check_schedule("follow", {"optimizer": OPTIMIZER}, None)
+    guards.check_schedule("follow", {}, lambda parameters: None)
+    guards.check_schedule("constant", {}, None)
+    with pytest.raises(ConfigError, match=r'dmt.lookup.schedule = "follow" without an optimizer'):
+        guards.check_schedule("follow", {}, None)
 
 
 def test_clipping_is_a_warning_also_when_it_is_the_default(caplog):

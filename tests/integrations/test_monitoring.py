@@ -195,9 +195,11 @@ def test_a_count_that_was_reset_counts_from_zero():
 
 def test_events_are_named_for_monitors():
     exchange = {"other_hosts": 10, "same_host": 0, "itself": 3, "waited_s": 0.5, "in_flight_s": 1.0, "count": 1}
-    record = {"seconds": 2.0, "parts_s": {"forward": 1.0}, "exchanges": {"index (ahead)/forward": exchange}}
+    record = {"seconds": 2.0, "table_lr": 0.1, "parts_s": {"forward": 1.0}}
+    record |= {"exchanges": {"index (ahead)/forward": exchange}}
     assert events_of(record) == {
         "DMT/step/ms": 2000.0,
+        "DMT/table_lr": 0.1,
         "DMT/step/forward_ms": 1000.0,
         "DMT/exchange/index_ahead_forward/bytes_other_hosts": 10,
         "DMT/exchange/index_ahead_forward/bytes_same_host": 0,

@@ -1,0 +1,94 @@
+"""Tables that follow a learning rate. That training follows is in the matrix laws, resuming with the checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from deepspeed.runtime.lr_schedules import WarmupLR
+from torch import nn
+
+from dmt_plugin.errors import ConfigError
+from dmt_plugin.integrations.deepspeed.table_rate import FollowedRate
+from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
+
+
+def tables(lr: float = 0.5) -> ShardedLookup:
+    site = LookupSite("a", "a", 0, 4, 2, "sum", False)
+    return ShardedLookup([site], {"a": torch.ones(4, 2)}, backend="torch", optimizer="sgd", lr=lr)
+
+
+def optimizer(*rates: float, empty: bool = False) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": [nn.Parameter(torch.ones(1))], "lr": rate} for rate in rates]
+    return torch.optim.SGD([{"params": [], "lr": 7.0}, *groups] if empty else groups)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_the_first_group_that_has_parameters_is_followed(empty: bool) -> None:
+    lookup, dense = tables(), optimizer(0.2, 1.0, empty=empty)
+    rate = FollowedRate(lookup, dense)
+    dense.param_groups[0]["lr"] = 3.5 if empty else 0.1
+    dense.param_groups[1]["lr"] = 0.1 if empty else 3.5
+    rate.apply()
+    assert lookup.lr == pytest.approx(0.25)
+
+
+def test_a_scheduler_of_deepspeed_is_followed_from_the_rate_before_it() -> None:
+    lookup, dense = tables(), optimizer(0.2)
+    rate = FollowedRate(lookup, dense)
+    scheduler = WarmupLR(dense, warmup_min_lr=0.02, warmup_max_lr=0.2, warmup_num_steps=3, warmup_type="linear")
+    found = []
+    for _ in range(5):
+        rate.apply()
+        found.append(lookup.lr)
+        scheduler.step()
+    assert found[0] == pytest.approx(0.05) and found[-1] == pytest.approx(0.5) and found == sorted(found)
+
+
+def test_a_scheduler_of_torch_that_came_first_has_kept_its_start() -> None:
+    lookup, dense = tables(), optimizer(0.2)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(dense, lambda done: 0.1 * (1 + done))
+    rate = FollowedRate(lookup, dense)
+    rate.apply()
+    assert lookup.lr == pytest.approx(0.05)
+    dense.step()
+    scheduler.step()
+    rate.apply()
+    assert lookup.lr == pytest.approx(0.1)
+
+
+def test_what_a_checkpoint_says_of_the_start_counts() -> None:
+    lookup, dense = tables(), optimizer(0.4)  # the file has 0.4 now; the run that is resumed began with 0.2
+    rate = FollowedRate(lookup, dense)
+    before = optimizer(0.2)
+    FollowedRate(tables(), before)
+    before.param_groups[0]["lr"] = 0.1
+    dense.load_state_dict(before.state_dict())
+    rate.apply()
+    assert lookup.lr == pytest.approx(0.25)
+
+
+def test_the_rate_is_that_of_the_update() -> None:
+    lookup, dense = tables(), optimizer(0.2)
+    rate = FollowedRate(lookup, dense)
+    dense.param_groups[0]["lr"] = 0.05
+    rate.apply()
+    lookup._find("a")._tables["a"].grad = torch.ones(4, 2)  # type: ignore[attr-defined]
+    lookup.step()
+    assert torch.equal(lookup.table_weight("a"), torch.full((4, 2), 1 - 0.125))
+
+
+@pytest.mark.parametrize("start", [0.0, -0.1, float("nan")])
+def test_a_rate_without_multiples_is_refused(start: float) -> None:
+    dense = optimizer(0.1)
+    dense.param_groups[0]["lr"] = start
+    with pytest.raises(ConfigError, match=r'dmt.lookup.schedule = "follow".*is -?(0\.0|0\.1|nan).*"constant"'):
+        FollowedRate(tables(), dense)
+
+
+def test_an_optimizer_without_rates_is_refused() -> None:
+    dense = optimizer(0.1)
+    del dense.param_groups[0]["lr"]
+    with pytest.raises(ConfigError, match="is None at first"):
+        FollowedRate(tables(), dense)
