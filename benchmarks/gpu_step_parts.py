@@ -24,7 +24,8 @@ from dmt_plugin.comm.layout import BatchLayout
 from dmt_plugin.comm.row_exchange import RowExchange
 from dmt_plugin.comm.transport import Arrived, Group, Pending, Phase
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns, split_streams
-from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
+from dmt_plugin.nn.lookup import ShardedLookup
+from dmt_plugin.nn.lookup_site import LookupSite
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.nn.towers import DCNTower, DLRMTower, compiled
 from dmt_plugin.topology import Topology

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from dmt_plugin.comm.index_exchange import RoutedIds
 from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
+from dmt_plugin.nn.lookup import ShardedLookup
+from dmt_plugin.nn.lookup_site import LookupSite
 
 RANKS, FEATURES, ROWS, WIDTH, DENSE, BATCH = 2, 16, 1_000, 32, 13, 512
 STEPS, REPEATS = 6, 11

@@ -13,7 +13,7 @@ from dataclasses import replace
 from dmt_plugin.comm import ids as id_readers
 from dmt_plugin.comm.ids import IdSlot
 from dmt_plugin.nn.graph_ops import graph_function
-from dmt_plugin.nn.lookup import LookupSite
+from dmt_plugin.nn.lookup_site import LookupSite
 from dmt_plugin.passes.base import Ids, Lookup
 from dmt_plugin.passes.table_parts import Piece
 from dmt_plugin.plan import TowerPlan

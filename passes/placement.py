@@ -10,7 +10,7 @@ from torch import fx, nn
 from dmt_plugin.comm.ids import IdSlot
 from dmt_plugin.comm.index_exchange import Route
 from dmt_plugin.comm.row_exchange import RowExchange
-from dmt_plugin.nn.lookup import LookupSite
+from dmt_plugin.nn.lookup_site import LookupSite
 from dmt_plugin.planner.load import LaneLoad
 
 EXCHANGES = "dmt_exchange"

@@ -13,11 +13,7 @@ broadcast, cast or decay shards that differ from rank to rank. They go in and ou
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,96 +21,13 @@ from torch import Tensor, nn
 from dmt_plugin.comm.blocks import layouts_of
 from dmt_plugin.comm.index_exchange import RoutedIds
 from dmt_plugin.comm.layout import BatchLayout
+from dmt_plugin.nn.lookup_backends import check_location, column_runs, make_backends
 from dmt_plugin.nn.lookup_border import CutBlocks, OneBlock, ScaleGradient, WholeGradient
+from dmt_plugin.nn.lookup_site import LookupSite, Rule, Tables, check_sites
 from dmt_plugin.nn.lookup_torch import TorchTables
-
-logger = logging.getLogger(__name__)
 
 OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 LOCATIONS = ("auto", "host", "device", "managed", "managed_caching")
-
-
-@dataclass(frozen=True)
-class LookupSite:
-    """One pooled lookup on this rank.
-
-    Attributes:
-        name: unique name of the site.
-        table: name of the table, or of the part of one that this rank holds; several sites may share one.
-        slot: index into ``RoutedIds``' tuples on this rank.
-        rows: rows held here.
-        dim: columns held here.
-        pooling: ``"sum"`` or ``"mean"``.
-        weighted: ids carry weights (sum only).
-        position: of a sequence, which of the slot's ids per row this site looks up.
-        padding: at a position, the id that gives a zero row and no gradient.
-        first_row: of a table in row ranges, the id of the first row held here; ids of other ranges add nothing, and
-            a mean still divides by the whole bag.
-    """
-
-    name: str
-    table: str
-    slot: int
-    rows: int
-    dim: int
-    pooling: str
-    weighted: bool
-    position: int | None = None
-    padding: int | None = None
-    first_row: int | None = None
-
-    @property
-    def mode(self) -> Literal["sum", "mean"]:
-        """How a backend pools it: what a row range adds to a mean is a sum with weights."""
-        return "mean" if self.pooling == "mean" and self.first_row is None else "sum"
-
-    @property
-    def needs_weights(self) -> bool:
-        """Whether a backend gets a weight for each id."""
-        return self.weighted or self.mode != self.pooling
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Update rule of the tables: ``w -= lr * g / (sqrt(m) + eps)``, or ``w -= lr * g`` for ``"sgd"``.
-
-    ``m`` adds up ``g ** 2`` (``"adagrad"``) or its mean over the row (``"rowwise_adagrad"``).
-    """
-
-    name: str
-    lr: float
-    eps: float
-
-
-class _Tables(Protocol):
-    """What a backend does for its tables."""
-
-    sites: tuple[LookupSite, ...]
-
-    @property
-    def tables(self) -> tuple[str, ...]: ...
-
-    @property
-    def columns(self) -> list[int]: ...
-
-    def forward(self, routed: RoutedIds) -> Tensor: ...
-
-    def step(self) -> None: ...
-
-    def zero_grad(self) -> None: ...
-
-    @property
-    def holds(self) -> bool: ...
-
-    def hold_gradients(self, hold: bool, once: bool) -> None: ...
-
-    def set_lr(self, lr: float) -> None: ...
-
-    def settle(self) -> None: ...
-
-    def weight(self, table: str) -> Tensor: ...
-
-    def state(self, table: str) -> dict[str, Tensor]: ...
 
 
 class ShardedLookup(nn.Module):
@@ -162,19 +75,19 @@ class ShardedLookup(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"dmt.lookup.{key}: {value!r} found, one of {', '.join(known)} expected")
-        _check_sites(sites, weights)
+        check_sites(sites, weights)
         self.sites = tuple(sites)
         self.device = torch.device(device)
         self.lr = lr
         self.grad_scale = 1.0
         self.row_dtype = torch.float32
         # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
-        self._backends: tuple[_Tables, ...] = tuple(
-            _make_backends(sites, weights, backend, Rule(optimizer, lr, eps), location, self.device)
+        self._backends: tuple[Tables, ...] = tuple(
+            make_backends(sites, weights, backend, Rule(optimizer, lr, eps), location, self.device)
         )
-        _check_location(location, self.device, self._backends)
+        check_location(location, self.device, self._backends)
         self._of_table = {table: tables for tables in self._backends for table in tables.tables}
-        self._order = _column_runs(self.sites, self._backends)
+        self._order = column_runs(self.sites, self._backends)
         self.cut_rows = _CutRows(self)
 
     @property
@@ -292,7 +205,7 @@ class ShardedLookup(nn.Module):
         """Counts of sites and tables."""
         return f"sites={len(self.sites)}, tables={len(self.tables)}"
 
-    def _find(self, table: str) -> _Tables:
+    def _find(self, table: str) -> Tables:
         if table not in self._of_table:
             raise KeyError(f"this rank has no table '{table}'; it has {sorted(self._of_table)}")
         return self._of_table[table]
@@ -315,102 +228,3 @@ def _copy(target: Tensor, source: Tensor, what: str) -> None:
     if target.shape != source.shape:
         raise ValueError(f"{what} has shape {tuple(target.shape)}, found {tuple(source.shape)}")
     target.copy_(source)
-
-
-def _check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor]) -> None:
-    names: set[str] = set()
-    for site in sites:
-        if site.name in names:
-            raise ValueError(f"two lookups are named '{site.name}'")
-        names.add(site.name)
-        if site.pooling not in ("sum", "mean"):
-            raise ValueError(
-                f"lookup '{site.name}': pooling {site.pooling!r} found, 'sum' or 'mean' expected"
-            )
-        if site.weighted and site.pooling == "mean":
-            raise ValueError(
-                f"lookup '{site.name}': per-sample weights go with pooling 'sum' only, as in nn.EmbeddingBag"
-            )
-        if site.table not in weights:
-            raise ValueError(f"lookup '{site.name}': no weights given for table '{site.table}'")
-        if tuple(weights[site.table].shape) != (site.rows, site.dim):
-            raise ValueError(
-                f"lookup '{site.name}': table '{site.table}' of shape ({site.rows}, {site.dim}) expected, "
-                f"weights of shape {tuple(weights[site.table].shape)} found"
-            )
-
-
-def _check_location(location: str, device: torch.device, backends: Sequence[_Tables]) -> None:
-    """Tables are where they were asked to be, or it is an error."""
-    if device.type == "cpu":
-        if location.startswith("managed"):
-            raise ValueError(
-                f"dmt.lookup.location {location!r} is memory that an accelerator shares with the host, but these "
-                'lookups run on the CPU, whose tables are in host memory anyway; use "auto" or "host"'
-            )
-        return
-    on_torch = [table for tables in backends if isinstance(tables, TorchTables) for table in tables.tables]
-    if on_torch and location in ("host", "managed", "managed_caching"):
-        raise ValueError(
-            f"dmt.lookup.location {location!r} is served by FBGEMM only, and {len(on_torch)} table(s) such as "
-            f"'{on_torch[0]}' are looked up on PyTorch, in the memory of {device.type}; use \"auto\", or have FBGEMM "
-            "serve them (dmt.lookup.backend)"
-        )
-
-
-def _make_backends(
-    sites: Sequence[LookupSite],
-    weights: Mapping[str, Tensor],
-    backend: str,
-    rule: Rule,
-    location: str,
-    device: torch.device,
-) -> list[_Tables]:
-    if not sites:
-        return []
-    if backend == "auto" and importlib.util.find_spec("fbgemm_gpu") is None:
-        logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
-        backend = "torch"
-    if backend == "torch":
-        return [TorchTables(sites, weights, rule, device)]
-    from dmt_plugin.nn.lookup_fbgemm import FbgemmTables, refusals
-
-    refused = refusals(sites, rule.name)
-    if refused and backend == "fbgemm":
-        table, reason = next(iter(refused.items()))
-        raise ValueError(
-            f"dmt.lookup.backend 'fbgemm' cannot serve table '{table}' exactly: {reason}; "
-            "use 'auto', which looks it up on PyTorch"
-        )
-    if refused:
-        why = "; ".join(f"'{table}': {reason}" for table, reason in refused.items())
-        logger.info("tables looked up on PyTorch instead of FBGEMM: %s", why)
-    backends: list[_Tables] = []
-    for mode in ("sum", "mean"):
-        served = [site for site in sites if site.mode == mode and site.table not in refused]
-        if served:
-            backends.append(FbgemmTables(served, weights, rule, device, location))
-    rest = [site for site in sites if site.table in refused]
-    if rest:
-        backends.append(TorchTables(rest, weights, rule, device))
-    return backends
-
-
-def _column_runs(
-    sites: Sequence[LookupSite], backends: Sequence[_Tables]
-) -> list[tuple[int, int, int]] | None:
-    """Slices ``(backend, start, end)`` of the outputs that give the sites' order; None if it is there already."""
-    place: dict[str, tuple[int, int]] = {}
-    for b, tables in enumerate(backends):
-        for site, start in zip(tables.sites, tables.columns, strict=True):
-            place[site.name] = (b, start)
-    runs: list[tuple[int, int, int]] = []
-    for site in sites:
-        b, start = place[site.name]
-        if runs and runs[-1][0] == b and runs[-1][2] == start:
-            runs[-1] = (b, runs[-1][1], start + site.dim)
-        else:
-            runs.append((b, start, start + site.dim))
-    whole = len(backends) == 1 and len(runs) == 1 and runs[0][1] == 0
-    padless = whole and all(site.dim % 4 == 0 or isinstance(backends[0], TorchTables) for site in sites)
-    return None if padless else runs

@@ -28,7 +28,7 @@ from dmt_plugin.pairing import import_fbgemm
 
 if TYPE_CHECKING:
     from dmt_plugin.comm.index_exchange import RoutedIds
-    from dmt_plugin.nn.lookup import LookupSite, Rule
+    from dmt_plugin.nn.lookup_site import LookupSite, Rule
 
 OPTIMIZERS = {
     "sgd": "EXACT_SGD",

@@ -19,7 +19,7 @@ from dmt_plugin.nn.site_ids import ids_of
 
 if TYPE_CHECKING:
     from dmt_plugin.comm.index_exchange import RoutedIds
-    from dmt_plugin.nn.lookup import LookupSite, Rule
+    from dmt_plugin.nn.lookup_site import LookupSite, Rule
 
 
 class TorchTables:

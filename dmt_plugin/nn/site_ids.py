@@ -19,7 +19,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from dmt_plugin.comm.index_exchange import RoutedIds
-    from dmt_plugin.nn.lookup import LookupSite
+    from dmt_plugin.nn.lookup_site import LookupSite
 
 
 class SiteIds(NamedTuple):

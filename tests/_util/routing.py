@@ -17,7 +17,8 @@ from torch import Tensor
 from dmt_plugin.comm.ids import FeatureIds, IdSlot
 from dmt_plugin.comm.index_exchange import IndexExchange
 from dmt_plugin.comm.row_exchange import RowExchange
-from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
+from dmt_plugin.nn.lookup import ShardedLookup
+from dmt_plugin.nn.lookup_site import LookupSite
 from dmt_plugin.topology import Topology
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from dmt_plugin.errors import ConfigError
 from dmt_plugin.integrations.deepspeed.table_rate import FollowedRate
-from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
+from dmt_plugin.nn.lookup import ShardedLookup
+from dmt_plugin.nn.lookup_site import LookupSite
 
 
 def tables(lr: float = 0.5) -> ShardedLookup:

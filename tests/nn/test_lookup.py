@@ -15,8 +15,10 @@ from dmt_plugin.comm.ids import FeatureIds
 from dmt_plugin.comm.index_exchange import RoutedIds
 from dmt_plugin.comm.layout import BatchLayout
 from dmt_plugin.errors import DMTError
-from dmt_plugin.nn.lookup import LOCATIONS, LookupSite, ShardedLookup, _check_location
+from dmt_plugin.nn.lookup import LOCATIONS, ShardedLookup
+from dmt_plugin.nn.lookup_backends import check_location
 from dmt_plugin.nn.lookup_fbgemm import _placement
+from dmt_plugin.nn.lookup_site import LookupSite
 from tests._util.routing import pool
 
 BACKENDS = ("torch", "fbgemm")
@@ -318,11 +320,11 @@ def test_where_tables_live() -> None:
                 make(backend, location=location)
     on_torch = make("torch")._backends
     accelerator = torch.device("cuda")
-    _check_location("device", accelerator, on_torch)
+    check_location("device", accelerator, on_torch)
     for location in ("host", "managed", "managed_caching"):
-        _check_location(location, accelerator, make("fbgemm")._backends)
+        check_location(location, accelerator, make("fbgemm")._backends)
         with pytest.raises(ValueError, match=r"served by FBGEMM only, and 3 table\(s\) such as 'b'"):
-            _check_location(location, accelerator, on_torch)
+            check_location(location, accelerator, on_torch)
     found = {location: _placement(accelerator, location)[0].name for location in LOCATIONS}
     assert found == {
         "auto": "DEVICE", "device": "DEVICE", "host": "MANAGED_CACHING", "managed": "MANAGED",

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dmt_plugin.comm.index_exchange import RoutedIds
 from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.nn.lookup import LookupSite, ShardedLookup
+from dmt_plugin.nn.lookup import ShardedLookup
+from dmt_plugin.nn.lookup_site import LookupSite
 from dmt_plugin.nn.site_ids import ids_of
 
 ROWS, DIM = 7, 4
