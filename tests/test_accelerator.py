@@ -30,6 +30,7 @@ CASES: list[dict[str, Any]] = [
     {**ON_TORCH, "comm": {"micro_blocks": 3}, "accumulation": 1},
     {**ON_TORCH, "precision": "bf16", "comm": {"peer_dtype": "bf16", "intra_dtype": "bf16"}},
     {**ON_TORCH, "zero": {"overlap_comm": True}, "stage": 2},
+    {**ON_TORCH, "scheduler": "WarmupLR", "lookup": {"schedule": "follow"}},
 ]
 
 
