@@ -2,6 +2,8 @@
 
 1. Read the summary, and the curve where there is one.
 2. Write their tables, with command, machine and date, between the markers of the page; the rest stays as it is.
+
+A page may have figures of several machines: a part of the page for each, with markers of that name.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+PART = "bench"
+BEGIN, END = f"<!-- {PART}:begin -->", f"<!-- {PART}:end -->"
 
 
 def main(
@@ -22,6 +25,7 @@ def main(
         "build/bench/curve.json"
     ),
     page: Annotated[Path, typer.Option(help="The page to fill.")] = Path("docs/benchmarks.md"),
+    part: Annotated[str, typer.Option(help="Of the page: what is between the markers PART:begin and PART:end.")] = PART,
 ) -> None:
     """Fill the page."""
     if not summary.exists():
@@ -29,21 +33,25 @@ def main(
     text = tables(
         json.loads(summary.read_text()), json.loads(curve.read_text()) if curve.exists() else None
     )
-    page.write_text(filled(page.read_text(), text))
+    try:
+        page.write_text(filled(page.read_text(), text, part))
+    except ValueError as error:
+        raise typer.BadParameter(f"{page}: {error}") from None
     typer.echo(f"{page}")
 
 
-def filled(page: str, text: str) -> str:
-    """The page with another text between its markers.
+def filled(page: str, text: str, part: str = PART) -> str:
+    """The page with another text between the markers of a part.
 
     Raises:
-        ValueError: it has no markers.
+        ValueError: it has no such markers.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = BEGIN.replace(PART, part), END.replace(PART, part)
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"the page has no {BEGIN} followed by {END}")
-    return f"{before}{BEGIN}\n{text.strip()}\n{END}{after}"
+        raise ValueError(f"the page has no {first} followed by {last}")
+    return f"{before}{begin}\n{text.strip()}\n{end}{after}"
 
 
 def tables(summary: Mapping[str, Any], curve: Mapping[str, Any] | None) -> str:
@@ -61,7 +69,7 @@ def tables(summary: Mapping[str, Any], curve: Mapping[str, Any] | None) -> str:
 def _headline(summary: Mapping[str, Any]) -> str:
     own = summary["setting"]
     return (
-        f"### {own['hosts']} hosts x {own['lanes']} ranks, {own['rate']} per host\n\n"
+        f"### {own['hosts']} hosts x {own['lanes']} ranks, {own['rate']} per host, on {own['cores']} cores\n\n"
         f"{own['features']} tables of {own['rows']:,} rows, width {own['width']}, {own['batch']} samples per rank; "
         f"medians of {own['repeats']} repeats ({own['few']} for row-wise).\n\n{_origin(own)}"
     )

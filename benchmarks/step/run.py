@@ -66,13 +66,14 @@ def run(profile: Profile, command: str) -> dict[str, Any]:
     return summary
 
 
-def about(command: str) -> dict[str, str]:
-    """Where figures come from: command, machine, date, versions."""
+def about(command: str) -> dict[str, Any]:
+    """Where figures come from: command, machine and its cores, date, versions."""
     versions = {name: importlib.import_module(name).__version__ for name in ("torch", "torchrec", "deepspeed")}
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
         "machine": f"{_processor()} ({_abilities()}), {os.cpu_count()} cores, Linux {platform.release()}",
+        "cores": os.cpu_count(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 

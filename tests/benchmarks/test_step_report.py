@@ -22,7 +22,7 @@ def summary() -> dict[str, Any]:
     setting = Setting(repeats=3)
     origin = {"command": "python -m benchmarks.step", "date": "2026-01-01", "machine": "a box", "versions": "torch 2"}
     return {
-        "setting": {**setting.to_dict(), **origin},
+        "setting": {**setting.to_dict(), **origin, "cores": 3},
         "rows": rows_of(setting, ranks()),
         "absent": {"torchrec_rw_int8": "TorchRec cannot"},
         "memory": memory_rows(
@@ -78,7 +78,8 @@ def curve() -> dict[str, Any]:
 def test_page() -> None:
     text = tables(summary(), curve())
     page = filled(f"# Title\n{BEGIN}\nold\n{END}\nafter\n", text)
-    assert page.startswith(f"# Title\n{BEGIN}\n### 2 hosts x 2 ranks") and page.endswith(f"{END}\nafter\n")
+    assert page.startswith(f"# Title\n{BEGIN}\n### 2 hosts x 2 ranks, 100mbit per host, on 3 cores\n")
+    assert page.endswith(f"{END}\nafter\n")
     assert "old" not in page and filled(page, text) == page
     assert "| fp32 | SPTT | 250 (250-250) | 8192 | 4.00x | 4.00x |  | 2.00 | +1.0 % |" in page
     assert "`torchrec_rw_int8`: TorchRec cannot." in page and "| faster | NO |" in page and "on a box" in page
@@ -89,6 +90,8 @@ def test_page() -> None:
     assert "1gbit" in tables(summary(), curve()) and "1gbit" not in tables(summary(), None)
     with pytest.raises(ValueError, match="the page has no"):
         filled(f"{END} {BEGIN}", text)
+    other = filled(f"{page}<!-- more:begin --><!-- more:end -->\n", "another machine", "more")
+    assert other == f"{page}<!-- more:begin -->\nanother machine\n<!-- more:end -->\n"
 
 
 def test_the_page_has_its_markers() -> None:
