@@ -140,6 +140,7 @@ def _rows(table: Table) -> list[str]:
 
 def plot(entries: Sequence[Entry], path: Path) -> Path:
     """AUC less the flat model's: a row per data set, a column per ratio, a group of points per number of towers."""
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -165,7 +166,8 @@ def plot(entries: Sequence[Entry], path: Path) -> Path:
             fontsize=8,
         )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with rc_context({"svg.hashsalt": path.name}):  # the same figures give the same file
+        figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
     return path
 
 
