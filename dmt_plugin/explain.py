@@ -136,6 +136,7 @@ def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
         "passes": [dataclasses.asdict(r) for r in ctx.results] if ctx else [],
         "lanes": [],
         "collectives": [],
+        "sent_by_host": [],
         "nodes_after": [],
         "graphs_by_host": {},
     }
@@ -184,6 +185,7 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientS
         "collectives": [
             dataclasses.asdict(c) for c in (*costs_of(placed, batch_size), *gradient_costs_of(placed, sums))
         ],
+        "sent_by_host": sent_by_host(placed),
         "gradient_sums": dataclasses.asdict(sums),
         "graph_after": condensed(logical.__dict__["graph_module"], size),
         "graph_placed": condensed(graph, size),
@@ -290,13 +292,18 @@ def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[ExchangeCost
     return exchange_costs(
         placement.slots,
         placement.rank_widths,
-        [sum(c.width for c in own) for own in placement.host_columns],
+        sent_by_host(placed),
         placed.topology,
         placed.rank,
         batch,
         placement.route,
         formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, RowExchange)},
     )
+
+
+def sent_by_host(placed: PlacedGraph | PlacedModel) -> list[int]:
+    """Entries of a sample that each host sends to the others' ranks; none on the flat route."""
+    return [sum(c.width for c in own) for own in placed.placement.host_columns]
 
 
 def gradient_costs_of(placed: PlacedGraph | PlacedModel, sums: GradientSums) -> list[ExchangeCost]:

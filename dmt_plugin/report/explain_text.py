@@ -11,7 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from dmt_plugin.byte_sizes import say_bytes
-from dmt_plugin.report.explain_words import feature_with_lanes, headline, loads_shown, sum_of_bytes, tower_note
+from dmt_plugin.report.explain_words import (
+    feature_with_lanes,
+    headline,
+    loads_shown,
+    sum_of_bytes,
+    tower_note,
+    uneven_hosts,
+)
 
 Line = tuple[str, str, str]
 
@@ -116,7 +123,9 @@ def _collectives(data: dict[str, Any], console: Console) -> None:
     per_sample = f"{away / data['batch_size']:,.0f} bytes per sample to other hosts, sums of gradients included"
     table.add_row("sum", "", "", per_sample, f"{away:,}", f"{near:,}")
     console.print(table)
-    console.print(escape(data["gradient_sums"]["note"]), highlight=False)
+    for note in (data["gradient_sums"]["note"], uneven_hosts(data)):
+        if note:
+            console.print(escape(note), highlight=False)
 
 
 def _parameters(data: dict[str, Any], console: Console) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 _MOST_RANKS = 32
 """How many ranks are listed one by one."""
+_EVEN = 1.02
+"""Largest to mean that still counts as even."""
 
 
 def headline(data: Mapping[str, Any]) -> str:
@@ -54,6 +56,18 @@ def loads_shown(data: Mapping[str, Any]) -> tuple[str, list[Mapping[str, Any]]]:
         return "predicted load of every rank", loads
     dearest = sorted(loads, key=lambda x: (-x["exchange"], -x["lookups"], x["host"], x["lane"]))[:_MOST_RANKS]
     return f"predicted load of the {_MOST_RANKS} of {len(loads)} ranks that exchange most", dearest
+
+
+def uneven_hosts(data: Mapping[str, Any]) -> str | None:
+    """How much longer than an even share the exchange between hosts takes, where that is something."""
+    sent: list[int] = data["sent_by_host"]
+    if len(sent) < 2 or max(sent) <= _EVEN * sum(sent) / len(sent):
+        return None
+    return (
+        f"hosts send unequal parts of a sample to the others, {min(sent):,} to {max(sent):,} entries: the exchange "
+        f"between them takes {max(sent) * len(sent) / sum(sent):.2f} times as long as an even one, both ways (features "
+        'of one width are even where hosts divide their number; for mixed widths see dmt.partition.balance = "cost")'
+    )
 
 
 def sum_of_bytes(data: Mapping[str, Any]) -> tuple[int, int]:

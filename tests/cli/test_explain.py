@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from dmt_plugin.cli import app
 from dmt_plugin.cli.explain import explain_data
 from dmt_plugin.errors import ConfigError
+from dmt_plugin.report.explain_words import uneven_hosts
 from tests.report.test_html import Checker
 
 runner = CliRunner()
@@ -95,6 +96,27 @@ def test_sums_of_gradients(project: Path) -> None:
         (zero, "DeepSpeed sums gradients (ZeRO stage 1)"),
     ):
         assert words in output and f"{entries:,} gradients" in output
+
+
+@pytest.mark.parametrize(
+    ("hosts", "sent", "longer"), [(1, [25], None), (2, [16, 13], "1.10"), (4, [12, 9, 8, 8], "1.30")]
+)
+def test_hosts_that_send_unequal_parts(project: Path, hosts: int, sent: list[int], longer: str | None) -> None:
+    """Said where an exchange waits for one host: ``(F + 1) * 4`` entries of a tower, and one column beside them."""
+    config = json.loads((project / "ds.json").read_text())
+    config["dmt"]["towers"]["count"] = hosts
+    (project / "uneven.json").write_text(json.dumps(config))
+    page = project / "uneven.html"
+    command = ["explain", "--model", "net.py:build", "--config", "uneven.json", "--hosts", str(hosts)]
+    text = runner.invoke(app, [*command, "--html", str(page)]).output
+    assert json.loads(runner.invoke(app, [*command, "--json"]).output)["sent_by_host"] == sent
+    for output in (re.sub(r"\s+", " ", text), page.read_text().replace("<wbr>", "")):
+        assert ("hosts send unequal parts of a sample" in output) == (longer is not None)
+        assert longer is None or f"takes {longer} times as long" in output
+
+
+def test_even_hosts_need_no_word() -> None:
+    assert [uneven_hosts({"sent_by_host": sent}) for sent in ([], [7], [36, 36], [100, 99, 100])] == [None] * 4
 
 
 def test_where_tables_are(project: Path) -> None:
