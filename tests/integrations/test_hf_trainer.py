@@ -21,10 +21,14 @@ from tests.test_placed_laws import launcher_env
 pytestmark = pytest.mark.processes
 
 STEPS, BATCH = 3, tiny.SAMPLES
+SCHEDULES = {"constant": "constant", "linear": "follow"}
+"""The trainer's, and what the tables' rate does beside it."""
 
 
-def config() -> dict[str, Any]:
+def config(schedule: str) -> dict[str, Any]:
+    """Where the rate falls, that of the tables does too."""
     made = tiny.config({"module": "dlrm", "dim": 4, "count": "auto"}, Topology(2, 1), 60.0)
+    made["dmt"]["lookup"] = {**made["dmt"].get("lookup", {}), "schedule": SCHEDULES[schedule]}
     return made | {"train_micro_batch_size_per_gpu": BATCH, "gradient_accumulation_steps": 1}
 
 
@@ -44,7 +48,7 @@ class Own(Dataset):
         return {name: part[k] for name, part in self.parts.items()}
 
 
-def by_trainer(rank: int, world: int, folder: str) -> dict[str, Any]:
+def by_trainer(rank: int, world: int, folder: str, schedule: str) -> dict[str, Any]:
     from safetensors.torch import load_file
     from transformers import Trainer, TrainingArguments
 
@@ -61,9 +65,9 @@ def by_trainer(rank: int, world: int, folder: str) -> dict[str, Any]:
 
     with ours.towers(example_batch=tiny.batch(0, BATCH)[:2]):
         arguments = TrainingArguments(
-            output_dir=folder, deepspeed=copy.deepcopy(config()), per_device_train_batch_size=BATCH,
+            output_dir=folder, deepspeed=copy.deepcopy(config(schedule)), per_device_train_batch_size=BATCH,
             num_train_epochs=1, learning_rate=tiny.LR, max_grad_norm=0.0, save_strategy="no", report_to=[],
-            remove_unused_columns=False, disable_tqdm=True, label_names=["labels"], lr_scheduler_type="constant",
+            remove_unused_columns=False, disable_tqdm=True, label_names=["labels"], lr_scheduler_type=schedule,
         )  # fmt: skip
         trainer = InOrder(model=tiny.build(), args=arguments, train_dataset=Own(rank), compute_loss_func=loss_of)
         trainer.train()
@@ -74,17 +78,23 @@ def by_trainer(rank: int, world: int, folder: str) -> dict[str, Any]:
         "engine": type(trainer.model_wrapped).__name__,
         "losses": losses,
         "steps": trainer.state.global_step,
+        "table rate": trainer.model_wrapped.dmt.lookup.lr,
         "saved": set(saved) == set(whole) and all(torch.equal(value, whole[name]) for name, value in saved.items()),
     }
 
 
-def by_hand(rank: int, world: int) -> list[float]:
+def falling(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: (STEPS - done) / STEPS)
+
+
+def by_hand(rank: int, world: int, schedule: str) -> list[float]:
     import dmt_plugin
 
     model, parts, losses = tiny.build(), Own(rank).parts, []
     engine, *_ = dmt_plugin.initialize(
-        model=model, model_parameters=model.parameters(), config=config(), example_batch=tiny.batch(0, BATCH)[:2]
-    )
+        model=model, model_parameters=model.parameters(), config=config(schedule),
+        example_batch=tiny.batch(0, BATCH)[:2], lr_scheduler=falling if schedule == "linear" else None,
+    )  # fmt: skip
     for k in range(STEPS):
         dense, ids, labels = (part[k * BATCH : (k + 1) * BATCH] for part in parts.values())
         loss = binary_cross_entropy_with_logits(engine(dense, ids), labels)
@@ -98,9 +108,12 @@ def env_of(rank: int) -> dict[str, str]:
     return {**launcher_env("2x1", rank), "ACCELERATE_USE_DEEPSPEED": "true"}
 
 
-def test_the_trainer_trains_towers(tmp_path: Any) -> None:
-    found = run_ranks(2, by_trainer, str(tmp_path), env=env_of)
-    expected = run_ranks(2, by_hand, env=partial(launcher_env, "2x1"))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_trainer_trains_towers(schedule: str, tmp_path: Any) -> None:
+    found = run_ranks(2, by_trainer, str(tmp_path), schedule, env=env_of)
+    expected = run_ranks(2, by_hand, schedule, env=partial(launcher_env, "2x1"))
     assert [one["engine"] for one in found] == ["DMTEngine"] * 2
     assert [(one["steps"], one["saved"]) for one in found] == [(STEPS, True)] * 2
+    last = config(schedule)["dmt"]["lookup"]["lr"] / {"constant": 1, "linear": STEPS}[schedule]
+    assert [one["table rate"] for one in found] == [pytest.approx(last)] * 2
     assert [one["losses"] for one in found] == [pytest.approx(losses, abs=1e-6) for losses in expected]
