@@ -62,6 +62,7 @@ MORE: list[dict[str, Any]] = [
     {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow"}, "accumulation": 1, "stage": 0},
     {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow", "accumulation": "per_micro_batch"}},
     {**PLAIN, "scheduler": "of the caller", "accumulation": 1},
+    {**PLAIN, "scheduler": "the loop's, before each step", "lookup": {"schedule": "follow"}},
 ]
 """What the factors leave out: updates per micro-batch, steps that the caller decides, gradients kept in fp32 beside
 bf16, the flat route, overlapped reduction, two machines that count as one host, learning rates that change, for tables
@@ -130,7 +131,7 @@ def rates(case: Mapping[str, Any]) -> list[float]:
     """For each step, what the dense part's learning rate is to the first; the same for tables that follow."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=DENSE_LR)
     scheduler = None
-    if case.get("scheduler") == "of the caller":
+    if case.get("scheduler") in ("of the caller", "the loop's, before each step"):
         scheduler = falling(optimizer)
     elif case.get("scheduler") == "WarmupLR":
         scheduler = WarmupLR(optimizer, **WARMUP)
@@ -226,11 +227,15 @@ def train(rank: int, case: Mapping[str, Any]) -> Outcome:
     _, batch = model_of(case)
     norms: list[float | None] = []
     for i, (inputs, seed) in enumerate(batches(case, batch, rank)):
+        ends = (i + 1) % case["accumulation"] == 0
         loss = loss_of(engine(*(x.to(engine.device) for x in inputs)), seed)
         engine.backward(loss)
-        summed = case["stage"] == 0 and (i + 1) % case["accumulation"] == 0 and "unmanaged" not in case
+        summed = case["stage"] == 0 and ends and "unmanaged" not in case
         right = norm_of_gradients(engine) if summed else None
-        if "unmanaged" not in case or (i + 1) % case["accumulation"] == 0:
+        if ends and case.get("scheduler") == "the loop's, before each step":
+            for group in engine.optimizer.param_groups:
+                group["lr"] = DENSE_LR / (1 + engine.global_steps)
+        if "unmanaged" not in case or ends:
             engine.step()
         if engine.global_steps > len(norms):
             norm = engine.get_global_grad_norm()
