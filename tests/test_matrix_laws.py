@@ -32,6 +32,7 @@ from tests.zoo.models import ZOO
 STEPS, LOCAL, WIDTH = 4, 4, 8
 DENSE_LR, TABLE_LR, CLIP = 0.02, 0.2, 1.0
 WARMUP = {"warmup_min_lr": 0.005, "warmup_max_lr": DENSE_LR, "warmup_num_steps": 6, "warmup_type": "linear"}
+LOOP = "the loop's own, right before a step"
 
 FACTORS: dict[str, list[Any]] = {
     "topology": ["2x2", "1x4", "4x1", "2x1"],
@@ -62,7 +63,7 @@ MORE: list[dict[str, Any]] = [
     {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow"}, "accumulation": 1, "stage": 0},
     {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow", "accumulation": "per_micro_batch"}},
     {**PLAIN, "scheduler": "of the caller", "accumulation": 1},
-    {**PLAIN, "scheduler": "the loop's, before each step", "lookup": {"schedule": "follow"}},
+    {**PLAIN, "scheduler": LOOP, "lookup": {"schedule": "follow"}},
 ]
 """What the factors leave out: updates per micro-batch, steps that the caller decides, gradients kept in fp32 beside
 bf16, the flat route, overlapped reduction, two machines that count as one host, learning rates that change, for tables
@@ -131,7 +132,7 @@ def rates(case: Mapping[str, Any]) -> list[float]:
     """For each step, what the dense part's learning rate is to the first; the same for tables that follow."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=DENSE_LR)
     scheduler = None
-    if case.get("scheduler") in ("of the caller", "the loop's, before each step"):
+    if case.get("scheduler") in ("of the caller", LOOP):
         scheduler = falling(optimizer)
     elif case.get("scheduler") == "WarmupLR":
         scheduler = WarmupLR(optimizer, **WARMUP)
@@ -166,6 +167,7 @@ def alone(case: Mapping[str, Any], world: int) -> tuple[dict[str, Tensor], dict[
     every, data = case["accumulation"], [batches(case, batch, rank) for rank in range(world)]
     often = case.get("lookup", {}).get("accumulation") == "per_micro_batch"
     follow = case.get("lookup", {}).get("schedule") == "follow"
+    by_step = rates(case)
     norms: list[float] = []
     total = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in model.named_parameters()}
     for micro in range(STEPS * every):
@@ -174,7 +176,7 @@ def alone(case: Mapping[str, Any], world: int) -> tuple[dict[str, Tensor], dict[
             for n, p in model.named_parameters():
                 total[n] += p.grad.float() / world
                 p.grad = None
-        ends, rate = (micro + 1) % every == 0, rates(case)[micro // every]
+        ends, rate = (micro + 1) % every == 0, by_step[micro // every]
         with torch.no_grad():
             if ends or often:
                 for n, p in held.items():
@@ -232,7 +234,7 @@ def train(rank: int, case: Mapping[str, Any]) -> Outcome:
         engine.backward(loss)
         summed = case["stage"] == 0 and ends and "unmanaged" not in case
         right = norm_of_gradients(engine) if summed else None
-        if ends and case.get("scheduler") == "the loop's, before each step":
+        if ends and case.get("scheduler") == LOOP:
             for group in engine.optimizer.param_groups:
                 group["lr"] = DENSE_LR / (1 + engine.global_steps)
         if "unmanaged" not in case or ends:

@@ -16,7 +16,14 @@ from typing import Annotated, Any
 import typer
 
 PART = "bench"
-BEGIN, END = f"<!-- {PART}:begin -->", f"<!-- {PART}:end -->"
+
+
+def marks(part: str = PART) -> tuple[str, str]:
+    """Where a part of the page begins and ends."""
+    return f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
+
+
+BEGIN, END = marks()
 
 
 def main(
@@ -46,7 +53,7 @@ def filled(page: str, text: str, part: str = PART) -> str:
     Raises:
         ValueError: it has no such markers.
     """
-    first, last = BEGIN.replace(PART, part), END.replace(PART, part)
+    first, last = marks(part)
     before, begin, rest = page.partition(first)
     _, end, after = rest.partition(last)
     if not begin or not end:
@@ -68,10 +75,11 @@ def tables(summary: Mapping[str, Any], curve: Mapping[str, Any] | None) -> str:
 
 def _headline(summary: Mapping[str, Any]) -> str:
     own = summary["setting"]
+    rare = f" ({own['few']} for row-wise)" if any(name.startswith("torchrec_rw_") for name in summary["rows"]) else ""
     return (
         f"### {own['hosts']} hosts x {own['lanes']} ranks, {own['rate']} per host, on {own['cores']} cores\n\n"
         f"{own['features']} tables of {own['rows']:,} rows, width {own['width']}, {own['batch']} samples per rank; "
-        f"medians of {own['repeats']} repeats ({own['few']} for row-wise).\n\n{_origin(own)}"
+        f"medians of {own['repeats']} repeats{rare}.\n\n{_origin(own)}"
     )
 
 

@@ -77,7 +77,6 @@ def measure(rank: int, setting: Setting, names: Sequence[str], rare: Sequence[st
             own.seconds.append(seconds / setting.iterations)
             own.cpu_seconds.append(cpu / setting.iterations)
             own.losses += [float(loss) for loss in losses]
-    dist.barrier()
     return found
 
 

@@ -167,7 +167,7 @@ class ShardedLookup(nn.Module):
             tables.zero_grad()
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of all tables, from the next forward pass on."""
+        """Set the learning rate of the updates to come, of all tables."""
         if lr != self.lr:
             self.lr = lr
             for tables in self._backends:

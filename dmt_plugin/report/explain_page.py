@@ -18,9 +18,9 @@ from dmt_plugin.report.explain_words import (
     feature_with_lanes,
     headline,
     loads_shown,
+    notes_on_exchanges,
     sum_of_bytes,
     tower_note,
-    uneven_hosts,
 )
 from dmt_plugin.report.graph_picture import Graph, picture_of_graph
 from dmt_plugin.report.rank_graphs import beside_each_other
@@ -227,8 +227,8 @@ def _exchanges(data: Mapping[str, Any]) -> list[str]:
     away, near = sum_of_bytes(data)
     total = {"name": "sum", "group": "", "phase": "", "shape": "", "other_hosts": away, "same_host": near}
     text = f"One step of rank {data['rank']} with {data['batch_size']} samples, by formula."
-    notes = [note for note in (data["gradient_sums"]["note"], uneven_hosts(data)) if note]
-    return [html.paragraph(text), Table(columns, [*data["collectives"], total], notes, emphasis="sum").to_html()]
+    rows = [*data["collectives"], total]
+    return [html.paragraph(text), Table(columns, rows, notes_on_exchanges(data), emphasis="sum").to_html()]
 
 
 def _passes(data: Mapping[str, Any]) -> str:

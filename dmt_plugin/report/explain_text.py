@@ -15,9 +15,9 @@ from dmt_plugin.report.explain_words import (
     feature_with_lanes,
     headline,
     loads_shown,
+    notes_on_exchanges,
     sum_of_bytes,
     tower_note,
-    uneven_hosts,
 )
 
 Line = tuple[str, str, str]
@@ -123,9 +123,8 @@ def _collectives(data: dict[str, Any], console: Console) -> None:
     per_sample = f"{away / data['batch_size']:,.0f} bytes per sample to other hosts, sums of gradients included"
     table.add_row("sum", "", "", per_sample, f"{away:,}", f"{near:,}")
     console.print(table)
-    for note in (data["gradient_sums"]["note"], uneven_hosts(data)):
-        if note:
-            console.print(escape(note), highlight=False)
+    for note in notes_on_exchanges(data):
+        console.print(escape(note), highlight=False)
 
 
 def _parameters(data: dict[str, Any], console: Console) -> None:

@@ -58,6 +58,12 @@ def loads_shown(data: Mapping[str, Any]) -> tuple[str, list[Mapping[str, Any]]]:
     return f"predicted load of the {_MOST_RANKS} of {len(loads)} ranks that exchange most", dearest
 
 
+def notes_on_exchanges(data: Mapping[str, Any]) -> list[str]:
+    """What there is to know beside the list of exchanges."""
+    uneven = uneven_hosts(data)
+    return [data["gradient_sums"]["note"], *([uneven] if uneven else [])]
+
+
 def uneven_hosts(data: Mapping[str, Any]) -> str | None:
     """How much longer than an even share the exchange between hosts takes, where that is something."""
     sent: list[int] = data["sent_by_host"]

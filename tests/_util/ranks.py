@@ -59,9 +59,7 @@ def _rank_main(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
-    for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
-        del os.environ[name]
-    os.environ.update({"OMP_NUM_THREADS": "1", **variables})
+    _set_variables(variables)
     random.seed()  # a fork has its parent's; a process of its own would not
     torch.set_num_threads(1)
     try:
@@ -115,9 +113,7 @@ def run_ranks(
         for rank in range(world_size):
             variables = env(rank) if callable(env) else (env or {})
             with mock.patch.dict(os.environ):
-                for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
-                    del os.environ[name]
-                os.environ.update({"OMP_NUM_THREADS": "1", **variables})
+                _set_variables(variables)
                 # A spawned rank imports before it can set its variables by itself.
                 rank_args = (rank, world_size, folder, init_timeout, backend, dict(variables), fn, args)
                 process = context.Process(target=_rank_main, args=rank_args, daemon=True)
@@ -132,6 +128,13 @@ def run_ranks(
                     process.kill()
                 process.join()
         return _collect(Path(folder), processes, late, may_die)
+
+
+def _set_variables(variables: Mapping[str, str]) -> None:
+    """Those of a rank, instead of what a launcher has set."""
+    for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
+        del os.environ[name]
+    os.environ.update({"OMP_NUM_THREADS": "1", **variables})
 
 
 def _context(backend: str) -> Any:

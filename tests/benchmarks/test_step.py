@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster.frames import Frames
+from benchmarks.step import measure
 from benchmarks.step.parts import Change
 from benchmarks.step.profiles import PROFILES
 from benchmarks.step.setting import Setting
@@ -55,6 +59,33 @@ def test_one_measured_less_often_has_ratios_of_the_repeats_it_was_in() -> None:
         rank["flat_fp32"].cpu_seconds = [0.05, 0.05]
     rows = rows_of(Setting(repeats=3), others)
     assert rows["flat_fp32"]["ratios"] == [2.0, 4.0] and len(rows["sptt_fp32"]["ratios"]) == 3
+
+
+def test_a_lane_that_reads_late_counts_nothing_of_what_comes_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lanes of a host, in threads: the other one sends as soon as it may."""
+    barrier, sent, read = threading.Barrier(2), [100], {}
+
+    def own_frames() -> Frames:
+        time.sleep(0.2 if threading.current_thread().name == "late" else 0)
+        return Frames(sent[0], 1)
+
+    def lane() -> None:
+        name = threading.current_thread().name
+        before = measure._frames_of_all_so_far()
+        if name == "early":
+            sent[0] += 50
+        read[name] = (measure._frames_of_all_so_far() - before).bytes
+        if name == "early":
+            sent[0] += 7  # the next variant's
+
+    monkeypatch.setattr(measure.dist, "barrier", barrier.wait)
+    monkeypatch.setattr(measure, "own_frames", own_frames)
+    lanes = [threading.Thread(target=lane, name=name) for name in ("late", "early")]
+    for thread in lanes:
+        thread.start()
+    for thread in lanes:
+        thread.join(10)
+    assert read == {"late": 50, "early": 50}
 
 
 def test_without_the_base_there_is_no_ratio() -> None:

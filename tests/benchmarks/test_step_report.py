@@ -80,6 +80,7 @@ def test_page() -> None:
     page = filled(f"# Title\n{BEGIN}\nold\n{END}\nafter\n", text)
     assert page.startswith(f"# Title\n{BEGIN}\n### 2 hosts x 2 ranks, 100mbit per host, on 3 cores\n")
     assert page.endswith(f"{END}\nafter\n")
+    assert "row-wise" not in text  # none is in this summary
     assert "old" not in page and filled(page, text) == page
     assert "| fp32 | SPTT | 250 (250-250) | 8192 | 4.00x | 4.00x |  | 2.00 | +1.0 % |" in page
     assert "`torchrec_rw_int8`: TorchRec cannot." in page and "| faster | NO |" in page and "on a box" in page

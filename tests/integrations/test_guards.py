@@ -11,6 +11,7 @@ from deepspeed.moe.layer import MoE
 from deepspeed.pipe import PipelineModule
 from torch import nn
 
+import dmt_plugin
 from dmt_plugin.errors import ConfigError
 from dmt_plugin.integrations.deepspeed import guards
 
@@ -106,6 +107,8 @@ def test_tables_that_follow_no_optimizer():
     guards.check_schedule("constant", {}, None)
     with pytest.raises(ConfigError, match=r'dmt.lookup.schedule = "follow" without an optimizer'):
         guards.check_schedule("follow", {}, None)
+    with pytest.raises(ConfigError, match="without an optimizer"):  # before anything is connected
+        dmt_plugin.initialize(model=nn.Linear(2, 2), config={"dmt": {"lookup": {"schedule": "follow"}}})
 
 
 def test_clipping_is_a_warning_also_when_it_is_the_default(caplog):

@@ -88,6 +88,7 @@ def test_every_rank_writes_a_record_every_few_steps(run):
         assert header["topology"] == "2x2"
         assert [record["step"] for record in rest] == [2, 4, 6]
         assert all(record["steps"] == EVERY for record in rest)
+        assert [record["table_lr"] for record in rest] == [tiny.LR] * 3
         assert rest[-1]["samples"] == STEPS * ACCUMULATE * 4 * tiny.SAMPLES
 
 

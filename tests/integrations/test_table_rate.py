@@ -70,16 +70,6 @@ def test_what_a_checkpoint_says_of_the_start_counts() -> None:
     assert lookup.lr == pytest.approx(0.25)
 
 
-def test_the_rate_is_that_of_the_update() -> None:
-    lookup, dense = tables(), optimizer(0.2)
-    rate = FollowedRate(lookup, dense)
-    dense.param_groups[0]["lr"] = 0.05
-    rate.apply()
-    lookup._find("a")._tables["a"].grad = torch.ones(4, 2)  # type: ignore[attr-defined]
-    lookup.step()
-    assert torch.equal(lookup.table_weight("a"), torch.full((4, 2), 1 - 0.125))
-
-
 @pytest.mark.parametrize("start", [0.0, -0.1, float("nan")])
 def test_a_rate_without_multiples_is_refused(start: float) -> None:
     dense = optimizer(0.1)
