@@ -29,8 +29,8 @@ def optimizer(*rates: float, empty: bool = False) -> torch.optim.Optimizer:
 def test_the_first_group_that_has_parameters_is_followed(empty: bool) -> None:
     lookup, dense = tables(), optimizer(0.2, 1.0, empty=empty)
     rate = FollowedRate(lookup, dense)
-    dense.param_groups[0]["lr"] = 3.5 if empty else 0.1
-    dense.param_groups[1]["lr"] = 0.1 if empty else 3.5
+    dense.param_groups[0]["lr"] = 5.0 if empty else 0.1
+    dense.param_groups[1]["lr"] = 0.1 if empty else 5.0
     rate.apply()
     assert lookup.lr == pytest.approx(0.25)
 
