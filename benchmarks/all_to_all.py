@@ -21,8 +21,9 @@ import torch.distributed as dist
 import typer
 
 from benchmarks.cluster import Cluster, ClusterError
-from dmt_plugin.comm.transport import Transport
-from dmt_plugin.topology import Topology, create_groups
+from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.topology.groups import create_groups
+from dmt_plugin.topology.shape import Topology
 
 GROUPS = ("world", "peers", "lanes")
 FORMS = ("library", "messages")

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.comm.codecs import codec_of
+from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.formats import FORMATS, Format
-from dmt_plugin.comm.index_exchange import RoutedIds
-from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.comm.row_exchange import RowExchange
-from dmt_plugin.comm.transport import Arrived, Group, Pending, Phase
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.wire.codecs import codec_of
+from dmt_plugin.comm.wire.transport import Arrived, Group, Pending, Phase
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns, split_streams
-from dmt_plugin.nn.lookup import ShardedLookup
-from dmt_plugin.nn.lookup_site import LookupSite
+from dmt_plugin.nn.lookup.sharded import ShardedLookup
+from dmt_plugin.nn.lookup.site import LookupSite
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.nn.towers import DCNTower, DLRMTower, compiled
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -34,7 +34,7 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
-from dmt_plugin.report.tables import Column, Table
+from dmt_plugin.report.parts.tables import Column, Table
 
 HOSTS, LANES = 2, 2
 BATCH, DENSE, FEATURES, ROWS, WIDTH = 8, 4, 6, 500, 16
@@ -138,7 +138,7 @@ def train(rank: int, world: int, folder: str, run: int, stage: int, phases: Any,
 def digest(engine: Any, loss: Tensor) -> str:
     """Of the loss, and of this rank's parameters, tables and optimizer states."""
     from dmt_plugin.checkpoint.state import module_targets, parameter_names, table_pieces
-    from dmt_plugin.integrations.deepspeed.optimizer_state import OptimizerState
+    from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState
 
     dmt = engine.dmt
     view = OptimizerState(engine.optimizer, parameter_names(dmt.placed))

@@ -25,7 +25,7 @@ from rich.console import Console
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dmt_plugin.doctor import tiny
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 HOSTS, LANES, WARM = 2, 2, 20
 

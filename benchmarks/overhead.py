@@ -30,10 +30,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from dmt_plugin.comm.index_exchange import RoutedIds
-from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.nn.lookup import ShardedLookup
-from dmt_plugin.nn.lookup_site import LookupSite
+from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.nn.lookup.sharded import ShardedLookup
+from dmt_plugin.nn.lookup.site import LookupSite
 
 RANKS, FEATURES, ROWS, WIDTH, DENSE, BATCH = 2, 16, 1_000, 32, 13, 512
 STEPS, REPEATS = 6, 11

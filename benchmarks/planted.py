@@ -29,11 +29,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.step.document import filled
-from dmt_plugin.config import PartitionConfig
+from dmt_plugin.config.section import PartitionConfig
 from dmt_plugin.partitioner import Affinity, Partition, make_partition
 from dmt_plugin.partitioner.cosine import CosineAccumulator
-from dmt_plugin.plan import FeatureSpec, TableSpec
-from dmt_plugin.report.tables import Column, Table
+from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec
+from dmt_plugin.report.parts.tables import Column, Table
 
 METHODS: dict[str, dict[str, Any]] = {
     "learned, refined": {"strategy": "learned"},

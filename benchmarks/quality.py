@@ -37,10 +37,10 @@ from benchmarks import quality_runs as runs
 from benchmarks import quality_statistics as statistics
 from benchmarks import quality_tuning as tuning_of
 from benchmarks.step.document import filled
-from dmt_plugin.config import PartitionConfig
-from dmt_plugin.feature_rows import FeatureRows
+from dmt_plugin.config.section import PartitionConfig
 from dmt_plugin.partitioner import Affinity, Partition, make_partition
-from dmt_plugin.partitioning import measure_affinity
+from dmt_plugin.partitioning.feature_rows import FeatureRows
+from dmt_plugin.partitioning.partition_model import measure_affinity
 
 STRATEGIES = ("strided", "random", *statistics.LEARNED)
 AFFINITY_SEED = 10_000

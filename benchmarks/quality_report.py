@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.quality_runs import FORMS
 from benchmarks.quality_statistics import ALL, LEARNED
-from dmt_plugin.report.tables import Column, Table
+from dmt_plugin.report.parts.tables import Column, Table
 
 Entry = Mapping[str, Any]
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import dmt_plugin
-from dmt_plugin.config import DMTConfig
+from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.partitioner import Partition
-from dmt_plugin.partitioning import plan_data
+from dmt_plugin.partitioning.partition_model import plan_data
 from examples.dlrm import DLRM
 
 WIDTH = 16

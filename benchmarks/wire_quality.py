@@ -36,12 +36,12 @@ from tqdm import tqdm
 
 import dmt_plugin
 from benchmarks.quality_statistics import paired
-from dmt_plugin.comm.codecs import Codec, codec_of
 from dmt_plugin.comm.formats import FORMATS, Format, gradient_format
-from dmt_plugin.config import load_ds_config
-from dmt_plugin.passes.insert_towers import tower_number
-from dmt_plugin.report.tables import Column, Table
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.comm.wire.codecs import Codec, codec_of
+from dmt_plugin.config.section import load_ds_config
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.passes.logical.insert_towers import tower_number
+from dmt_plugin.report.parts.tables import Column, Table
 from examples import flights, seeds
 from examples.dlrm import build, example_batch
 

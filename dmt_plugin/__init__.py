@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     from dmt_plugin.capture.inputs import ExampleBatch
     from dmt_plugin.capture.marks import mark_embeddings
     from dmt_plugin.checkpoint import load_checkpoint, to_flat
-    from dmt_plugin.config import DMTConfig
-    from dmt_plugin.errors import DMTError
-    from dmt_plugin.plan import TowerPlan
-    from dmt_plugin.topology import Topology
-    from dmt_plugin.tower_model import TowerModel
+    from dmt_plugin.config.section import DMTConfig
+    from dmt_plugin.core.errors import DMTError
+    from dmt_plugin.model.logical import TowerModel
+    from dmt_plugin.plan.tower_plan import TowerPlan
+    from dmt_plugin.topology.shape import Topology
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DMTConfig": "config",
-    "DMTError": "errors",
+    "DMTConfig": "config.section",
+    "DMTError": "core.errors",
     "ExampleBatch": "capture.inputs",
-    "Topology": "topology",
-    "TowerModel": "tower_model",
-    "TowerPlan": "plan",
+    "Topology": "topology.shape",
+    "TowerModel": "model.logical",
+    "TowerPlan": "plan.tower_plan",
     "initialize": "api",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "checkpoint.single",
     "mark_embeddings": "capture.marks",
     "register_adapter": "capture.adapters",
-    "to_flat": "checkpoint",
+    "to_flat": "checkpoint.logical",
     "transform": "api",
     "unregister_adapter": "capture.adapters",
     "with_forward": "capture.adapters",

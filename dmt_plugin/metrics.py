@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_plugin.errors import DMTError
+from dmt_plugin.core.errors import DMTError
 
 try:
     from torchmetrics import Metric, MetricCollection

@@ -29,8 +29,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dmt_plugin.report.graph_picture import Graph
-from dmt_plugin.report.rank_graphs import beside_each_other, without_plumbing
+from dmt_plugin.report.explain.graph_picture import Graph
+from dmt_plugin.report.explain.rank_graphs import beside_each_other, without_plumbing
 from examples import flights, results, two_hosts
 from examples.page import build_page, read_configs, result_table
 

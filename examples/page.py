@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmt_plugin.report import figures, html
-from dmt_plugin.report.graph_picture import Graph, picture_of_graph
-from dmt_plugin.report.tables import Column, Table
+from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
+from dmt_plugin.report.parts import figures, html
+from dmt_plugin.report.parts.tables import Column, Table
 
 MODELLED_DENSE, MODELLED_TABLES = "dense gradients (modelled)", "table gradients (modelled)"
 

@@ -1,7 +1,7 @@
 """From what the four runs wrote to one summary: scores, speed, parameters, bytes that cross hosts.
 
 Bytes of the exchanges are counted where they happen. The gradient all-reduce of replicated parameters happens inside
-DeepSpeed and the collective library; its bytes are modelled as a ring (`dmt_plugin.report.traffic`).
+DeepSpeed and the collective library; its bytes are modelled as a ring (`dmt_plugin.report.run.traffic`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmt_plugin.report import traffic
+from dmt_plugin.report.run import traffic
 
 RUNS = ("stock", "flat", "sptt", "dmt")
 

@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import binary_auroc
 from tqdm import tqdm
 
 import dmt_plugin
-from dmt_plugin.config import load_ds_config
+from dmt_plugin.config.section import load_ds_config
 from examples import flights
 from examples.dlrm import build, example_batch
 

@@ -20,11 +20,11 @@ from typing import Any, ClassVar
 from torch import fx, nn
 
 from dmt_plugin.capture import CapturedModel
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import TransformError
-from dmt_plugin.findings import Finding, Severity
-from dmt_plugin.plan import TowerPlan
-from dmt_plugin.topology import Topology
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import TransformError
+from dmt_plugin.core.findings import Finding, Severity
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.topology.shape import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class PassResult:
     note: str = ""
 
 
-#: Which function of :mod:`dmt_plugin.comm.ids` reads an index input, with its arguments.
+#: Which function of :mod:`dmt_plugin.comm.input_dist.ids` reads an index input, with its arguments.
 Ids = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
@@ -167,7 +167,7 @@ class StreamGroup:
         width: width of a stream (0 when they differ).
         reason: why a group is transport only, or cannot be in the native form.
         meeting_point: name of the node where all branches behind the joins have met.
-        form: of a tower group: what the model behind it sees (see :class:`dmt_plugin.plan.GroupSpec`).
+        form: of a tower group: what the model behind it sees (see :class:`dmt_plugin.plan.tower_plan.GroupSpec`).
     """
 
     name: str

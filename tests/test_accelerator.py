@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.comm.codecs import codec_of
 from dmt_plugin.comm.formats import FORMATS, GROUP
+from dmt_plugin.comm.wire.codecs import codec_of
 from tests._util.ranks import run_ranks
 from tests.comm.test_codecs import allowed_error
 from tests.integrations.test_checkpoints import RUNS, passed_on, resumed

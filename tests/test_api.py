@@ -14,11 +14,11 @@ from torch import nn
 
 import dmt_plugin
 from dmt_plugin import DMTConfig, Topology, TowerPlan, transform
-from dmt_plugin.errors import CaptureError, ConfigError, PlanError, TransformError
+from dmt_plugin.core.errors import CaptureError, ConfigError, PlanError, TransformError
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import place
+from dmt_plugin.model.same_outputs import check_same_outputs
 from dmt_plugin.passes.base import PassContext
-from dmt_plugin.placed import place
-from dmt_plugin.tower_model import TowerModel
-from dmt_plugin.verify import check_same_outputs
 from tests.passes.flat import Flat, cat, found, ids, only
 from tests.zoo.models import ZOO
 

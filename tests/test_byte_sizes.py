@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dmt_plugin.byte_sizes import parse_bytes, say_bytes
-from dmt_plugin.config import DMTConfig
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.sizes import parse_bytes, say_bytes
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.core.errors import ConfigError
 
 DESIGNED = {
     "enabled": True,
@@ -245,7 +245,7 @@ def test_other_types_are_refused():
 
 
 def test_import_is_light():
-    code = "import sys, dmt_plugin.config; print({'torch', 'deepspeed'} & set(sys.modules))"
+    code = "import sys, dmt_plugin.config.section; print({'torch', 'deepspeed'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmt_plugin.plan import TowerPlan
+from dmt_plugin.plan.tower_plan import TowerPlan
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env, loss_of
 from tests.zoo.models import ZOO

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from dmt_plugin import errors
-from dmt_plugin.findings import Finding, sort_findings
+from dmt_plugin.core import errors
+from dmt_plugin.core.findings import Finding, sort_findings
 
 NOTE = Finding("DMT101", "info", "emb.3", "table is used twice")
 BAD = Finding("DMT201", "error", "inter", "no way\nthrough", "set transform.on_unsupported")

@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dmt_plugin.comm.last_words import PATIENCE_S
+from dmt_plugin.comm.wire.failure_notes import PATIENCE_S
 from dmt_plugin.data import prefetched
 from dmt_plugin.doctor import tiny
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.loading import call_factory, load_factory
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.user_code import call_factory, load_factory
 
 
 @pytest.fixture(autouse=True)

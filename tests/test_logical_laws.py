@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from dmt_plugin.api import transform
-from dmt_plugin.errors import DMTError
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.compiler import transform
+from dmt_plugin.core.errors import DMTError
+from dmt_plugin.model.logical import TowerModel
 from tests.zoo.models import ZOO, torchrec_dlrm
 
 SPTT = {"dmt": {"towers": {"module": "none"}}}

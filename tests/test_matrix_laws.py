@@ -148,7 +148,7 @@ def rates(case: Mapping[str, Any]) -> list[float]:
 
 def alone(case: Mapping[str, Any], world: int) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
     """The logical graph in one process, before and after training, and its norms; gradients are added up in fp32."""
-    from dmt_plugin.api import transform
+    from dmt_plugin.compiler import transform
 
     flat, batch = model_of({**case, "precision": "fp32"})
     model = transform(flat, batch(5, 0), {"dmt": section(case)}, shape_of(case)).train()

@@ -8,8 +8,8 @@ from importlib import metadata
 
 import pytest
 
-from dmt_plugin import pairing
-from dmt_plugin.errors import PairingError
+from dmt_plugin.core import versions as pairing
+from dmt_plugin.core.errors import PairingError
 
 REQUIRES = [
     "torch==2.13.0",
@@ -118,7 +118,9 @@ def test_operators_that_did_not_load_are_noticed(installed, monkeypatch):
 
 
 def test_import_is_light():
-    code = "import sys, dmt_plugin.pairing as p; p.check_pairing(); print({'torch', 'fbgemm_gpu'} & set(sys.modules))"
+    code = (
+        "import sys, dmt_plugin.core.versions as p; p.check_pairing(); print({'torch', 'fbgemm_gpu'} & set(sys.modules))"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
 

@@ -129,7 +129,7 @@ def table_rule(parameters: list[nn.Parameter], name: str) -> torch.optim.Optimiz
 
 
 def single_process(name: str, dmt: dict[str, Any], topology: str, world: int) -> tuple[list[Any], dict[str, Any]]:
-    from dmt_plugin.api import transform
+    from dmt_plugin.compiler import transform
 
     torch.manual_seed(0)
     flat, batch = MODELS[name]()

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
 from dmt_plugin.checkpoint import join_tables
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.placed import PlacedModel, place
-from dmt_plugin.topology import Topology
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import PlacedModel, place
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.test_placed_laws import loss_of, prepared
 from tests.zoo.catalogue import CATALOGUE

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import partition_features
-from dmt_plugin.plan import (
+from dmt_plugin.plan.tables import TableRange, TableSplit, assembled
+from dmt_plugin.plan.tower_plan import (
     FeatureSpec,
     GroupSpec,
     TableSpec,
@@ -23,9 +24,8 @@ from dmt_plugin.plan import (
     model_fingerprint,
     read_json,
 )
-from dmt_plugin.plan_tables import TableRange, TableSplit, assembled
 from dmt_plugin.planner import towers_to_hosts
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 
 def features_and_tables(count: int, shared: dict[int, int] | None = None) -> tuple[Any, Any]:

@@ -69,7 +69,7 @@ def dataset(batch: Any, rank: int, every: int) -> list[tuple[Any, int]]:
 
 def alone(name: str, world: int, every: int) -> Trained:
     """Losses by step and rank, and parameters, of the logical graph in one process."""
-    from dmt_plugin.api import transform
+    from dmt_plugin.compiler import transform
 
     torch.manual_seed(0)
     flat, batch = ZOO[TOWERS[name][0]]()
@@ -97,7 +97,7 @@ def train(rank: int, case: Case) -> tuple[Trained, list[str]]:
     """The same on this rank of four, and what was not as the case says."""
     import dmt_plugin
     from dmt_plugin.checkpoint import gather_state
-    from dmt_plugin.passes.placement import BLOCK_META
+    from dmt_plugin.passes.placement.rank_parts import BLOCK_META
 
     name, comm, stage, every = case
     torch.manual_seed(0 if rank == 0 else 1000 + rank)  # other ranks start from rank 0's weights

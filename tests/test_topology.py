@@ -8,15 +8,10 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmt_plugin.errors import TopologyError
-from dmt_plugin.topology import (
-    ResolvedTopology,
-    Topology,
-    create_groups,
-    discover_topology,
-    resolve_topology,
-    verify_topology,
-)
+from dmt_plugin.core.errors import TopologyError
+from dmt_plugin.topology.discovery import discover_topology, resolve_topology, verify_topology
+from dmt_plugin.topology.groups import create_groups
+from dmt_plugin.topology.shape import ResolvedTopology, Topology
 from tests._util.ranks import run_ranks
 
 topologies = st.builds(Topology, st.integers(1, 9), st.integers(1, 9))

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.api import transform
-from dmt_plugin.config import read_dmt_config
-from dmt_plugin.placed import place
-from dmt_plugin.topology import Topology
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import read_dmt_config
+from dmt_plugin.model.placed import place
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.zoo.models import ZOO
 

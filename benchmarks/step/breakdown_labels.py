@@ -36,7 +36,7 @@ from benchmarks.step.breakdown_parts import (
     exchange_kind,
     where_in_graph,
 )
-from dmt_plugin.comm.transport import group_ranks
+from dmt_plugin.comm.wire.transport import group_ranks
 
 PREFIX = "step-part"
 STEP = "whole step"

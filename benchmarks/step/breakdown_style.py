@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.step.breakdown_parts import IDLE, PARTS, WAITED_FOR, Where
-from dmt_plugin.report.style import PALETTE
+from dmt_plugin.report.parts.style import PALETTE
 
 _COLOURS = {
     "index": "part-1",

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmt_plugin.comm.point_to_point import Messages, PointToPoint, carries
+from dmt_plugin.comm.wire.point_to_point import Messages, PointToPoint, carries
 
 _LIMIT = timedelta(seconds=300)
 

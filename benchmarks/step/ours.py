@@ -14,8 +14,8 @@ import dmt_plugin
 from benchmarks.step.model import Batch, loss_of, make_batch, make_model
 from benchmarks.step.parts import Part
 from benchmarks.step.setting import Setting
-from dmt_plugin.explain import costs_of, gradient_costs_of
 from dmt_plugin.planner.gradient_cost import gradient_sums
+from dmt_plugin.report.explain.explanation import costs_of, gradient_costs_of
 
 
 class OursVariant:

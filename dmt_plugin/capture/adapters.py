@@ -22,8 +22,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import ExampleBatch
-from dmt_plugin.capture.where import refusal
-from dmt_plugin.findings import Finding
+from dmt_plugin.capture.source_lines import refusal
+from dmt_plugin.core.findings import Finding
 
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 _SEED = 0

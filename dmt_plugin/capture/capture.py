@@ -27,17 +27,17 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dmt_plugin.capture.adapters import adapted
-from dmt_plugin.capture.compare import Difference, differences, drop_answers
 from dmt_plugin.capture.export_view import what_export_sees
 from dmt_plugin.capture.graph_model import GraphModel
 from dmt_plugin.capture.graph_state import graph_module_over
 from dmt_plugin.capture.inputs import ExampleBatch, InputBinder, batch_size_of, with_batch_size
 from dmt_plugin.capture.refusals import check_modules
-from dmt_plugin.capture.surroundings import WrappedName
+from dmt_plugin.capture.source_lines import described, module_of, refusal
+from dmt_plugin.capture.trace_diff import Difference, differences, drop_answers
+from dmt_plugin.capture.trace_environment import WrappedName
 from dmt_plugin.capture.tracer import Trace, WrappedFunctionFailed, trace_with_values
-from dmt_plugin.capture.where import described, module_of, refusal
-from dmt_plugin.errors import CaptureError
-from dmt_plugin.findings import Finding
+from dmt_plugin.core.errors import CaptureError
+from dmt_plugin.core.findings import Finding
 
 #: Batch sizes of the two traces. Primes, so that no product of widths equals them by chance.
 TRACE_BATCHES = (7, 11)

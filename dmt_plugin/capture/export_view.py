@@ -28,8 +28,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import ExampleBatch
-from dmt_plugin.capture.surroundings import left_as_it_was
-from dmt_plugin.findings import Finding
+from dmt_plugin.capture.trace_environment import left_as_it_was
+from dmt_plugin.core.findings import Finding
 
 _LOOKUPS = ("aten.embedding", "aten._embedding_bag")
 _SHOWN = 8

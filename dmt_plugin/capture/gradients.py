@@ -23,9 +23,9 @@ from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointFunction
 
 from dmt_plugin.capture.mutations import MUTATED, refuse_outliving_changes
-from dmt_plugin.capture.surroundings import Recorder, contains_proxy
-from dmt_plugin.capture.where import calling_line, described, module_of, refusal, shown
-from dmt_plugin.errors import CaptureError
+from dmt_plugin.capture.source_lines import calling_line, described, module_of, refusal, shown
+from dmt_plugin.capture.trace_environment import Recorder, contains_proxy
+from dmt_plugin.core.errors import CaptureError
 
 WITHOUT_GRADIENT = "dmt_without_gradient"
 """Node meta: true if the node was recorded under ``torch.no_grad()``."""

@@ -25,9 +25,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from dmt_plugin.capture.where import refusal
-from dmt_plugin.errors import CaptureError
-from dmt_plugin.findings import Finding
+from dmt_plugin.capture.source_lines import refusal
+from dmt_plugin.core.errors import CaptureError
+from dmt_plugin.core.findings import Finding
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum)
 

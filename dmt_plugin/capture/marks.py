@@ -2,7 +2,7 @@
 
 :func:`mark_embeddings` gives back what it is given: in eager mode, under ``torch.compile``
 and under ``torch.export`` it is nothing. Under a torch.fx tracer it is one node, which
-:mod:`dmt_plugin.passes.read_marks` reads and removes.
+:mod:`dmt_plugin.passes.logical.read_marks` reads and removes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from dmt_plugin.capture.where import described, module_of, refusal
+from dmt_plugin.capture.source_lines import described, module_of, refusal
 
 MUTATED = "dmt_mutated"
 """Node meta: the example values of the inputs that the node changed in place."""

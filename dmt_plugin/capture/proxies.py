@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from dmt_plugin.capture.gradients import refuse_autograd
 from dmt_plugin.capture.inputs import is_constant
 from dmt_plugin.capture.leaves import PooledValues
-from dmt_plugin.capture.where import calling_line, refusal, shown
+from dmt_plugin.capture.source_lines import calling_line, refusal, shown
 
 ONE_PATH = "a graph has one path for all data; replace the branch by torch.where or a mask, or move it out of forward"
 

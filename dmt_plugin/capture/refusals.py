@@ -21,8 +21,8 @@ import torch
 from torch import fx, nn
 
 from dmt_plugin.capture.leaves import is_leaf
-from dmt_plugin.errors import CaptureError
-from dmt_plugin.findings import Finding
+from dmt_plugin.core.errors import CaptureError
+from dmt_plugin.core.findings import Finding
 
 _FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")

@@ -9,7 +9,7 @@ the graph is recorded:
 2. Python's questions are answered from the values (:mod:`dmt_plugin.capture.proxies`);
    a question that only real data could answer is refused with the user's line;
 3. torch's factory functions are recorded too when an argument is a proxy; a tensor made
-   without one is a constant of the graph (:mod:`dmt_plugin.capture.surroundings`);
+   without one is a constant of the graph (:mod:`dmt_plugin.capture.trace_environment`);
 4. what an operation changed in place is noted, and made explicit once all is recorded
    (:mod:`dmt_plugin.capture.mutations`);
 5. a selection by a mask that is a constant of the model has a known size
@@ -41,7 +41,8 @@ from dmt_plugin.capture.leaves import is_leaf, leaf_value
 from dmt_plugin.capture.masks import attribute, indices_of, selected, spell_masks_by_row
 from dmt_plugin.capture.mutations import MUTATED, make_mutations_explicit
 from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueProxy, unknown
-from dmt_plugin.capture.surroundings import (
+from dmt_plugin.capture.source_lines import SOURCE, calling_line, raising_line, refusal, shown
+from dmt_plugin.capture.trace_environment import (
     StateIsRecorded,
     WrappedName,
     left_as_it_was,
@@ -51,8 +52,7 @@ from dmt_plugin.capture.surroundings import (
     wrapped_in_error,
     wrapped_on_stack,
 )
-from dmt_plugin.capture.where import SOURCE, calling_line, raising_line, refusal, shown
-from dmt_plugin.errors import CaptureError
+from dmt_plugin.core.errors import CaptureError
 
 #: Entries of a numpy array up to which it is written into the graph as a list.
 _LONGEST_LITERAL = 4096

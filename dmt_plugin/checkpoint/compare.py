@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dmt_plugin.checkpoint.manifest import Manifest, TensorEntry
-from dmt_plugin.errors import CheckpointError
-from dmt_plugin.plan import TowerPlan
+from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.plan.tower_plan import TowerPlan
 
 _SHOWN = 8
 

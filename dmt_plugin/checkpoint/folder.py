@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest
-from dmt_plugin.errors import CheckpointError
+from dmt_plugin.core.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.agreement import gather
-from dmt_plugin.errors import DMTError
-from dmt_plugin.plan import TowerPlan
-from dmt_plugin.plan_tables import TablePart, TableSpec, assembled
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.core.errors import DMTError
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.plan.tables import TablePart, TableSpec, assembled
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.topology.agreement import gather
 
 if TYPE_CHECKING:
-    from dmt_plugin.placed import PlacedModel
-    from dmt_plugin.topology import RankGroups
+    from dmt_plugin.model.placed import PlacedModel
+    from dmt_plugin.topology.groups import RankGroups
 
 
 def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from dmt_plugin.errors import CheckpointError
-from dmt_plugin.plan import TowerPlan
+from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.plan.tower_plan import TowerPlan
 
 FORMAT = 1
 

@@ -25,12 +25,12 @@ from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, Found, check_cont
 from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, read_pieces, stored_tensors
 from dmt_plugin.checkpoint.single import check_whole
 from dmt_plugin.checkpoint.state import MODEL, TABLE_OPTIMIZER
-from dmt_plugin.errors import CheckpointError
-from dmt_plugin.plan import TowerPlan
-from dmt_plugin.plan_tables import TablePart
+from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.plan.tables import TablePart
+from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner import PlacementRules, place_tables, towers_to_hosts
 from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, TableUse
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 
 def plan_for(plan: TowerPlan, topology: Topology, optimizer: str) -> TowerPlan:

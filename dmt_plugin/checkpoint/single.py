@@ -14,8 +14,8 @@ from dmt_plugin.checkpoint.compare import check_towers, shown
 from dmt_plugin.checkpoint.folder import Found, check_content, find_checkpoint, what_is_there
 from dmt_plugin.checkpoint.pieces import Piece, read_pieces, stored_tensors
 from dmt_plugin.checkpoint.state import MODEL
-from dmt_plugin.errors import CheckpointError
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.model.logical import TowerModel
 
 
 def the_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found:

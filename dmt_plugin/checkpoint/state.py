@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from dmt_plugin.checkpoint.logical import logical_name
 from dmt_plugin.checkpoint.pieces import Piece, vector
-from dmt_plugin.errors import CheckpointError
-from dmt_plugin.plan import TowerPlan
-from dmt_plugin.plan_tables import TablePart
+from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.plan.tables import TablePart
+from dmt_plugin.plan.tower_plan import TowerPlan
 
 if TYPE_CHECKING:
-    from dmt_plugin.placed import PlacedModel
+    from dmt_plugin.model.placed import PlacedModel
 
 MODEL, TABLE_OPTIMIZER, OPTIMIZER = "model.", "table_optimizer.", "optimizer."
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from dmt_plugin.cli import bench, checkpoint, config, doctor, explain, partition, report, verify
-from dmt_plugin.errors import DMTError
+from dmt_plugin.core.errors import DMTError
 
 app = typer.Typer(
     name="dmt",

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 
 _MARK = Path("benchmarks", "step", "__main__.py")
 

@@ -63,9 +63,9 @@ def to_flat(
     """
     import torch
 
-    from dmt_plugin.byte_sizes import say_bytes
     from dmt_plugin.checkpoint.folder import whole_file
     from dmt_plugin.checkpoint.single import read_state, the_checkpoint
+    from dmt_plugin.core.sizes import say_bytes
 
     found = the_checkpoint(folder, tag)
     state = read_state(found.path)
@@ -98,14 +98,14 @@ def reshard(
     topology can hold the towers. With it, a checkpoint is written whose files follow the new placement, block by block,
     so that ranks read no more than they need; the run's placement is then the one that was shown.
     """
-    from dmt_plugin.byte_sizes import say_bytes
     from dmt_plugin.checkpoint import reshard as resharding
     from dmt_plugin.checkpoint.compare import check_towers
     from dmt_plugin.checkpoint.folder import check_content
     from dmt_plugin.checkpoint.pieces import stored_tensors
     from dmt_plugin.checkpoint.single import check_whole, the_checkpoint
-    from dmt_plugin.plan import TowerPlan
-    from dmt_plugin.topology import Topology
+    from dmt_plugin.core.sizes import say_bytes
+    from dmt_plugin.plan.tower_plan import TowerPlan
+    from dmt_plugin.topology.shape import Topology
 
     found = the_checkpoint(folder, tag)
     manifest, topology = found.manifest, Topology.parse(to)
@@ -160,7 +160,7 @@ def summary(found: Any) -> list[str]:
 
 def tensors(manifest: Any) -> Table:
     """Every parameter and buffer with the state that optimizers keep for it."""
-    from dmt_plugin.byte_sizes import say_bytes
+    from dmt_plugin.core.sizes import say_bytes
 
     plan = manifest.tower_plan
     where: dict[str, list[str]] = {}

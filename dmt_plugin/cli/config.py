@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from dmt_plugin.config import DMTConfig
+from dmt_plugin.config.section import DMTConfig
 
 
 def rows(model: type[BaseModel], prefix: str = "dmt") -> list[tuple[str, str, str]]:

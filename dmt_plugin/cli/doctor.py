@@ -31,7 +31,7 @@ def command(
     """
     from dmt_plugin.doctor.program import alone, as_rank
     from dmt_plugin.doctor.text import written
-    from dmt_plugin.topology import launched_as
+    from dmt_plugin.topology.discovery import launched_as
 
     del local_rank  # the launcher's environment says it too
     place = launched_as()

@@ -12,7 +12,7 @@ from rich.console import Console
 from dmt_plugin.cli.load import load
 from dmt_plugin.cli.options import Batch, Config, Hosts, Model
 from dmt_plugin.cli.shape import topology_shape
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 
 
 def explain_data(
@@ -37,14 +37,14 @@ def explain_data(
         rank: whose exchanges to show.
 
     Returns:
-        See :func:`dmt_plugin.explain.explain`; ``"refused"`` says whether the model was refused.
+        See :func:`dmt_plugin.report.explain.explanation.explain`; ``"refused"`` says whether the model was refused.
 
     Raises:
         DMTError: anything that cannot be found or read, or does not fit.
     """
     loaded = load(model, config, batch)
-    from dmt_plugin.explain import explain
-    from dmt_plugin.topology import Topology
+    from dmt_plugin.report.explain.explanation import explain
+    from dmt_plugin.topology.shape import Topology
 
     topology = Topology(*topology_shape(loaded.section, hosts, ranks_per_host))
     if rank >= topology.world_size:
@@ -88,13 +88,13 @@ def command(
     data = explain_data(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank)
     written = [*_write_pictures(data, svg)] if svg is not None else []
     if html is not None:
-        from dmt_plugin.report.explain_page import page_of
+        from dmt_plugin.report.explain.page import page_of
 
         written.append(page_of(data, model, config).write(html))
     if as_json:
         typer.echo(json.dumps(data, indent=2))
     else:
-        from dmt_plugin.report.explain_text import show
+        from dmt_plugin.report.explain.text import show
 
         console = Console() if Console().is_terminal else Console(width=140)
         show(data, console)
@@ -105,7 +105,7 @@ def command(
 
 
 def _write_pictures(data: dict[str, Any], path: Path) -> list[Path]:
-    from dmt_plugin.report.graph_picture import Graph, picture_of_graph
+    from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
 
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.errors import CaptureError, ConfigError
-from dmt_plugin.loading import call_factory, line_of, load_factory, load_module
+from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.core.errors import CaptureError, ConfigError
+from dmt_plugin.core.user_code import call_factory, line_of, load_factory, load_module
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _fitting(value: Any, model: Any, source: str) -> Any:
     import torch
 
     from dmt_plugin.capture.inputs import InputBinder, example_of
-    from dmt_plugin.verify import can_run
+    from dmt_plugin.model.same_outputs import can_run
 
     try:
         example = example_of(value, model)

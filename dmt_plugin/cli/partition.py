@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from dmt_plugin.cli.partition_flow import Request, make
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 
 
 def command(
@@ -67,8 +67,8 @@ def command(
         missing, warm_up, try_steps, loss, lr, progress=not as_json,
     )  # fmt: skip
     made = make(request)
-    from dmt_plugin.partitioning import plan_data, with_partition
-    from dmt_plugin.report.partition_view import table_of, view_of
+    from dmt_plugin.partitioning.partition_model import plan_data, with_partition
+    from dmt_plugin.report.partition.view import table_of, view_of
 
     notes = []
     if (transform or topology) and made.model is None:
@@ -82,7 +82,7 @@ def command(
         import torch
 
         from dmt_plugin.checkpoint.folder import whole_file
-        from dmt_plugin.topology import Topology
+        from dmt_plugin.topology.shape import Topology
 
         where = Topology.parse(topology) if topology else None
         towered = with_partition(made.model, made.example, made.section, made.partition, where)
@@ -99,8 +99,8 @@ def command(
         notes.append(f'partition: {output}, for {fits}; "partition": {{"strategy": "file", "file": "{output}"}}')
     view = view_of(made.partition)
     if report is not None:
-        from dmt_plugin.report.partition_page import page_of
-        from dmt_plugin.report.partition_picture import save_png
+        from dmt_plugin.report.partition.page import page_of
+        from dmt_plugin.report.partition.picture import save_png
 
         notes.append(f"picture: {save_png(view, report / 'partition.png')}")
         notes.append(f"page: {page_of(view).write(report / 'partition.html')}")

@@ -24,14 +24,14 @@ from dmt_plugin.cli.partition_inputs import (
     read_section,
     read_state,
 )
-from dmt_plugin.config import DMTConfig, PartitionConfig, read_dmt_config
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.config.section import DMTConfig, PartitionConfig, read_dmt_config
+from dmt_plugin.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dmt_plugin.feature_rows import FeatureRows
     from dmt_plugin.partitioner import Affinity, Partition
+    from dmt_plugin.partitioning.feature_rows import FeatureRows
 
 _NO_AFFINITY = ("strided", "contiguous", "random", "greedy_balance")
 
@@ -120,8 +120,8 @@ def make(request: Request) -> Made:
 
 def _prepared(request: Request) -> _Flat:
     """The model with its weights, and its data."""
-    from dmt_plugin.feature_rows import FeatureRows
-    from dmt_plugin.short_training import warm_up
+    from dmt_plugin.partitioning.feature_rows import FeatureRows
+    from dmt_plugin.partitioning.short_training import warm_up
 
     if request.data is None:
         raise ConfigError("--data is missing: package.module:function that returns an iterable of batches.")
@@ -191,7 +191,7 @@ def _kind(config: PartitionConfig) -> Any:
 
 
 def _measured(request: Request, flat: _Flat, kind: Any) -> Affinity:
-    from dmt_plugin.partitioning import measure_affinity
+    from dmt_plugin.partitioning.partition_model import measure_affinity
 
     return measure_affinity(
         flat.rows, flat.start(), kind, samples=request.samples, missing=request.missing, progress=request.progress
@@ -201,7 +201,7 @@ def _measured(request: Request, flat: _Flat, kind: Any) -> Affinity:
 def _without_model(request: Request, section: DMTConfig, config: PartitionConfig, towers: int) -> Made:
     """A partition of the features that an affinity file or a file of ids names; there are no tables to weigh."""
     from dmt_plugin.partitioner import make_partition
-    from dmt_plugin.plan import FeatureSpec
+    from dmt_plugin.plan.tower_plan import FeatureSpec
 
     if request.affinity is None and request.ids is None:
         raise ConfigError(
@@ -241,7 +241,7 @@ def _read_affinity(request: Request, config: PartitionConfig) -> Affinity:
 def _by_training(request: Request, flat: _Flat, section: DMTConfig, config: PartitionConfig) -> Partition:
     """Partitions by every objective; the one whose towers train best is taken."""
     from dmt_plugin.partitioner import make_partition
-    from dmt_plugin.partitioning import choose_by_training
+    from dmt_plugin.partitioning.partition_model import choose_by_training
 
     loss = loss_of(request.loss, "--try-steps")
     steps, held = request.try_steps, max(1, request.try_steps // 4)

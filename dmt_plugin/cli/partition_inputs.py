@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dmt_plugin.cli.load import find_config
-from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.loading import call_factory, load_factory, load_module
+from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.user_code import call_factory, load_factory, load_module
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dmt_plugin.short_training import Loss
+    from dmt_plugin.partitioning.short_training import Loss
 
 
 def importable_here() -> None:
@@ -127,7 +127,7 @@ def loss_of(spec: str | None, needed_for: str) -> Loss:
     Raises:
         ConfigError: none was given, or there is no such loss.
     """
-    from dmt_plugin.short_training import loss_named
+    from dmt_plugin.partitioning.short_training import loss_named
 
     if spec is None:
         raise ConfigError(

@@ -22,14 +22,14 @@ def command(
 
     Exit status: 0, or 2 if the records are missing or cannot be read.
     """
-    from dmt_plugin.report import run_tables
-    from dmt_plugin.report.run_records import read_run
-    from dmt_plugin.report.run_summary import summary_of
+    from dmt_plugin.report.run import tables as run_tables
+    from dmt_plugin.report.run.records import read_run
+    from dmt_plugin.report.run.summary import summary_of
 
     data = summary_of(read_run(folder))
     written = None
     if html is not None:
-        from dmt_plugin.report.run_page import page_of
+        from dmt_plugin.report.run.page import page_of
 
         written = page_of(data, str(folder)).write(html)
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dmt_plugin.config import DMTConfig
+from dmt_plugin.config.section import DMTConfig
 
 
 def topology_shape(section: DMTConfig, hosts: int | None, ranks_per_host: int | None) -> tuple[int, int]:

@@ -30,8 +30,8 @@ def command(
     cannot be found.
     """
     loaded = load(model, config, batch)
-    from dmt_plugin.laws import check_laws
-    from dmt_plugin.topology import Topology
+    from dmt_plugin.topology.shape import Topology
+    from dmt_plugin.verification.laws import check_laws
 
     topology = Topology(topology_shape(loaded.section, hosts, None)[0], 1)
     verdicts = check_laws(loaded.model, loaded.batch, loaded.section, topology)

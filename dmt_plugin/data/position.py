@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_plugin.errors import DataError
+from dmt_plugin.core.errors import DataError
 
 _KEYS = {"epoch", "batches", "length", "random", "loader_random"}
 

@@ -5,8 +5,8 @@
 2. The engine knows an announced batch by its tensors. What goes into the model must therefore be the tensors of the
    batch that was handed out: whatever else is to be done to a batch, such as moving it to the device, belongs in
    ``prepare``.
-3. All ranks take the same number of steps (:mod:`dmt_plugin.data.ends`). An error of the loader is raised where its
-   batch is asked for, behind the step of the batch before it.
+3. All ranks take the same number of steps (:mod:`dmt_plugin.data.epoch_agreement`). An error of the loader is raised
+   where its batch is asked for, behind the step of the batch before it.
 4. The position counts the batches that were handed out, not the one that was only looked at
    (:mod:`dmt_plugin.data.position`).
 
@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, get_args
 
-from dmt_plugin.data.calls import call_of
-from dmt_plugin.data.ends import Ahead, Ends, Uneven, length_of
+from dmt_plugin.core.errors import DataError, DMTError
+from dmt_plugin.data.batch_call import call_of
+from dmt_plugin.data.epoch_agreement import Ahead, Ends, Uneven, length_of
 from dmt_plugin.data.position import Position
-from dmt_plugin.errors import DataError, DMTError
 
 
 def prefetched(

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from dmt_plugin.doctor.check import Finding
-from dmt_plugin.topology import RankGroups
+from dmt_plugin.topology.groups import RankGroups
 
 LATENCY_REPEATS = 20
 BLOCK_REPEATS = 3

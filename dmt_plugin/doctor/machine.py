@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dmt_plugin.core.versions import check_pairing, import_fbgemm, installed_versions
 from dmt_plugin.doctor.check import Finding
-from dmt_plugin.pairing import check_pairing, import_fbgemm, installed_versions
 
 PROGRAM_LIMIT_S = 30.0
 COMPILERS = ("c++", "g++", "clang++")

@@ -17,7 +17,8 @@ from typing import Any
 
 from dmt_plugin.doctor import links, tiny
 from dmt_plugin.doctor.check import Check, Finding, merged, ranks_in_words, run_limited, skipped
-from dmt_plugin.topology import RankGroups, ResolvedTopology, Topology
+from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.shape import ResolvedTopology, Topology
 
 TOGETHER = ("same versions", "topology", "links", "training")
 
@@ -132,7 +133,8 @@ class Ranks:
 
     def topology(self) -> Finding:
         """Hosts and lanes, their source, and the machines behind them."""
-        from dmt_plugin.topology import create_groups, discover_topology
+        from dmt_plugin.topology.discovery import discover_topology
+        from dmt_plugin.topology.groups import create_groups
 
         self.resolved = discover_topology(hosts="auto" if self.hosts is None else self.hosts)
         found = self.resolved.topology

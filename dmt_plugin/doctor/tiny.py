@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from dmt_plugin.doctor.check import Finding
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 TABLES, ROWS, WIDTH, DENSE = 8, 50, 8, 4
 STEPS, SAMPLES, LR = 4, 16, 0.5

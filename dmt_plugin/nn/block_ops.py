@@ -1,4 +1,4 @@
-"""Graph functions that cut a batch into micro-blocks and join them again (:mod:`dmt_plugin.comm.blocks`).
+"""Graph functions that cut a batch into micro-blocks and join them again (:mod:`dmt_plugin.comm.micro_blocks`).
 
 Which values have one row per sample is proven on an example batch. What really arrives is checked once more here: a
 tensor with another number of rows than the batch has samples is an error, never a result.
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dmt_plugin.comm.blocks import block_sizes, layouts_of
-from dmt_plugin.comm.layout import BatchLayout
+from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.micro_blocks import block_sizes, layouts_of
 from dmt_plugin.nn.graph_ops import graph_function
 
 

@@ -22,7 +22,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.plan import TowerModuleSpec
+from dmt_plugin.plan.tower_plan import TowerModuleSpec
 
 _PROBES = 8
 _TOLERANCE = 1e-4

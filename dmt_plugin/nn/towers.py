@@ -34,9 +34,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.nn.graph_ops import pick_columns
-from dmt_plugin.plan import TowerModuleSpec
+from dmt_plugin.plan.tower_plan import TowerModuleSpec
 
 _ROTATION = 0.1
 """How far, as a part of its length, the start of a preserving tower turns a vector."""

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 
 Kind = Literal["cosine", "mutual_information"]
 KINDS: tuple[Kind, ...] = ("cosine", "mutual_information")

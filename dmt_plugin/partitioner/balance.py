@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.units import Unit
-from dmt_plugin.plan import FeatureSpec, TableSpec
+from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec
 from dmt_plugin.planner.load import ASSUMED_IDS, CostModel
 
 COST_TOTAL = 1_000_000

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.local_search import PairCosts, improve
 from dmt_plugin.partitioner.packing import Labels, Packing, first_assignment
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.affinity import Affinity
 
 _BLOCK = 1 << 22  # entries of R R^T held at once

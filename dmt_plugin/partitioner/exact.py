@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.balance import Limits
 from dmt_plugin.partitioner.packing import Labels, Packing
 

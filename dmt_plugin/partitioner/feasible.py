@@ -15,7 +15,7 @@ from itertools import combinations, islice
 import networkx as nx
 import numpy as np
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.balance import COST_TOTAL, Limits, fair_share
 from dmt_plugin.partitioner.packing import Labels, Packing, first_assignment, quick_assignment
 from dmt_plugin.partitioner.units import Unit

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
-from dmt_plugin.config import PartitionConfig
-from dmt_plugin.errors import PlanError
+from dmt_plugin.config.section import PartitionConfig
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.partition import Partition, make_partition
 from dmt_plugin.partitioner.strategies import IN_ORDER, STRATEGIES
-from dmt_plugin.plan import FeatureSpec, TableSpec, read_json
-from dmt_plugin.topology import Topology
+from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec, read_json
+from dmt_plugin.topology.shape import Topology
 
 
 def partition_features(

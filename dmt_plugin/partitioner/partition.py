@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dmt_plugin.config import PartitionConfig
-from dmt_plugin.errors import PlanError
+from dmt_plugin.config.section import PartitionConfig
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import balance
 from dmt_plugin.partitioner.affinity import Affinity
 from dmt_plugin.partitioner.feasible import largest_crowd, settled
@@ -30,7 +30,7 @@ from dmt_plugin.partitioner.layout import Layout, as_dict, distances, lay_out
 from dmt_plugin.partitioner.packing import Labels, Packing
 from dmt_plugin.partitioner.strategies import IN_ORDER, NEED_AFFINITY, STRATEGIES, Case
 from dmt_plugin.partitioner.units import Rules, Unit, Units, make_units
-from dmt_plugin.plan import FeatureSpec, TableSpec
+from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.affinity import Affinity, Kind
 from dmt_plugin.partitioner.cosine import cosine_from_tables
 from dmt_plugin.partitioner.information import mutual_information

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.clusters import balanced_clusters
 from dmt_plugin.partitioner.local_search import PairCosts, improve
 from dmt_plugin.partitioner.packing import Labels, Packing, first_assignment

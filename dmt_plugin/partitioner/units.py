@@ -15,8 +15,8 @@ from itertools import combinations, pairwise
 
 import networkx as nx
 
-from dmt_plugin.errors import PlanError
-from dmt_plugin.plan import FeatureSpec
+from dmt_plugin.core.errors import PlanError
+from dmt_plugin.plan.tower_plan import FeatureSpec
 
 OTHERS = "others"
 """Group of the features that the user's groups do not name."""

@@ -1,6 +1,6 @@
 """Bytes of every exchange of one training step on one rank, by formula.
 
-The exchanges count what they really send (:class:`dmt_plugin.comm.transport.Traffic`); this
+The exchanges count what they really send (:class:`dmt_plugin.comm.wire.transport.Traffic`); this
 is the other side of that ledger, from shapes alone. A test holds the two together.
 
 With ``B`` samples per rank, ``H`` hosts, ``L`` lanes, ``W_r`` the width that rank ``r`` looks up
@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dmt_plugin.comm.formats import Format, row_bytes
-from dmt_plugin.comm.ids import IdSlot
-from dmt_plugin.comm.index_exchange import Route
-from dmt_plugin.topology import Topology
+from dmt_plugin.comm.input_dist.ids import IdSlot
+from dmt_plugin.comm.input_dist.input_dist import Route
+from dmt_plugin.topology.shape import Topology
 
 _HEADER_WORD = 8
 _FAULT_WORDS = 4

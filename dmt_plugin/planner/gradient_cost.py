@@ -1,7 +1,7 @@
 """Bytes of summing gradients over ranks in one optimizer step, on one rank, by formula.
 
 1. The configuration says who sums (:func:`gradient_sums`). At ZeRO stage 0 with ``dmt.comm.overlap`` the engine does,
-   during the backward pass and by way of the hosts (:mod:`dmt_plugin.comm.hierarchical_sum`): dense gradients cross
+   during the backward pass and by way of the hosts (:mod:`dmt_plugin.comm.sums`): dense gradients cross
    each host's link as ``2*(H-1)/H`` of the buffer, those of towers stay inside the host. These bytes are counted as
    they are sent, and a test holds count and formula together.
 2. Else DeepSpeed does, with the library's all-reduce, which counts nothing. It is told as a ring in the order of the
@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dmt_plugin.comm.hierarchical_sum import bytes_sent
-from dmt_plugin.config import DMTConfig
+from dmt_plugin.comm.sums import bytes_sent
+from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.planner.cost import ExchangeCost
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 _FP32 = 4
 _SIZES = {"fp32": 4, "fp16": 2, "bf16": 2}

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dmt_plugin.comm.formats import Format, bytes_per_entry, row_bytes
-from dmt_plugin.plan_tables import TablePart, TableSpec
+from dmt_plugin.plan.tables import TablePart, TableSpec
 
 MEMORY_BYTE = 1 / 8
 """Cost of a byte read or written in memory, in bytes on the wire inside a host (NVLink beside HBM: about this)."""

@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dmt_plugin.byte_sizes import say_bytes
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.plan_tables import Kind, TableSplit, parts_of
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.sizes import say_bytes
+from dmt_plugin.plan.tables import Kind, TableSplit, parts_of
 from dmt_plugin.planner.balance import spread
 from dmt_plugin.planner.load import CostModel, Load, TableUse, total
 from dmt_plugin.planner.ranges import divide, divisible
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dmt_plugin.plan_tables import Kind, TableRange, TableSpec, TableSplit
+from dmt_plugin.plan.tables import Kind, TableRange, TableSpec, TableSplit
 
 _UNIT = 4
 

@@ -28,7 +28,7 @@ import deepspeed
 import torch.distributed as dist
 
 from dmt_plugin.checkpoint import gather_state
-from dmt_plugin.errors import DMTError
+from dmt_plugin.core.errors import DMTError
 from dmt_plugin.integrations.deepspeed import initialize, private
 
 logger = logging.getLogger(__name__)

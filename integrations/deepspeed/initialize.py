@@ -29,24 +29,26 @@ from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils.logging import print_dist
 from torch import Tensor, nn
 
-from dmt_plugin.agreement import check_same_plan, gather, together
 from dmt_plugin.capture.inputs import batch_size_of
-from dmt_plugin.comm.last_words import LastWords
-from dmt_plugin.comm.transport import Traffic, Transport
-from dmt_plugin.config import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.integrations.deepspeed import guards, private
-from dmt_plugin.integrations.deepspeed.engine import DMTEngine, DMTState
-from dmt_plugin.integrations.deepspeed.example_batch import find_example
-from dmt_plugin.integrations.deepspeed.monitoring import observer_of
-from dmt_plugin.integrations.deepspeed.optimizers import built_again, is_built
-from dmt_plugin.integrations.deepspeed.parameters import FlatParameters, read_parameters, remap_parameters
-from dmt_plugin.integrations.deepspeed.shell import wrap_towers
-from dmt_plugin.integrations.deepspeed.tables import sync_feature_layers, sync_tables
-from dmt_plugin.topology import RankGroups, create_groups, discover_topology, renewed
+from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.comm.wire.transport import Traffic, Transport
+from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.integrations.deepspeed import private
+from dmt_plugin.integrations.deepspeed.arguments import guards
+from dmt_plugin.integrations.deepspeed.arguments.example_batch import find_example
+from dmt_plugin.integrations.deepspeed.arguments.optimizers import built_again, is_built
+from dmt_plugin.integrations.deepspeed.arguments.parameters import FlatParameters, read_parameters, remap_parameters
+from dmt_plugin.integrations.deepspeed.engine.engine import DMTEngine, DMTState
+from dmt_plugin.integrations.deepspeed.observer import observer_of
+from dmt_plugin.integrations.deepspeed.tower_shell import wrap_towers
+from dmt_plugin.integrations.deepspeed.weight_sync import sync_feature_layers, sync_tables
+from dmt_plugin.topology.agreement import check_same_plan, gather, together
+from dmt_plugin.topology.discovery import discover_topology
+from dmt_plugin.topology.groups import RankGroups, create_groups, renewed
 
 if TYPE_CHECKING:
-    from dmt_plugin.placed import PlacedModel
-    from dmt_plugin.plan import TowerPlan
+    from dmt_plugin.model.placed import PlacedModel
+    from dmt_plugin.plan.tower_plan import TowerPlan
 
 EXPERT_TOPOLOGY_KEY = "use_data_before_expert_parallelism"
 
@@ -162,9 +164,9 @@ def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tu
 
 
 def _on_connected_ranks(call: Call, section: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
-    from dmt_plugin.api import build_placed
-    from dmt_plugin.explain import compute_dtype, write_report
+    from dmt_plugin.compiler import build_placed
     from dmt_plugin.planner.gradient_cost import gradient_sums
+    from dmt_plugin.report.explain.explanation import compute_dtype, write_report
 
     options, model = call.options, call.options["model"]
     resolved = discover_topology(hosts=section.topology.hosts, ranks_per_host=section.topology.ranks_per_host)

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dmt_plugin.comm.ids import FeatureIds, IdSlot
-from dmt_plugin.comm.index_exchange import IndexExchange
-from dmt_plugin.comm.row_exchange import RowExchange
-from dmt_plugin.nn.lookup import ShardedLookup
-from dmt_plugin.nn.lookup_site import LookupSite
-from dmt_plugin.topology import Topology
+from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
+from dmt_plugin.comm.input_dist.input_dist import IndexExchange
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.nn.lookup.sharded import ShardedLookup
+from dmt_plugin.nn.lookup.site import LookupSite
+from dmt_plugin.topology.shape import Topology
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dmt_plugin.comm.transport import Arrived, Traffic, group_ranks
-from dmt_plugin.errors import ExchangeError
-from dmt_plugin.topology import Topology
+from dmt_plugin.comm.wire.transport import Arrived, Traffic, group_ranks
+from dmt_plugin.core.errors import ExchangeError
+from dmt_plugin.topology.shape import Topology
 
 Result = TypeVar("Result")
 

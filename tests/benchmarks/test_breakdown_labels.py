@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.step.breakdown_labels import PREFIX, STEP, Flight, Labels, autograd_count
 from benchmarks.step.breakdown_parts import Where
 from benchmarks.step.breakdown_trace import KNOWN_REST, spans_of, totals
-from dmt_plugin.placed import PlacedModel
+from dmt_plugin.model.placed import PlacedModel
 from tests._util.ranks import run_ranks
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.benchmarks.test_breakdown_parts import placed

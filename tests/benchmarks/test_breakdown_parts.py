@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.step.breakdown_parts import Where, exchange_kind, where_in_graph
-from dmt_plugin.placed import PlacedModel, place
-from dmt_plugin.topology import Topology
+from dmt_plugin.model.placed import PlacedModel, place
+from dmt_plugin.topology.shape import Topology
 from tests.passes.test_place import DLRM, case
 
 NONE = {"module": "none"}

@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu_step import HEADER, Clock, device_of, main, measure, table
 from benchmarks.gpu_step_parts import Part, SilentWire, Sizes, Step, parts_of
 from dmt_plugin.comm.formats import FORMATS
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]

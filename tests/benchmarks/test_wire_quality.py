@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import wire_quality
-from dmt_plugin.config import load_ds_config
-from dmt_plugin.topology import Topology
+from dmt_plugin.config.section import load_ds_config
+from dmt_plugin.topology.shape import Topology
 from examples import seeds
 from examples.dlrm import DENSE_FEATURES, TABLE_SIZES, build, example_batch
 from tests._util.simulated import SimulatedWorld

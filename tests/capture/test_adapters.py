@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dmt_plugin
 from dmt_plugin import ExampleBatch, register_adapter, unregister_adapter, with_forward
 from dmt_plugin.capture import capture
-from dmt_plugin.errors import CaptureError
+from dmt_plugin.core.errors import CaptureError
 from tests.capture.test_capture import rows
 
 Register = Callable[..., Any]

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmt_plugin import ExampleBatch
-from dmt_plugin.api import transform
 from dmt_plugin.capture import capture
-from dmt_plugin.errors import CaptureError
-from dmt_plugin.findings import Finding
+from dmt_plugin.compiler import transform
+from dmt_plugin.core.errors import CaptureError
+from dmt_plugin.core.findings import Finding
 
 
 class Tables(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from dmt_plugin.capture import ExampleBatch, capture
-from dmt_plugin.errors import CaptureError
+from dmt_plugin.core.errors import CaptureError
 
 Step = Callable[[Any, Tensor], Tensor]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dmt_plugin import ExampleBatch
 from dmt_plugin.capture import capture
-from dmt_plugin.errors import CaptureError
+from dmt_plugin.core.errors import CaptureError
 from tests.capture.test_capture import rows
 
 

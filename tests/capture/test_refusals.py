@@ -10,7 +10,7 @@ from torch import nn
 
 from dmt_plugin.capture import ExampleBatch, capture
 from dmt_plugin.capture.inputs import batch_size_of, example_of, with_batch_size
-from dmt_plugin.errors import CaptureError
+from dmt_plugin.core.errors import CaptureError
 from tests.capture import models as m
 from tests.capture.test_capture import captured, nested, rows
 

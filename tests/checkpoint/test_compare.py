@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from dmt_plugin.api import transform
 from dmt_plugin.checkpoint.compare import check_towers
-from dmt_plugin.errors import CheckpointError
+from dmt_plugin.compiler import transform
+from dmt_plugin.core.errors import CheckpointError
 from tests.checkpoint.test_folder import manifest
 from tests.zoo.models import ZOO
 

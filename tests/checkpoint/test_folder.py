@@ -13,7 +13,7 @@ import pytest
 from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.folder import COMMON, MANIFEST, check_content, entry_of, find_checkpoint, shared_of
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest, TensorEntry
-from dmt_plugin.errors import CheckpointError
+from dmt_plugin.core.errors import CheckpointError
 
 
 def manifest(tag: str, sequence: int, save_latest: bool = True, **files: FileEntry) -> Manifest:

@@ -17,7 +17,7 @@ from dmt_plugin.checkpoint.manifest import Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import Piece, blocks, read_pieces, stored_tensors, vector, write_pieces
 from dmt_plugin.checkpoint.single import volumes_of
 from dmt_plugin.checkpoint.state import Targets
-from dmt_plugin.errors import CheckpointError
+from dmt_plugin.core.errors import CheckpointError
 
 
 @st.composite

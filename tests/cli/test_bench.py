@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dmt_plugin.cli import app, bench
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dmt_plugin.checkpoint import find_checkpoint, load_checkpoint, read_state
 from dmt_plugin.cli import app
-from dmt_plugin.errors import CheckpointError, ConfigError, PlanError
+from dmt_plugin.core.errors import CheckpointError, ConfigError, PlanError
 from tests._util.ranks import run_ranks
 from tests.integrations.runs import make, train
 from tests.test_placed_laws import launcher_env
@@ -107,7 +107,7 @@ def test_reshard(checkpoints: tuple[Path, dict[str, Any]], tmp_path: Path) -> No
 @pytest.mark.processes
 def test_in_one_process(checkpoints: tuple[Path, dict[str, Any]]) -> None:
     """Into the flat model, into the tower model with other towers, and into one that is too small."""
-    from dmt_plugin.api import transform
+    from dmt_plugin.compiler import transform
 
     folder, states = checkpoints
     model, batch = ZOO["deepfm"]()

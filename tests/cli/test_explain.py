@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
 from dmt_plugin.cli.explain import explain_data
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.report.explain_words import uneven_hosts
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.report.explain.words import uneven_hosts
 from tests.report.test_html import Checker
 
 runner = CliRunner()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dmt_plugin.cli import app, main
 from dmt_plugin.cli.load import load
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 from tests.cli.conftest import MODEL
 
 runner = CliRunner()

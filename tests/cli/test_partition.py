@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
-from dmt_plugin.errors import ConfigError, PlanError
+from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.partitioner import Affinity
 
 runner = CliRunner(env={"COLUMNS": "160"})
@@ -110,7 +110,7 @@ def test_auto_by_training(project: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dmt_plugin import partitioning
+    from dmt_plugin.partitioning import partition_model as partitioning
 
     losses = iter([0.5, float("nan")])
     monkeypatch.setattr(partitioning, "with_partition", lambda *_: None)

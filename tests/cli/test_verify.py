@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
 from dmt_plugin.passes.base import PassContext, PassResult
-from dmt_plugin.passes.insert_towers import InsertTowers
+from dmt_plugin.passes.logical.insert_towers import InsertTowers
 
 runner = CliRunner()
 COMMAND = ["verify", "--model", "net.py:build", "--config", "ds.json"]
@@ -119,7 +119,7 @@ def test_a_model_without_weights_cannot_be_verified(project: Path) -> None:
 
 def test_a_capture_that_is_not_the_model_names_the_layer() -> None:
     from dmt_plugin.capture import ExampleBatch, capture
-    from dmt_plugin.difference import first_layer
+    from dmt_plugin.verification.bisect import first_layer
 
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
     example = ExampleBatch((torch.randn(5, 3),))
@@ -132,7 +132,7 @@ def test_a_capture_that_is_not_the_model_names_the_layer() -> None:
 
 
 def test_a_nan_is_equal_to_a_nan_only() -> None:
-    from dmt_plugin.difference import same
+    from dmt_plugin.verification.bisect import same
 
     nan, zero = torch.tensor([float("nan"), 1.0]), torch.tensor([0.0, 1.0])
     assert same(nan, nan.clone()) and not same(nan, zero)

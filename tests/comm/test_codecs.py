@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_plugin.comm.codecs import JointInt8Codec, RowwiseInt8Codec, codec_of
 from dmt_plugin.comm.formats import FORMATS, GROUP, gradient_format, row_bytes
+from dmt_plugin.comm.wire.codecs import JointInt8Codec, RowwiseInt8Codec, codec_of
 
 SHAPES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3 * GROUP + 1)), min_size=1, max_size=4)
 LOSSY = ("bf16", "fp16", "int8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dmt_plugin.comm.ids import (
+from dmt_plugin.comm.input_dist.ids import (
     FeatureIds,
     ids_from_bag_2d,
     ids_from_bag_offsets,

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.comm.ids import FeatureIds, IdSlot, ids_from_bag_2d, ids_from_embedding
-from dmt_plugin.comm.index_exchange import IndexExchange
-from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.comm.row_exchange import RowExchange
-from dmt_plugin.topology import Topology
+from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot, ids_from_bag_2d, ids_from_embedding
+from dmt_plugin.comm.input_dist.input_dist import IndexExchange
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.topology.shape import Topology
 from tests._util.routing import Case, Feature, make_ids
 from tests._util.simulated import SimulatedWorld
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from dmt_plugin.comm import last_words
-from dmt_plugin.comm.last_words import LastWords
+from dmt_plugin.comm.wire import failure_notes as last_words
+from dmt_plugin.comm.wire.failure_notes import LastWords
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.comm.transport import Transport
-from dmt_plugin.errors import ExchangeError, IdRangeError
-from dmt_plugin.topology import create_groups
+from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.core.errors import ExchangeError, IdRangeError
+from dmt_plugin.topology.groups import create_groups
 from tests._util.ranks import run_ranks
 from tests._util.routing import Case, Feature, RankProgram, assert_matches, make_ids
 

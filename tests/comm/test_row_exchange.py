@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.comm.codecs import codec_of
+from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.formats import FORMATS
-from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.comm.row_exchange import RowExchange
-from dmt_plugin.topology import Topology
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.wire.codecs import codec_of
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 
 PAIR = Topology(2, 1)

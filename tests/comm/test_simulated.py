@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_plugin.comm.ids import ids_from_bag_offsets
-from dmt_plugin.errors import DMTError, IdRangeError
+from dmt_plugin.comm.input_dist.ids import ids_from_bag_offsets
+from dmt_plugin.core.errors import DMTError, IdRangeError
 from tests._util.routing import Case, Feature, RankProgram, assert_matches, make_ids
 from tests._util.simulated import SimulatedWorld
 

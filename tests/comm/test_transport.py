@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dmt_plugin.comm.point_to_point import Messages, PointToPoint
-from dmt_plugin.comm.transport import Traffic, Transport, group_ranks
-from dmt_plugin.errors import ExchangeError
-from dmt_plugin.topology import Topology
+from dmt_plugin.comm.wire.point_to_point import Messages, PointToPoint
+from dmt_plugin.comm.wire.transport import Traffic, Transport, group_ranks
+from dmt_plugin.core.errors import ExchangeError
+from dmt_plugin.topology.shape import Topology
 
 TOPOLOGY = Topology(2, 2)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import ExampleBatch, InputBinder
-from dmt_plugin.comm.last_words import LastWords
-from dmt_plugin.data.ends import Ends
-from dmt_plugin.topology import Topology
+from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.data.epoch_agreement import Ends
+from dmt_plugin.topology.shape import Topology
 
 
 class Model(nn.Module):

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from dmt_plugin.capture.inputs import ExampleBatch
+from dmt_plugin.core.errors import DataError
 from dmt_plugin.data import prefetched
-from dmt_plugin.errors import DataError
 from tests.data.engines import Engine, _alone, others_say
 
 alone = pytest.mark.usefixtures("_alone")

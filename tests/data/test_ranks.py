@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import TensorDataset
 
+from dmt_plugin.core.errors import DataError
 from dmt_plugin.data import prefetched
 from dmt_plugin.doctor import tiny
-from dmt_plugin.errors import DataError
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
-from dmt_plugin.api import transform
+from dmt_plugin.compiler import transform
+from dmt_plugin.core.errors import TopologyError
 from dmt_plugin.doctor import tiny
 from dmt_plugin.doctor.check import Check, Finding, merged, ranks_in_words, run_limited, worst
 from dmt_plugin.doctor.program import Diagnosis
 from dmt_plugin.doctor.text import WIDTH, written
-from dmt_plugin.errors import TopologyError
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 
 def test_a_check_that_hangs_is_a_failed_check():

@@ -6,7 +6,8 @@ import pytest
 
 from dmt_plugin.doctor import links
 from dmt_plugin.doctor.links import Kind, Pair, judged, spread, summed_up
-from dmt_plugin.topology import Topology, create_groups
+from dmt_plugin.topology.groups import create_groups
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 
 

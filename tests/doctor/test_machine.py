@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dmt_plugin import pairing
+from dmt_plugin.core import versions as pairing
+from dmt_plugin.core.errors import PairingError
 from dmt_plugin.doctor import machine
-from dmt_plugin.errors import PairingError
 
 
 def program(folder: Path, name: str, script: str) -> None:

@@ -30,7 +30,7 @@ def findings(checks: list[Check]) -> dict[str, tuple[str, str]]:
 
 def spoilt(rank: int, world: int, how: str) -> dict[str, tuple[str, str]]:
     if how == "scale":  # what enters the tables is not divided by the number of ranks
-        from dmt_plugin.nn.lookup import ShardedLookup
+        from dmt_plugin.nn.lookup.sharded import ShardedLookup
 
         ShardedLookup.grad_scale = property(lambda self: 1.0, lambda self, value: None)
     if how == "death" and rank == 1:

@@ -7,7 +7,7 @@ import copy
 import torch
 
 import dmt_plugin
-from dmt_plugin.config import load_ds_config
+from dmt_plugin.config.section import load_ds_config
 from examples.dlrm import build, example_batch
 from examples.seeds import CONFIG, auc
 

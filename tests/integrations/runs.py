@@ -97,7 +97,7 @@ def train(engine: Any, batch: Any, steps: int) -> list[Tensor]:
 def everything(engine: Any) -> dict[str, Any]:
     """All that decides how training goes on, on this rank."""
     from dmt_plugin.checkpoint.state import module_targets, own_buffers, parameter_names, table_pieces
-    from dmt_plugin.integrations.deepspeed.optimizer_state import OptimizerState
+    from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState
 
     dmt = engine.dmt
     view = OptimizerState(engine.optimizer, parameter_names(dmt.placed))

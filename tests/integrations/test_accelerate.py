@@ -13,10 +13,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from dmt_plugin.checkpoint import gather_state
+from dmt_plugin.core.errors import DMTError
 from dmt_plugin.doctor import tiny
-from dmt_plugin.errors import DMTError
 from dmt_plugin.integrations import accelerate as ours
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from dmt_plugin.integrations.deepspeed.adagrad import LazyAdagrad, safe_for_zero
+from dmt_plugin.integrations.deepspeed.engine.adagrad import LazyAdagrad, safe_for_zero
 
 
 def test_it_updates_as_torch_does() -> None:

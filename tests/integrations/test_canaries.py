@@ -21,7 +21,8 @@ from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import groups as ds_groups
 
-from dmt_plugin.integrations.deepspeed import DMTEngine, guards, initialize, private
+from dmt_plugin.integrations.deepspeed import DMTEngine, initialize, private
+from dmt_plugin.integrations.deepspeed.arguments import guards
 from dmt_plugin.integrations.deepspeed.initialize import EXPERT_TOPOLOGY_KEY
 
 # `deepspeed.comm.torch` as an attribute is torch itself.

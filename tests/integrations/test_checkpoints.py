@@ -126,7 +126,7 @@ def resharded(rank: int, folder: str, before: dict[str, Any]) -> list[str]:
     """Written again for one tower a host, and trained there with the plan that was made for it."""
     from dmt_plugin.checkpoint import find_checkpoint, reshard
     from dmt_plugin.checkpoint.single import read_tensors
-    from dmt_plugin.topology import Topology
+    from dmt_plugin.topology.shape import Topology
 
     place = f"{folder}/resharded"
     if rank == 0:
@@ -229,7 +229,7 @@ def test_a_run_goes_from_topology_to_topology(tmp_path: Path) -> None:
 
 
 def refused(call: Callable[[], Any]) -> str:
-    from dmt_plugin.errors import DMTError
+    from dmt_plugin.core.errors import DMTError
 
     try:
         call()
@@ -335,7 +335,7 @@ def batch_of(name: str) -> Any:
 
 def one_process(folder: str, state: dict[str, Any], load: Callable[..., Any]) -> Any:
     """Into the logical tower model; the flat one cannot hold it."""
-    from dmt_plugin.api import transform
+    from dmt_plugin.compiler import transform
 
     flat, batch = ZOO["dcn_v2"]()
     message = refused(lambda: load(flat, folder))

@@ -89,11 +89,12 @@ def parameters_in(form: str | None, whole: nn.Module) -> Any:
 
 def start(case: dict[str, Any], hosts: int, lanes: int, rank: int) -> Any:
     """An engine on this rank, from a random state of its own that only rank 0 and the first lanes are right about."""
-    from dmt_plugin.config import DMTConfig
+    from dmt_plugin.config.section import DMTConfig
+    from dmt_plugin.integrations.deepspeed.arguments.parameters import read_parameters
     from dmt_plugin.integrations.deepspeed.initialize import Call, connect, launch, to_optimize
-    from dmt_plugin.integrations.deepspeed.parameters import read_parameters
-    from dmt_plugin.integrations.deepspeed.tables import sync_tables
-    from dmt_plugin.topology import create_groups, discover_topology
+    from dmt_plugin.integrations.deepspeed.weight_sync import sync_tables
+    from dmt_plugin.topology.discovery import discover_topology
+    from dmt_plugin.topology.groups import create_groups
 
     connect(29500, None, 60.0)
     resolved = discover_topology()
@@ -189,11 +190,11 @@ def other_behaviour(rank: int, world_size: int) -> dict[str, Any]:
     """Everything that needs an engine but no training, in one go."""
     import deepspeed
 
-    from dmt_plugin.agreement import together
-    from dmt_plugin.errors import ConfigError, DMTError
+    from dmt_plugin.core.errors import ConfigError, DMTError
     from dmt_plugin.integrations.deepspeed import DMTEngine, initialize
-    from dmt_plugin.integrations.deepspeed.shell import TowerShell
-    from dmt_plugin.integrations.deepspeed.tables import sync_tables
+    from dmt_plugin.integrations.deepspeed.tower_shell import TowerShell
+    from dmt_plugin.integrations.deepspeed.weight_sync import sync_tables
+    from dmt_plugin.topology.agreement import together
 
     stock = deepspeed.DeepSpeedEngine
     engine = start({"stage": 1}, 2, 1, rank)

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from dmt_plugin.capture.inputs import ExampleBatch
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.integrations.deepspeed.example_batch import SAMPLES, find_example, map_batch
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.integrations.deepspeed.arguments.example_batch import SAMPLES, find_example, map_batch
 
 DENSE, IDS, LABEL = torch.rand(5, 3), torch.zeros(5, 2, dtype=torch.long), torch.ones(5)
 

@@ -12,8 +12,8 @@ from deepspeed.pipe import PipelineModule
 from torch import nn
 
 import dmt_plugin
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.integrations.deepspeed import guards
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.integrations.deepspeed.arguments import guards
 
 OPTIMIZER = {"type": "Adam", "params": {"lr": 0.1}}
 

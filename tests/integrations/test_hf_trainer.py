@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from dmt_plugin.checkpoint import gather_state
 from dmt_plugin.doctor import tiny
 from dmt_plugin.integrations import accelerate as ours
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.comm.measured import Trip
-from dmt_plugin.comm.transport import Transport
+from dmt_plugin.comm.wire.measured import Trip
+from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.doctor import tiny
-from dmt_plugin.integrations.deepspeed.monitoring import _begin, _more, events_of, record_path
-from dmt_plugin.report.run_records import read_run
-from dmt_plugin.report.run_summary import summary_of
-from dmt_plugin.topology import Topology
+from dmt_plugin.integrations.deepspeed.observer import _begin, _more, events_of, record_path
+from dmt_plugin.report.run.records import read_run
+from dmt_plugin.report.run.summary import summary_of
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env
 

@@ -10,10 +10,10 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from dmt_plugin.checkpoint.manifest import Manifest
-from dmt_plugin.errors import CheckpointError
+from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.integrations.deepspeed import private
-from dmt_plugin.integrations.deepspeed.optimizer_state import OptimizerState, scheduler_state, shared_state
-from dmt_plugin.integrations.deepspeed.rank_state import Registered
+from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState, scheduler_state, shared_state
+from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered
 
 
 def trained(rule: type, **options: object) -> tuple[torch.optim.Optimizer, dict[int, str], list[nn.Parameter]]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.integrations.deepspeed.parameters import read_parameters, remap_parameters
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.integrations.deepspeed.arguments.parameters import read_parameters, remap_parameters
 
 
 class Flat(nn.Module):

@@ -9,10 +9,10 @@ import torch
 from deepspeed.runtime.lr_schedules import WarmupLR
 from torch import nn
 
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.integrations.deepspeed.table_rate import FollowedRate
-from dmt_plugin.nn.lookup import ShardedLookup
-from dmt_plugin.nn.lookup_site import LookupSite
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.integrations.deepspeed.engine.table_rate import FollowedRate
+from dmt_plugin.nn.lookup.sharded import ShardedLookup
+from dmt_plugin.nn.lookup.site import LookupSite
 
 
 def tables(lr: float = 0.5) -> ShardedLookup:

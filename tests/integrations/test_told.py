@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dmt_plugin.agreement import told
-from dmt_plugin.comm.last_words import LastWords
-from dmt_plugin.errors import DMTError, ExchangeError, IdRangeError
+from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.core.errors import DMTError, ExchangeError, IdRangeError
 from dmt_plugin.integrations.deepspeed import private
-from dmt_plugin.integrations.deepspeed.told import ToldEngine, of_other_ranks
+from dmt_plugin.integrations.deepspeed.engine.failures import ToldEngine, of_other_ranks
+from dmt_plugin.topology.agreement import told
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:9"
 

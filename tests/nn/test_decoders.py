@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.nn.decoders import affine_part, build_decoder
 from dmt_plugin.nn.towers import PreserveTower, build_tower_module
-from dmt_plugin.plan import TowerModuleSpec
+from dmt_plugin.plan.tower_plan import TowerModuleSpec
 
 F, N = 3, 8
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmt_plugin.comm.ids import FeatureIds
-from dmt_plugin.comm.index_exchange import RoutedIds
-from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.errors import DMTError
-from dmt_plugin.nn.lookup import LOCATIONS, ShardedLookup
-from dmt_plugin.nn.lookup_backends import check_location
-from dmt_plugin.nn.lookup_fbgemm import _placement
-from dmt_plugin.nn.lookup_site import LookupSite
+from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.input_dist.ids import FeatureIds
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.core.errors import DMTError
+from dmt_plugin.nn.lookup.backends import check_location
+from dmt_plugin.nn.lookup.fbgemm import _placement
+from dmt_plugin.nn.lookup.sharded import LOCATIONS, ShardedLookup
+from dmt_plugin.nn.lookup.site import LookupSite
 from tests._util.routing import pool
 
 BACKENDS = ("torch", "fbgemm")

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmt_plugin.comm.index_exchange import RoutedIds
-from dmt_plugin.comm.layout import BatchLayout
-from dmt_plugin.nn.lookup import ShardedLookup
-from dmt_plugin.nn.lookup_site import LookupSite
-from dmt_plugin.nn.site_ids import ids_of
+from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.nn.lookup.sharded import ShardedLookup
+from dmt_plugin.nn.lookup.site import LookupSite
+from dmt_plugin.nn.lookup.site_ids import ids_of
 
 ROWS, DIM = 7, 4
 WHOLE = LookupSite("s", "t", 0, ROWS, DIM, "sum", False)

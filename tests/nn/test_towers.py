@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dmt_plugin.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.nn.towers import (
     DCNTower,
     DLRMTower,
@@ -20,7 +20,7 @@ from dmt_plugin.nn.towers import (
     build_tower_module,
     initialise_linear,
 )
-from dmt_plugin.plan import TowerModuleSpec
+from dmt_plugin.plan.tower_plan import TowerModuleSpec
 
 HERE = "tests.nn.test_towers"
 

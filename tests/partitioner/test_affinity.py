@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import Affinity
 from dmt_plugin.partitioner.cosine import CosineAccumulator, cosine_from_tables
 from tests.partitioner.planted import planted_rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.information import ValueSample, mutual_information
 
 

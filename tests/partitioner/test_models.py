@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dmt_plugin
-from dmt_plugin.config import DMTConfig, PartitionConfig
-from dmt_plugin.errors import ConfigError, PlanError
-from dmt_plugin.feature_rows import FeatureRows
+from dmt_plugin.config.section import DMTConfig, PartitionConfig
+from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.partitioner import Partition, make_partition
-from dmt_plugin.partitioning import choose_by_training, measure_affinity, plan_data, with_partition
-from dmt_plugin.short_training import loss_named, mean_loss, warm_up
+from dmt_plugin.partitioning.feature_rows import FeatureRows
+from dmt_plugin.partitioning.partition_model import choose_by_training, measure_affinity, plan_data, with_partition
+from dmt_plugin.partitioning.short_training import loss_named, mean_loss, warm_up
 
 FEATURES = 8
 ROWS = 30

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.balance import (
     COST_TOTAL,
     Limits,
@@ -22,7 +22,7 @@ from dmt_plugin.partitioner.balance import (
 from dmt_plugin.partitioner.exact import contradiction, tightest
 from dmt_plugin.partitioner.local_search import PairCosts, improve
 from dmt_plugin.partitioner.packing import Packing, first_assignment
-from dmt_plugin.plan import FeatureSpec, TableSpec
+from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec
 
 
 @st.composite

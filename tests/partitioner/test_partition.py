@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from dmt_plugin.config import PartitionConfig
-from dmt_plugin.errors import PlanError
+from dmt_plugin.config.section import PartitionConfig
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import Affinity, exact, feasible, make_partition
 from dmt_plugin.partitioner.balance import feature_costs
 from dmt_plugin.partitioner.strategies import STRATEGIES
-from dmt_plugin.plan import FeatureSpec
+from dmt_plugin.plan.tower_plan import FeatureSpec
 from tests.partitioner.planted import labels, made, planted, specs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from dmt_plugin.partitioner import Partition
-from dmt_plugin.report.partition_page import page_of
-from dmt_plugin.report.partition_picture import MOST_NAMES, save_png, tower_style
-from dmt_plugin.report.partition_view import table_of, view_of
+from dmt_plugin.report.partition.page import page_of
+from dmt_plugin.report.partition.picture import MOST_NAMES, save_png, tower_style
+from dmt_plugin.report.partition.view import table_of, view_of
 from tests.partitioner.planted import made, planted
 
 
@@ -85,7 +85,7 @@ def test_figures_of_the_view() -> None:
 
 
 def test_a_shared_path_is_left_out_of_names() -> None:
-    from dmt_plugin.report.partition_view import _short
+    from dmt_plugin.report.partition.view import _short
 
     assert _short(["model.tables.a", "model.tables.b.c"]) == ["a", "b.c"]
     assert _short(["a", "b"]) == ["a", "b"] and _short(["x.a"]) == ["a"]

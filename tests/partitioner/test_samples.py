@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.cosine import cosine_from_tables
 from dmt_plugin.partitioner.information import mutual_information
 from dmt_plugin.partitioner.samples import affinity_of_ids, read_ids, tables_of

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import partition_features
 from dmt_plugin.partitioner.units import Rules, make_units
-from dmt_plugin.plan import FeatureSpec
+from dmt_plugin.plan.tower_plan import FeatureSpec
 
 
 @st.composite

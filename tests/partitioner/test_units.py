@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dmt_plugin.errors import PlanError
+from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.units import Rules, make_units
-from dmt_plugin.plan import FeatureSpec
+from dmt_plugin.plan.tower_plan import FeatureSpec
 
 FEATURES = [FeatureSpec("a", ("x",)), FeatureSpec("b", ("x",)), *(FeatureSpec(n, (f"t.{n}",)) for n in "cdef")]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dmt_plugin.capture import ExampleBatch
-from dmt_plugin.config import PartitionConfig
-from dmt_plugin.feature_rows import FeatureRows
+from dmt_plugin.config.section import PartitionConfig
 from dmt_plugin.partitioner import make_partition
-from dmt_plugin.partitioning import measure_affinity
+from dmt_plugin.partitioning.feature_rows import FeatureRows
+from dmt_plugin.partitioning.partition_model import measure_affinity
 from tests.zoo.survey import CATALOGUE
 
 NAMES = (

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
 from dmt_plugin.capture import ExampleBatch, capture
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.findings import Finding
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.findings import Finding
+from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.pipeline import towers_passes
-from dmt_plugin.topology import Topology
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.topology.shape import Topology
 
 ROWS = 10
 

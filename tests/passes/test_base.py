@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dmt_plugin.capture import ExampleBatch, capture
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import TransformError
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import TransformError
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, run_passes, validate
-from dmt_plugin.passes.insert_towers import InsertTowers
+from dmt_plugin.passes.logical.insert_towers import InsertTowers
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
-from dmt_plugin.passes.place import Place
-from dmt_plugin.passes.schedule import Schedule
-from dmt_plugin.topology import Topology
+from dmt_plugin.passes.rank.place import Place
+from dmt_plugin.passes.rank.schedule import Schedule
+from dmt_plugin.topology.shape import Topology
 from tests.passes.flat import Flat, cat, ids
 
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import nn
 from torch._dynamo.utils import counters
 
+from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.nn.towers import DCNTower, DLRMTower, compiled
-from dmt_plugin.passes.compile_towers import CompileTowers
-from dmt_plugin.passes.insert_towers import tower_number
-from dmt_plugin.placed import PlacedModel, place
-from dmt_plugin.topology import Topology
+from dmt_plugin.passes.logical.insert_towers import tower_number
+from dmt_plugin.passes.rank.compile_towers import CompileTowers
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.nn.test_towers import Own
 from tests.passes.test_place import DLRM, case

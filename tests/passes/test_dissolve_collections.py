@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.errors import CaptureError, TransformError
+from dmt_plugin.core.errors import CaptureError, TransformError
 from tests.passes.flat import found, only, towers
 from tests.zoo.models import _collection, jagged_batch
 

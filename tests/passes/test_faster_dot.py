@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin.model.placed import PlacedGraph, place_graph
 from dmt_plugin.nn.pair_products import pair_products
-from dmt_plugin.passes import faster_dot
 from dmt_plugin.passes.base import PassResult
-from dmt_plugin.placed import PlacedGraph, place_graph
-from dmt_plugin.topology import Topology
+from dmt_plugin.passes.rank import faster_dot
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import ids
 from tests.passes.world import Step, differences, run_placed, settings, towered

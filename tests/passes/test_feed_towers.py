@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin.model.placed import place_graph
 from dmt_plugin.nn.graph_ops import pack_streams
 from dmt_plugin.nn.towers import DLRMTower
-from dmt_plugin.placed import place_graph
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import Flat, cat, ids
 from tests.passes.world import differences, run_placed, settings, towered

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.errors import TransformError
+from dmt_plugin.core.errors import TransformError
 from tests.passes.flat import ROWS, Flat, cat, found, ids, only, towers
 from tests.zoo.models import ZOO
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import CaptureError, TransformError
-from dmt_plugin.placed import place
-from dmt_plugin.topology import Topology
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import CaptureError, TransformError
+from dmt_plugin.model.placed import place
+from dmt_plugin.topology.shape import Topology
 from tests.passes.flat import ROWS, Flat, cat, found, ids, only
 from tests.zoo.models import ZOO
 
@@ -182,7 +182,7 @@ def test_jagged_features_keep_their_keys() -> None:
 
 
 def test_running_twice_finds_the_same() -> None:
-    from dmt_plugin.passes.find_lookups import FindLookups
+    from dmt_plugin.passes.logical.find_lookups import FindLookups
 
     ctx = found(Flat(cat), ids(4, 5))
     before = list(ctx.lookups)

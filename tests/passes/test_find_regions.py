@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin.passes.base import PassContext
-from dmt_plugin.passes.find_regions import stream_of
+from dmt_plugin.passes.logical.find_regions import stream_of
 from tests.passes.flat import ROWS, Flat, cat, found, ids
 
 SPTT = {"towers": {"module": "none"}}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import TransformError
-from dmt_plugin.passes.gather_streams import fallback_form
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import TransformError
+from dmt_plugin.passes.logical.gather_streams import fallback_form
 from tests.passes.flat import ROWS, Flat, cat, found, ids, only, towers
 
 DECODER = {"transform": {"on_unsupported": "decoder"}}

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import ConfigError, PlanError
-from dmt_plugin.explain import explain
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import ConfigError, PlanError
+from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.nn.towers import DCNTower, DLRMTower, PreserveTower
-from dmt_plugin.plan import TowerPlan
-from dmt_plugin.topology import Topology
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.report.explain.explanation import explain
+from dmt_plugin.topology.shape import Topology
 from tests.passes.flat import Flat, cat, ids, only, towers
 from tests.passes.test_gather_streams import pairs, returned
 from tests.zoo.catalogue import CATALOGUE

@@ -14,8 +14,8 @@ from dmt_plugin.capture import ExampleBatch
 from dmt_plugin.capture.graph_state import graph_module_over
 from dmt_plugin.capture.inputs import InputBinder
 from dmt_plugin.capture.tracer import trace_with_values
-from dmt_plugin.passes.per_sample import is_per_sample
-from dmt_plugin.passes.shape_ops import POINTWISE, POINTWISE_MODULES
+from dmt_plugin.passes.ops.names import POINTWISE, POINTWISE_MODULES
+from dmt_plugin.passes.ops.per_sample import is_per_sample
 from tests.passes.per_sample_cases import BATCH, TAKEN, UNKNOWN, UNSAFE, Case
 
 

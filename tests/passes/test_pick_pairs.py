@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.errors import TransformError
+from dmt_plugin.core.errors import TransformError
 from tests.passes.flat import ROWS, Flat, found, ids, only, towers
 
 Pairs = list[tuple[int, int]]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import PlanError
-from dmt_plugin.passes.placement import LOOKUP
-from dmt_plugin.placed import place
-from dmt_plugin.topology import Topology
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import PlanError
+from dmt_plugin.model.placed import place
+from dmt_plugin.passes.placement.rank_parts import LOOKUP
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import ROWS, Flat, cat, ids
 from tests.passes.world import differences, run_placed, settings, towered

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.explain import costs_of
-from dmt_plugin.placed import place
-from dmt_plugin.topology import Topology
+from dmt_plugin.model.placed import place
+from dmt_plugin.report.explain.explanation import costs_of
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import Flat, ids
 from tests.passes.test_gather_streams import pairs

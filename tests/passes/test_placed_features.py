@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.world import differences, run_placed, settings, towered
 from tests.zoo.catalogue import CATALOGUE

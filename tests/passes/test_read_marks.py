@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin import ExampleBatch, mark_embeddings
-from dmt_plugin.api import transform
 from dmt_plugin.capture import capture
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import TransformError
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import TransformError
+from dmt_plugin.model.placed import place
 from dmt_plugin.nn.graph_ops import field_streams
 from dmt_plugin.passes.base import GraphPass, PassContext, run_passes
-from dmt_plugin.passes.dissolve_collections import DissolveCollections
-from dmt_plugin.passes.read_marks import ReadMarks, feature_name, group_name
-from dmt_plugin.passes.split_joint_tables import SplitJointTables
-from dmt_plugin.placed import place
-from dmt_plugin.topology import Topology
+from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
+from dmt_plugin.passes.logical.read_marks import ReadMarks, feature_name, group_name
+from dmt_plugin.passes.logical.split_joint_tables import SplitJointTables
+from dmt_plugin.topology.shape import Topology
 
 KEYS = ["user", "item", "shop"]
 IDS = torch.arange(15).view(5, 3) % 9

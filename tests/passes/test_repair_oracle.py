@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from dmt_plugin.api import transform
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.compiler import transform
+from dmt_plugin.model.logical import TowerModel
 from tests.passes import heads
 from tests.passes.heads import Recommender, batch
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
-from dmt_plugin.errors import TransformError
+from dmt_plugin.compiler import transform
+from dmt_plugin.core.errors import TransformError
 from tests.passes import heads
 from tests.passes.flat import only
 from tests.passes.heads import DENSE, Recommender, Refused, batch

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import fx
 
-from dmt_plugin.passes.placement import EXCHANGE_META
-from dmt_plugin.passes.schedule import Schedule
-from dmt_plugin.placed import PlacedModel, place
-from dmt_plugin.topology import Topology
+from dmt_plugin.model.placed import PlacedModel, place
+from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META
+from dmt_plugin.passes.rank.schedule import Schedule
+from dmt_plugin.topology.shape import Topology
 from tests.passes.test_place import DLRM, case
 
 

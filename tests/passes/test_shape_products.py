@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
-from dmt_plugin.errors import TransformError
+from dmt_plugin.compiler import transform
+from dmt_plugin.core.errors import TransformError
 from tests.passes import heads, product_heads
 from tests.passes.flat import only
 from tests.passes.heads import Recommender, batch
@@ -249,8 +249,8 @@ def test_names_of_the_user_decide_nothing(use: Any, reason: str) -> None:
 
 
 def test_two_features_whose_pairs_may_mean_several_kinds() -> None:
-    from dmt_plugin.passes.axes import Axis, Unsupported
-    from dmt_plugin.passes.index_patterns import enumerated_anew
+    from dmt_plugin.passes.ops.axes import Axis, Unsupported
+    from dmt_plugin.passes.ops.index_patterns import enumerated_anew
 
     with pytest.raises(Unsupported, match="several kinds of pairs"):
         enumerated_anew(torch.cartesian_prod(torch.arange(2), torch.arange(2)).t(), Axis.of(2, 4))

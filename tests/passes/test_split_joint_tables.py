@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
+from dmt_plugin.compiler import transform
 from dmt_plugin.nn.graph_ops import field_streams
 from tests.passes.flat import found
 

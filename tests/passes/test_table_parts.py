@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.errors import ConfigError, PlanError, TransformError
-from dmt_plugin.nn import site_ids
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import ConfigError, PlanError, TransformError
+from dmt_plugin.model.placed import place
 from dmt_plugin.nn.graph_ops import graph_function
-from dmt_plugin.passes import place as place_pass
-from dmt_plugin.passes import table_parts
-from dmt_plugin.placed import place
-from dmt_plugin.topology import Topology
+from dmt_plugin.nn.lookup import site_ids
+from dmt_plugin.passes.placement import table_shards as table_parts
+from dmt_plugin.passes.rank import place as place_pass
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import ROWS, Flat, cat, ids, only
 from tests.passes.world import differences, run_placed, settings, towered

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.api import transform
-from dmt_plugin.comm.row_exchange import RowExchange
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.passes.insert_towers import tower_number
-from dmt_plugin.passes.placement import EXCHANGE_META
-from dmt_plugin.placed import PlacedGraph, place_graph
-from dmt_plugin.topology import Topology
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import PlacedGraph, place_graph
+from dmt_plugin.passes.logical.insert_towers import tower_number
+from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import Flat, cat, ids
 from tests.passes.world import differences, run_placed, settings, without_dropout

@@ -11,12 +11,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
-from dmt_plugin.config import DMTConfig
-from dmt_plugin.placed import PlacedModel, place
-from dmt_plugin.plan_tables import assembled
-from dmt_plugin.topology import Topology
-from dmt_plugin.tower_model import TowerModel
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import PlacedModel, place
+from dmt_plugin.plan.tables import assembled
+from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 
 TOLERANCE = 1e-6

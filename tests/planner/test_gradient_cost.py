@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.config import DMTConfig, read_dmt_config
+from dmt_plugin.config.section import DMTConfig, read_dmt_config
 from dmt_plugin.planner.gradient_cost import gradient_costs, gradient_sums
-from dmt_plugin.report.traffic import ring_all_reduce
-from dmt_plugin.topology import Topology
+from dmt_plugin.report.run.traffic import ring_all_reduce
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env
 from tests.zoo.models import ZOO
@@ -74,7 +74,7 @@ def test_what_the_note_says() -> None:
 def trained(rank: int, world: int) -> list[tuple[str, bool, bool, list[Any], dict[str, Any]]]:
     """Of every configuration: who was told to sum, who does, what was told and what was counted in one step."""
     import dmt_plugin
-    from dmt_plugin.explain import gradient_costs_of
+    from dmt_plugin.report.explain.explanation import gradient_costs_of
 
     found = []
     for name, (keys, overlap) in CONFIGS.items():

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dmt_plugin.errors import ConfigError
-from dmt_plugin.plan import TableSpec
-from dmt_plugin.plan_tables import TablePart, check_places, parts_of
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.plan.tables import TablePart, check_places, parts_of
+from dmt_plugin.plan.tower_plan import TableSpec
 from dmt_plugin.planner import PlacementRules, TablePlacement, place_tables, towers_to_hosts
 from dmt_plugin.planner.balance import spread
 from dmt_plugin.planner.load import CostModel, Load, TableUse
-from dmt_plugin.topology import Topology
+from dmt_plugin.topology.shape import Topology
 
 MODEL = CostModel()
 

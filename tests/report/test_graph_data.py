@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin.capture import ExampleBatch, capture
-from dmt_plugin.report.graph_data import condensed, kinds_of, node_lines
+from dmt_plugin.report.explain.graph_data import condensed, kinds_of, node_lines
 
 
 class Model(nn.Module):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmt_plugin.report.graph_picture import KINDS, Edge, Graph, Node, picture_of_graph
-from dmt_plugin.report.layered_layout import layout
-from dmt_plugin.report.rank_graphs import beside_each_other, without_plumbing
+from dmt_plugin.report.explain.graph_picture import KINDS, Edge, Graph, Node, picture_of_graph
+from dmt_plugin.report.explain.layered_layout import layout
+from dmt_plugin.report.explain.rank_graphs import beside_each_other, without_plumbing
 
 
 @st.composite

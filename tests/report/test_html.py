@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dmt_plugin.report import figures, html
-from dmt_plugin.report.graph_picture import Edge, Graph, Node, picture_of_graph
-from dmt_plugin.report.tables import Column, Table
+from dmt_plugin.report.explain.graph_picture import Edge, Graph, Node, picture_of_graph
+from dmt_plugin.report.parts import figures, html
+from dmt_plugin.report.parts.tables import Column, Table
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "wbr"}
 

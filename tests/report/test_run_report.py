@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
-from dmt_plugin.errors import ReportError
-from dmt_plugin.report.run_page import page_of
-from dmt_plugin.report.run_records import read_run
-from dmt_plugin.report.run_summary import summary_of
-from dmt_plugin.report.run_tables import say_slowest
+from dmt_plugin.core.errors import ReportError
+from dmt_plugin.report.run.page import page_of
+from dmt_plugin.report.run.records import read_run
+from dmt_plugin.report.run.summary import summary_of
+from dmt_plugin.report.run.tables import say_slowest
 from tests.report.test_html import Checker
 
 EVERY = 10

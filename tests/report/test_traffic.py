@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmt_plugin.report import traffic
+from dmt_plugin.report.run import traffic
 
 COUNTS = {
     "index.peers.header": {"forward": {"other_hosts": 3, "same_host": 1, "itself": 9, "messages": 2}},

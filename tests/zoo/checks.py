@@ -17,12 +17,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from dmt_plugin.api import transform
 from dmt_plugin.capture import ExampleBatch, capture
-from dmt_plugin.config import TransformConfig
-from dmt_plugin.errors import DMTError, FindingsError
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import TransformConfig
+from dmt_plugin.core.errors import DMTError, FindingsError
+from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.nn.towers import PreserveTower
-from dmt_plugin.tower_model import TowerModel
 from tests.zoo.spec import FEATURES, Batch, Variant, call_of
 
 TOPOLOGY = "2x1"

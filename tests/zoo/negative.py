@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dmt_plugin.api import transform
 from dmt_plugin.capture import ExampleBatch
+from dmt_plugin.compiler import transform
 from tests.zoo.checks import TOPOLOGY, TRACE_BATCH, notes_of
 from tests.zoo.negative_models import (
     AssignsItems,

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dmt_plugin.errors import DMTError
+from dmt_plugin.core.errors import DMTError
 from tests.zoo.catalogue import CATALOGUE
 from tests.zoo.checks import (
     Note,

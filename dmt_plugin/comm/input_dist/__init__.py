@@ -1,0 +1,1 @@
+"""Input distribution: every rank's ids travel to the ranks that own the tables."""

@@ -1,0 +1,1 @@
+"""The "dmt" section of a DeepSpeed configuration."""

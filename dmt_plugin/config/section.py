@@ -1,0 +1,345 @@
+"""The "dmt" section of a DeepSpeed configuration: its keys, their defaults and the refusal of everything else.
+
+1. ``load_ds_config`` reads what ``deepspeed.initialize(config=...)`` would take: a dict, a JSON file (comments
+   and trailing commas as DeepSpeed allows them), or base64 of one.
+2. ``read_dmt_config`` looks for top-level keys that were meant to be "dmt", then validates the section with the
+   models below, and turns everything pydantic found into one short message with full key paths.
+3. A value that names something this version does not have is refused, never ignored.
+
+Neither torch nor deepspeed is imported here: the command line must start fast.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
+from dmt_plugin.config.messages import near_miss, refuse, say_problems
+from dmt_plugin.config.placement import PlacementConfig
+from dmt_plugin.config.towers import IntOrAuto, PositiveInt, Section, TowersConfig
+from dmt_plugin.core.errors import ConfigError
+
+
+class TopologyConfig(Section):
+    """Hosts and ranks; "auto" asks the launcher."""
+
+    hosts: IntOrAuto = Field(default="auto", description="Number of hosts H.")
+    ranks_per_host: IntOrAuto = Field(default="auto", description="Ranks on each host L; rank = host * L + lane.")
+
+
+class CostConfig(Section):
+    """What a feature costs its tower, when towers are balanced by cost: shares of the whole model, weighted."""
+
+    bytes: float = Field(default=1.0, ge=0, description="Weight of the memory of a feature's tables.")
+    lookups: float = Field(default=1.0, ge=0, description="Weight of the rows it reads per sample.")
+    width: float = Field(default=1.0, ge=0, description="Weight of the entries it gives per sample.")
+
+
+class PartitionConfig(Section):
+    """Which feature belongs to which tower."""
+
+    strategy: Literal["strided", "contiguous", "file", "learned", "graph", "random", "greedy_balance"] = Field(
+        default="strided",
+        description='"strided": feature i to tower i mod T; "contiguous": in runs; "file": as written; "learned": by '
+        'affinity; "graph", "random", "greedy_balance": baselines to compare it with.',
+    )
+    file: str | None = Field(default=None, description='Path of the tower plan when strategy is "file".')
+    affinity: str | None = Field(default=None, description='Affinity file for "learned" and "graph" (dmt partition).')
+    objective: Literal["coherent", "diverse", "mutual_information", "auto"] = Field(
+        default="coherent",
+        description="What a learned partition looks for: like features together, or apart; like ones by mutual "
+        'information; "auto": coherent or diverse, whichever the plane shows with less stress.',
+    )
+    balance: Literal["count", "cost"] = Field(
+        default="count", description="What is kept equal between towers: features, or their cost."
+    )
+    bound: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description='Largest tower to smallest ("count"; "auto" is as even as it goes), or heaviest tower to the fair '
+        'share ("cost"; "auto" is 1.1).',
+    )
+    cost: CostConfig = Field(default=CostConfig(), description="Weights of a feature's cost.")
+    pin: dict[str, int] = Field(default={}, description="Features that must be in a certain tower.")
+    together: list[list[str]] = Field(default=[], description="Lists of features that share a tower.")
+    apart: list[list[str]] = Field(default=[], description="Lists of features no two of which share a tower.")
+    groups: dict[str, list[str]] = Field(
+        default={}, description="Groups of features; a tower holds features of one group only."
+    )
+    method: Literal["refined", "paper"] = Field(
+        default="refined",
+        description='"paper": clusters in the plane of the affinities as they are; "refined": stretched, and improved '
+        "by swaps on the affinities themselves.",
+    )
+    dimensions: PositiveInt = Field(default=2, description="Dimensions of the space that features are laid out in.")
+    restarts: PositiveInt = Field(default=8, description="Starting points of layout and clusters; the best is taken.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the starting points.")
+
+    @model_validator(mode="after")
+    def _keys_that_are_read(self) -> PartitionConfig:
+        if self.strategy == "file" and not self.file:
+            raise ValueError('"strategy": "file" needs the path of a plan in dmt.partition.file')
+        for key, readers in _READ_BY.items():
+            value = getattr(self, key)
+            if self.strategy not in readers and value != type(self).model_fields[key].default:
+                shown = value if isinstance(value, str) else json.dumps(value, default=dict)
+                raise ValueError(
+                    f'dmt.partition.{key} = "{shown}" would not be read with "strategy": "{self.strategy}"; set '
+                    f'"strategy": "{readers[0]}" or remove the key'
+                )
+        return self
+
+
+_BALANCED = ("learned", "graph", "random", "greedy_balance")
+_READ_BY: dict[str, tuple[str, ...]] = {
+    "file": ("file",),
+    "affinity": ("learned", "graph"),
+    **dict.fromkeys(("objective", "method", "dimensions", "restarts"), ("learned",)),
+    "seed": ("learned", "graph", "random"),
+    **dict.fromkeys(("balance", "bound", "cost", "pin", "together", "apart", "groups"), _BALANCED),
+}
+
+
+class LookupConfig(Section):
+    """How embedding rows are looked up and trained."""
+
+    backend: Literal["auto", "fbgemm", "torch"] = Field(
+        default="auto", description='"fbgemm", "torch" (the exact reference), or fbgemm wherever it serves.'
+    )
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = Field(
+        default="rowwise_adagrad", description="Update rule of the tables, applied in the backward pass."
+    )
+    lr: float = Field(default=0.01, ge=0, description="Learning rate of the tables.")
+    schedule: Literal["constant", "follow"] = Field(
+        default="constant",
+        description='"follow": lr times what the dense part\'s learning rate is to the one it began with, so that a '
+        'scheduler holds for tables too; "constant": lr all the time.',
+    )
+    eps: float = Field(default=1e-8, ge=0, description="Added to the root of Adagrad's denominator.")
+    accumulation: Literal["accumulate", "per_micro_batch"] = Field(
+        default="accumulate",
+        description='Where several micro-batches make one step: "accumulate": tables are updated once per step, by the '
+        'sum of the gradients, as dense parameters are; "per_micro_batch": after every backward pass, by that '
+        "micro-batch's share.",
+    )
+    location: Literal["auto", "host", "device", "managed", "managed_caching"] = Field(
+        default="auto",
+        description='Memory that holds the tables. "auto", "device": that of the device that computes; "managed": '
+        'host memory that an accelerator reads through unified memory; "managed_caching": the same with a cache of '
+        'rows on the accelerator; "host": host memory, on an accelerator as "managed_caching".',
+    )
+
+
+class CommConfig(Section):
+    """How rows and ids travel."""
+
+    route: Literal["hierarchical", "flat"] = Field(
+        default="hierarchical", description='"flat" is one global all-to-all over the same sharded tables.'
+    )
+    peer_dtype: Format = Field(
+        default="fp32",
+        description='Wire format of rows between hosts: "fp32", "bf16", "fp16", or "int8" with a scale for every '
+        "64 columns of a row. On the flat route it holds for the one exchange.",
+    )
+    intra_dtype: Format = Field(default="fp32", description="Wire format of rows inside a host.")
+    peer_grad_dtype: FormatOrAuto = Field(
+        default="auto",
+        description='Wire format of gradients between hosts; "auto": peer_dtype, but "bf16" for "fp16".',
+    )
+    intra_grad_dtype: FormatOrAuto = Field(
+        default="auto",
+        description='Wire format of gradients inside a host; "auto": intra_dtype, but "bf16" for "fp16".',
+    )
+    overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
+    micro_blocks: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
+        default="auto",
+        description="Parts a batch is cut into, so that the exchange of one runs while another is computed; a model "
+        'part that mixes samples still sees the whole batch. "auto": 2 between hosts with overlap, else 1.',
+    )
+    prefetch: bool = Field(
+        default=True,
+        description="Distribute the next batch's ids while this one is computed, where batches come from "
+        "dmt_plugin.data.prefetched or are announced by engine.prefetch.",
+    )
+    timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
+
+    def blocks_on(self, hosts: int) -> int:
+        """Parts that a batch is cut into on so many hosts."""
+        if self.micro_blocks == "auto":
+            return 2 if self.overlap and hosts > 1 else 1
+        return self.micro_blocks
+
+    def formats_of(self, group: Literal["peers", "lanes", "world"]) -> tuple[Format, Format]:
+        """Wire formats, forward and backward, of the row exchange in a group; "world" crosses hosts."""
+        if group == "lanes":
+            return self.intra_dtype, gradient_format(self.intra_dtype, self.intra_grad_dtype)
+        return self.peer_dtype, gradient_format(self.peer_dtype, self.peer_grad_dtype)
+
+
+class TransformConfig(Section):
+    """How strict the rewrite is."""
+
+    on_unsupported: Literal["error", "transport", "decoder", "preserve"] = Field(
+        default="error",
+        description="Where the layers behind a group of features cannot take other streams: refuse; move its rows "
+        'untouched ("transport"); compress them, and give the old streams back behind the exchange ("decoder"); or use '
+        'tower modules that keep number and width ("preserve").',
+    )
+    verify: bool = Field(
+        default=True, description="Compare the rewritten model with the original on the example batch."
+    )
+    faster_dot: bool = Field(
+        default=True,
+        description="Dot products of pairs of features with one batched product in backward, not two; outputs are "
+        "the same, gradients are added up in another order.",
+    )
+    example_batch: str | None = Field(
+        default=None, description='Where an example batch comes from: "path/to/file.py:factory" or "pkg.mod:factory".'
+    )
+
+    @field_validator("example_batch")
+    @classmethod
+    def _a_factory(cls, value: str | None) -> str | None:
+        if value is not None:
+            place, colon, name = value.rpartition(":")
+            if not (place and colon and name.isidentifier()):
+                raise ValueError(f'found "{value}", expected "path/to/file.py:factory" or "pkg.mod:factory"')
+        return value
+
+
+class ReportConfig(Section):
+    """What is written for people."""
+
+    dir: str | None = Field(
+        default=None,
+        description="Folder for plan.json, transform.json and each rank's records of the run; null: none.",
+    )
+    every: int = Field(
+        default=10,
+        ge=0,
+        description="Steps between two records of the run, in the folder and in DeepSpeed's monitors; 0: none.",
+    )
+
+
+class DMTConfig(Section):
+    """The "dmt" section. Every key has a default that serves."""
+
+    enabled: bool = Field(default=True, description="false leaves model and engine untouched.")
+    topology: TopologyConfig = Field(default=TopologyConfig(), description="Hosts x ranks per host.")
+    towers: TowersConfig = Field(default=TowersConfig(), description="Towers and their modules.")
+    partition: PartitionConfig = Field(default=PartitionConfig(), description="Features to towers.")
+    placement: PlacementConfig = Field(default=PlacementConfig(), description="Tables to the lanes of their host.")
+    lookup: LookupConfig = Field(default=LookupConfig(), description="Embedding lookup and its optimiser.")
+    comm: CommConfig = Field(default=CommConfig(), description="Exchanges.")
+    transform: TransformConfig = Field(default=TransformConfig(), description="The rewrite of the model.")
+    report: ReportConfig = Field(default=ReportConfig(), description="Reports.")
+
+
+def load_ds_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Read a DeepSpeed configuration.
+
+    Args:
+        source: A mapping (it is copied), the path of a JSON file, or base64 of its text.
+
+    Returns:
+        The whole configuration as a new dict.
+
+    Raises:
+        ConfigError: For a missing file, bad JSON (with line and column), a key given twice, or anything that is
+            not a JSON object.
+    """
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source))
+    if not isinstance(source, str | Path):
+        raise ConfigError(f"a configuration is a dict or the path of a JSON file, not {type(source).__name__}")
+    name = str(source)
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        decoded = _from_base64(name)
+        if decoded is None:
+            raise ConfigError(f"{name}: configuration file not found") from None
+        name, text = "configuration (base64)", decoded
+    except (OSError, UnicodeDecodeError) as error:
+        decoded = _from_base64(name)
+        if decoded is None:
+            raise ConfigError(f"{name}: configuration file cannot be read: {error}") from None
+        name, text = "configuration (base64)", decoded
+    return _parse(text, name)
+
+
+def read_dmt_config(ds_config: Mapping[str, Any], source: str = "config") -> DMTConfig | None:
+    """Validate the "dmt" section of a DeepSpeed configuration.
+
+    Args:
+        ds_config: The whole configuration.
+        source: Name of the file, for messages.
+
+    Returns:
+        The section, or None where there is none or ``"enabled"`` is false.
+
+    Raises:
+        ConfigError: One message naming every unknown key, bad value and impossible combination.
+    """
+    for key in ds_config:
+        if near_miss(key):
+            raise ConfigError(f'{source}: the top-level key "{key}" looks like a misspelt "dmt"; rename it')
+    if "dmt" not in ds_config:
+        return None
+    section = ds_config["dmt"]
+    if not isinstance(section, Mapping):
+        found = json.dumps(section, default=repr)
+        refuse(source, [f'dmt: must be an object such as {{"enabled": true}}, found {found}'])
+    try:
+        config = DMTConfig.model_validate(dict(section))
+    except ValidationError as error:
+        refuse(source, say_problems(error, DMTConfig))
+    return config if config.enabled else None
+
+
+def _from_base64(text: str) -> str | None:
+    try:
+        decoded = base64.urlsafe_b64decode(text.encode()).decode("utf-8")
+    except (binascii.Error, ValueError):
+        return None
+    return decoded if decoded.lstrip().startswith("{") else None
+
+
+def _parse(text: str, name: str) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f'{name}: the key "{key}" is given twice in one object')
+        return dict(pairs)
+
+    try:
+        content = json.loads(text, object_pairs_hook=no_duplicates)
+    except json.JSONDecodeError as error:
+        content = _parse_lenient(text, no_duplicates)
+        if content is None:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise ConfigError(f"{name}: not valid JSON at {where}: {error.msg}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name}: a configuration is a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _parse_lenient(text: str, hook: Any) -> dict[str, Any] | None:
+    # DeepSpeed reads its file with hjson, so comments and trailing commas are legal there and must be here.
+    try:
+        import hjson
+    except ImportError:
+        return None
+    try:
+        content = hjson.loads(text, object_pairs_hook=hook)
+    except hjson.HjsonDecodeError:
+        return None
+    return content if isinstance(content, dict) and content else None

@@ -1,0 +1,131 @@
+"""The "towers" part of the "dmt" section: number and kind of towers, and the towers that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dmt_plugin.config.messages import one_of
+
+PositiveInt = Annotated[int, Field(ge=1)]
+IntOrAuto = PositiveInt | Literal["auto"]
+Init = Literal["orthogonal", "identity", "torch"]
+
+TOWER_MODULES = ("dlrm", "dcn", "preserve", "none")
+
+
+class Section(BaseModel):
+    """An object of the "dmt" section: unknown keys are errors, numbers are not made of strings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _known_module(value: str) -> str:
+    package, colon, name = value.partition(":")
+    own = colon and name.isidentifier() and all(part.isidentifier() for part in package.split("."))
+    if value not in TOWER_MODULES and not own:
+        raise ValueError(f'{one_of(value, TOWER_MODULES)} or "pkg.mod:Class" for a module of your own')
+    return value
+
+
+class TowerOverride(Section):
+    """What is different about one tower; a key that is left out is as in dmt.towers."""
+
+    module: Annotated[str, AfterValidator(_known_module)] | None = Field(
+        default=None, description='Tower module of this tower: "dlrm", "dcn" or "pkg.mod:Class".'
+    )
+    c: int | None = Field(default=None, ge=0, description='Outputs of width D per feature ("dlrm").')
+    p: int | None = Field(default=None, ge=0, description='Outputs of width D of the whole tower ("dlrm").')
+    init: Init | None = Field(default=None, description="How its linear layers start.")
+    seed: int | None = Field(default=None, ge=0, description="Seed of that initialisation.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_width(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "dim" in data:
+            raise ValueError(
+                "dim cannot differ between towers, because the streams of one join have one width; set dmt.towers.dim"
+            )
+        return data
+
+    @field_validator("module")
+    @classmethod
+    def _some_module(cls, value: str | None) -> str | None:
+        if value == "none":
+            raise ValueError(
+                '"none" is for all towers or for no tower; a tower module that starts as its input is "preserve" '
+                'with "init": "identity"'
+            )
+        return value
+
+
+class TowersConfig(Section):
+    """Number and kind of towers. c, p and D (dim) are the paper's letters."""
+
+    count: IntOrAuto = Field(default="auto", description='Number of towers T; "auto" is one per host.')
+    module: Annotated[str, AfterValidator(_known_module)] = Field(
+        default="dlrm",
+        description='Tower module: "dlrm", "dcn", "preserve" (keeps number and width of the features, and the layers '
+        'behind), "none" (the same numbers by another route), or "pkg.mod:Class", an nn.Module of your own.',
+    )
+    c: int = Field(default=1, ge=0, description='Outputs of width D per feature ("dlrm").')
+    p: int = Field(default=0, ge=0, description='Outputs of width D per tower as a whole ("dlrm").')
+    dim: IntOrAuto = Field(default="auto", description="Width D of a tower module's outputs.")
+    init: Init = Field(
+        default="orthogonal",
+        description="How the linear layers of tower modules start; \"torch\" is nn.Linear's default."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of that initialisation, the same on every rank.")
+    compile: bool = Field(
+        default=False,
+        description="Run tower modules through torch.compile, which takes a while at the first steps; for modules of "
+        "many small operations. On a CPU those of this project gain nothing.",
+    )
+    overrides: dict[str, TowerOverride] = Field(
+        default_factory=dict,
+        description='Towers that differ, by number: {"1": {"module": "dcn"}}; keys module, c, p, init, seed.',
+    )
+
+    @field_validator("overrides")
+    @classmethod
+    def _tower_numbers(cls, value: dict[str, TowerOverride]) -> dict[str, TowerOverride]:
+        for key in value:
+            if not key.isdecimal() or str(int(key)) != key:
+                raise ValueError(f'the key "{key}" is no tower; expected the number of one, "0" or above')
+        return value
+
+    @model_validator(mode="after")
+    def _some_output(self) -> TowersConfig:
+        if self.module == "preserve" and self.dim != "auto":
+            raise ValueError(
+                f'"dim": {self.dim} would not be read with "module": "preserve", which keeps each width; remove it'
+            )
+        if self.module == "none" and self.compile:
+            raise ValueError('"compile": true would not be read with "module": "none"; remove it')
+        towers = {"": self, **{f".overrides.{key}": self.of_tower(int(key)) for key in self.overrides}}
+        for where, tower in towers.items():
+            if tower.module == "dlrm" and tower.c == 0 and tower.p == 0:
+                raise ValueError(
+                    f'dmt.towers{where}: c = 0 and p = 0 leave a "dlrm" tower without outputs; set c or p to at least '
+                    '1' + (', or "module": "none"' if not where else "")
+                )
+        for key, override in self.overrides.items():
+            place, given = f"dmt.towers.overrides.{key}", override.model_dump(exclude_none=True)
+            if self.count != "auto" and int(key) >= self.count:
+                raise ValueError(f"{place}: there are {self.count} towers, 0 to {self.count - 1}")
+            if self.module == "none":
+                raise ValueError(f'{place} would not be read with "module": "none"; remove it or choose a module')
+            unread = sorted({"module", "c", "p"} & given.keys())
+            if self.module == "preserve" and unread:
+                raise ValueError(
+                    f'{place}: {", ".join(unread)} would not fit "module": "preserve", where every tower keeps its '
+                    "features; only init and seed can differ"
+                )
+        return self
+
+    def of_tower(self, tower: int) -> TowersConfig:
+        """What holds for one tower, its override applied."""
+        override = self.overrides.get(str(tower))
+        return self if override is None else self.model_copy(update=override.model_dump(exclude_none=True))

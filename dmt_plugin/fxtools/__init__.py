@@ -1,0 +1,1 @@
+"""Tools for torch.fx graphs that know nothing of towers."""

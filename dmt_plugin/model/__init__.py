@@ -1,0 +1,1 @@
+"""Tower models: the logical one that runs in one process, and the placed one that a rank runs."""

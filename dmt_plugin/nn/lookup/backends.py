@@ -1,0 +1,105 @@
+"""Which backend serves which table of a rank, and where its columns are in what the backends give."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dmt_plugin.nn.lookup.plain_torch import TorchTables
+from dmt_plugin.nn.lookup.site import LookupSite, Rule, Tables
+
+logger = logging.getLogger(__name__)
+
+
+def check_location(location: str, device: torch.device, backends: Sequence[Tables]) -> None:
+    """Tables are where they were asked to be, or it is an error."""
+    if device.type == "cpu":
+        if location.startswith("managed"):
+            raise ValueError(
+                f"dmt.lookup.location {location!r} is memory that an accelerator shares with the host, but these "
+                'lookups run on the CPU, whose tables are in host memory anyway; use "auto" or "host"'
+            )
+        return
+    on_torch = [table for tables in backends if isinstance(tables, TorchTables) for table in tables.tables]
+    if on_torch and location in ("host", "managed", "managed_caching"):
+        raise ValueError(
+            f"dmt.lookup.location {location!r} is served by FBGEMM only, and {len(on_torch)} table(s) such as "
+            f"'{on_torch[0]}' are looked up on PyTorch, in the memory of {device.type}; use \"auto\", or have FBGEMM "
+            "serve them (dmt.lookup.backend)"
+        )
+
+
+def make_backends(
+    sites: Sequence[LookupSite],
+    weights: Mapping[str, Tensor],
+    backend: str,
+    rule: Rule,
+    location: str,
+    device: torch.device,
+) -> list[Tables]:
+    """One per group of tables that are served alike: FBGEMM's by pooling, and PyTorch's.
+
+    Args:
+        sites: the lookups of this rank; may be empty.
+        weights: ``(rows, dim)`` initial values by table.
+        backend: ``"auto"``, ``"fbgemm"`` or ``"torch"``.
+        rule: how tables are updated.
+        location: memory that FBGEMM holds them in, one of ``dmt_plugin.nn.lookup.sharded.LOCATIONS``.
+        device: of the computation.
+
+    Raises:
+        ValueError: FBGEMM was asked for and cannot serve a table exactly.
+        PairingError: it is installed, but cannot be loaded.
+    """
+    if not sites:
+        return []
+    if backend == "auto" and importlib.util.find_spec("fbgemm_gpu") is None:
+        logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
+        backend = "torch"
+    if backend == "torch":
+        return [TorchTables(sites, weights, rule, device)]
+    from dmt_plugin.nn.lookup.fbgemm import FbgemmTables, refusals
+
+    refused = refusals(sites, rule.name)
+    if refused and backend == "fbgemm":
+        table, reason = next(iter(refused.items()))
+        raise ValueError(
+            f"dmt.lookup.backend 'fbgemm' cannot serve table '{table}' exactly: {reason}; "
+            "use 'auto', which looks it up on PyTorch"
+        )
+    if refused:
+        why = "; ".join(f"'{table}': {reason}" for table, reason in refused.items())
+        logger.info("tables looked up on PyTorch instead of FBGEMM: %s", why)
+    backends: list[Tables] = []
+    for mode in ("sum", "mean"):
+        served = [site for site in sites if site.mode == mode and site.table not in refused]
+        if served:
+            backends.append(FbgemmTables(served, weights, rule, device, location))
+    rest = [site for site in sites if site.table in refused]
+    if rest:
+        backends.append(TorchTables(rest, weights, rule, device))
+    return backends
+
+
+def column_runs(
+    sites: Sequence[LookupSite], backends: Sequence[Tables]
+) -> list[tuple[int, int, int]] | None:
+    """Slices ``(backend, start, end)`` of the outputs that give the sites' order; None if it is there already."""
+    place: dict[str, tuple[int, int]] = {}
+    for b, tables in enumerate(backends):
+        for site, start in zip(tables.sites, tables.columns, strict=True):
+            place[site.name] = (b, start)
+    runs: list[tuple[int, int, int]] = []
+    for site in sites:
+        b, start = place[site.name]
+        if runs and runs[-1][0] == b and runs[-1][2] == start:
+            runs[-1] = (b, runs[-1][1], start + site.dim)
+        else:
+            runs.append((b, start, start + site.dim))
+    whole = len(backends) == 1 and len(runs) == 1 and runs[0][1] == 0
+    padless = whole and all(site.dim % 4 == 0 or isinstance(backends[0], TorchTables) for site in sites)
+    return None if padless else runs

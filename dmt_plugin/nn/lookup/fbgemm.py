@@ -1,0 +1,239 @@
+"""Lookups on FBGEMM's table-batched embeddings (TBE), which update their tables inside the backward pass.
+
+1. sites are grouped by pooling mode, and inside a group by table: one TBE per group, features of a table adjacent;
+2. dims are padded to a multiple of 4 (FBGEMM's rule); pads are zero, get no gradient, and are cut from the output;
+3. forward joins the ids of a group's sites feature-major, with ``features * rows + 1`` offsets; an unweighted site
+   beside a weighted one gets ones;
+4. backward adds up the gradients of each row over sites and samples, then applies the exact update rule;
+5. where several micro-batches make one step, forward keeps their ids, backward their gradients, and ``step`` looks all
+   of them up once more, as one batch, for the one backward pass that updates the tables.
+
+FBGEMM's row-wise Adagrad averages over the padded columns too, so such tables are refused here, and so is a table
+that is pooled in two ways: two TBEs cannot share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dmt_plugin.core.errors import DMTError
+from dmt_plugin.core.versions import import_fbgemm
+from dmt_plugin.nn.lookup.border import watched
+from dmt_plugin.nn.lookup.site_ids import SiteIds, ids_of, joined
+
+if TYPE_CHECKING:
+    from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+    from dmt_plugin.nn.lookup.site import LookupSite, Rule
+
+OPTIMIZERS = {
+    "sgd": "EXACT_SGD",
+    "adagrad": "EXACT_ADAGRAD",
+    "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD",
+}
+
+
+_LOCATIONS = {
+    "auto": "DEVICE",
+    "device": "DEVICE",
+    "host": "MANAGED_CACHING",
+    "managed": "MANAGED",
+    "managed_caching": "MANAGED_CACHING",
+}
+
+
+def refusals(sites: Sequence[LookupSite], optimizer: str) -> dict[str, str]:
+    """Tables that FBGEMM cannot serve exactly, each with the reason."""
+    reasons: dict[str, str] = {}
+    modes: dict[str, str] = {}
+    for site in sites:
+        if modes.setdefault(site.table, site.mode) != site.mode:
+            reasons[site.table] = "it is pooled with both sum and mean, and a TBE pools in one way"
+        elif site.dim % 4 and optimizer == "rowwise_adagrad":
+            reasons[site.table] = (
+                f"its dim {site.dim} is no multiple of 4, and row-wise Adagrad would average over the padding"
+            )
+    return reasons
+
+
+class FbgemmTables:
+    """Tables of one rank in one TBE; all sites pool in the same way.
+
+    Args:
+        sites: lookups to serve.
+        weights: ``(rows, dim)`` initial values of each table; copied.
+        rule: update rule.
+        device: device of the computation.
+        location: memory that holds the tables, see :class:`dmt_plugin.nn.lookup.sharded.ShardedLookup`.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[LookupSite],
+        weights: Mapping[str, Tensor],
+        rule: Rule,
+        device: torch.device,
+        location: str,
+    ) -> None:
+        import_fbgemm()
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, PoolingMode
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+
+        tables = {site.table: site for site in sites}
+        self._index = {table: index for index, table in enumerate(tables)}
+        self._dims = {table: site.dim for table, site in tables.items()}
+        self.sites = tuple(sorted(sites, key=lambda site: self._index[site.table]))
+        self.weighted = any(site.needs_weights for site in sites)
+        place = _placement(device, location)
+        self._tbe: Any = SplitTableBatchedEmbeddingBagsCodegen(
+            embedding_specs=[(site.rows, padded(site.dim), *place) for site in tables.values()],
+            feature_table_map=[self._index[site.table] for site in self.sites],
+            optimizer=getattr(EmbOptimType, OPTIMIZERS[rule.name]),
+            learning_rate=rule.lr,
+            eps=rule.eps,
+            stochastic_rounding=False,
+            pooling_mode=PoolingMode.MEAN if sites[0].mode == "mean" else PoolingMode.SUM,
+            bounds_check_mode=BoundsCheckMode.FATAL,
+            device=device,
+        )
+        self._views: list[Tensor] = self._tbe.split_embedding_weights()
+        for table in tables:
+            self._views[self._index[table]].zero_()
+            self.weight(table).copy_(weights[table].detach())
+        self._offsets: tuple[int, tuple[int, ...], Tensor] | None = None
+        self._hold = self._once = False
+        self._held: list[tuple[list[SiteIds], int, Tensor]] = []
+        self._updates = 0
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables held."""
+        return tuple(self._index)
+
+    @property
+    def columns(self) -> list[int]:
+        """First column of each site in the output; pads lie between them."""
+        return [0, *accumulate(padded(site.dim) for site in self.sites)][:-1]
+
+    def forward(self, routed: RoutedIds) -> Tensor:
+        """``(rows, sum of padded dims)`` pooled embeddings."""
+        own, rows = [ids_of(site, routed) for site in self.sites], routed.layout.rows
+        if not torch.is_grad_enabled():
+            return self._look_up(own, rows)
+        if self._hold:
+            with torch.no_grad():
+                output = self._look_up(own, rows)
+            return watched(output, lambda gradient: self._held.append((own, rows, gradient)))
+        output = self._look_up(own, rows)
+        output.register_hook(self._count)
+        return output
+
+    def _look_up(self, own: Sequence[SiteIds], rows: int) -> Tensor:
+        indices = torch.cat([ids.values for ids in own]) if len(own) > 1 else own[0].values
+        weights = torch.cat([_weights(ids) for ids in own]) if self.weighted else None
+        output: Tensor = self._tbe(indices.long(), self._offset(own, rows), weights)
+        return output
+
+    def _count(self, gradient: Tensor | None = None) -> None:
+        """Before an update."""
+        del gradient
+        self._updates += 1
+        if self._once and self._updates > 1:
+            raise DMTError(
+                f"tables on FBGEMM, such as '{self.sites[0].table}', would be updated twice in one step: the model was "
+                "called more than once for it, or its loss went backward more than once. Use "
+                '"dmt": {"lookup": {"backend": "torch"}}, which adds up all gradients of a step; or say so with '
+                'gradient_accumulation_steps; or allow it with "accumulation": "per_micro_batch" under dmt.lookup.'
+            )
+
+    def _offset(self, own: Sequence[SiteIds], rows: int) -> Tensor:
+        lengths = [ids.lengths for ids in own]
+        sizes = tuple(ids.values.numel() for ids in own)
+        fixed = all(length is None for length in lengths)
+        if fixed and self._offsets is not None and self._offsets[:2] == (rows, sizes):
+            return self._offsets[2]
+        device = own[0].values.device
+        filled = [
+            torch.full((rows,), size // max(rows, 1), dtype=torch.int64, device=device)
+            if length is None
+            else length.long()
+            for length, size in zip(lengths, sizes, strict=True)
+        ]
+        offsets = torch.nn.functional.pad(torch.cat(filled).cumsum(0), (1, 0))
+        if fixed:
+            self._offsets = (rows, sizes, offsets)
+        return offsets
+
+    def step(self) -> None:
+        """One update by all gradients that were held back; without any, it has happened in the backward pass."""
+        held, self._held = self._held, []
+        if not held:
+            return
+        self._count()
+        ids = [joined([own[i] for own, _, _ in held], [rows for _, rows, _ in held]) for i in range(len(self.sites))]
+        with torch.enable_grad():
+            output = self._look_up(ids, sum(rows for _, rows, _ in held))
+        output.backward(torch.cat([gradient for _, _, gradient in held]))
+
+    def zero_grad(self) -> None:
+        """Forget what is held back."""
+        self._held.clear()
+        self._updates = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether gradients are held back."""
+        return bool(self._held)
+
+    def hold_gradients(self, hold: bool, once: bool) -> None:
+        """Whether the gradients of the next forward passes wait for ``step``, and two updates are an error."""
+        self._hold, self._once = hold, once
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next backward passes."""
+        self._tbe.set_learning_rate(lr)
+
+    def settle(self) -> None:
+        """Empty the cache of rows that tables in host memory have on an accelerator."""
+        self._tbe.flush()
+        self._tbe.reset_cache_states()
+
+    def weight(self, table: str) -> Tensor:
+        """``(rows, dim)`` view of a table."""
+        return self._views[self._index[table]].detach()[:, : self._dims[table]]
+
+    def state(self, table: str) -> dict[str, Tensor]:
+        """Views of the optimiser state of a table."""
+        states = self._tbe.split_optimizer_states()
+        if not states or not states[self._index[table]]:
+            return {}
+        total = states[self._index[table]][0].detach()
+        return {"sum": total if total.dim() == 1 else total[:, : self._dims[table]]}
+
+
+def padded(dim: int) -> int:
+    """The next multiple of 4."""
+    return (dim + 3) // 4 * 4
+
+
+def _weights(ids: SiteIds) -> Tensor:
+    if ids.weights is not None:
+        return ids.weights.float()
+    return torch.ones(ids.values.numel(), dtype=torch.float32, device=ids.values.device)
+
+
+def _placement(device: torch.device, location: str) -> tuple[Any, Any]:
+    """FBGEMM's names for where tables live and where they are looked up."""
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import ComputeDevice
+
+    if device.type == "cpu":
+        return EmbeddingLocation.HOST, ComputeDevice.CPU
+    return getattr(EmbeddingLocation, _LOCATIONS[location]), ComputeDevice.CUDA

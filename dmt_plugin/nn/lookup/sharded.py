@@ -1,0 +1,230 @@
+"""Lookup and pooling of the tables one rank owns.
+
+1. every table is given to a backend: FBGEMM where it is exact, else PyTorch (or the one that was asked for);
+2. forward lets each backend pool its sites and puts the columns in the order of the sites;
+3. at the border of this module (:mod:`dmt_plugin.nn.lookup.border`) rows take the dtype that the model computes in,
+   and the gradient that enters the backends is multiplied by ``grad_scale``;
+4. FBGEMM updates its tables inside backward, PyTorch's are updated by ``step``. Where several micro-batches make one
+   step, FBGEMM's gradients are held back, and ``step`` updates the tables once, by all of them.
+
+The tables are neither parameters nor buffers of the module: an engine that walks over parameters must not
+broadcast, cast or decay shards that differ from rank to rank. They go in and out by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.comm.micro_blocks import layouts_of
+from dmt_plugin.nn.lookup.backends import check_location, column_runs, make_backends
+from dmt_plugin.nn.lookup.border import CutBlocks, OneBlock, ScaleGradient, WholeGradient
+from dmt_plugin.nn.lookup.plain_torch import TorchTables
+from dmt_plugin.nn.lookup.site import LookupSite, Rule, Tables, check_sites
+
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
+LOCATIONS = ("auto", "host", "device", "managed", "managed_caching")
+
+
+class ShardedLookup(nn.Module):
+    """Lookups of one rank; its tables are no parameters of the module.
+
+    Args:
+        sites: the lookups, in the order of the output's columns; may be empty.
+        weights: ``(rows, dim)`` initial values by table; copied.
+        backend: ``"auto"``, ``"fbgemm"`` or ``"torch"``.
+        optimizer: ``"rowwise_adagrad"``, ``"adagrad"`` or ``"sgd"``.
+        lr: learning rate of the tables.
+        eps: Adagrad's epsilon.
+        location: memory that holds the tables, one of ``LOCATIONS``; what is not the memory of ``device`` itself
+            needs FBGEMM and an accelerator.
+        device: device of the computation.
+
+    Attributes:
+        grad_scale: factor on the gradient that enters the tables, read in forward.
+        row_dtype: dtype of the rows that ``forward`` gives; tables stay fp32.
+        lr: learning rate of the tables; ``set_lr`` changes it.
+
+    Raises:
+        ValueError: sites contradict each other or the weights, ``"fbgemm"`` cannot serve a table exactly, or tables
+            cannot be in the memory asked for.
+        PairingError: fbgemm is asked for, or installed, but cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[LookupSite],
+        weights: Mapping[str, Tensor],
+        *,
+        backend: str = "auto",
+        optimizer: str = "rowwise_adagrad",
+        lr: float = 0.01,
+        eps: float = 1e-8,
+        location: str = "auto",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        for key, value, known in (
+            ("optimizer", optimizer, OPTIMIZERS),
+            ("backend", backend, ("auto", "fbgemm", "torch")),
+            ("location", location, LOCATIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"dmt.lookup.{key}: {value!r} found, one of {', '.join(known)} expected")
+        check_sites(sites, weights)
+        self.sites = tuple(sites)
+        self.device = torch.device(device)
+        self.lr = lr
+        self.grad_scale = 1.0
+        self.row_dtype = torch.float32
+        # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
+        self._backends: tuple[Tables, ...] = tuple(
+            make_backends(sites, weights, backend, Rule(optimizer, lr, eps), location, self.device)
+        )
+        check_location(location, self.device, self._backends)
+        self._of_table = {table: tables for tables in self._backends for table in tables.tables}
+        self._order = column_runs(self.sites, self._backends)
+        self.cut_rows = _CutRows(self)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables of this rank."""
+        return tuple(self._of_table)
+
+    def backend_of(self, table: str) -> str:
+        """``"fbgemm"`` or ``"torch"``."""
+        return "torch" if isinstance(self._find(table), TorchTables) else "fbgemm"
+
+    def forward(self, routed: RoutedIds, scaled: bool = True) -> Tensor:
+        """Pool the ids of all sites.
+
+        Args:
+            routed: ids of all rows.
+            scaled: whether rows take their dtype, and their gradient its scale, here; else ``cut`` does that.
+
+        Returns:
+            ``(rows, sum of dims)``, columns in the order of the sites; the mean of an empty bag is zero.
+        """
+        if not self._backends:
+            return torch.zeros(routed.layout.rows, 0, device=self.device, dtype=self.row_dtype)
+        for site in self.sites:
+            if site.weighted and routed.weights[site.slot] is None:
+                raise ValueError(f"lookup '{site.name}' is weighted, but its ids came without weights")
+        outputs = [tables.forward(routed) for tables in self._backends]
+        if self._order is None:
+            pooled = outputs[0]
+        else:
+            pooled = torch.cat([outputs[b][:, start:end] for b, start, end in self._order], dim=1)
+        if scaled and (self.row_dtype != pooled.dtype or (self.grad_scale != 1.0 and pooled.requires_grad)):
+            pooled = ScaleGradient.apply(pooled, self.grad_scale, self.row_dtype)
+        return pooled
+
+    def cut(self, rows: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ...]:
+        """Cut rows that came out of ``forward`` without its scale into micro-blocks, whose gradients are scaled.
+
+        A gradient is scaled when that of its block arrives, into its place in that of all rows: while other blocks
+        are still on the way, and in one pass over the memory.
+
+        Args:
+            rows: ``(layout.rows, width)``, sorted by block.
+            layout: of the whole batch.
+            blocks: number of blocks.
+        """
+        sizes = [part.rows for part in layouts_of(layout, blocks)]
+        if not rows.requires_grad:
+            return rows.to(self.row_dtype).split(sizes)
+        whole = WholeGradient(sizes, self.grad_scale, rows.dtype, self.row_dtype)
+        parts = CutBlocks.apply(rows, whole)
+        return tuple(OneBlock.apply(part, whole, block) for block, part in enumerate(parts))
+
+    def hold_gradients(self, hold: bool, once: bool = True) -> None:
+        """Say how the forward passes from now on count towards a step.
+
+        Args:
+            hold: Other micro-batches belong to the same step: gradients wait until ``step``.
+            once: Updating a table twice between two calls of ``zero_grad`` is an error.
+        """
+        for tables in self._backends:
+            tables.hold_gradients(hold, once)
+
+    @property
+    def holds(self) -> bool:
+        """Whether gradients of this step are held back."""
+        return any(tables.holds for tables in self._backends)
+
+    def step(self) -> None:
+        """Update the tables by the gradients collected; FBGEMM's have been updated in backward unless held back."""
+        for tables in self._backends:
+            tables.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget collected table gradients."""
+        for tables in self._backends:
+            tables.zero_grad()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the updates to come, of all tables."""
+        if lr != self.lr:
+            self.lr = lr
+            for tables in self._backends:
+                tables.set_lr(lr)
+
+    def settle(self) -> None:
+        """Write back what an accelerator has cached of tables, and drop it: before views are saved, or written to."""
+        for tables in self._backends:
+            tables.settle()
+
+    def table_weight(self, name: str) -> Tensor:
+        """``(rows, dim)`` current values of a table, without gradient; a view."""
+        return self._find(name).weight(name)
+
+    def load_table(self, name: str, weight: Tensor) -> None:
+        """Overwrite a table with ``(rows, dim)`` values."""
+        _copy(self._find(name).weight(name), weight, f"table '{name}'")
+
+    def optimizer_state(self, name: str) -> dict[str, Tensor]:
+        """Optimiser state of a table: ``{"sum": (rows,) or (rows, dim)}``, or nothing for SGD; views."""
+        return self._find(name).state(name)
+
+    def load_optimizer_state(self, name: str, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the optimiser state of a table with what ``optimizer_state`` gave."""
+        own = self._find(name).state(name)
+        if set(own) != set(state):
+            raise ValueError(
+                f"table '{name}': optimiser state {sorted(own)} expected, {sorted(state)} found; it was saved "
+                "under another dmt.lookup.optimizer"
+            )
+        for key, value in own.items():
+            _copy(value, state[key], f"optimiser state '{key}' of table '{name}'")
+
+    def extra_repr(self) -> str:
+        """Counts of sites and tables."""
+        return f"sites={len(self.sites)}, tables={len(self.tables)}"
+
+    def _find(self, table: str) -> Tables:
+        if table not in self._of_table:
+            raise KeyError(f"this rank has no table '{table}'; it has {sorted(self._of_table)}")
+        return self._of_table[table]
+
+
+class _CutRows(nn.Module):
+    """``ShardedLookup.cut`` as a graph node."""
+
+    def __init__(self, lookup: ShardedLookup) -> None:
+        super().__init__()
+        self._lookup = (lookup,)  # a tuple hides it: the lookup holds this module
+
+    def forward(self, rows: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ...]:
+        """See :meth:`ShardedLookup.cut`."""
+        return self._lookup[0].cut(rows, layout, blocks)
+
+
+@torch.no_grad()
+def _copy(target: Tensor, source: Tensor, what: str) -> None:
+    if target.shape != source.shape:
+        raise ValueError(f"{what} has shape {tuple(target.shape)}, found {tuple(source.shape)}")
+    target.copy_(source)

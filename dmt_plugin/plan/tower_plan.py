@@ -1,0 +1,364 @@
+"""The tower plan: which feature belongs to which tower, which host runs it, which lanes hold each table.
+
+A plan is plain data. It is made by the partitioner and the planner, read by the passes,
+saved beside checkpoints and exchanged as JSON. It belongs to one model and one topology
+and says so by two fingerprints; :meth:`TowerPlan.check` refuses any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dmt_plugin.core.errors import PlanError
+from dmt_plugin.plan.tables import Kind, TablePart, TableSplit, check_places, parts_of
+from dmt_plugin.plan.tables import TableSpec as TableSpec
+from dmt_plugin.topology.shape import Topology
+
+PLAN_VERSION = 1
+
+FORMS = ("native", "decoder", "preserve")
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """One feature: an index input of the model and every table it is looked up in.
+
+    Attributes:
+        name: unique name.
+        tables: names of the tables, in order of use.
+        hotness: ids per sample if fixed, else ``None``.
+    """
+
+    name: str
+    tables: tuple[str, ...]
+    hotness: int | None = None
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """Streams that are joined together in the model.
+
+    Attributes:
+        name: ``group0``, ``group1``, ...
+        kind: ``"tower"`` (goes through tower modules) or ``"transport"`` (moved as it is).
+        width: width of one stream in a tower group; 0 in a transport group of mixed widths.
+        features: names of the features, in the model's order.
+        form: what the model behind a tower group sees: ``"native"`` (the outputs themselves, its
+            sizes adapted), ``"decoder"`` (streams of the old shapes, made from the outputs by a
+            linear decoder) or ``"preserve"`` (outputs of the old shapes).
+        dim: width ``D`` of its towers' outputs; 0 where the plan's module says it.
+    """
+
+    name: str
+    kind: str
+    width: int
+    features: tuple[str, ...]
+    form: str = "native"
+    dim: int = 0
+
+
+@dataclass(frozen=True)
+class TowerModuleSpec:
+    """What a tower module is made of; the letters are those of the paper's section 4.
+
+    Attributes:
+        kind: ``"dlrm"``, ``"dcn"``, ``"preserve"``, ``"none"`` or an import path of a user's module.
+        c: outputs per feature (dlrm).
+        p: outputs of the whole tower (dlrm).
+        dim: width ``D`` of each output.
+        init: initialisation, see :mod:`dmt_plugin.nn.towers`.
+        seed: seed of the initialisation.
+    """
+
+    kind: str = "none"
+    c: int = 1
+    p: int = 0
+    dim: int = 0
+    init: str = "orthogonal"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """Features to towers, towers to hosts, tables to lanes.
+
+    Attributes:
+        topology: the topology the plan was made for, as ``"HxL"``.
+        tables: every table of the model.
+        features: every feature of the model.
+        groups: the joins the features take part in.
+        towers: feature names of each tower.
+        tower_hosts: host of each tower.
+        table_lanes: lane of each whole table on the host of its tower.
+        table_splits: how the other tables are divided between the lanes of that host.
+        module: the tower module of the tower groups.
+        overrides: the towers whose module differs from that, by number.
+        model: fingerprint of the model's features and tables.
+        provenance: how the partition was made (strategy and its parameters).
+    """
+
+    topology: str
+    tables: tuple[TableSpec, ...]
+    features: tuple[FeatureSpec, ...]
+    groups: tuple[GroupSpec, ...]
+    towers: tuple[tuple[str, ...], ...]
+    tower_hosts: tuple[int, ...]
+    table_lanes: Mapping[str, int]
+    module: TowerModuleSpec = field(default_factory=TowerModuleSpec)
+    model: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[int, TowerModuleSpec] = field(default_factory=dict)
+    table_splits: Mapping[str, TableSplit] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_complete()
+
+    # -- questions ---------------------------------------------------------------------
+
+    def tower_of(self, feature: str) -> int:
+        """Tower of a feature."""
+        return self._tower_by_feature[feature]
+
+    def host_of_table(self, table: str) -> int:
+        """Host that keeps a table: the host of its tower."""
+        return self.tower_hosts[self.tower_of(self._feature_by_table[table])]
+
+    def parts_of(self, table: str) -> tuple[TablePart, ...]:
+        """What the lanes of its host hold of a table: one part if it is whole, else one per range, in rising order."""
+        return self._parts_by_table[table]
+
+    def part(self, name: str) -> TablePart:
+        """A part by its own name; a whole table is the part of that name."""
+        return self._part_by_name[name]
+
+    def kind_of(self, table: str) -> Kind:
+        """How a table is placed."""
+        return self._parts_by_table[table][0].kind
+
+    def lanes_of(self, table: str) -> tuple[int, ...]:
+        """Lanes of its host that hold a part of a table, rising."""
+        return tuple(sorted(part.lane for part in self._parts_by_table[table]))
+
+    def towers_on(self, host: int) -> tuple[int, ...]:
+        """Towers of a host."""
+        return tuple(t for t, h in enumerate(self.tower_hosts) if h == host)
+
+    def table(self, name: str) -> TableSpec:
+        """A table by name."""
+        return self._table_by_name[name]
+
+    def module_of(self, group: GroupSpec, tower: int) -> TowerModuleSpec:
+        """The module of one tower in one group, with the width of its outputs."""
+        spec = self.overrides.get(tower, self.module)
+        if group.form == "preserve":
+            return dataclasses.replace(spec, kind="preserve", dim=group.width)
+        return dataclasses.replace(spec, dim=group.dim or spec.dim)
+
+    def features_of(self, group: GroupSpec, tower: int) -> tuple[str, ...]:
+        """Features of one tower in one group, in the tower's order."""
+        members = set(group.features)
+        return tuple(f for f in self.towers[tower] if f in members)
+
+    # Asked for every lookup on every rank, so looked up in a dict that is made once.
+
+    @cached_property
+    def _tower_by_feature(self) -> dict[str, int]:
+        return {name: t for t, names in enumerate(self.towers) for name in names}
+
+    @cached_property
+    def _feature_by_table(self) -> dict[str, str]:
+        return {table: feature.name for feature in self.features for table in feature.tables}
+
+    @cached_property
+    def _table_by_name(self) -> dict[str, TableSpec]:
+        return {table.name: table for table in self.tables}
+
+    @cached_property
+    def _parts_by_table(self) -> dict[str, tuple[TablePart, ...]]:
+        return {t.name: parts_of(t, self.table_lanes.get(t.name), self.table_splits.get(t.name)) for t in self.tables}
+
+    @cached_property
+    def _part_by_name(self) -> dict[str, TablePart]:
+        return {part.name: part for parts in self._parts_by_table.values() for part in parts}
+
+    # -- checks ------------------------------------------------------------------------
+
+    def _check_complete(self) -> None:
+        names = [f.name for f in self.features]
+        for what, given in (("feature", names), ("table", [t.name for t in self.tables])):
+            repeated = sorted(name for name, count in Counter(given).items() if count > 1)
+            if repeated:
+                raise PlanError(f"the plan describes the {what}(s) {repeated} more than once.")
+        listed = Counter(name for tower in self.towers for name in tower)
+        missing = sorted(set(names) - set(listed))
+        unknown = sorted(set(listed) - set(names))
+        twice = sorted(name for name, count in listed.items() if count > 1)
+        if missing or unknown or twice:
+            raise PlanError(
+                "the plan does not cover the model: "
+                + "; ".join(
+                    text
+                    for text, found in (
+                        (f"features in no tower: {missing}", missing),
+                        (f"features the model does not have: {unknown}", unknown),
+                        (f"features in more than one tower: {twice}", twice),
+                    )
+                    if found
+                )
+                + ". List every feature of the model in exactly one tower."
+            )
+        if len(self.tower_hosts) != len(self.towers):
+            raise PlanError(
+                f"the plan has {len(self.towers)} towers but hosts for {len(self.tower_hosts)}; give each a host."
+            )
+        topology = Topology.parse(self.topology)
+        outside = [h for h in self.tower_hosts if not 0 <= h < topology.hosts]
+        if outside:
+            raise PlanError(f"the plan names host(s) {outside}; a topology of {topology} has 0..{topology.hosts - 1}.")
+        tables = {t.name for t in self.tables}
+        used = {t for f in self.features for t in f.tables}
+        if tables != used:
+            raise PlanError(
+                f"tables without a feature: {sorted(tables - used)}; tables that features use but the plan lacks: "
+                f"{sorted(used - tables)}. Make the plan again for this model."
+            )
+        check_places(self.tables, self.table_lanes, self.table_splits, topology.ranks_per_host)
+        absent = sorted(set(self.overrides) - set(range(len(self.towers))))
+        if absent:
+            raise PlanError(
+                f"the plan overrides the module of tower(s) {absent}; it has the towers 0..{len(self.towers) - 1}."
+            )
+        odd = {g.name: g.form for g in self.groups if g.form not in FORMS}
+        if odd:
+            raise PlanError(f"the plan gives groups the form {odd}; expected one of {list(FORMS)}.")
+        placed = {*self.table_lanes, *self.table_splits}
+        strangers = sorted({*placed, *(f for g in self.groups for f in g.features)} - tables - set(names))
+        if strangers:
+            raise PlanError(
+                f"table_lanes, table_splits or groups name {strangers}, which the model does not have. Make the plan "
+                "again for this model."
+            )
+        for feature in self.features:
+            homes = {self.tower_of(other.name) for other in self.features for t in feature.tables if t in other.tables}
+            if len(homes) > 1:
+                raise PlanError(
+                    f"feature {feature.name!r} shares a table with features of the towers {sorted(homes)}; a table "
+                    "lives in one tower, so put features that share a table together."
+                )
+
+    def check(self, *, model: str, topology: Topology) -> None:
+        """Refuses to be used for another model or topology.
+
+        Raises:
+            PlanError: naming what differs and how to make a new plan.
+        """
+        if self.model and model and self.model != model:
+            raise PlanError(
+                f"the plan was made for the model {self.model}, this model is {model} (other features, tables or "
+                "shapes). Make a new plan for this model, or remove dmt.partition.file."
+            )
+        if self.topology != str(topology):
+            raise PlanError(
+                f"the plan was made for {self.topology} (hosts x ranks per host), this run is {topology}. Make a plan "
+                "for this topology, or keep only its towers: a partition file may hold just {\"towers\": [[...], ...]}."
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of the whole plan."""
+        return _short_hash(self.to_dict())
+
+    # -- JSON --------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        data = {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+        data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
+        if not self.table_splits:
+            del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
+        return data
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TowerPlan:
+        """Reads what :meth:`to_dict` gave.
+
+        Raises:
+            PlanError: missing or unknown entries, or another version.
+        """
+        if data.get("version", PLAN_VERSION) != PLAN_VERSION:
+            raise PlanError(f"the plan has version {data['version']}, this release reads version {PLAN_VERSION}.")
+        fields = {f.name for f in dataclasses.fields(cls)} | {"version"}
+        required = {"version", "topology", "tables", "features", "groups", "towers", "tower_hosts", "table_lanes"}
+        missing, unknown = sorted(required - set(data)), sorted(set(data) - fields)
+        if missing or unknown:
+            raise PlanError(f"not a tower plan: missing entries {missing}, unknown entries {unknown}.")
+        try:
+            return cls(
+                topology=str(data["topology"]),
+                tables=tuple(TableSpec(**t) for t in data["tables"]),
+                features=tuple(
+                    FeatureSpec(f["name"], tuple(f["tables"]), f.get("hotness")) for f in data["features"]
+                ),
+                groups=tuple(
+                    GroupSpec(
+                        g["name"], g["kind"], g["width"], tuple(g["features"]), g.get("form", "native"), g.get("dim", 0)
+                    )
+                    for g in data["groups"]
+                ),
+                towers=tuple(tuple(t) for t in data["towers"]),
+                tower_hosts=tuple(int(h) for h in data["tower_hosts"]),
+                table_lanes={str(k): int(v) for k, v in data["table_lanes"].items()},
+                module=TowerModuleSpec(**data.get("module", {})),
+                model=str(data.get("model", "")),
+                provenance=dict(data.get("provenance", {})),
+                overrides={int(k): TowerModuleSpec(**v) for k, v in data.get("overrides", {}).items()},
+                table_splits={str(k): TableSplit.from_dict(v) for k, v in data.get("table_splits", {}).items()},
+            )
+        except PlanError:
+            raise
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise PlanError(f"not a tower plan: {type(error).__name__}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> TowerPlan:
+        """Reads a plan from a JSON file."""
+        return cls.from_dict(read_json(path))
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON object from a file, with errors that name the file and the place."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise PlanError(f"no such file: {path}. Set dmt.partition.file to a plan or partition in JSON.") from error
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
+    if not isinstance(data, dict):
+        raise PlanError(f"{path} holds a {type(data).__name__}; expected an object with the entry \"towers\".")
+    return data
+
+
+def model_fingerprint(tables: Sequence[TableSpec], features: Iterable[FeatureSpec]) -> str:
+    """A short hash of what a plan depends on: features and table shapes."""
+    return _short_hash(
+        {
+            "tables": sorted([t.name, t.rows, t.dim] for t in tables),
+            "features": sorted([f.name, list(f.tables)] for f in features),
+        }
+    )
+
+
+def _short_hash(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""``dmt explain``: what there is to say about one transformation, as data, text, page and pictures."""

@@ -1,0 +1,338 @@
+"""Everything there is to say about one transformation, as plain data.
+
+1. Transform the model and place it for one rank of the topology; no process is started and no table is copied,
+   so a model on the meta device serves.
+2. If the model is refused, run the analysis alone, as far as it goes: findings say what is wrong, groups and
+   the flat graph say with what.
+3. Condense the graphs (:mod:`dmt_plugin.report.explain.graph_data`): flat, with towers, and of one rank, alone and
+   beside the first ranks of other hosts.
+4. List every collective of a training step with shape and bytes, by formula: exchanges and sums of gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from dmt_plugin.capture import InputBinder, capture, graph_module_over
+from dmt_plugin.capture.inputs import batch_size_of, example_of
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import CaptureError, FindingsError, TransformError
+from dmt_plugin.core.findings import sort_findings
+from dmt_plugin.model.flat_state import new_parts
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
+from dmt_plugin.passes.base import PassContext, StreamGroup, run_passes
+from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
+from dmt_plugin.passes.logical.insert_towers import tower_number
+from dmt_plugin.passes.pipeline import towers_passes
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
+from dmt_plugin.planner.gradient_cost import GradientSums, computes_in_bf16, gradient_costs, gradient_sums
+from dmt_plugin.report.explain.graph_data import condensed, node_lines
+from dmt_plugin.topology.shape import Topology
+
+_MOST_HOSTS = 3
+"""How many hosts are shown beside each other."""
+
+_INIT = {
+    "orthogonal": "rows of a random rotation, bias 0",
+    "identity": "averages of neighbouring inputs, bias 0",
+    "torch": "the layer's own default",
+}
+
+
+def explain(
+    model: nn.Module,
+    batch: Any,
+    config: DMTConfig,
+    topology: Topology,
+    *,
+    rank: int = 0,
+    batch_size: int | None = None,
+    ds_config: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Explains the transformation of ``model``.
+
+    Args:
+        model: the user's model; not changed. Its weights may be on the meta device.
+        batch: one call of it.
+        config: the ``"dmt"`` section.
+        topology: hosts and lanes to explain for.
+        rank: whose exchanges to list.
+        batch_size: samples per rank for the byte counts; by default that of ``batch``.
+        ds_config: the DeepSpeed configuration around the section, which says how gradients are summed; by default
+            DeepSpeed's own defaults.
+
+    Returns:
+        Plain data: plan, groups, findings, repairs, new parameters, passes, load by rank, collectives, graphs.
+        ``"refused"`` is ``None``, or the message of the refusal; then what could not be made is ``None`` or empty.
+
+    Raises:
+        CaptureError: the batch is no call of the model.
+    """
+    example = example_of(batch, model)
+    inputs = InputBinder(model.forward, example).inputs(example.args, example.kwargs)
+    samples = batch_size or batch_size_of(inputs) or 1
+    shown = {"topology": str(topology), "rank": rank, "batch_size": samples, "route": config.comm.route}
+    try:
+        captured = capture(model, example)
+    except CaptureError as error:
+        return {**_refused(error, None), **shown, "graph_before": None, "nodes_before": []}
+    flat = PassContext(captured, config, topology)
+    run_passes([DissolveCollections()], flat)
+    before = {
+        "graph_before": condensed(flat.gm, captured.batch_size),
+        "nodes_before": node_lines(flat.gm, captured.batch_size),
+    }
+    try:
+        logical = transform(model, example, config, topology)
+    except TransformError as error:
+        analysed = PassContext(capture(model, example), config, topology)
+        return {**_refused(error, analysed), **shown, **before}
+    by_host = {}
+    for host in range(min(topology.hosts, _MOST_HOSTS)):
+        graph = place_graph(logical, config, topology, topology.rank_of(host, 0))
+        by_host[f"host {host}, lane 0"] = condensed(graph.graph_module, logical.batch_size)
+    placed = place_graph(logical, config, topology, rank)
+    placed.placement.compute_in(compute_dtype(ds_config or {}))
+    sums = gradient_sums(ds_config or {}, config)
+    return {**describe(placed, samples, sums), **before, "graphs_by_host": by_host}
+
+
+def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
+    """What towers and the dense part compute in under a DeepSpeed configuration."""
+    return torch.bfloat16 if computes_in_bf16(ds_config) else torch.float32
+
+
+def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
+    """What is known of a model that cannot be rewritten: as much as the analysis of ``ctx`` finds out by itself."""
+    for step in towers_passes() if ctx else ():
+        assert ctx is not None
+        try:
+            run_passes([step], ctx)
+        except TransformError:
+            break
+    missing = ("plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed")
+    nothing = dict.fromkeys(missing)
+    plan = ctx.plan if ctx else None
+    return {
+        **nothing,
+        "refused": str(error).split("\n", 1)[0],
+        "towers": _towers(plan) if plan else [],
+        "groups": [_found_group(g) for g in ctx.groups] if ctx else [],
+        "tower_modules": [],
+        "findings": [dataclasses.asdict(f) for f in sort_findings(error.findings)],
+        "repairs": [],
+        "new_parameters": [],
+        "passes": [dataclasses.asdict(r) for r in ctx.results] if ctx else [],
+        "lanes": [],
+        "collectives": [],
+        "sent_by_host": [],
+        "nodes_after": [],
+        "graphs_by_host": {},
+    }
+
+
+def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientSums) -> dict[str, Any]:
+    """What was made of a model, from one rank's graph: all of :func:`explain` but the flat graph and other hosts.
+
+    Args:
+        placed: the rank's graph, or its model.
+        batch_size: samples per rank for the byte counts.
+        sums: how gradients are summed.
+    """
+    logical = placed.logical
+    plan = logical.plan
+    graph: fx.GraphModule = placed.__dict__["graph_module"]
+    size = logical.batch_size
+    return {
+        "refused": None,
+        "topology": str(placed.topology),
+        "rank": placed.rank,
+        "batch_size": batch_size,
+        "route": placed.placement.route,
+        "plan": plan.to_dict(),
+        "plan_fingerprint": plan.fingerprint,
+        "towers": _towers(plan),
+        "groups": [
+            {
+                "name": g.name,
+                "kind": g.kind,
+                "form": g.form,
+                "features": len(g.features),
+                "width": g.width,
+                "reason": logical.group_reasons[g.name],
+                "meets_at": logical.meeting_points[g.name],
+            }
+            for g in plan.groups
+        ],
+        "compression": _compression(placed),
+        "tower_modules": _tower_modules(logical),
+        "findings": [dataclasses.asdict(f) for f in sort_findings(logical.findings)],
+        "repairs": [dataclasses.asdict(r) for r in logical.repairs],
+        "new_parameters": _new_parameters(logical),
+        "passes": [dataclasses.asdict(r) for r in (*logical.passes, *placed.passes)],
+        "lanes": [dataclasses.asdict(load) for load in placed.placement.loads],
+        "collectives": [
+            dataclasses.asdict(c) for c in (*costs_of(placed, batch_size), *gradient_costs_of(placed, sums))
+        ],
+        "sent_by_host": sent_by_host(placed),
+        "gradient_sums": dataclasses.asdict(sums),
+        "graph_after": condensed(logical.__dict__["graph_module"], size),
+        "graph_placed": condensed(graph, size),
+        "nodes_after": node_lines(graph, size),
+        "parameters": _parameters(logical),
+    }
+
+
+def write_report(placed: PlacedModel, batch_size: int, sums: GradientSums, folder: str | Path) -> None:
+    """Writes ``plan.json`` (usable as ``partition.file``) and ``transform.json`` into a folder, which is made."""
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    placed.plan.save(target / "plan.json")
+    (target / "transform.json").write_text(json.dumps(describe(placed, batch_size, sums), indent=2) + "\n")
+
+
+def _towers(plan: TowerPlan) -> list[dict[str, Any]]:
+    widths = {t.name: t.dim for t in plan.tables}
+    return [
+        {
+            "tower": t,
+            "host": plan.tower_hosts[t],
+            "features": list(names),
+            "width": sum(widths[table] for f in plan.features if f.name in names for table in f.tables),
+            "rows": sum(plan.table(x).rows for x in _tables_of(plan, names)),
+        }
+        for t, names in enumerate(plan.towers)
+    ]
+
+
+def _tables_of(plan: TowerPlan, features: Sequence[str]) -> set[str]:
+    return {table for f in plan.features if f.name in features for table in f.tables}
+
+
+def _found_group(group: StreamGroup) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "form": group.form,
+        "features": len(group.lookups),
+        "width": group.width,
+        "reason": group.reason,
+        "meets_at": group.meeting_point,
+    }
+
+
+def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
+    """Every module between a tower's streams and what crosses hosts, with its shapes."""
+    found = []
+    for node in logical.graph.nodes:
+        tower = tower_number(str(node.target)) if node.op == "call_module" else None
+        if tower is None:
+            continue
+        group = next(g for g in logical.plan.groups if g.name == str(node.target).split(".")[1])
+        (packed,) = node.args
+        module = logical.get_submodule(str(node.target))
+        found.append(
+            {
+                "path": str(node.target),
+                "group": group.name,
+                "tower": tower,
+                "host": logical.plan.tower_hosts[tower],
+                "module": logical.plan.module_of(group, tower).kind,
+                "input": f"(B, {', '.join(map(str, packed.meta['val'].shape[1:]))})",
+                "output": f"(B, {node.meta['val'].shape[1]})",
+                "parameters": sum(p.numel() for p in module.parameters()),
+            }
+        )
+    return found
+
+
+def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
+    """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
+    tables = {t.parameter for t in logical.plan.tables}
+    anew = new_parts(logical)
+    found = []
+    for name, parameter in logical.named_parameters():
+        if name not in anew or name in tables:
+            continue
+        repair = anew[name]
+        why, init = ("new", _start(logical.plan, name)) if repair is None else (repair.what, repair.init)
+        found.append(
+            {"name": name, "shape": list(parameter.shape), "count": parameter.numel(), "why": why, "init": init}
+        )
+    return found
+
+
+def _start(plan: TowerPlan, name: str) -> str:
+    """How a parameter of a tower module starts."""
+    path = name.split(".")
+    tower = tower_number(".".join(path[:3]))
+    group = next((g for g in plan.groups if tower is not None and g.name == path[1]), None)
+    if tower is None or group is None:
+        return "as its module starts"
+    spec = plan.module_of(group, tower)
+    if (spec.kind, spec.init) == ("preserve", "orthogonal"):
+        return "a small rotation, bias 0"
+    return _INIT.get(spec.init, spec.init) if spec.kind in ("dlrm", "dcn", "preserve") else "as its module starts"
+
+
+def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[ExchangeCost]:
+    """Bytes of every exchange of one step of a placed model, by formula."""
+    placement = placed.placement
+    return exchange_costs(
+        placement.slots,
+        placement.rank_widths,
+        sent_by_host(placed),
+        placed.topology,
+        placed.rank,
+        batch,
+        placement.route,
+        formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, RowExchange)},
+    )
+
+
+def sent_by_host(placed: PlacedGraph | PlacedModel) -> list[int]:
+    """Entries of a sample that each host sends to the others' ranks; none on the flat route."""
+    return [sum(c.width for c in own) for own in placed.placement.host_columns]
+
+
+def gradient_costs_of(placed: PlacedGraph | PlacedModel, sums: GradientSums) -> list[ExchangeCost]:
+    """Bytes of summing the gradients of one step of a placed model, by formula."""
+    graph: fx.GraphModule = placed.__dict__["graph_module"]
+    own = graph_module_over(graph, graph.graph)  # tables and other hosts' towers may still be there; nothing reads them
+    # On one host every rank holds all towers: they are part of what all ranks share.
+    paths = placed.placement.tower_paths if placed.topology.hosts > 1 else ()
+    towers = {id(p) for path in paths for p in own.get_submodule(path).parameters()}
+    trained = [p for p in own.parameters() if p.requires_grad]
+    inside = sum(p.numel() for p in trained if id(p) in towers)
+    return gradient_costs(sums, sum(p.numel() for p in trained) - inside, inside, placed.topology)
+
+
+def _compression(placed: PlacedGraph | PlacedModel) -> float | None:
+    """``CR = sum(F_t * N) / sum(O_t)`` over the tower modules, or ``None`` without any."""
+    plan = placed.plan
+    sent = sum(c.width for own in placed.placement.host_columns for c in own if c.tower)
+    if not sent:
+        return None
+    looked_up = sum(g.width * len(g.features) for g in plan.groups if g.kind == "tower")
+    return looked_up / sent
+
+
+def _parameters(model: TowerModel) -> dict[str, int]:
+    tables = {t.parameter for t in model.plan.tables}
+    counts = {"tables": 0, "towers": 0, "dense": 0}
+    for name, parameter in model.named_parameters():
+        inside = tower_number(".".join(name.split(".")[:3])) is not None  # a decoder is a layer of the dense part
+        kind = "tables" if name in tables else "towers" if inside else "dense"
+        counts[kind] += parameter.numel()
+    return counts

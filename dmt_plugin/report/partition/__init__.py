@@ -1,0 +1,1 @@
+"""``dmt partition``: a partition as tables, page and pictures."""

@@ -1,0 +1,1 @@
+"""``dmt report``: the records of a run, read back and shown."""

@@ -1,0 +1,115 @@
+"""Ranks that must agree, and errors that must not leave the others waiting.
+
+:func:`together` runs a local piece of work on every rank and then lets all ranks know how it went: where one
+failed, every rank raises within one small collective, whose wait is bounded by ``comm.timeout_s``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from dmt_plugin.core.errors import DMTError, ExchangeError, PlanError
+from dmt_plugin.topology.groups import RankGroups
+
+T = TypeVar("T")
+
+
+def speaks() -> bool:
+    """Whether this process is the one to log what all ranks know: rank 0, or any without process groups."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def gather(groups: RankGroups, value: T, doing: str = "comparing the ranks") -> list[T]:
+    """The (picklable) values of all ranks, in rank order, on every rank.
+
+    Args:
+        groups: This rank's groups.
+        value: This rank's.
+        doing: What for, for the message.
+
+    Raises:
+        ExchangeError: A rank is gone, or ``comm.timeout_s`` is over.
+    """
+    values: list[T | None] = [None] * groups.topology.world_size
+    with told(groups, doing):
+        dist.all_gather_object(values, value, group=groups.world)
+    return values  # type: ignore[return-value]
+
+
+@contextmanager
+def told(groups: RankGroups, doing: str) -> Iterator[None]:
+    """Turns what the backend raises in the block into an error that names this rank and what it was doing.
+
+    Args:
+        groups: This rank's groups.
+        doing: What the block does.
+
+    Raises:
+        ExchangeError: A rank is gone, or ``comm.timeout_s`` is over.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DMTError):
+            raise
+        lines = str(error).strip().splitlines()
+        raise ExchangeError(
+            f"rank {groups.rank} (host {groups.host}, lane {groups.lane}): waiting for the other ranks while {doing} "
+            f"failed: {lines[0][:300] if lines else type(error).__name__}. A rank has died, failed, or was more than "
+            f"dmt.comm.timeout_s = {groups.timeout_s:g} s behind; look for the first error of the other ranks, or "
+            "raise dmt.comm.timeout_s."
+        ) from error
+
+
+@contextmanager
+def together(groups: RankGroups, doing: str) -> Iterator[None]:
+    """Run the block on every rank; if it raises on any of them, raise on all.
+
+    The block itself must not use collectives. A rank whose own block failed raises its own error; the others
+    name the first rank that failed.
+
+    Args:
+        groups: This rank's groups.
+        doing: What the block does, for the message ("building the model of this rank").
+
+    Raises:
+        DMTError: On ranks whose own block went well while another's did not.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    reports = gather(groups, None if error is None else f"{type(error).__name__}: {error}", doing)
+    if error is not None:
+        raise error
+    failed = [(rank, report) for rank, report in enumerate(reports) if report is not None]
+    if failed:
+        rank, report = failed[0]
+        others = "" if len(failed) == 1 else f" (and {len(failed) - 1} more rank(s))"
+        raise DMTError(f"rank {rank}{others} failed while {doing}, so all ranks stop: {report}")
+
+
+def check_same_plan(groups: RankGroups, fingerprint: str) -> None:
+    """Stop all ranks unless every rank has made the same tower plan.
+
+    Args:
+        groups: This rank's groups.
+        fingerprint: Of this rank's plan.
+
+    Raises:
+        PlanError: On every rank, if two plans differ.
+    """
+    found = gather(groups, fingerprint)
+    others = [rank for rank, one in enumerate(found) if one != found[0]]
+    if others:
+        raise PlanError(
+            f"rank {others[0]} has made the tower plan {found[others[0]]}, rank 0 the plan {found[0]} ({len(others)} "
+            f"of {len(found)} ranks differ from rank 0): features would be sent to the wrong hosts. Build the same "
+            'model with the same configuration and files on every rank, or make the plan once ("dmt partition ... '
+            '--topology") and name it in dmt.partition.file.'
+        )

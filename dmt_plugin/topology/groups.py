@@ -1,0 +1,106 @@
+"""The process groups of a topology (all ranks, the lanes of a host, the peers of a lane), and the DeviceMesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from dmt_plugin.core.errors import TopologyError
+from dmt_plugin.topology.shape import Topology
+
+
+@dataclass(frozen=True)
+class RankGroups:
+    """One rank's place and its process groups.
+
+    Attributes:
+        topology: Hosts x ranks per host.
+        rank: Global rank of this process.
+        host: Its host.
+        lane: Its lane.
+        world: All ranks, by rank.
+        peers: Ranks of this lane on every host, by host.
+        lanes: Ranks of this host, by lane.
+        mesh: DeviceMesh with dims ("host", "lane") made of ``peers`` and ``lanes``.
+        device: Where tensors must lie to travel through these groups.
+        timeout_s: Time limit of every exchange in these groups, seconds.
+    """
+
+    topology: Topology
+    rank: int
+    host: int
+    lane: int
+    world: dist.ProcessGroup
+    peers: dist.ProcessGroup
+    lanes: dist.ProcessGroup
+    mesh: DeviceMesh
+    device: torch.device
+    timeout_s: float
+
+
+def create_groups(topology: Topology, *, timeout_s: float) -> RankGroups:
+    """Create the process groups of a topology; every rank of the default group must call this.
+
+    Args:
+        topology: Must have as many ranks as the default group.
+        timeout_s: Time limit of every exchange in these groups, seconds.
+
+    Raises:
+        TopologyError: If there is no default process group or it has another size.
+    """
+    if not dist.is_initialized():
+        raise TopologyError("no process group yet: call deepspeed.init_distributed() before creating groups")
+    if dist.get_world_size() != topology.world_size:
+        raise TopologyError(f"topology {topology} has {topology.world_size} ranks, not {dist.get_world_size()}")
+    rank = dist.get_rank()
+    host, lane = topology.host_of(rank), topology.lane_of(rank)
+    world, lanes, peers = (_new_group(topology, rank, name, timeout_s) for name in ("world", "lanes", "peers"))
+    device = _device_of(world)
+    mesh = DeviceMesh.from_group(
+        [peers, lanes],
+        device.type,
+        mesh=torch.arange(topology.world_size, dtype=torch.int).view(topology.hosts, topology.ranks_per_host),
+        mesh_dim_names=("host", "lane"),
+    )
+    return RankGroups(topology, rank, host, lane, world, peers, lanes, mesh, device, timeout_s)
+
+
+def renewed(groups: RankGroups, names: Sequence[str]) -> RankGroups:
+    """The same ranks with other process groups, so that exchanges of another thread do not mix with theirs.
+
+    Every rank must call this. (Each group costs threads and connections, so only those that are needed are made.)
+
+    Args:
+        groups: A rank's groups.
+        names: Which to make anew: of "world", "lanes", "peers". The others, and the mesh, stay.
+    """
+    made: dict[str, Any] = {name: _new_group(groups.topology, groups.rank, name, groups.timeout_s) for name in names}
+    return dataclasses.replace(groups, **made)
+
+
+def _new_group(topology: Topology, rank: int, name: str, timeout_s: float) -> dist.ProcessGroup:
+    """This rank's group of that name. Every rank makes every group, in one order, also those it is no member of."""
+    by_name: dict[str, list[Sequence[int]]] = {
+        "world": [range(topology.world_size)],
+        "lanes": [topology.lanes_of(topology.rank_of(host, 0)) for host in range(topology.hosts)],
+        "peers": [topology.peers_of(lane) for lane in range(topology.ranks_per_host)],
+    }
+    members = by_name[name]
+    limit = timedelta(seconds=timeout_s)
+    made = [dist.new_group(list(ranks), timeout=limit, group_desc=f"dmt_{name}") for ranks in members]
+    return next(group for ranks, group in zip(members, made, strict=True) if rank in ranks)
+
+
+def _device_of(group: dist.ProcessGroup) -> torch.device:
+    # An accelerator serves only if the group's backend can move its tensors: gloo on a GPU machine cannot.
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None and dist.get_default_backend_for_device(accelerator) in dist.get_backend_config(group):
+        return torch.device(accelerator.type, torch.accelerator.current_device_index())
+    return torch.device("cpu")

@@ -1,0 +1,1 @@
+"""The laws of the transformation, checked on a user's own model and batch."""

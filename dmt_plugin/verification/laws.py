@@ -1,0 +1,184 @@
+"""Runs the laws of the transformation on a user's own model and batch.
+
+1. The captured graph gives the model's outputs, in eval mode and, with the same random
+   numbers, in train mode.
+2. With pass-through towers, outputs and the gradient of every parameter are equal bit for
+   bit. Where they are not, both graphs are run node by node and the first node that
+   differs is named (:mod:`dmt_plugin.verification.bisect`).
+3. With tower modules, every parameter that had a gradient still has one, and the order of
+   the tower outputs matters: no stream is lost or mixed up on the way.
+
+A model that is refused breaks the law that it can be rewritten; the findings say why.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from dmt_plugin.capture import ExampleBatch, GraphModel, capture
+from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import CaptureError, ConfigError, TransformError
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.same_outputs import can_run
+from dmt_plugin.passes.logical.insert_towers import TOWERS
+from dmt_plugin.topology.shape import Topology
+from dmt_plugin.verification.bisect import first_gradient, first_layer, first_value, left_as_it_is, loss_of, same
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One law on one model.
+
+    Attributes:
+        law: what must hold.
+        holds: whether it does.
+        detail: what was compared, or what differs.
+        node: name of the first node that differs, where a node can be named.
+    """
+
+    law: str
+    holds: bool
+    detail: str = ""
+    node: str = ""
+
+
+def check_laws(model: nn.Module, batch: Any, config: DMTConfig, topology: Topology) -> list[Verdict]:
+    """Checks every law that one process can check.
+
+    Args:
+        model: the user's model, with weights; it is copied.
+        batch: one call of it.
+        config: the ``"dmt"`` section.
+        topology: what the towers are for.
+
+    Raises:
+        ConfigError: the model has no weights to compute with.
+    """
+    if not can_run(model):
+        raise ConfigError(
+            "the laws are checked with numbers, and some weights of the model are on the meta device. Build a smaller "
+            "copy of it with weights (fewer rows per table are enough); dmt explain needs none."
+        )
+    model = copy.deepcopy(model)
+    example = example_of(batch, model)
+    verdicts: list[Verdict] = []
+    try:
+        verdicts.extend(_captured_laws(model, example))
+        # The checks that transform makes by itself would stop at the first difference.
+        config = config.model_copy(update={"transform": config.transform.model_copy(update={"verify": False})})
+        verdicts.extend(_preserving_laws(model, example, config, topology))
+        if config.towers.module != "none":
+            compressed = transform(model, example, config, topology)
+            if not compressed.semantic_preserving:
+                verdicts.extend(_tower_laws(model, compressed, example))
+    except CaptureError as error:
+        verdicts.append(Verdict("the model can be captured as a graph", False, str(error)))
+    except TransformError as error:
+        verdicts.append(Verdict("the model can be rewritten as the configuration asks", False, str(error)))
+    return verdicts
+
+
+def _captured_laws(model: nn.Module, example: ExampleBatch) -> Iterator[Verdict]:
+    captured = capture(model, example).as_module()
+    for training in (False, True):
+        expected, found = (_outputs(m, example, training) for m in (model, captured))
+        law = f"the captured graph is the model ({_mode(training)} mode)"
+        if _equal(expected, found):
+            yield Verdict(law, True, _worst(expected, found))
+        else:
+            node = first_layer(model, captured, example, training)
+            yield _broken(law, _worst(expected, found), node, "in an operation outside layers")
+
+
+def _preserving_laws(
+    model: nn.Module, example: ExampleBatch, config: DMTConfig, topology: Topology
+) -> Iterator[Verdict]:
+    preserving = config.model_copy(update={"towers": config.towers.model_copy(update={"module": "none"})})
+    captured = capture(model, example).as_module()
+    towers = transform(model, example, preserving, topology)
+    for training in (False, True):
+        (expected, wanted), (found, given) = (_gradients(m, example, training) for m in (model, towers))
+        law = f"pass-through towers keep outputs ({_mode(training)} mode)"
+        if _equal(expected, found):
+            yield Verdict(law, True, _worst(expected, found))
+        else:
+            node = first_value(captured, towers, example, training)
+            yield _broken(law, _worst(expected, found), node, "in no node that both graphs have")
+        law = f"pass-through towers keep every gradient ({_mode(training)} mode)"
+        different = sorted(n for n in wanted.keys() | given.keys() if not same(wanted.get(n), given.get(n)))
+        if not different:
+            yield Verdict(law, True, f"{len(wanted)} gradients")
+        else:
+            node = first_gradient(captured, towers, example, training)
+            yield _broken(law, f"gradients differ: {different[:5]}", node, "in no node that both graphs have")
+
+
+def _broken(law: str, detail: str, node: fx.Node | None, nowhere: str) -> Verdict:
+    where = f"node {node.name} ({node.op} {node.target})" if node is not None else nowhere
+    return Verdict(law, False, f"{detail}; first {where if node is None else f'at {where}'}", node.name if node else "")
+
+
+def _tower_laws(model: nn.Module, towers: TowerModel, example: ExampleBatch) -> Iterator[Verdict]:
+    _, wanted = _gradients(model, example, True)
+    _, given = _gradients(towers, example, True)
+    trained = {n for n, _ in towers.named_parameters()}
+    lost = sorted((set(wanted) & trained) - set(given))
+    idle = sorted(n for n in trained if n.startswith(TOWERS) and n not in given)
+    yield Verdict(
+        "with tower modules every trained parameter gets a gradient",
+        not lost and not idle,
+        f"{len(given)} gradients" if not lost and not idle else f"without: {(lost + idle)[:5]}",
+    )
+    before = _outputs(towers, example, False)
+    for path in [n for n, _ in towers.named_modules() if n.startswith(f"{TOWERS}.") and n.count(".") == 2]:
+        hook = towers.get_submodule(path).register_forward_hook(lambda module, args, out: out.flip(1))
+        changed = not _equal(before, _outputs(towers, example, False))
+        hook.remove()
+        detail = "reversed outputs change the result" if changed else "reversed outputs do not change the result"
+        yield Verdict(f"the streams of {path} are told apart", changed, detail)
+
+
+def _mode(training: bool) -> str:
+    return "train" if training else "eval"
+
+
+def _outputs(model: nn.Module | GraphModel, example: ExampleBatch, training: bool) -> list[Any]:
+    with left_as_it_is(model, training), torch.no_grad():
+        return pytree.tree_leaves(model(*example.args, **example.kwargs))
+
+
+def _gradients(model: nn.Module, example: ExampleBatch, training: bool) -> tuple[list[Any], dict[str, Tensor]]:
+    model.zero_grad()
+    with left_as_it_is(model, training):
+        outputs = model(*example.args, **example.kwargs)
+        loss = loss_of(outputs)
+        if loss is not None:
+            loss.backward()
+    found = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return [o.detach() if isinstance(o, Tensor) else o for o in pytree.tree_leaves(outputs)], found
+
+
+def _equal(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _worst(a: list[Any], b: list[Any]) -> str:
+    if len(a) != len(b):
+        return f"{len(a)} outputs, then {len(b)}"
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.numel():
+            if x.shape != y.shape:
+                return f"shape {tuple(x.shape)}, then {tuple(y.shape)}"
+            worst = max(worst, float((x.detach().double() - y.detach().double()).abs().max()))
+    return f"largest difference {worst:.3g}"

@@ -1,0 +1,1 @@
+"""Checkpoints of a tower-decomposed model under DeepSpeed."""

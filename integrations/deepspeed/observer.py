@@ -1,0 +1,354 @@
+"""What a run looks like while it runs: times by step part and exchange, bytes, load of towers, hits of tables.
+
+``observer_of`` gives an ``Observer`` where something would read it (a report folder, a monitor, the comms logger), else
+None, and then nothing here runs. With one:
+
+1. exchanges are noted by the transport (``dmt_plugin.comm.wire.measured``), the parts of a step by wrapping the
+   engine's own ``forward``, ``backward``, ``allreduce_gradients`` inside it, and ``step``; ids by a hook on the lookup
+   (their number is the length of a tensor);
+2. at the end of a step what has passed on the device is added up; what has not, waits for a later step: nothing is
+   synchronised;
+3. every ``dmt.report.every`` steps a record is made of the sums, written as one line of JSON to this rank's file, and
+   told to ``engine.monitor``;
+4. what a monitor shows of *all* ranks (load of towers, hits of tables, the slowest rank) travels over a gloo group of
+   its own, started at one record and read at the next, so that no rank waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from dmt_plugin.comm.wire.measured import MeasuredTransport, Trip, clock_of
+from dmt_plugin.comm.wire.transport import Traffic, Transport
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.integrations.deepspeed import private
+from dmt_plugin.report.run.records import FORMAT
+from dmt_plugin.topology.groups import RankGroups
+
+if TYPE_CHECKING:
+    from dmt_plugin.plan.tower_plan import TowerPlan
+
+logger = logging.getLogger(__name__)
+
+BETWEEN, FORWARD, BACKWARD, REDUCE, STEP = PARTS = ("between", "forward", "backward", "reduce", "step")
+_READERS = ("tensorboard", "wandb", "csv_monitor", "comet")
+_AHEAD = " (ahead)"
+
+
+def record_path(folder: str | Path, rank: int) -> Path:
+    """Where a rank's records are."""
+    return Path(folder, f"run_rank{rank:05d}.jsonl")
+
+
+def observer_of(section: DMTConfig, ds_config: Mapping[str, Any], groups: RankGroups) -> Observer | None:
+    """An observer for this run, or None where nothing reads what it would say; the same answer on every rank."""
+    monitored = any(_enabled(ds_config, name) for name in _READERS)
+    logged = _enabled(ds_config, "comms_logger")
+    if section.report.every == 0 or not (section.report.dir or monitored or logged):
+        return None
+    return Observer(section, groups, monitored, logged)
+
+
+def _enabled(ds_config: Mapping[str, Any], name: str) -> bool:
+    part = ds_config.get(name)
+    return isinstance(part, Mapping) and bool(part.get("enabled", False))
+
+
+@dataclass
+class _Step:
+    """What was noted in one step and is not added up yet."""
+
+    parts: list[tuple[str, Any, Any]] = field(default_factory=list)
+    trips: list[Trip] = field(default_factory=list)
+    last: Any = None
+
+
+@dataclass
+class _Sums:
+    """Sums since the last record."""
+
+    steps: int = 0
+    timed: int = 0
+    parts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    trips: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0, 0.0]))
+    ids: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class Observer:
+    """Watches one rank's run; see the module's docstring.
+
+    Args:
+        section: The "dmt" section.
+        groups: This rank's groups.
+        monitored: Whether a monitor of DeepSpeed is on.
+        logged: Whether DeepSpeed's comms logger is on.
+    """
+
+    def __init__(self, section: DMTConfig, groups: RankGroups, monitored: bool, logged: bool) -> None:
+        self._groups = groups
+        self._every = section.report.every
+        self._logged = logged
+        self._clock = clock_of(groups.device)
+        self._path = None if section.report.dir is None else record_path(section.report.dir, groups.rank)
+        self._step, self._sums = _Step(), _Sums()
+        self._unread: list[_Step] = []
+        self._bytes: dict[str, dict[str, dict[str, int]]] = {}
+        self._shared = _Shared(groups) if monitored else None
+        self._since = time.perf_counter()
+        self._evaluates = False
+
+    def transport(self, groups: RankGroups, traffic: Traffic, ahead: bool = False) -> Transport:
+        """A transport whose exchanges are noted; ``ahead``: those of the next batch's ids."""
+        told = self._step_has if ahead else self._told
+        return MeasuredTransport(groups, traffic, self._clock, told, _AHEAD if ahead else "")
+
+    def _told(self, trip: Trip) -> None:
+        if not self._evaluates:
+            self._step_has(trip)
+
+    def _step_has(self, trip: Trip) -> None:
+        self._step.trips.append(trip)
+
+    def watch(self, engine: Any) -> None:
+        """Begin to watch an engine; its ``dmt`` is there."""
+        self._engine, self._plan = engine, engine.dmt.plan
+        self._tables = _tables_by_slot(self._plan, engine.dmt.lookup)
+        engine.dmt.lookup.register_forward_pre_hook(self._looked_up)
+        for name in (FORWARD, BACKWARD, STEP):
+            setattr(engine, name, self._timed(name, getattr(engine, name)))
+        engine.allreduce_gradients = self._timed_reduction(engine.allreduce_gradients)
+        self._step.last = self._clock.mark()
+        if self._path is not None:
+            _begin(self._path, _header(engine, self._every))
+
+    def _looked_up(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        del module
+        if torch.is_grad_enabled():
+            for slot, tables in self._tables.items():
+                for table in tables:
+                    self._sums.ids[table] += arguments[0].values[slot].numel()
+
+    def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return self._unwatched(method, *args, **kwargs)
+            first = self._clock.mark()
+            result = method(*args, **kwargs)
+            last = self._clock.mark()
+            step = self._step
+            step.parts += ((BETWEEN, step.last, first), (name, first, last))
+            step.last = last
+            if name == STEP and self._engine.was_step_applied():
+                self._end_of_step()
+            return result
+
+        return call
+
+    def _unwatched(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call that is no part of training: its time, exchanges and bytes are no step's."""
+        traffic, begun = self._engine.dmt.traffic, time.perf_counter()
+        before, self._evaluates = traffic.as_dict(), True
+        try:
+            return method(*args, **kwargs)
+        finally:
+            self._evaluates = False
+            for name, phases in traffic.as_dict().items():
+                for phase, now in phases.items():
+                    counted = self._bytes.setdefault(name, {}).setdefault(phase, dict.fromkeys(now, 0))
+                    for key, grown in _more(now, before, name, phase).items():
+                        counted[key] += grown
+            self._since += time.perf_counter() - begun
+            self._step.last = self._clock.mark()
+
+    def _timed_reduction(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            first = self._clock.mark()
+            result = method(*args, **kwargs)
+            self._step.parts.append((REDUCE, first, self._clock.mark()))
+            return result
+
+        return call
+
+    def _end_of_step(self) -> None:
+        done, self._step = self._step, _Step(last=self._step.last)
+        self._unread.append(done)
+        self._sums.steps += 1
+        while self._unread and self._clock.passed(self._unread[0].last):
+            self._add(self._unread.pop(0))
+        if self._engine.global_steps % self._every == 0:
+            self._record()
+
+    def _add(self, step: _Step) -> None:
+        sums, seconds = self._sums, self._clock.seconds
+        sums.timed += 1
+        for name, first, last in step.parts:
+            sums.parts[name] += seconds(first, last)
+            if name == REDUCE:
+                sums.parts[BACKWARD] -= seconds(first, last)
+        for trip in step.trips:
+            if not self._clock.passed(trip.ended):  # on another stream than the step's
+                continue
+            total = sums.trips[trip.name, trip.phase]
+            flight = seconds(trip.started, trip.ended)
+            total[0] += 1
+            total[1] += seconds(trip.wanted, trip.ended)
+            total[2] += flight
+            if self._logged:
+                private.log_collective(f"dmt_{trip.name}_{trip.phase}", flight * 1e3, trip.sent)
+
+    def _record(self) -> None:
+        now = time.perf_counter()
+        record = self._as_dict(now - self._since)
+        self._since, self._sums = now, _Sums()
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        if self._shared is not None:
+            events = [(name, value, self._engine.global_samples) for name, value in events_of(record).items()]
+            try:
+                before = self._shared.exchange(record, self._plan)
+            except RuntimeError as error:
+                where = "the figures of all ranks for the monitor"
+                raise self._engine.dmt.transport.failure(where, "did not arrive", error) from error
+            self._engine.monitor.write_events([*events, *before])
+
+    def _as_dict(self, seconds: float) -> dict[str, Any]:
+        sums, engine = self._sums, self._engine
+        timed = max(sums.timed, 1)
+        counted = engine.dmt.traffic.as_dict()
+        exchanges = {
+            f"{name}/{phase}": {key: n / sums.steps for key, n in _more(now, self._bytes, name, phase).items()}
+            for name, phases in counted.items()
+            for phase, now in phases.items()
+        }
+        self._bytes = counted
+        for (name, phase), (count, waited, flight) in sums.trips.items():
+            entry = exchanges.setdefault(f"{name}/{phase}", {})
+            entry |= {"count": count / timed, "waited_s": waited / timed, "in_flight_s": flight / timed}
+        towers: dict[str, float] = defaultdict(float)
+        for table, ids in sums.ids.items():
+            towers[str(_tower_of(self._plan, table))] += ids / sums.steps
+        return {
+            "step": engine.global_steps,
+            "samples": engine.global_samples,
+            "steps": sums.steps,
+            "seconds": seconds / sums.steps,
+            "table_lr": engine.dmt.lookup.lr,
+            "parts_s": {name: sums.parts.get(name, 0.0) / timed for name in PARTS},
+            "exchanges": exchanges,
+            "tower_ids": dict(towers),
+            "table_ids": {table: ids / sums.steps for table, ids in sums.ids.items()},
+        }
+
+
+def events_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """What a record says of rank 0 itself, as monitor events: means of one step."""
+    events = {"DMT/step/ms": record["seconds"] * 1e3, "DMT/table_lr": record["table_lr"]}
+    events |= {f"DMT/step/{name}_ms": s * 1e3 for name, s in record["parts_s"].items()}
+    for exchange, entry in record["exchanges"].items():
+        name = re.sub(r"\W+", "_", exchange)
+        for key, value in entry.items():
+            if key.endswith("_s"):
+                events[f"DMT/exchange/{name}/{key[:-2]}_ms"] = value * 1e3
+            elif key in ("other_hosts", "same_host"):
+                events[f"DMT/exchange/{name}/bytes_{key}"] = value
+    return events
+
+
+class _Shared:
+    """Figures of all ranks, one record late: a vector of fixed length over a gloo group of its own."""
+
+    def __init__(self, groups: RankGroups) -> None:
+        self._world = groups.topology.world_size
+        self._limit = timedelta(seconds=groups.timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=self._limit, group_desc="dmt_monitor")
+        self._under_way: tuple[dist.Work, torch.Tensor, int] | None = None
+
+    def exchange(self, record: Mapping[str, Any], plan: TowerPlan) -> list[tuple[str, float, int]]:
+        """Send this record's figures; give the events of the record before, none at first."""
+        towers = [str(i) for i in range(len(plan.towers))]
+        tables = [table.name for table in plan.tables]
+        own = [record["seconds"], *(record["tower_ids"].get(t, 0.0) for t in towers)]
+        own += [record["table_ids"].get(t, 0.0) for t in tables]
+        events: list[tuple[str, float, int]] = []
+        if self._under_way is not None:
+            work, told, samples = self._under_way
+            work.wait(self._limit)
+            by_rank = told.view(self._world, -1)
+            seconds, sums = by_rank[:, 0], by_rank.sum(0).tolist()[1:]
+            events.append(("DMT/step/slowest_rank_ms", float(seconds.max()) * 1e3, samples))
+            events += [(f"DMT/tower/{t}/ids", n, samples) for t, n in zip(towers, sums, strict=False)]
+            events += [(f"DMT/table/{t}/ids", n, samples) for t, n in zip(tables, sums[len(towers) :], strict=True)]
+        mine = torch.tensor(own, dtype=torch.float64)
+        told = torch.empty(self._world * len(own), dtype=torch.float64)
+        work = dist.all_gather_into_tensor(told, mine, group=self._group, async_op=True)
+        assert work is not None
+        self._under_way = work, told, record["samples"]
+        return events
+
+
+def _tables_by_slot(plan: TowerPlan, lookup: Any) -> dict[int, list[str]]:
+    """Tables of this rank that the ids of each slot are for; a part counts as its table, once."""
+    by_slot: dict[int, list[str]] = {}
+    for site in lookup.sites:
+        name = plan.part(site.table).table.name
+        if name not in by_slot.setdefault(site.slot, []):
+            by_slot[site.slot].append(name)
+    return by_slot
+
+
+def _tower_of(plan: TowerPlan, table: str) -> int:
+    return plan.tower_of(next(feature.name for feature in plan.features if table in feature.tables))
+
+
+def _more(
+    now: Mapping[str, int], before: Mapping[str, Mapping[str, Mapping[str, int]]], name: str, phase: str
+) -> dict[str, int]:
+    """Bytes counted since ``before``; all of them, if the count was reset meanwhile."""
+    then = before.get(name, {}).get(phase, {})
+    reset = any(n < then.get(key, 0) for key, n in now.items())
+    return {key: n - (0 if reset else then.get(key, 0)) for key, n in now.items()}
+
+
+def _begin(path: Path, header: Mapping[str, Any]) -> None:
+    """Write a header: into a new file, or behind the records of a run that goes on; its last line may be torn."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * (bool(before) and not before.endswith(b"\n")) + json.dumps(header) + "\n")
+
+
+def _header(engine: Any, every: int) -> dict[str, Any]:
+    """First line of a rank's file, and of each start of the run: which run this is."""
+    from dmt_plugin.core.versions import installed_versions
+
+    dmt = engine.dmt
+    return {
+        "run": FORMAT,
+        "at": time.time(),
+        "rank": dmt.groups.rank,
+        "host": dmt.groups.host,
+        "lane": dmt.groups.lane,
+        "topology": str(dmt.topology),
+        "source": dmt.source,
+        "device": str(dmt.groups.device),
+        "plan": dmt.plan.fingerprint,
+        "route": dmt.placed.placement.route,
+        "towers": [list(names) for names in dmt.plan.towers],
+        "tower_hosts": list(dmt.plan.tower_hosts),
+        "every": every,
+        "batch_per_rank": engine.train_micro_batch_size_per_gpu(),
+        "versions": {name: version for name, version in installed_versions().items() if version},
+    }

@@ -1,0 +1,252 @@
+"""Finds the lookups of a model and the feature behind each.
+
+1. A lookup reads rows of a table by the samples' ids (see :mod:`dmt_plugin.passes.analysis.table_calls`)
+   and gives one vector per sample, or one per position of a sequence of fixed length. A
+   field of a joint table is a lookup of its own range of rows.
+2. Feature identity is the index input, not the table: two lookups with structurally equal
+   index expressions read the same feature (a first-order weight and an embedding, say);
+   one table read with two index inputs serves two features.
+3. A table that is not read by the samples' ids (one vector per position or per feature)
+   is dense: it is left alone.
+4. A feature is named as the user's markers say, else after the key of the jagged input it
+   comes from, or the column of the id matrix, else after the widest table it is looked up in.
+5. What the sharded lookup cannot do exactly as the layer does is a finding: it would
+   run, and be wrong.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from dmt_plugin.nn.graph_ops import field_streams
+from dmt_plugin.passes.analysis.feature_names import named
+from dmt_plugin.passes.analysis.id_keys import column_key, key_of, origin_of
+from dmt_plugin.passes.analysis.joint_columns import ranges_of_columns
+from dmt_plugin.passes.analysis.table_calls import TableCall, independent_calls, read_call, reads_samples, weight_of
+from dmt_plugin.passes.base import Contract, GraphPass, Ids, Lookup, PassContext, PassResult
+from dmt_plugin.passes.logical.split_joint_tables import joint_fields
+
+
+class FindLookups(GraphPass):
+    """See the module's docstring."""
+
+    name = "find_lookups"
+    contract = Contract(provides=frozenset({"lookups"}), requires=frozenset({"single_lookups", "joint_tables_split"}))
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Fills ``ctx.lookups``."""
+        found_calls = [call for n in ctx.gm.graph.nodes if (call := read_call(ctx.gm, n)) is not None]
+        calls, dependent = independent_calls(found_calls)
+        names = _one_name_per_weight(ctx.gm, calls)
+        found: list[Lookup] = []
+        for call in calls:
+            problem = _unsupported(ctx.gm, call, ctx.captured.batch_size)
+            if problem is None:
+                found.extend(_lookups_of(ctx.gm, replace(call, weight=names[call.weight])))
+            else:
+                code, reason, hint = problem
+                ctx.find(code, "error", call.table, reason, hint)
+        found = _whole_where_ranges_overlap(ctx.gm, ranges_of_columns(ctx.gm, found))
+        _check_weights(ctx, calls, found)
+        _report_unread(ctx, [*calls, *dependent])
+        for call in dependent:
+            ctx.find(
+                "DMT209",
+                "warning",
+                call.table,
+                f"the ids or weights of {call.node.name} are computed from rows of other tables, so they are not there "
+                "when ids are sent to the tables' owners: this table stays on every rank as a dense parameter",
+                "nothing, if it is small; else compute the ids outside the model",
+            )
+        ctx.lookups = named(ctx, found)
+        if not calls:
+            ctx.find(
+                "DMT200",
+                "error",
+                "",
+                "the model has no embedding: no call of nn.EmbeddingBag, nn.Embedding, their functional forms or an "
+                "EmbeddingBagCollection was found in its graph",
+                "towers are made of embedding tables; check that the model given is the recommender itself",
+            )
+        return self.result(len(found))
+
+
+# -- from calls to lookups -------------------------------------------------------------
+
+
+def _lookups_of(gm: fx.GraphModule, call: TableCall) -> list[Lookup]:
+    rows, dim = weight_of(gm, call.weight).shape
+    cut = next((user for user in call.node.users if user.target is field_streams), None)
+    if cut is not None:
+        return _fields(gm, call, cut, rows, dim)
+    ids, hotness, pooling = _read_bag(call) if call.bag else _read_rows(call)
+    return [
+        Lookup(
+            node=call.node, table=call.table, rows=rows, dim=dim, pooling=pooling, feature="",
+            key=key_of(ids[1], ids[2]), ids=ids, hotness=hotness, weighted=call.weights is not None, weight=call.weight,
+            origin=origin_of(call.index), padding=call.padding_idx if pooling == "none" else None,
+        )
+    ]  # fmt: skip
+
+
+def _read_rows(call: TableCall) -> tuple[Ids, int | None, str]:
+    shape = tuple(call.node.meta["val"].shape)
+    if len(shape) == 3 and shape[1] > 1:
+        return ("ids_from_bag_2d", (call.index,), {}), shape[1], "none"
+    padding = call.padding_idx
+    return ("ids_from_embedding", (call.index,), {"padding_idx": padding}), None if padding is not None else 1, "sum"
+
+
+def _read_bag(call: TableCall) -> tuple[Ids, int | None, str]:
+    options: dict[str, Any] = {"weights": call.weights, "padding_idx": call.padding_idx}
+    if call.offsets is not None:
+        options["include_last_offset"] = call.include_last_offset
+        return ("ids_from_bag_offsets", (call.index, call.offsets), options), None, call.mode
+    hotness = None if call.padding_idx is not None else int(call.index.meta["val"].shape[1])
+    return ("ids_from_bag_2d", (call.index,), options), hotness, call.mode
+
+
+def _fields(gm: fx.GraphModule, call: TableCall, cut: fx.Node, rows: int, dim: int) -> list[Lookup]:
+    """One lookup per field of a joint table."""
+    found = joint_fields(gm, call)
+    assert found is not None, "streams of a table that is not joint"
+    raw, first_rows = found
+    lookups = []
+    for stream in sorted(cut.users, key=lambda n: int(n.args[1])):  # type: ignore[arg-type]
+        i = int(stream.args[1])  # type: ignore[arg-type]
+        end = first_rows[i + 1] if i + 1 < len(first_rows) else rows
+        padding = call.padding_idx
+        local = padding - first_rows[i] if padding is not None and first_rows[i] <= padding < end else None
+        lookups.append(
+            Lookup(
+                node=stream, table=f"{call.table}[{first_rows[i]}:{end}]", rows=end - first_rows[i], dim=dim,
+                pooling="sum", feature="", key=_column_key(raw, i, local),
+                ids=("ids_from_column", (raw, i), {"padding_idx": local}), hotness=1 if local is None else None,
+                weighted=False, weight=call.weight, first_row=first_rows[i], origin=column_key(raw, i),
+            )
+        )  # fmt: skip
+    return lookups
+
+
+def _column_key(matrix: fx.Node, column: int, padding: int | None) -> str:
+    """The key of a lookup of ``matrix[:, column]`` by itself."""
+    return f"[{column_key(matrix, column)}]{key_of({'padding_idx': padding})}"
+
+
+def _whole_where_ranges_overlap(gm: fx.GraphModule, lookups: list[Lookup]) -> list[Lookup]:
+    """Fields read the whole table where its ranges are not the same, or apart, in all its lookups."""
+    ranges: dict[str, set[tuple[int, int]]] = {}
+    for lookup in lookups:
+        ranges.setdefault(lookup.weight, set()).add((lookup.first_row, lookup.first_row + lookup.rows))
+    overlapping = set()
+    for weight, own in ranges.items():
+        ordered = sorted(own)
+        if any(b[0] < a[1] for a, b in itertools.pairwise(ordered)):
+            overlapping.add(weight)
+    return [_on_whole_table(gm, x) if x.weight in overlapping and x.ids[0] == "ids_from_column" else x for x in lookups]
+
+
+def _on_whole_table(gm: fx.GraphModule, field: Lookup) -> Lookup:
+    call = read_call(gm, field.node.args[0].args[0])  # type: ignore[union-attr, arg-type]
+    assert call is not None
+    column = int(field.ids[1][1])
+    ids: Ids = ("ids_from_column", (call.index, column), {"padding_idx": call.padding_idx})
+    return replace(
+        field, table=field.weight.removesuffix(".weight"), rows=weight_of(gm, field.weight).shape[0], first_row=0,
+        ids=ids, key=_column_key(call.index, column, call.padding_idx),
+        hotness=1 if call.padding_idx is None else None,
+    )  # fmt: skip
+
+
+# -- what cannot be done ---------------------------------------------------------------
+
+
+def _unsupported(gm: fx.GraphModule, call: TableCall, batch_size: int) -> tuple[str, str, str] | None:
+    weight = weight_of(gm, call.weight)
+    if call.max_norm is not None:
+        return "DMT201", "max_norm renormalises rows at every lookup", "drop max_norm; clip the table outside the step"
+    if call.scale_grad_by_freq:
+        return "DMT202", "scale_grad_by_freq changes the gradient by batch counts", "set scale_grad_by_freq=False"
+    if not weight.requires_grad:
+        return "DMT203", "the table is frozen; a sharded table is always trained", "unfreeze the table"
+    if call.mode == "max":
+        return "DMT204", 'pooling "max" is not available for sharded tables', 'use "sum" or "mean"'
+    shape = tuple(call.node.meta["val"].shape)
+    if shape[0] != batch_size or len(shape) not in (2, 3):
+        return (
+            "DMT206",
+            f"for {batch_size} samples the lookup gives the shape {shape}, neither one vector per sample nor a "
+            "sequence of vectors per sample",
+            "look each input up by itself, with ids (B,) or (B, L), or pool them with nn.EmbeddingBag",
+        )
+    padding = call.padding_idx
+    if call.bag or padding is None or weight.is_meta:
+        return None
+    if bool((weight[padding] != 0).any()):
+        return (
+            "DMT207",
+            f"row {padding} is the padding row but not zero; a sharded lookup drops padding ids",
+            "zero the row, as nn.Embedding(padding_idx=...) does when it is built",
+        )
+    return None
+
+
+def _one_name_per_weight(gm: fx.GraphModule, calls: list[TableCall]) -> dict[str, str]:
+    """Two names of one parameter are one table, under the name that is read first."""
+    first: dict[int, str] = {}
+    return {call.weight: first.setdefault(id(weight_of(gm, call.weight)), call.weight) for call in calls}
+
+
+def _check_weights(ctx: PassContext, calls: list[TableCall], lookups: list[Lookup]) -> None:
+    """A table may only be read by lookups: anything else would need all of it on every rank."""
+    tables = {id(weight_of(ctx.gm, x.weight)): x.weight for x in lookups}
+    reading = {call.node for call in calls}
+    uses: dict[str, set[str]] = {}
+    for node in ctx.gm.graph.nodes:
+        if node.op == "get_attr":
+            path, _, name = str(node.target).rpartition(".")
+            weight = tables.get(id(getattr(ctx.gm.get_submodule(path), name)))
+            others = {user.name for user in node.users if user not in reading}
+        elif node.op == "call_module" and node not in reading:
+            weight = next((tables[id(p)] for p in ctx.module(node).parameters() if id(p) in tables), None)
+            others = {str(node.target)}
+        else:
+            continue
+        if weight is not None and others:
+            uses.setdefault(weight, set()).update(others)
+    for weight, others in uses.items():
+        ctx.find(
+            "DMT205",
+            "error",
+            weight.removesuffix(".weight"),
+            f"this table's weight is also used by {sorted(others)}; a sharded table lives on one rank and cannot be "
+            "tied",
+            "give the other use its own parameter",
+        )
+
+
+def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
+    """Reads of a dense tensor by the samples' ids: right, but nothing that can be sharded."""
+    reading = {call.node for call in calls}
+    for node in ctx.gm.graph.nodes:
+        source = node.args[0] if node.args else None
+        picked = node.target is operator.getitem and isinstance(source, fx.Node) and source.op == "get_attr"
+        if node in reading or not (picked or node.target in (F.embedding, F.embedding_bag)) or not reads_samples(node):
+            continue
+        weight = next((n for n in node.all_input_nodes if n.op == "get_attr"), node)
+        if picked and not isinstance(weight_of(ctx.gm, str(weight.target)), nn.Parameter):
+            continue
+        ctx.find(
+            "DMT208",
+            "warning",
+            str(weight.target) if weight is not node else node.name,
+            "rows of this tensor are read by the samples' ids, but not as a table: it stays on every rank as a dense "
+            "parameter, and its whole gradient is reduced in every step",
+            "look it up through nn.EmbeddingBag, nn.Embedding or F.embedding on a parameter to have it sharded",
+        )

@@ -1,0 +1,216 @@
+"""Makes the tower plan: features to towers, towers to hosts, tables to lanes.
+
+1. Collect the features and tables of the lookups; their fingerprint identifies the model.
+2. The partitioner assigns features to towers. A file may hold only ``{"towers": [[...], ...]}``,
+   or a whole plan: then that is the plan, and it must fit this model, this topology and
+   every key of the "dmt" section that is set. A folder of checkpoints stands for the plan of
+   the newest, or for its towers where that was made for another topology.
+3. Towers go to hosts, tables to the lanes of their host (:mod:`dmt_plugin.passes.placement.table_placement`).
+4. A tower group that leaves some tower without a feature cannot be exchanged evenly: it
+   is refused, or moved unchanged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import ConfigError, PlanError
+from dmt_plugin.nn.towers import automatic_dim
+from dmt_plugin.partitioner.files import read_partition, resolve
+from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
+from dmt_plugin.passes.placement.table_placement import check_placement, check_settings, place
+from dmt_plugin.plan.tower_plan import (
+    FeatureSpec,
+    GroupSpec,
+    TableSpec,
+    TowerModuleSpec,
+    TowerPlan,
+    model_fingerprint,
+)
+from dmt_plugin.planner import towers_to_hosts
+
+
+class PartitionFeatures(GraphPass):
+    """See the module's docstring."""
+
+    name = "partition_features"
+    contract = Contract(provides=frozenset({"plan"}), requires=frozenset({"groups"}))
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Fills ``ctx.plan``."""
+        tables, features = describe(ctx.lookups)
+        fingerprint = model_fingerprint(tables, features)
+        partition = ctx.config.partition
+        saved = read_partition(partition.file, ctx.topology) if partition.file else {}
+        if partition.strategy == "file" and partition.file and "version" in saved:
+            plan = TowerPlan.from_dict(saved)
+            plan.check(model=fingerprint, topology=ctx.topology)
+            _check_settings(ctx.config, plan, partition.file)
+            check_settings(ctx.config, plan, partition.file, ctx.topology)
+            _apply_kinds(ctx, plan)
+            ctx.plan = plan
+            check_placement(ctx)
+            return self.result(len(features), note=f"plan from {partition.file}")
+        count = ctx.config.towers.count
+        if count == "auto":
+            count = len(saved["towers"]) if partition.file and Path(partition.file).is_dir() else ctx.topology.hosts
+        towers = int(count)
+        hosts = towers_to_hosts(towers, ctx.topology)
+        made = resolve(features, tables, towers, partition, fingerprint)
+        assigned = made.towers
+        host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
+        self._check_groups(ctx, assigned)
+        width = next((g.width for g in ctx.groups if g.kind == "tower"), 0)
+        placed = place(ctx, tables, host_of)
+        ctx.plan = TowerPlan(
+            topology=str(ctx.topology),
+            tables=tables,
+            features=features,
+            groups=tuple(
+                GroupSpec(g.name, g.kind, g.width, tuple(x.feature for x in g.lookups), g.form, _dim(ctx.config, g))
+                for g in ctx.groups
+            ),
+            towers=assigned,
+            tower_hosts=hosts,
+            table_lanes=placed.lanes,
+            table_splits=placed.splits,
+            module=module_spec(ctx.config, width),
+            overrides=override_specs(ctx.config, width, towers),
+            model=fingerprint,
+            provenance=made.provenance,
+        )
+        check_placement(ctx)
+        return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")
+
+    def _check_groups(self, ctx: PassContext, towers: tuple[tuple[str, ...], ...]) -> None:
+        for group in ctx.groups:
+            members = {lookup.feature for lookup in group.lookups}
+            empty = [t for t, names in enumerate(towers) if not members & set(names)]
+            if group.kind != "tower" or not empty or ctx.config.towers.module == "none":
+                continue
+            ctx.find(
+                "DMT304",
+                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
+                group.lookups[0].table,
+                f"tower(s) {empty} have no feature of {group.name}, so hosts would hold different numbers of tower "
+                "modules",
+                "lower dmt.towers.count, or give every tower a feature of this group in dmt.partition.file",
+            )
+            _to_transport(group, f"tower(s) {empty} have none of its features")
+
+
+def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:
+    """A key that is set in the config and contradicts the plan is an error, not a suggestion."""
+    planned: dict[str, object] = {**dataclasses.asdict(plan.module), "count": len(plan.towers)}
+    planned["module"] = planned.pop("kind")
+    wanted: object
+    if "overrides" in config.towers.model_fields_set:
+        wanted = override_specs(config, 0, len(plan.towers), plan.module.dim)
+        if wanted != dict(plan.overrides):
+            raise PlanError(
+                f"dmt.towers.overrides is for tower(s) {sorted(config.towers.overrides)}, but the plan in {file} was "
+                f"made with others: {plan.to_dict()['overrides']}. Remove the key or make a new plan."
+            )
+    for key in sorted(config.towers.model_fields_set - {"overrides"}):
+        wanted = getattr(config.towers, key)
+        if wanted not in ("auto", planned[key]):
+            raise PlanError(
+                f"dmt.towers.{key} is {wanted!r}, but the plan in {file} says {planned[key]!r}. Remove the key, make a "
+                'new plan, or keep only its towers: a partition file may hold just {"towers": [[...], ...]}.'
+            )
+
+
+def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
+    """Groups take the kind they have in the plan."""
+    planned = {g.name: g for g in plan.groups}
+    found = {g.name: {x.feature for x in g.lookups} for g in ctx.groups}
+    if found != {name: set(g.features) for name, g in planned.items()}:
+        raise PlanError(
+            f"the plan joins the features as {[list(g.features) for g in plan.groups]}, this model as "
+            f"{[sorted(f) for f in found.values()]}. Make a new plan for this model."
+        )
+    for group in ctx.groups:
+        spec = planned[group.name]
+        if spec.kind == "transport":
+            if group.kind == "tower":
+                _to_transport(group, "the plan moves it as it is")
+        elif spec.form != group.form:
+            _to_form(group, spec)
+        if spec.kind == "tower" and group.kind == "transport":
+            raise PlanError(
+                f"the plan takes {group.name} through towers, but it cannot: {group.reason}. Make a new plan for this "
+                "model."
+            )
+        empty = [t for t in range(len(plan.towers)) if not plan.features_of(spec, t)]
+        if spec.kind == "tower" and empty and plan.module.kind != "none":
+            raise PlanError(f"the plan gives tower(s) {empty} no feature of {group.name}; each needs at least one.")
+
+
+def _to_form(group: StreamGroup, spec: GroupSpec) -> None:
+    """Gives a group the form it has in the plan; only a regular group can be in the native one."""
+    if group.kind == "tower" and spec.form == "native":
+        raise PlanError(
+            f"the plan has {group.name} in the native form, but here it is in the form {group.form!r}"
+            + (f": {group.reason}" if group.reason else "")
+            + ". Make a new plan for this model and configuration."
+        )
+    group.form, group.reason = spec.form, group.reason or "the plan says so"
+
+
+def _to_transport(group: StreamGroup, reason: str) -> None:
+    group.kind, group.joins, group.streams, group.reason = "transport", [], [x.node for x in group.lookups], reason
+    group.form = "native"
+
+
+def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[FeatureSpec, ...]]:
+    """Tables and features of a model, in the order of their first lookup."""
+    tables = {
+        x.table: TableSpec(
+            x.table, x.rows, x.dim, "" if x.weight == f"{x.table}.weight" else x.weight, x.first_row
+        )
+        for x in lookups
+    }
+    features: dict[str, FeatureSpec] = {}
+    for lookup in lookups:
+        before = features.get(lookup.feature)
+        own = (*(before.tables if before else ()), lookup.table)
+        features[lookup.feature] = FeatureSpec(lookup.feature, tuple(dict.fromkeys(own)), lookup.hotness)
+    return tuple(tables.values()), tuple(features.values())
+
+
+def module_spec(config: DMTConfig, width: int) -> TowerModuleSpec:
+    """The tower module the config asks for, with ``"auto"`` resolved for streams of ``width``."""
+    towers = config.towers
+    dim = automatic_dim(towers.module, towers.c, width) if towers.dim == "auto" else int(towers.dim)
+    return TowerModuleSpec(towers.module, towers.c, towers.p, dim, towers.init, towers.seed)
+
+
+def override_specs(config: DMTConfig, width: int, towers: int, dim: int = 0) -> dict[int, TowerModuleSpec]:
+    """The towers whose module differs.
+
+    Args:
+        config: the ``"dmt"`` section.
+        width: width of the streams that ``"auto"`` is resolved for.
+        towers: number of towers.
+        dim: width of their outputs, where it is known already.
+
+    Raises:
+        ConfigError: a tower that is not there.
+    """
+    base = module_spec(config, width)
+    found: dict[int, TowerModuleSpec] = {}
+    for tower in sorted(map(int, config.towers.overrides)):
+        if tower >= towers:
+            raise ConfigError(
+                f"dmt.towers.overrides.{tower}: there is no such tower; this run has {towers}, 0 to {towers - 1}."
+            )
+        own = config.towers.of_tower(tower)
+        found[tower] = TowerModuleSpec(own.module, own.c, own.p, dim or base.dim, own.init, own.seed)
+    return found
+
+
+def _dim(config: DMTConfig, group: StreamGroup) -> int:
+    """Width of the outputs of a group's towers; ``"auto"`` depends on the width of its streams."""
+    return module_spec(config, group.width).dim if group.kind == "tower" else 0

@@ -1,0 +1,145 @@
+"""Adapts the model behind the towers to fewer or narrower streams.
+
+1. Walk the graph (:class:`dmt_plugin.passes.resize.sweep.Sweep`) and find every size that
+   must change: the first layer behind a flat join, a cross layer's matrices, the dense
+   vector in a dot interaction, the list of feature pairs.
+2. If any operation cannot be adapted with certainty, refuse with a finding that names it,
+   the reason and the ways out. Nothing has been changed by then.
+3. Otherwise rebuild: layers and parameters get new sizes and start anew, with mean and
+   spread of the old values, scaled to the new number of inputs; literals and index lists
+   are replaced. Every change is recorded as a repair.
+
+A layer whose size happens to stay but whose inputs mean something else also starts anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from dmt_plugin.capture import graph_module_over
+from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Repair
+from dmt_plugin.passes.ops.names import shape_of
+from dmt_plugin.passes.ops.rules import rule_of
+from dmt_plugin.passes.resize.layers import anew, resized
+from dmt_plugin.passes.resize.literals import kept_numbers
+from dmt_plugin.passes.resize.sweep import SEED, Sweep, UnsupportedAt
+
+
+class RepairShapes(GraphPass):
+    """See the module's docstring."""
+
+    name = "repair_shapes"
+    contract = Contract(provides=frozenset({"shapes"}), requires=frozenset({"open_shapes"}))
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Fills ``ctx.repairs`` and changes layers, parameters and literals."""
+        sweep = Sweep(ctx.gm, rule_of)
+        try:
+            sweep.run()
+        except UnsupportedAt as error:
+            ctx.unsupported = _groups_behind(error.node)
+            ctx.find(
+                "DMT401",
+                "error",
+                error.node.name,
+                f"the model behind the towers cannot be adapted at this operation: {error.reason}",
+                f"{WAYS_OUT}; or choose c, p and dim so that streams keep their number and width",
+            )
+            return self.result(1)
+        known = len(ctx.repairs)  # decoders are listed already
+        for kept in kept_numbers(sweep):
+            ctx.find(
+                "DMT403",
+                "warning",
+                kept.node.name,
+                f"multiplies or divides by {kept.number:g}, which is {kept.form}, and {kept.old} entries became "
+                f"{kept.new}: the number stays as it is",
+                "if it stands for that size, read the size off a tensor in forward (x.shape[1]), so that it follows",
+            )
+        self._layers(ctx, sweep)
+        self._parameters(ctx, sweep)
+        for count, (node, (args, kwargs)) in enumerate(sweep.edits.items()):
+            node.args, node.kwargs = _with_buffers(ctx.gm, node, (args, kwargs), count)
+        for node, state in sweep.states.items():
+            if state.changed:
+                node.meta["val"] = state.value
+        lookups = {lookup.node for lookup in ctx.lookups}
+        ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)
+        ctx.captured.graph_module = graph_module_over(ctx.gm, ctx.gm.graph)
+        count = len(ctx.repairs) - known + len(sweep.edits)
+        return self.result(count, count)
+
+    def _layers(self, ctx: PassContext, sweep: Sweep) -> None:
+        outputs = {str(n.target): a.new for (n, _), a in sweep.forced.items() if n.op == "call_module"}
+        inputs = {t: tuple(a.new if a else None for a in axes) for t, axes in sweep.inputs.items() if any(axes)}
+        for target in dict.fromkeys([*inputs, *outputs]):
+            old = ctx.gm.get_submodule(target)
+            new, what, init = resized(old, inputs.get(target, ()), outputs.get(target), target)
+            new.train(old.training)
+            parent, _, name = target.rpartition(".")
+            setattr(ctx.gm.get_submodule(parent), name, new)
+            ctx.repairs.append(Repair(target, what, init))
+
+    def _parameters(self, ctx: PassContext, sweep: Sweep) -> None:
+        sizes: dict[str, dict[int, int]] = {}
+        olds: dict[str, tuple[int, ...]] = {}
+        for (node, dim), axis in sweep.forced.items():
+            if node.op == "get_attr":
+                sizes.setdefault(str(node.target), {})[dim] = axis.new
+                olds[str(node.target)] = shape_of(node)
+        for target, changes in sizes.items():
+            shape = [changes.get(d, size) for d, size in enumerate(olds[target])]
+            parent, _, name = target.rpartition(".")
+            owner = ctx.gm.get_submodule(parent)
+            old = getattr(owner, name)
+            new = nn.Parameter(anew(old, shape, old.shape[-1], shape[-1], target), old.requires_grad)
+            setattr(owner, name, new)
+            ctx.repairs.append(
+                Repair(target, f"{tuple(old.shape)} -> {tuple(shape)}", "mean and spread of the old values")
+            )
+
+
+def _groups_behind(node: fx.Node) -> list[str]:
+    """Names of the groups whose streams reach a node.
+
+    None may: a layer that it shares with other nodes would change, or something was asked of it from behind. Then those
+    that reach the other calls of the layer, else all groups.
+    """
+    calls = [n for n in node.graph.nodes if n.op == node.op == "call_module" and n.target == node.target]
+    seeds = sorted({str(n.meta[SEED][0]) for n in node.graph.nodes if SEED in n.meta})
+    return _reaching([node]) or _reaching(calls) or seeds
+
+
+def _reaching(nodes: list[fx.Node]) -> list[str]:
+    pending, seen = list(nodes), set(nodes)
+    found: set[str] = set()
+    while pending:
+        current = pending.pop()
+        if SEED in current.meta:
+            found.add(str(current.meta[SEED][0]))
+        fresh = [n for n in current.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return sorted(found)
+
+
+def _with_buffers(gm: fx.GraphModule, node: fx.Node, arguments: Any, count: int) -> Any:
+    """Tensors among new arguments become buffers that are not saved (they follow from the plan)."""
+    made: list[str] = []
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        name = f"dmt_index_{count}_{len(made)}"
+        made.append(name)
+        gm.register_buffer(name, value, persistent=False)
+        with gm.graph.inserting_before(node):
+            read = gm.graph.get_attr(name)
+        read.meta["val"] = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return read
+
+    return map_aggregate(arguments, place)

@@ -1,0 +1,1 @@
+"""What placement decides for one rank: values to send, id slots, shards of tables."""

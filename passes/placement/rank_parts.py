@@ -1,0 +1,99 @@
+"""What placement makes for one rank, and the names it gives in the rank's graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx, nn
+
+from dmt_plugin.comm.input_dist.ids import IdSlot
+from dmt_plugin.comm.input_dist.input_dist import Route
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.nn.lookup.site import LookupSite
+from dmt_plugin.planner.load import LaneLoad
+
+EXCHANGES = "dmt_exchange"
+LOOKUP = "dmt_lookup"
+EXCHANGE_META = "dmt_exchange"
+"""Node meta of a start or wait node: name of the exchange."""
+BLOCK_META = "dmt_block"
+"""Node meta: which micro-block a node belongs to, where a batch is cut into several."""
+SHAPE_META = "dmt_shape_text"
+"""Node meta: the shape in the letters of the design, where rows are of several ranks."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column block that crosses hosts: a tower's output, or a lookup that passes by.
+
+    Attributes:
+        node: the logical node whose value it is.
+        width: entries per sample.
+        tower: path of the tower module, or ``""``.
+    """
+
+    node: fx.Node
+    width: int
+    tower: str = ""
+
+
+@dataclass
+class Placement:
+    """What the pass made for one rank.
+
+    Attributes:
+        slots: id streams of the whole model.
+        sites: lookups of this rank.
+        exchanges: the exchange modules by name.
+        tower_paths: modules that only this host holds.
+        feature_layers: layers of the user's model that run in the towers of all hosts.
+        host_columns: for each host the columns it sends to its peers (hierarchical route).
+        rank_widths: for each rank the width of the rows that it sends into the first exchange of rows: looked up, or
+            what this host's tower makes of them there (of other hosts it is not known here, and does not matter).
+        loads: the predicted load of each rank.
+        route: ``"hierarchical"`` or ``"flat"``.
+    """
+
+    slots: tuple[IdSlot, ...] = ()
+    sites: tuple[LookupSite, ...] = ()
+    exchanges: dict[str, nn.Module] = field(default_factory=dict)
+    tower_paths: tuple[str, ...] = ()
+    feature_layers: tuple[str, ...] = ()
+    host_columns: tuple[tuple[Column, ...], ...] = ()
+    rank_widths: tuple[int, ...] = ()
+    loads: tuple[LaneLoad, ...] = ()
+    route: Route = "hierarchical"
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Say in which dtype rows travel between ranks, where their wire format leaves them as they are."""
+        for exchange in self.exchanges.values():
+            if isinstance(exchange, RowExchange):
+                exchange.compute_in(dtype)
+
+
+def sort_nodes(graph: fx.Graph) -> None:
+    """Sorts nodes so that each comes after its inputs, otherwise keeping their order."""
+    done: set[fx.Node] = set()
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+
+    def visit(node: fx.Node) -> None:
+        stack = [(node, iter(node.all_input_nodes))]
+        waiting = {node}
+        while stack:
+            current, inputs = stack[-1]
+            pending = next((n for n in inputs if n not in done), None)
+            if pending is not None:
+                assert pending not in waiting, f"{pending.name} would wait for itself"
+                waiting.add(pending)
+                stack.append((pending, iter(pending.all_input_nodes)))
+                continue
+            stack.pop()
+            waiting.discard(current)
+            if current not in done:
+                done.add(current)
+                output.prepend(current)
+
+    for node in [n for n in graph.nodes if n is not output]:
+        if node not in done:
+            visit(node)

@@ -1,0 +1,1 @@
+"""Passes that make one rank's graph from the logical one."""

@@ -1,0 +1,254 @@
+"""Specialises the logical tower graph to one rank: sharded lookups and visible exchanges.
+
+Hierarchical route, on rank ``(host, lane)`` (the letters of the step table are the design's):
+
+1. every id stream of the model is read in one common form and enters the index exchange
+   (peers first, then the lanes of the host);
+2. this rank's tables are looked up for the whole batch that arrives: ``(rows, own widths)``;
+3. the exchange inside the host brings every lane the columns of all its tables, and those of
+   divided tables are put together (:mod:`dmt_plugin.passes.placement.table_shards`);
+4. the tower modules of this host run on them; features without a tower module are columns
+   that pass by;
+5. the peer exchange sends each host its rows of this host's outputs, and brings the
+   outputs of every other host: ``(B, sum of O_t)``;
+6. what was a tower's output or a lookup in the logical graph is now a column of that.
+
+Flat route: one exchange of the looked-up rows between all ranks; towers, if there are
+any, run where the samples are. The rest of the graph is untouched in both.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from dmt_plugin.comm.input_dist.input_dist import IndexExchange
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.wire.transport import Group
+from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
+from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
+from dmt_plugin.passes.logical.insert_towers import remove_pass_through, tower_number
+from dmt_plugin.passes.placement.rank_parts import (
+    EXCHANGE_META,
+    EXCHANGES,
+    LOOKUP,
+    SHAPE_META,
+    Column,
+    Placement,
+    sort_nodes,
+)
+from dmt_plugin.passes.placement.sent_values import Carrier, carriers_of, copied_region, shaped, slot_ids
+from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
+from dmt_plugin.passes.placement.table_placement import lane_loads
+from dmt_plugin.passes.placement.table_shards import Piece, arrived_columns, pieces_by_rank
+
+
+class Place(GraphPass):
+    """See the module's docstring.
+
+    Args:
+        rank: the rank to specialise for.
+    """
+
+    name = "place"
+    contract = Contract(
+        provides=frozenset({"placed"}), requires=frozenset({"regions", "plan"}), conflicts_with=frozenset({"placed"})
+    )
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.placement = Placement()
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Rewrites ``ctx.gm`` for ``self.rank``; fills ``self.placement``."""
+        assert ctx.plan is not None
+        self.ctx, self.plan, self.topology = ctx, ctx.plan, ctx.topology
+        self.graph = ctx.gm.graph
+        self.output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        self.carriers = carriers_of(ctx)
+        self.pieces = pieces_by_rank(self.carriers, self.plan, self.topology)
+        self.region_of = {region.stream: region for region in ctx.regions.values()}
+        remove_pass_through(ctx)
+        before = len(self.graph.nodes)
+        self.placement.route = ctx.config.comm.route
+        with self.graph.inserting_before(self.output):
+            routed, layout = self._distribute()
+            rows = self._look_up(routed)
+            if ctx.config.comm.route == "flat":
+                self._flat(rows, layout)
+            else:
+                self._hierarchical(rows, layout)
+        sort_nodes(self.graph)
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        return self.result(len(ctx.lookups), abs(len(self.graph.nodes) - before), f"rank {self.rank}")
+
+    # -- steps ---------------------------------------------------------------------------
+
+    def _distribute(self) -> tuple[fx.Node, fx.Node]:
+        slots = slots_of(self.ctx.lookups, self.plan)
+        exchange = IndexExchange([s for s, _ in slots.values()], self.topology, self.rank, self.ctx.config.comm.route)
+        keys = list(slots)
+        self.slot_by_key = {keys[slot]: i for i, slot in enumerate(exchange.owned)}
+        self.placement.slots = tuple(slot for slot, _ in slots.values())
+        self.placement.sites = sites_of(self.pieces[self.rank], self.slot_by_key)
+        self.placement.rank_widths = widths = tuple(map(_width, self.pieces))
+        self.placement.loads = lane_loads(self.pieces, self.ctx.config, self.topology, widths)
+        ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
+        self._add("index", exchange)
+        routed = self._exchange("index", tuple(ids), f"{len(exchange.owned)} id stream(s), H*L*B rows")
+        layout = self.graph.call_function(getattr, (routed, "layout"))
+        return routed, layout
+
+    def _look_up(self, routed: fx.Node) -> fx.Node:
+        """This rank's rows, and what their features make of them here."""
+        mine = self.pieces[self.rank]
+        rows = self._call(LOOKUP, (routed,))
+        rows.meta[SHAPE_META] = f"(H*L*B, {sum(piece.looked_up for piece in mine)})"
+        carriers = [piece.carrier for piece in mine]
+        if not any(c.region for c in carriers):
+            return rows
+        columns = self._split([rows], [[piece.looked_up for piece in mine]])
+        parts = [
+            column if c.region is None else self._at_owner(c.lookup, c.region, column, routed)
+            for c, column in zip(carriers, columns, strict=True)
+        ]
+        pooled = self.graph.call_function(side_by_side, (parts,))
+        pooled.meta[SHAPE_META] = f"(H*L*B, {_width(mine)})"
+        return pooled
+
+    def _at_owner(self, lookup: Lookup, region: Region, column: fx.Node, routed: fx.Node) -> fx.Node:
+        slot = self.slot_by_key[lookup.key]
+
+        def ids(index: fx.Node) -> fx.Node:
+            value = index.meta["val"]
+            return self.graph.call_function(slot_ids, (routed, slot, tuple(value.shape[1:]), value.dtype))
+
+        stream = copied_region(self.graph, region, lambda node: shaped(self.graph, column, node), ids)
+        return self.graph.call_method("flatten", (stream, 1))
+
+    def _hierarchical(self, rows: fx.Node, layout: fx.Node) -> None:
+        host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
+        by_lane = [self.pieces[self.topology.rank_of(host, j)] for j in range(self.topology.ranks_per_host)]
+        self._add("lanes", self._rows("lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
+        blocks = self._exchange("lanes", (rows, layout), f"(H*B, {sum(_width(x) for x in by_lane)})")
+        column_of = {carrier.node: column for carrier, column in self._arrived(blocks, by_lane)}
+        items = [self._columns_of(h) for h in range(self.topology.hosts)]
+        own_outputs = [
+            self._tower(column, column_of) if column.tower else column_of[column.node] for column in items[host]
+        ]
+        sent = self.graph.call_function(side_by_side, (own_outputs,))
+        widths = [sum(c.width for c in own) for own in items]
+        self._add("peers", self._rows("peers", widths[host], widths))
+        sent.meta[SHAPE_META] = f"(H*B, {widths[host]})"
+        arrived = self._exchange("peers", (sent, layout), f"(B, {sum(widths)})")
+        parts = self._split(arrived, [[c.width for c in own] for own in items])
+        for column, part in zip((c for own in items for c in own), parts, strict=True):
+            self._substitute(column.node, part)
+        self.placement.host_columns = tuple(tuple(own) for own in items)
+        if self.topology.hosts > 1:
+            layers = [[path for c in own if c.tower for path in self._layers_of(c)] for own in items]
+            self.placement.feature_layers = tuple(path for own in layers for path in own)
+            towers = [c.tower for c in items[host] if c.tower]
+            self.placement.tower_paths = (*towers, *layers[host])
+
+    def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
+        widths = self.placement.rank_widths
+        self._add("world", self._rows("world", widths[self.rank], widths))
+        blocks = self._exchange("world", (rows, layout), f"(B, {sum(widths)})")
+        for carrier, column in self._arrived(blocks, self.pieces):
+            self._substitute(carrier.node, column)
+
+    def _arrived(self, blocks: fx.Node, pieces: Sequence[Sequence[Piece]]) -> list[tuple[Carrier, fx.Node]]:
+        """Carriers and their columns, out of one block per sender."""
+        columns = self._split(blocks, [[piece.width for piece in own] for own in pieces])
+        return arrived_columns(self.graph, [piece for own in pieces for piece in own], columns)
+
+    def _tower(self, column: Column, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The tower module of this host on the rows of its peers."""
+        pack = column.node.args[0]
+        assert isinstance(pack, fx.Node) and pack.target is pack_streams
+        streams = [self._in_tower(stream, column_of) for stream in pack.args[0]]  # type: ignore[union-attr]
+        packed = self.graph.call_function(pack_streams, (streams,))
+        packed.meta[SHAPE_META] = "(H*B, " + ", ".join(map(str, pack.meta["val"].shape[1:])) + ")"
+        output = self.graph.call_module(column.tower, (packed,))
+        output.meta[SHAPE_META] = f"(H*B, {column.width})"
+        return output
+
+    def _in_tower(self, stream: Any, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
+        """A stream of a tower from the columns of its lookups."""
+        if stream in column_of:
+            return column_of[stream]
+        region = self.region_of[stream]
+        return copied_region(self.graph, region, lambda node: shaped(self.graph, column_of[node], node))
+
+    # -- helpers -------------------------------------------------------------------------
+
+    def _columns_of(self, host: int) -> list[Column]:
+        """What a host sends: outputs of its tower modules, then lookups without one."""
+        towers = set(self.plan.towers_on(host))
+        columns: list[Column] = []
+        packed: set[fx.Node] = set()
+        for output in (n for n in self.graph.nodes if n.op == "call_module"):
+            tower = tower_number(str(output.target))
+            if tower is None:
+                continue  # a decoder, say: it runs where the samples are
+            pack = output.args[0]
+            assert isinstance(pack, fx.Node)
+            for stream in pack.args[0]:  # type: ignore[union-attr]
+                assert isinstance(stream, fx.Node)
+                packed.update(self.region_of[stream].lookups if stream in self.region_of else [stream])
+            if tower in towers:
+                columns.append(Column(output, int(output.meta["val"].shape[1]), str(output.target)))
+        columns.extend(
+            Column(c.node, c.width)
+            for c in self.carriers
+            if c.lookup.node not in packed and self.plan.host_of_table(c.lookup.table) == host
+        )
+        return columns
+
+    def _layers_of(self, column: Column) -> list[str]:
+        """The user's layers with parameters that a tower runs: those of one of its features alone."""
+        pack = column.node.args[0]
+        assert isinstance(pack, fx.Node)
+        packed: Any = pack.args[0]
+        regions = [self.region_of[s] for s in packed if s in self.region_of]
+        nodes = [n for region in regions if region.layers for n in region.nodes if n.op == "call_module"]
+        return [str(n.target) for n in nodes if any(True for _ in self.ctx.module(n).parameters())]
+
+    def _call(self, target: str, args: tuple[Any, ...]) -> fx.Node:
+        if target == LOOKUP:
+            self.ctx.gm.add_submodule(target, nn.Identity())  # replaced by the sharded lookup
+        return self.graph.call_module(target, args)
+
+    def _add(self, name: str, exchange: nn.Module) -> None:
+        self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)
+        self.placement.exchanges[name] = exchange
+
+    def _rows(self, group: Group, own: int, widths: Sequence[int]) -> RowExchange:
+        return RowExchange(group, group, own, widths, self.ctx.config.comm.formats_of(group))
+
+    def _exchange(self, name: str, args: tuple[Any, ...], arrives: str) -> fx.Node:
+        start = self.graph.call_module(f"{EXCHANGES}.{name}.start", args)
+        wait = self.graph.call_module(f"{EXCHANGES}.{name}.wait", (start,))
+        start.meta[EXCHANGE_META] = wait.meta[EXCHANGE_META] = name
+        wait.meta[SHAPE_META] = arrives
+        return wait
+
+    def _split(self, blocks: fx.Node | list[fx.Node], widths: Sequence[Sequence[int]]) -> list[fx.Node]:
+        parts = self.graph.call_function(split_columns, (blocks, tuple(tuple(own) for own in widths)))
+        count = sum(len(own) for own in widths)
+        return [self.graph.call_function(operator.getitem, (parts, i)) for i in range(count)]
+
+    def _substitute(self, old: fx.Node, new: fx.Node) -> None:
+        """Puts a column in the place of a logical node; a lookup may have given ``(B, L, N)``."""
+        value = old.meta["val"]
+        new = shaped(self.graph, new, old)
+        new.meta["val"] = value
+        old.replace_all_uses_with(new)
+
+
+def _width(pieces: Sequence[Piece]) -> int:
+    return sum(piece.width for piece in pieces)

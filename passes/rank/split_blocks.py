@@ -1,0 +1,236 @@
+"""Cuts a rank's batch into blocks, so that the exchange of one runs while another is computed.
+
+A pass over a placed graph, before it is scheduled:
+
+1. the ids are distributed and looked up for the whole batch, in rows sorted by block (the index exchange sorts
+   them); the rows that enter the first row exchange are cut into one contiguous range per block;
+2. every exchange behind that, with the tower modules between them, runs once per block, with the batch layout of the
+   block;
+3. so does what follows the last exchange, as far as it is proven to treat samples by themselves
+   (:mod:`dmt_plugin.passes.ops.batch_rows`). Values that do not depend on the exchange (a bottom MLP) are computed once
+   and cut into the same blocks;
+4. where an operation needs the whole batch (batch normalisation, a sum over samples), or the model returns a value,
+   the blocks are joined again.
+
+Whether there are blocks must not depend on the rank, for all ranks of a group have to start the same exchanges: a
+model is left in one block for what its plan says alone.
+
+Nothing is computed twice; what differs from the graph without blocks is the order of some sums over samples in the
+backward pass. Tables are updated once per step, as before.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from dmt_plugin.comm.input_dist.input_dist import IndexExchange
+from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.logical.insert_towers import tower_number
+from dmt_plugin.passes.ops.batch_rows import is_by_rows, is_plumbing, open_view, writes_input
+from dmt_plugin.passes.placement.rank_parts import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META, Placement
+from dmt_plugin.plan.tower_plan import TowerPlan
+
+_BY_ROWS = ("none", "dlrm", "dcn", "preserve")
+"""Tower modules that are known to treat samples by themselves."""
+
+
+class SplitBlocks(GraphPass):
+    """See the module's docstring.
+
+    Args:
+        placement: what :class:`dmt_plugin.passes.rank.place.Place` made.
+        blocks: number of blocks, at least 1.
+    """
+
+    name = "split_blocks"
+    contract = Contract(
+        provides=frozenset({"split"}), requires=frozenset({"placed"}), conflicts_with=frozenset({"scheduled"})
+    )
+
+    def __init__(self, placement: Placement, blocks: int) -> None:
+        self.placement = placement
+        self.blocks = blocks
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Rewrites ``ctx.gm``."""
+        assert ctx.plan is not None
+        if self.blocks == 1:
+            return self.result(0, 0, "one block")
+        # On the flat route towers run behind the last exchange, where a part that may mix samples sees the whole batch.
+        strange = _strange_modules(ctx.plan) if self.placement.route == "hierarchical" else ""
+        if strange:
+            return self.result(0, 0, f"one block: {strange} may mix samples, and runs between two exchanges")
+        self.ctx, self.graph = ctx, ctx.gm.graph
+        self.order = list(self.graph.nodes)
+        before = len(self.order)
+        index = self.placement.exchanges["index"]
+        assert isinstance(index, IndexExchange)
+        index.sort_by_blocks(self.blocks)
+        self.constants = self._constants()
+        start = next(n for n in self.order if _is_row_exchange(n, ".start"))
+        layout = start.args[1]
+        assert isinstance(layout, fx.Node)
+        self.layout = layout
+        first = _entry(start)
+        inside = self._inside(first)
+        missed = [n.name for n in self.order if _is_row_exchange(n) and n not in inside]
+        assert not missed, f"{missed} would carry the whole batch while others carry blocks"
+        self._clone(first, inside)
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        behind = sum("val" in n.meta and isinstance(n.meta["val"], Tensor) for n in inside)
+        return self.result(len(inside), len(self.graph.nodes) - before, f"{self.blocks} blocks, {behind} of the model")
+
+    # -- what runs per block ---------------------------------------------------------------
+
+    def _constants(self) -> set[fx.Node]:
+        found: set[fx.Node] = set()
+        for node in self.order:
+            if node.op not in ("placeholder", "output") and all(n in found for n in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _inside(self, first: fx.Node) -> dict[fx.Node, None]:
+        """Nodes that run once per block, in order."""
+        leads: set[fx.Node] = set()  # what a later exchange needs
+        for node in reversed(self.order):
+            if _is_row_exchange(node, ".start") or any(user in leads for user in node.users):
+                leads.add(node)
+        inside: dict[fx.Node, None] = {first: None}
+        for node in self.order:
+            if node.op == "output" or not any(n in inside for n in node.all_input_nodes):
+                continue
+            if node in leads or _is_row_exchange(node, ".wait"):
+                # Placement puts here what it has proven to need the rows alone (`find_regions`); rows of other ranks
+                # have nothing on this one that could be cut beside them.
+                strangers = [n for n in node.all_input_nodes if n not in inside and n not in self.constants]
+                assert strangers in ([], [self.layout]), f"{node.name} reads {strangers} between two exchanges"
+                inside[node] = None
+            elif self._splits(node, inside):
+                inside[node] = None
+        return inside
+
+    def _splits(self, node: fx.Node, inside: dict[fx.Node, None]) -> bool:
+        known = [n for n in node.all_input_nodes if n not in inside or "val" in n.meta]
+        if "val" not in node.meta or len(known) < len(node.all_input_nodes):
+            return is_plumbing(node) and all(n in inside for n in node.all_input_nodes)
+        outside = [n for n in node.all_input_nodes if n not in inside and n not in self.constants]
+        if outside and writes_input(self.ctx.gm, node):
+            return False
+        if not all(isinstance(n.meta.get("val"), Tensor) for n in outside):
+            return False
+        return is_by_rows(self.ctx.gm, node, self.ctx.captured.batch_size, self.constants)
+
+    # -- the rewrite -----------------------------------------------------------------------
+
+    def _clone(self, first: fx.Node, inside: dict[fx.Node, None]) -> None:
+        (rows,), layout = _rows_of(first), self.layout
+        assert isinstance(layout, fx.Node)
+        with self.graph.inserting_before(first):
+            self.layouts = self._parts(self.graph.call_function(getattr, (layout.args[0], "layouts")))
+            cut = self._cut_looked_up(rows, layout)
+            sent = self._parts(cut)
+        self.cuts: dict[fx.Node, list[fx.Node]] = {}
+        of_block: list[dict[fx.Node, fx.Node]] = []
+        for block in range(self.blocks):
+            copies: dict[fx.Node, fx.Node] = {rows: sent[block], layout: self.layouts[block]}
+            for node in inside:
+                with self.graph.inserting_before(node):
+                    copies[node] = self._copy(node, copies, block)
+                if node is first:
+                    del copies[rows]  # elsewhere these rows, if anybody reads them, are those of the whole batch
+            of_block.append(copies)
+        self._join(inside, of_block)
+
+    def _cut_looked_up(self, rows: fx.Node, layout: fx.Node) -> fx.Node:
+        """The rows that enter the first exchange, in blocks; the lookup's own rows by the lookup."""
+        if rows.target != LOOKUP or len(rows.users) > 1:
+            return self.graph.call_function(cut_rows, (rows, layout, self.blocks))
+        rows.kwargs = {"scaled": False}
+        self.ctx.gm.add_submodule(f"{LOOKUP}.cut_rows", nn.Identity())
+        return self.graph.call_module(f"{LOOKUP}.cut_rows", (rows, layout, self.blocks))
+
+    def _copy(self, node: fx.Node, copies: dict[fx.Node, fx.Node], block: int) -> fx.Node:
+        def of_block(value: fx.Node) -> fx.Node:
+            if value in copies:
+                return copies[value]
+            return value if value in self.constants else self._cut(value)[block]
+
+        view = open_view(node)
+        if view is None:
+            copy = self.graph.node_copy(node, of_block)
+        else:
+            copy = self.graph.call_function(view_rows, fx.map_arg(view, of_block))
+            copy.meta.update(node.meta)
+        copy.meta[BLOCK_META] = block
+        shape = _shape_text(node, self.ctx.captured.batch_size)
+        if shape:
+            copy.meta[SHAPE_META] = shape.replace("B", f"B/{self.blocks}")
+        return copy
+
+    def _cut(self, value: fx.Node) -> list[fx.Node]:
+        """The blocks of a value that is computed for the whole batch."""
+        if value not in self.cuts:
+            self.cuts[value] = self._parts(self.graph.call_function(cut_batch, (value, self.layout, self.blocks)))
+        return self.cuts[value]
+
+    def _parts(self, several: fx.Node) -> list[fx.Node]:
+        return [self.graph.call_function(operator.getitem, (several, block)) for block in range(self.blocks)]
+
+    def _join(self, inside: dict[fx.Node, None], of_block: list[dict[fx.Node, fx.Node]]) -> None:
+        """Gives every use outside the blocks the value for the whole batch."""
+        joined: dict[fx.Node, fx.Node] = {}
+
+        def whole(node: fx.Node) -> fx.Node:
+            if node not in inside:
+                return node
+            if node not in joined:
+                with self.graph.inserting_before(last[node]):
+                    if isinstance(node.meta.get("val"), Tensor):
+                        parts = [copies[node] for copies in of_block]
+                        joined[node] = self.graph.call_function(join_rows, (parts, self.layout))
+                    else:  # a size, or several results: made again from what was joined
+                        assert not _is_row_exchange(node), f"{node.name} would be run a second time"
+                        joined[node] = self.graph.node_copy(node, whole)
+                    joined[node].meta["val"] = node.meta.get("val")
+            return joined[node]
+
+        last = {node: node.next for node in inside}
+        for node in self.order:
+            if node not in inside and any(n in inside for n in node.all_input_nodes):
+                node.args = fx.map_arg(node.args, whole)
+                node.kwargs = fx.map_arg(node.kwargs, whole)
+        for node in reversed(list(inside)):
+            self.graph.erase_node(node)
+
+
+def _is_row_exchange(node: fx.Node, end: str = "") -> bool:
+    return node.meta.get(EXCHANGE_META, "index") != "index" and str(node.target).endswith(end)
+
+
+def _entry(start: fx.Node) -> fx.Node:
+    """Where blocks begin: at the first exchange, or at the tower that runs before it."""
+    rows = start.args[0]
+    assert isinstance(rows, fx.Node)
+    return rows if rows.op == "call_module" and tower_number(str(rows.target)) is not None else start
+
+
+def _rows_of(first: fx.Node) -> list[fx.Node]:
+    """The rows that enter the first node of a block."""
+    return [n for n in first.all_input_nodes if EXCHANGE_META not in first.meta or n is first.args[0]]
+
+
+def _strange_modules(plan: TowerPlan) -> str:
+    kinds: list[Any] = [plan.module.kind, *(spec.kind for spec in plan.overrides.values())]
+    return ", ".join(sorted({kind for kind in kinds if kind not in _BY_ROWS}))
+
+
+def _shape_text(node: fx.Node, batch: int) -> str:
+    """The shape of a node in the letters of the design; empty for what is no tensor of samples."""
+    value = node.meta.get("val")
+    if SHAPE_META in node.meta or not isinstance(value, Tensor) or value.shape[:1] != (batch,):
+        return str(node.meta.get(SHAPE_META, ""))
+    return "(" + ", ".join(["B", *map(str, value.shape[1:])]) + ")"

@@ -1,0 +1,91 @@
+"""Lets a tower module that works on each feature by itself run before the exchange inside the host.
+
+A ``dlrm`` tower with ``p = 0`` applies one linear layer to every feature: it does not matter to whose rows. Behind the
+exchange a lane applies it to its own samples and all features of the tower; before the exchange, to all samples and
+the features it holds. The products are as many, but what then crosses between the lanes is the tower's output: ``CR``
+times fewer bytes, in both directions. Gradients of the tower's parameters are summed over the lanes in either case.
+
+1. A candidate is a call of a tower on all blocks of the exchange ``lanes`` (:mod:`dmt_plugin.passes.rank.feed_towers`)
+   that nothing else reads, with ``p = 0``.
+2. The tower is called on the rows that enter the exchange instead, and the exchange is replaced by one of the outputs'
+   widths.
+3. What arrives is put into the order of the tower's features.
+
+All lanes of a host find the same: the widths of all of them are known to each. What fits no step stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.nn.graph_ops import pick_columns
+from dmt_plugin.nn.towers import DLRMTower
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.logical.insert_towers import tower_number
+from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META, EXCHANGES, SHAPE_META, Placement
+
+
+class TowersFirst(GraphPass):
+    """See the module's docstring.
+
+    Args:
+        placement: what :class:`dmt_plugin.passes.rank.place.Place` made; its exchange ``lanes`` may be replaced.
+        rank: the rank that it was made for.
+    """
+
+    name = "towers_first"
+    contract = Contract(
+        provides=frozenset({"towers_first"}),
+        requires=frozenset({"fed_towers"}),
+        conflicts_with=frozenset({"split", "scheduled"}),
+    )
+
+    def __init__(self, placement: Placement, rank: int) -> None:
+        self.placement = placement
+        self.rank = rank
+
+    def run(self, ctx: PassContext) -> PassResult:
+        """Rewrites the calls of towers in ``ctx.gm``."""
+        self.topology = ctx.topology
+        calls = [n for n in ctx.gm.graph.nodes if n.op == "call_module" and tower_number(str(n.target)) is not None]
+        moved = sum(self._move(ctx.gm, call) for call in calls)
+        return self.result(len(calls), moved, f"{moved} tower(s) before the exchange inside the host")
+
+    def _move(self, gm: fx.GraphModule, call: fx.Node) -> bool:
+        tower = gm.get_submodule(str(call.target))
+        wait = call.args[0]
+        if type(tower) is not DLRMTower or tower.per_tower is not None or len(call.args) != 2:
+            return False
+        if not isinstance(wait, fx.Node) or wait.meta.get(EXCHANGE_META) != "lanes" or len(wait.users) > 1:
+            return False
+        exchange = self.placement.exchanges["lanes"]
+        assert isinstance(exchange, RowExchange) and isinstance(tower.per_feature, nn.Linear)
+        (start,) = wait.all_input_nodes
+        rows, layout = start.args
+        places: Any = call.args[1]
+        width, out = tower.width, tower.per_feature.out_features
+        graph = gm.graph
+        with graph.inserting_before(start):
+            own = graph.call_module(str(call.target), ((rows,), tuple(range(exchange.send_width // width))))
+        own.meta[SHAPE_META] = f"(H*L*B, {exchange.send_width // width * out})"
+        with graph.inserting_after(wait):
+            picked = graph.call_function(pick_columns, (wait, places, out))
+        picked.meta[SHAPE_META] = call.meta.get(SHAPE_META, "")
+        start.args = (own, layout)
+        wait.meta[SHAPE_META] = picked.meta[SHAPE_META]
+        call.replace_all_uses_with(picked)
+        graph.erase_node(call)
+        smaller = RowExchange(
+            exchange.name, exchange.group, exchange.send_width // width * out,
+            [own // width * out for own in exchange.recv_widths], exchange.formats,
+        )  # fmt: skip
+        gm.set_submodule(f"{EXCHANGES}.lanes", smaller)
+        self.placement.exchanges["lanes"] = smaller
+        topology = self.topology
+        of_lane = dict(zip(topology.lanes_of(self.rank), smaller.recv_widths, strict=True))
+        widths = [of_lane.get(rank, own) for rank, own in enumerate(self.placement.rank_widths)]
+        self.placement.rank_widths = tuple(widths)
+        return True
