@@ -28,7 +28,7 @@ from dmt_plugin.nn.graph_ops import split_streams
 from dmt_plugin.nn.towers import build_tower_module
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, Repair, StreamGroup
 from dmt_plugin.passes.logical.insert_towers import decoder_path, tower_number
-from dmt_plugin.passes.resize.sweep import SEED, SEED_VALUE
+from dmt_plugin.passes.ops.walk import SEED, SEED_VALUE
 from dmt_plugin.plan.tower_plan import GroupSpec
 
 

@@ -10,17 +10,17 @@ from torch import fx
 from dmt_plugin.passes.ops.axes import Axes, Unsupported
 from dmt_plugin.passes.ops.index_patterns import mask_anew
 from dmt_plugin.passes.ops.names import kept_by_reduction, shape_of, tensor_inputs
-from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 
-def elementwise(sweep: Sweep, node: fx.Node) -> Axes:
+def elementwise(walk: Walk, node: fx.Node) -> Axes:
     """Entry by entry, with broadcasting: all inputs must have the entries that one of them has."""
     out = shape_of(node)
     result: Axes = {}
     inputs = tensor_inputs(node)
     for source in inputs:
         shift = len(out) - len(shape_of(source))
-        for d, axis in sweep.states[source].axes.items():
+        for d, axis in walk.states[source].axes.items():
             if shape_of(source)[d] == 1 and out[d + shift] != 1:
                 raise Unsupported("broadcasts a changed dimension of size 1")
             before = result.get(d + shift)
@@ -31,20 +31,20 @@ def elementwise(sweep: Sweep, node: fx.Node) -> Axes:
         followed = {
             d - shift: axis for d, axis in result.items() if d >= shift and (shape[d - shift] != 1 or out[d] == 1)
         }
-        missing = sweep.states[source].lacks(followed)
-        if missing and not mask_anew(sweep, node, source, missing):
-            sweep.impose(source, missing)
+        missing = walk.states[source].lacks(followed)
+        if missing and not mask_anew(walk, node, source, missing):
+            walk.impose(source, missing)
     return result
 
 
-def extreme(sweep: Sweep, node: fx.Node) -> Axes:
+def extreme(walk: Walk, node: fx.Node) -> Axes:
     """``max`` and ``min`` that give one tensor: of two tensors entry by entry, or of a whole tensor."""
-    return elementwise(sweep, node) if len(tensor_inputs(node)) > 1 else {}
+    return elementwise(walk, node) if len(tensor_inputs(node)) > 1 else {}
 
 
-def reduction(sweep: Sweep, node: fx.Node) -> Axes:
+def reduction(walk: Walk, node: fx.Node) -> Axes:
     """Sums and the like: the dimensions reduced over are gone, what they held no longer matters."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     return {to: axes[d] for to, d in kept_by_reduction(node).items() if d in axes}

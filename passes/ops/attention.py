@@ -16,28 +16,28 @@ from torch import fx, nn
 
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.resize.sweep import Rule, Sweep
+from dmt_plugin.passes.ops.walk import Rule, Walk
 
 
-def attention(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
+def attention(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
     """``nn.MultiheadAttention``: result ``(L, B, E)`` or ``(B, L, E)``, and weights ``(B, L, S)``, per head or not."""
-    module = sweep.gm.get_submodule(str(node.target))
+    module = walk.gm.get_submodule(str(node.target))
     assert isinstance(module, nn.MultiheadAttention)
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
     call: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     query, key, value = (call[name] for name in names[:3])
     rank = len(shape_of(query))
     length, batch = _places(rank, module.batch_first)
-    axes = [sweep.states[n].axes for n in (query, key, value)]
-    _require_width(sweep, node, [a.get(rank - 1) for a in axes], module.embed_dim, "embed_dim")
+    axes = [walk.states[n].axes for n in (query, key, value)]
+    _require_width(walk, node, [a.get(rank - 1) for a in axes], module.embed_dim, "embed_dim")
     if any(length in a for a in axes):
         _require_no_masks(call, ("key_padding_mask", "attn_mask"))
         if module.bias_k is not None or module.add_zero_attn:
             raise Unsupported("attends to one more vector than there are features (add_bias_kv or add_zero_attn)")
-    keys = _shared(sweep, {length: None, batch: None}, [key, value])
-    batches = _shared(sweep, {batch: None}, [query, key])
+    keys = _shared(walk, {length: None, batch: None}, [key, value])
+    batches = _shared(walk, {batch: None}, [query, key])
     own = {d: axis for d, axis in axes[0].items() if d != rank - 1} | batches
-    result = own | ({rank - 1: Axis.of(module.embed_dim, module.embed_dim).anew()} if _anew(sweep, node) else {})
+    result = own | ({rank - 1: Axis.of(module.embed_dim, module.embed_dim).anew()} if _anew(walk, node) else {})
     weights = node.meta["val"][1]
     if weights is None:
         return result, {}
@@ -46,23 +46,23 @@ def attention(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
     return result, {d: axis for d, axis in places.items() if axis is not None}
 
 
-def encoder(sweep: Sweep, node: fx.Node) -> Axes:
+def encoder(walk: Walk, node: fx.Node) -> Axes:
     """``nn.TransformerEncoderLayer`` and stacks of it: ``(B, L, E)`` or ``(L, B, E)`` in and out."""
-    module = sweep.gm.get_submodule(str(node.target))
+    module = walk.gm.get_submodule(str(node.target))
     layer: Any = module.layers[0] if isinstance(module, nn.TransformerEncoder) else module
     names = ("src", "mask" if isinstance(module, nn.TransformerEncoder) else "src_mask", "src_key_padding_mask")
     call: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
     source = call["src"]
     rank = len(shape_of(source))
     length, _ = _places(rank, layer.self_attn.batch_first)
-    axes = sweep.states[source].axes
-    _require_width(sweep, node, [axes.get(rank - 1)], layer.self_attn.embed_dim, "d_model")
+    axes = walk.states[source].axes
+    _require_width(walk, node, [axes.get(rank - 1)], layer.self_attn.embed_dim, "d_model")
     if length in axes:
         _require_no_masks(call, names[1:])
     return axes | ({rank - 1: axes[rank - 1].anew()} if rank - 1 in axes else {})
 
 
-def recurrent(sweep: Sweep, node: fx.Node) -> Axes:
+def recurrent(walk: Walk, node: fx.Node) -> Axes:
     """``nn.RNN``, ``nn.GRU``, ``nn.LSTM``."""
     raise Unsupported(
         "reads the features one after the other, in an order that the outputs of towers do not have; let it read "
@@ -89,7 +89,7 @@ def _places(rank: int, batch_first: bool) -> tuple[int, int | None]:
     return (1, 0) if batch_first else (0, 1)
 
 
-def _require_width(sweep: Sweep, node: fx.Node, widths: list[Axis | None], size: int, name: str) -> None:
+def _require_width(walk: Walk, node: fx.Node, widths: list[Axis | None], size: int, name: str) -> None:
     """The width must stay; the layer is noted, to start anew if its entries are others."""
     changed = [axis for axis in widths if axis is not None]
     for axis in changed:
@@ -98,11 +98,11 @@ def _require_width(sweep: Sweep, node: fx.Node, widths: list[Axis | None], size:
                 f"its {name} is {size}, and all it is made of is tied to that, so streams of width {axis.new} do not "
                 f"fit; set dmt.towers.dim to {axis.old}"
             )
-    sweep.note_input(node, changed[0] if changed else None)
+    walk.note_input(node, changed[0] if changed else None)
 
 
-def _anew(sweep: Sweep, node: fx.Node) -> bool:
-    return any(sweep.inputs[str(node.target)])
+def _anew(walk: Walk, node: fx.Node) -> bool:
+    return any(walk.inputs[str(node.target)])
 
 
 def _require_no_masks(call: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -111,14 +111,14 @@ def _require_no_masks(call: dict[str, Any], names: tuple[str, ...]) -> None:
             raise Unsupported(f"its {name} counts features, whose number or meaning changed")
 
 
-def _shared(sweep: Sweep, dims: dict[int | None, None], sources: list[fx.Node]) -> Axes:
+def _shared(walk: Walk, dims: dict[int | None, None], sources: list[fx.Node]) -> Axes:
     """Axes of dimensions that several inputs must have in common; who lacks one is asked for it."""
     found: Axes = {}
     for source in sources:
-        for d, axis in sweep.states[source].axes.items():
+        for d, axis in walk.states[source].axes.items():
             if d in dims:
                 found[d] = found[d].with_layout_of(axis) if d in found else axis
     for source in sources:
-        if missing := sweep.states[source].lacks(found):
-            sweep.impose(source, missing)
+        if missing := walk.states[source].lacks(found):
+            walk.impose(source, missing)
     return found

@@ -19,16 +19,16 @@ from torch.fx.node import map_arg
 
 from dmt_plugin.capture.masks import constant_of
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
-from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 TRIANGLES = (torch.tril_indices, torch.triu_indices)
 
 
-def constant_value(sweep: Sweep, item: Any, axis: Axis | None = None) -> Tensor | None:
+def constant_value(walk: Walk, item: Any, axis: Axis | None = None) -> Tensor | None:
     """The real value of an index argument that is the same in every call, or ``None``.
 
     Args:
-        sweep: the walk.
+        walk: the walk.
         item: what a tensor is indexed by.
         axis: the indexed dimension, if it changed: a triangle computed from its size counts as constant.
     """
@@ -39,23 +39,23 @@ def constant_value(sweep: Sweep, item: Any, axis: Axis | None = None) -> Tensor 
     if not isinstance(item, fx.Node):
         return None
     if item.op == "get_attr":
-        value = sweep.attribute(item)
+        value = walk.attribute(item)
         if not isinstance(value, Tensor) or (isinstance(value, nn.Parameter) and value.is_floating_point()):
             return None  # integers and booleans cannot be trained, even where they are kept as a parameter
         return value.detach()
     if item.target is operator.getitem and isinstance(item.args[1], int):
-        source = constant_value(sweep, item.args[0], axis)
+        source = constant_value(walk, item.args[0], axis)
         return None if source is None else source[item.args[1]]
     if item.target in TRIANGLES and axis is not None:
-        return _computed_triangle(sweep, item, axis)
-    return constant_of(item, sweep.gm)
+        return _computed_triangle(walk, item, axis)
+    return constant_of(item, walk.gm)
 
 
-def _computed_triangle(sweep: Sweep, node: fx.Node, axis: Axis) -> Tensor | None:
+def _computed_triangle(walk: Walk, node: fx.Node, axis: Axis) -> Tensor | None:
     """``torch.triu_indices(n, n)`` in forward, with ``n`` read off a changed dimension of the size of ``axis``."""
     sizes = [node.args[0], node.args[1]] if len(node.args) > 1 else [node.kwargs.get("row"), node.kwargs.get("col")]
     for size in sizes:
-        read = _read_off(sweep, size)
+        read = _read_off(walk, size)
         if read is None or (read.old, read.new) != (axis.old, axis.new):
             return None
     offset: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("offset", 0)
@@ -63,7 +63,7 @@ def _computed_triangle(sweep: Sweep, node: fx.Node, axis: Axis) -> Tensor | None
     return node.target(axis.old, axis.old, offset) if isinstance(offset, int) else None
 
 
-def _read_off(sweep: Sweep, size: Any) -> Axis | None:
+def _read_off(walk: Walk, size: Any) -> Axis | None:
     """The axis of the dimension whose size is ``x.shape[d]`` or ``x.size(d)``, if it changed."""
     if not isinstance(size, fx.Node):
         return None
@@ -77,13 +77,13 @@ def _read_off(sweep: Sweep, size: Any) -> Axis | None:
         return None
     if not isinstance(source, fx.Node) or not isinstance(dim, int):
         return None
-    return sweep.states[source].axes.get(dim % len(source.meta["val"].shape))
+    return walk.states[source].axes.get(dim % len(source.meta["val"].shape))
 
 
-def triangle(sweep: Sweep, node: fx.Node) -> Axes:
+def triangle(walk: Walk, node: fx.Node) -> Axes:
     """``torch.triu_indices`` and ``torch.tril_indices`` of sizes that changed: the list of pairs did too."""
     sizes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), int)]
-    value, offset = sweep.states, node.args[2] if len(node.args) > 2 else node.kwargs.get("offset", 0)
+    value, offset = walk.states, node.args[2] if len(node.args) > 2 else node.kwargs.get("offset", 0)
     if not sizes or not isinstance(offset, int) or len(node.args) < 2:
         raise Unsupported("a triangle of pairs of a computed kind")
     new = [value[a].value if isinstance(a, fx.Node) else a for a in node.args[:2]]
@@ -167,12 +167,12 @@ def _diagonal(n: int) -> Tensor:
 
 
 def regenerate(
-    sweep: Sweep, node: fx.Node, positions: Sequence[int], items: Sequence[Any], axes: Axes, dim: int
+    walk: Walk, node: fx.Node, positions: Sequence[int], items: Sequence[Any], axes: Axes, dim: int
 ) -> Axis:
     """Replaces the pair index of ``node`` by one for the new number of features.
 
     Args:
-        sweep: the walk.
+        walk: the walk.
         node: the ``getitem`` node.
         positions: positions of the index constants among ``items``.
         items: the index, one entry per dimension.
@@ -188,7 +188,7 @@ def regenerate(
     first, second = axes.get(dim), axes.get(dim + 1)
     if first is None or second is None or first.new != second.new or first.old != second.old:
         raise Unsupported("picks single entries of a dimension whose features changed")
-    values = [constant_value(sweep, items[p], first) for p in positions]
+    values = [constant_value(walk, items[p], first) for p in positions]
     if any(v is None for v in values):
         raise Unsupported("its index is computed; only constant index lists can be made anew")
     if any(v is not None and v.is_meta for v in values):
@@ -209,15 +209,15 @@ def regenerate(
     old_pairs = int(known[0].sum()) if mask else len(known[0])
     index = list(items)
     index[positions[0] : positions[-1] + 1] = list(new)
-    sweep.edits[node] = ((node.args[0], tuple(index)), {})
+    walk.edits[node] = ((node.args[0], tuple(index)), {})
     return Axis.of(old_pairs, new.shape[1])
 
 
-def mask_anew(sweep: Sweep, node: fx.Node, source: fx.Node, missing: Axes) -> bool:
+def mask_anew(walk: Walk, node: fx.Node, source: fx.Node, missing: Axes) -> bool:
     """Replaces a constant mask over pairs of features, as ``scores * mask`` or ``masked_fill`` use it.
 
     Args:
-        sweep: the walk.
+        walk: the walk.
         node: an operation entry by entry.
         source: one of its inputs.
         missing: dimensions in which the input must follow.
@@ -226,7 +226,7 @@ def mask_anew(sweep: Sweep, node: fx.Node, source: fx.Node, missing: Axes) -> bo
         Whether the input is a constant of two values whose last two dimensions are a known pattern of pairs; then the
         operation has been given the one for the new number of features.
     """
-    value = constant_value(sweep, source)
+    value = constant_value(walk, source)
     rank = len(source.meta["val"].shape)
     if value is None or value.is_meta or rank < 2 or sorted(missing) != [rank - 2, rank - 1]:
         return False
@@ -241,7 +241,7 @@ def mask_anew(sweep: Sweep, node: fx.Node, source: fx.Node, missing: Axes) -> bo
             made = torch.full((rows.new, rows.new), off.item(), dtype=value.dtype, device=value.device)
             made[tuple(pairs)] = on
             made = made.reshape(*value.shape[:-2], rows.new, rows.new)
-            sweep.edits[node] = _replaced(sweep.edits.get(node, (node.args, node.kwargs)), source, made)
+            walk.edits[node] = _replaced(walk.edits.get(node, (node.args, node.kwargs)), source, made)
             return True
     return False
 

@@ -18,7 +18,7 @@ from dmt_plugin.passes.ops.axes import Axes, Unsupported
 from dmt_plugin.passes.ops.index_patterns import constant_value, regenerate
 from dmt_plugin.passes.ops.names import name_of, shape_of
 from dmt_plugin.passes.ops.pair_patterns import new_list
-from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 
 @dataclass
@@ -46,14 +46,14 @@ class _Index:
     adds: bool = False
 
 
-def _taken_apart(sweep: Sweep, node: fx.Node) -> _Index:
+def _taken_apart(walk: Walk, node: fx.Node) -> _Index:
     source: Any = node.args[0]
     index: Any = node.args[1]
     rank = len(shape_of(source))
     found = _Index(list(index) if isinstance(index, tuple) or _has_slices(index) else [index])
     if any(item is Ellipsis for item in found.items):
         at = next(i for i, item in enumerate(found.items) if item is Ellipsis)
-        consumed = sum(_span(sweep, item) for item in found.items if item is not Ellipsis)
+        consumed = sum(_span(walk, item) for item in found.items if item is not Ellipsis)
         found.items[at : at + 1] = [slice(None)] * (rank - consumed)
     frm = to = 0
     for position, item in enumerate(found.items):
@@ -75,7 +75,7 @@ def _taken_apart(sweep: Sweep, node: fx.Node) -> _Index:
             elif position != found.lists[-1] + 1:
                 raise Unsupported("indexes by lists that are not side by side")
             found.lists.append(position)
-            span = _span(sweep, item)
+            span = _span(walk, item)
             found.covered.extend(range(frm, frm + span))
             frm += span
     found.kept.update({d: to + d - frm for d in range(frm, rank)})
@@ -86,11 +86,11 @@ def _has_slices(index: Any) -> bool:
     return isinstance(index, list) and any(not isinstance(item, int) for item in index)
 
 
-def _span(sweep: Sweep, item: Any) -> int:
+def _span(walk: Walk, item: Any) -> int:
     """How many dimensions of the source an item takes: a boolean mask takes as many as it has."""
     if item is None:
         return 0
-    value = constant_value(sweep, item) if isinstance(item, (fx.Node, Tensor, list)) else None
+    value = constant_value(walk, item) if isinstance(item, (fx.Node, Tensor, list)) else None
     if value is None and isinstance(item, fx.Node) and isinstance(item.meta.get("val"), Tensor):
         value = item.meta["val"]
     return value.dim() if value is not None and value.dtype == torch.bool else 1
@@ -105,17 +105,17 @@ def _rank(item: Any) -> int:
     return torch.as_tensor(value).dim()
 
 
-def index(sweep: Sweep, node: fx.Node) -> Axes | tuple[Axes, ...]:
+def index(walk: Walk, node: fx.Node) -> Axes | tuple[Axes, ...]:
     """``x[...]`` of a tensor, or an element of a list, a shape or several tensors."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    state = sweep.states[source]
+    state = walk.states[source]
     if not isinstance(source.meta.get("val"), Tensor):
         return state.part(node.args[1])
     axes = state.axes
     if not axes:
         return {}
-    found = _taken_apart(sweep, node)
+    found = _taken_apart(walk, node)
     for d, part in found.slices.items():
         if d in axes:
             raise Unsupported(f"takes the slice {part} of a dimension whose features changed")
@@ -126,54 +126,54 @@ def index(sweep: Sweep, node: fx.Node) -> Axes | tuple[Axes, ...]:
     if any(d in axes for d in found.covered):
         if found.adds:
             raise Unsupported("indexes pairs of features and adds dimensions at once")
-        result |= _picked(sweep, node, found, axes)
+        result |= _picked(walk, node, found, axes)
     return result
 
 
-def _picked(sweep: Sweep, node: fx.Node, found: _Index, axes: Axes) -> Axes:
+def _picked(walk: Walk, node: fx.Node, found: _Index, axes: Axes) -> Axes:
     if len(found.covered) > 1:
-        axis = regenerate(sweep, node, found.lists, found.items, axes, found.covered[0])
+        axis = regenerate(walk, node, found.lists, found.items, axes, found.covered[0])
         return {found.place: axis}
     (position,) = found.lists
-    value, made = new_list(sweep, node, axes[found.covered[0]])
+    value, made = new_list(walk, node, axes[found.covered[0]])
     items = list(found.items)
     items[position] = value
-    sweep.edits[node] = ((node.args[0], tuple(items)), {})
+    walk.edits[node] = ((node.args[0], tuple(items)), {})
     return {found.place + d: axis for d, axis in made.items()}
 
 
-def index_select(sweep: Sweep, node: fx.Node) -> Axes:
+def index_select(walk: Walk, node: fx.Node) -> Axes:
     """``index_select(x, dim, index)``."""
     call: dict[str, Any] = dict(zip(("input", "dim", "index"), node.args, strict=False)) | dict(node.kwargs)
     source, dim = call["input"], _dim(call["dim"], shape_of(call["input"]))
-    axes = dict(sweep.states[source].axes)
+    axes = dict(walk.states[source].axes)
     if dim in axes:
-        value, made = new_list(sweep, node, axes[dim])
+        value, made = new_list(walk, node, axes[dim])
         axes[dim] = made[0]
-        sweep.edits[node] = ((source, dim, value), {})
+        walk.edits[node] = ((source, dim, value), {})
     return axes
 
 
-def part(sweep: Sweep, node: fx.Node) -> Axes:
+def part(walk: Walk, node: fx.Node) -> Axes:
     """``select`` (one entry) and ``narrow`` (a range) of a dimension."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     dim = _dim(given, shape_of(source))
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     if dim in axes:
         raise Unsupported("takes a part of a dimension whose features changed")
     gone = name_of(node) == "select"
     return {d - (1 if gone and d > dim else 0): axis for d, axis in axes.items()}
 
 
-def flip(sweep: Sweep, node: fx.Node) -> Axes:
+def flip(walk: Walk, node: fx.Node) -> Axes:
     """Reversed dimensions: not those of features, whose order a layer behind may know."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     given: Any = node.args[1:] or node.kwargs["dims"]
     dims = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     if any(_dim(d, shape_of(source)) in axes for d in dims):
         raise Unsupported("reverses the order of features, or of the entries of their vectors")
     return dict(axes)

@@ -14,7 +14,7 @@ from torch import fx
 
 from dmt_plugin.passes.ops.axes import Axes, Axis, Segment
 from dmt_plugin.passes.ops.names import joined_dim, joined_parts, name_of, shape_of
-from dmt_plugin.passes.resize.sweep import SEED, Sweep
+from dmt_plugin.passes.ops.walk import SEED, Walk
 
 Seed = tuple[str, int, int, int]
 
@@ -31,7 +31,7 @@ def parts_of(entries: list[fx.Node]) -> list[tuple[fx.Node, Seed | None, int]]:
     return parts
 
 
-def join(sweep: Sweep, node: fx.Node) -> Axes:
+def join(walk: Walk, node: fx.Node) -> Axes:
     """See the module's docstring."""
     entries, dim = joined_parts(node), joined_dim(node)
     stacked = name_of(node) == "stack"
@@ -40,7 +40,7 @@ def join(sweep: Sweep, node: fx.Node) -> Axes:
     widths: dict[int, int] = {}
     flat = not stacked and dim == len(shape_of(node)) - 1
     for entry, seed, count in parts_of(entries):
-        axes = sweep.states[entry].axes
+        axes = walk.states[entry].axes
         if seed is not None:
             _, features, width, new_width = seed
             if flat:
@@ -61,10 +61,10 @@ def join(sweep: Sweep, node: fx.Node) -> Axes:
         missing: Axes = {}
         for place, axis in across.items():
             d = place - (1 if stacked and place > dim else 0)
-            if d not in sweep.states[entry].axes and shape_of(entry)[d] != widths.get(place):
+            if d not in walk.states[entry].axes and shape_of(entry)[d] != widths.get(place):
                 missing[d] = axis
         if missing:
-            sweep.impose(entry, missing)
+            walk.impose(entry, missing)
     result = dict(across)
     joined = Axis.joined(along, unit=flat)
     if joined is not None:

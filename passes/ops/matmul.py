@@ -2,7 +2,7 @@
 
 1. Put the operation down in letters.
 2. A letter whose dimension changed in one factor has changed in all: those that did not
-   follow must (:meth:`Sweep.force`), except where they are broadcast.
+   follow must (:meth:`Walk.force`), except where they are broadcast.
 3. Summed letters are gone; what they held no longer matters.
 """
 
@@ -13,15 +13,15 @@ from torch import fx, nn
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import name_of, shape_of
 from dmt_plugin.passes.ops.products import Token, product_of
-from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 
-def product(sweep: Sweep, node: fx.Node) -> Axes:
+def product(walk: Walk, node: fx.Node) -> Axes:
     """Products of tensors: see the module's docstring."""
     found = product_of(node, name_of(node))
     axes: dict[Token, Axis] = {}
     for source, tokens in found.terms:
-        for d, axis in sweep.states[source].axes.items():
+        for d, axis in walk.states[source].axes.items():
             token = tokens[d]
             if shape_of(source)[d] == 1 and found.size(token) != 1:
                 raise Unsupported("broadcasts a changed dimension of size 1")
@@ -30,8 +30,8 @@ def product(sweep: Sweep, node: fx.Node) -> Axes:
     for source, tokens in found.terms:
         shape = shape_of(source)
         followed = [d for d, token in enumerate(tokens) if shape[d] != 1 or found.size(token) == 1]
-        if missing := sweep.states[source].lacks({d: axes[tokens[d]] for d in followed if tokens[d] in axes}):
-            sweep.impose(source, missing)
+        if missing := walk.states[source].lacks({d: axes[tokens[d]] for d in followed if tokens[d] in axes}):
+            walk.impose(source, missing)
     return {d: axes[token] for d, token in enumerate(found.result) if token in axes}
 
 
@@ -40,15 +40,15 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv1d) and type(module).forward is nn.Conv1d.forward
 
 
-def convolution(sweep: Sweep, node: fx.Node) -> Axes:
+def convolution(walk: Walk, node: fx.Node) -> Axes:
     """``nn.Conv1d``: a full product over the channels; positions pass through if each is taken by itself.
 
     Input ``(B, C, L)`` or ``(C, L)``, result ``(B, O, L')`` or ``(O, L')``.
     """
     (source,) = node.all_input_nodes
-    module = sweep.gm.get_submodule(str(node.target))
+    module = walk.gm.get_submodule(str(node.target))
     assert isinstance(module, nn.Conv1d)
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     positions = len(shape_of(source)) - 1
     channels = positions - 1
     window = (module.kernel_size, module.stride, module.padding)
@@ -56,9 +56,9 @@ def convolution(sweep: Sweep, node: fx.Node) -> Axes:
         raise Unsupported("slides a window over features, or over the entries of their vectors")
     if channels in axes and module.groups != 1:
         raise Unsupported("convolves groups of channels whose number changed")
-    sweep.note_input(node, axes.get(channels))
+    walk.note_input(node, axes.get(channels))
     result = {d: axis for d, axis in axes.items() if d != channels}
-    own = sweep.forced.get((node, channels))
+    own = walk.forced.get((node, channels))
     if own is not None:
         result[channels] = own
     return result
@@ -69,7 +69,7 @@ def is_bilinear(module: nn.Module) -> bool:
     return isinstance(module, nn.Bilinear) and type(module).forward is nn.Bilinear.forward
 
 
-def bilinear(sweep: Sweep, node: fx.Node) -> Axes:
+def bilinear(walk: Walk, node: fx.Node) -> Axes:
     """``nn.Bilinear``: ``(..., I)`` and ``(..., J)`` to ``(..., O)``; the widths may differ, the rest is common."""
     call = dict(zip(("input1", "input2"), node.args, strict=False)) | dict(node.kwargs)
     one, two = call["input1"], call["input2"]
@@ -77,11 +77,11 @@ def bilinear(sweep: Sweep, node: fx.Node) -> Axes:
     last = len(shape_of(one)) - 1
     common: Axes = {}
     for source in (one, two):
-        for d, axis in sweep.states[source].axes.items():
+        for d, axis in walk.states[source].axes.items():
             if d != last:
                 common[d] = common[d].with_layout_of(axis) if d in common else axis
     for source in (one, two):
-        if missing := sweep.states[source].lacks(common):
-            sweep.impose(source, missing)
-    sweep.note_input(node, sweep.states[one].axes.get(last), sweep.states[two].axes.get(last))
+        if missing := walk.states[source].lacks(common):
+            walk.impose(source, missing)
+    walk.note_input(node, walk.states[one].axes.get(last), walk.states[two].axes.get(last))
     return common

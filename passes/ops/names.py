@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.products import PRODUCTS, factors
 from dmt_plugin.passes.ops.reshaping import view_axes
-
-if TYPE_CHECKING:
-    from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Hardtanh,
@@ -111,7 +109,7 @@ def _moved(rank: int, source: list[int], destination: list[int]) -> list[int]:
     return [placed[d] if d in placed else next(rest) for d in range(rank)]
 
 
-def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
+def producers(walk: Walk, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
     """Which inputs decide the sizes of a node, and what each must give for the node to give ``wanted``.
 
     Raises:
@@ -121,7 +119,7 @@ def producers(sweep: Sweep, node: fx.Node, wanted: Axes) -> list[tuple[fx.Node, 
     last = len(shape) - 1
     inputs = tensor_inputs(node)
     if node.op == "call_module":
-        module = sweep.gm.get_submodule(str(node.target))
+        module = walk.gm.get_submodule(str(node.target))
         if is_linear(module):
             wanted = {d: axis for d, axis in wanted.items() if d != last}
         elif not isinstance(module, (*NORMS, *ELEMENTWISE_MODULES)):
@@ -243,9 +241,9 @@ def kept_dims(node: fx.Node) -> dict[int, int]:
     return found | {to + i: frm + i for i in range(rank - frm)}
 
 
-def why_fixed(sweep: Sweep, node: fx.Node) -> str:
+def why_fixed(walk: Walk, node: fx.Node) -> str:
     """Why what produces a node cannot be given another size."""
-    module = sweep.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = walk.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or name_of(node) in ("embedding", "embedding_bag"):
         return (
             "it is a lookup that does not go through these towers, whose table keeps its width; "

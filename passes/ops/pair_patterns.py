@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.index_patterns import constant_value, enumerated_anew
 from dmt_plugin.passes.ops.names import name_of, shape_of
-from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 
 def picked(node: fx.Node) -> tuple[fx.Node, int, Any] | None:
@@ -52,11 +52,11 @@ def _is_list(item: Any) -> bool:
     return isinstance(item, list) and bool(item) and all(isinstance(i, int) for i in item)
 
 
-def new_list(sweep: Sweep, node: fx.Node, axis: Axis) -> tuple[Tensor, Axes]:
+def new_list(walk: Walk, node: fx.Node, axis: Axis) -> tuple[Tensor, Axes]:
     """The list of ``node`` for the new number of features.
 
     Args:
-        sweep: the walk.
+        walk: the walk.
         node: picks from one dimension by one list.
         axis: what became of that dimension.
 
@@ -69,13 +69,13 @@ def new_list(sweep: Sweep, node: fx.Node, axis: Axis) -> tuple[Tensor, Axes]:
     here = picked(node)
     assert here is not None
     source, dim, item = here
-    mine = constant_value(sweep, item, axis)
+    mine = constant_value(walk, item, axis)
     if mine is None:
         raise Unsupported("picks features by a computed index; only constant index lists can be made anew")
     lists: list[Tensor] = []
     for user in source.users:
         other = picked(user)
-        value = constant_value(sweep, other[2], axis) if other is not None and other[:2] == (source, dim) else None
+        value = constant_value(walk, other[2], axis) if other is not None and other[:2] == (source, dim) else None
         if value is not None and not any(torch.equal(value.cpu(), known) for known in lists):
             lists.append(value.cpu())
     if any(value.is_meta for value in (mine, *lists)):

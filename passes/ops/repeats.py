@@ -3,7 +3,7 @@ and for tensors filled with one value, or at random, which are copies in every d
 
 1. A dimension that is taken over as it is passes through; a literal size that names it follows.
 2. A dimension made of copies of one entry may have any number of copies: where it meets
-   features whose number changed (:meth:`Sweep.impose` asks for it), a literal follows. A
+   features whose number changed (:meth:`Walk.impose` asks for it), a literal follows. A
    size computed in the graph follows by itself.
 3. Several copies of a dimension whose features changed are refused: a literal number of
    copies may count the features, and too few of them would pair too few.
@@ -18,7 +18,7 @@ from torch import fx
 
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import FILLS, name_of, shape_of
-from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 _KEYS = ("size", "sizes", "shape", "repeats", "dims")
 
@@ -37,7 +37,7 @@ def _first(node: fx.Node) -> int:
     return 1 if isinstance(node.target, str) or name_of(node) not in FILLS else 0
 
 
-def _sizes(sweep: Sweep, node: fx.Node) -> list[_Size]:
+def _sizes(walk: Walk, node: fx.Node) -> list[_Size]:
     rest = node.args[_first(node) :]
     if name_of(node) in ("full", "new_full"):
         rest = rest[:1]  # the value follows
@@ -48,30 +48,30 @@ def _sizes(sweep: Sweep, node: fx.Node) -> list[_Size]:
         if isinstance(given.meta["val"], int):
             given = [given]
         else:
-            pairs = zip(given.meta["val"], sweep.states[given].value, strict=True)
+            pairs = zip(given.meta["val"], walk.states[given].value, strict=True)
             return [_Size(int(old), int(new), False) for old, new in pairs]
     return [
-        _Size(size, size, True) if isinstance(size, int) else _Size(size.meta["val"], sweep.states[size].value, False)
+        _Size(size, size, True) if isinstance(size, int) else _Size(size.meta["val"], walk.states[size].value, False)
         for size in given
     ]
 
 
-def filled(sweep: Sweep, node: fx.Node) -> Axes:
+def filled(walk: Walk, node: fx.Node) -> Axes:
     """``torch.zeros``, ``x.new_ones`` and the like: any number of entries will do."""
-    given = _sizes(sweep, node)
-    made = {d: _made(sweep.forced.get((node, d)), size, size.old) for d, size in enumerate(given)}
+    given = _sizes(walk, node)
+    made = {d: _made(walk.forced.get((node, d)), size, size.old) for d, size in enumerate(given)}
     result = {d: axis for d, axis in made.items() if axis is not None}
-    _edit(sweep, node, result, False, given)
+    _edit(walk, node, result, False, given)
     return result
 
 
-def repeats(sweep: Sweep, node: fx.Node) -> Axes:
+def repeats(walk: Walk, node: fx.Node) -> Axes:
     """``expand``, ``broadcast_to``, ``repeat``, ``tile``: see the module's docstring."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     counts = name_of(node) in ("repeat", "tile")
-    shape, out, axes = shape_of(source), shape_of(node), sweep.states[source].axes
-    given = _sizes(sweep, node)
+    shape, out, axes = shape_of(source), shape_of(node), walk.states[source].axes
+    given = _sizes(walk, node)
     sizes = [_Size(1, 1, True)] * (len(out) - len(given)) + given
     result: Axes = {}
     for d, size in enumerate(sizes):
@@ -83,10 +83,10 @@ def repeats(sweep: Sweep, node: fx.Node) -> Axes:
                 raise Unsupported("repeats a dimension whose features changed; how often may depend on their number")
             result[d] = axes[own]
         elif own < 0 or shape[own] == 1:
-            made = _made(sweep.forced.get((node, d)), size, out[d])
+            made = _made(walk.forced.get((node, d)), size, out[d])
             if made is not None:
                 result[d] = made
-    _edit(sweep, node, {d - (len(out) - len(given)): axis for d, axis in result.items()}, counts, given)
+    _edit(walk, node, {d - (len(out) - len(given)): axis for d, axis in result.items()}, counts, given)
     return result
 
 
@@ -99,7 +99,7 @@ def _made(wanted: Axis | None, size: _Size, old: int) -> Axis | None:
     return Axis.of(old, size.new) if size.new != size.old else None
 
 
-def _edit(sweep: Sweep, node: fx.Node, axes: Axes, counts: bool, given: list[_Size]) -> None:
+def _edit(walk: Walk, node: fx.Node, axes: Axes, counts: bool, given: list[_Size]) -> None:
     """Literal sizes follow; a number of copies does only where it makes all entries of a dimension."""
 
     def follow(at: int, size: Any) -> Any:
@@ -116,20 +116,20 @@ def _edit(sweep: Sweep, node: fx.Node, axes: Axes, counts: bool, given: list[_Si
     args: tuple[Any, ...] = node.args
     at = _first(node)
     if key is not None:
-        sweep.edits[node] = (args, dict(node.kwargs) | {key: all_of(node.kwargs[key])})
+        walk.edits[node] = (args, dict(node.kwargs) | {key: all_of(node.kwargs[key])})
     elif (len(args) == at + 1 and isinstance(args[at], (tuple, list))) or name_of(node) in ("full", "new_full"):
-        sweep.edits[node] = ((*args[:at], all_of(args[at]), *args[at + 1 :]), dict(node.kwargs))
+        walk.edits[node] = ((*args[:at], all_of(args[at]), *args[at + 1 :]), dict(node.kwargs))
     elif len(args) == at + 1 and isinstance(args[at], fx.Node) and not isinstance(args[at].meta["val"], int):
-        sweep.edits[node] = (args, dict(node.kwargs))
+        walk.edits[node] = (args, dict(node.kwargs))
     else:
-        sweep.edits[node] = ((*args[:at], *all_of(args[at:])), dict(node.kwargs))
+        walk.edits[node] = ((*args[:at], *all_of(args[at:])), dict(node.kwargs))
 
 
-def interleaved(sweep: Sweep, node: fx.Node) -> Axes:
+def interleaved(walk: Walk, node: fx.Node) -> Axes:
     """``repeat_interleave``: only along dimensions that did not change, a literal number of times."""
     call: dict[str, Any] = dict(zip(("input", "repeats", "dim"), node.args, strict=False)) | dict(node.kwargs)
     source, times, dim = call["input"] if "input" in call else call["self"], call["repeats"], call.get("dim")
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     if not isinstance(dim, int) or not isinstance(times, int):
         raise Unsupported("repeats a number of times, or along a dimension, that is computed")
     if dim % len(shape_of(source)) in axes:

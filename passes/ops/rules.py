@@ -1,7 +1,7 @@
 """What each operation does to changed dimensions: one rule per operation.
 
 A rule takes the walk and a node and returns the axes of the node's result. It may edit
-literals (``sweep.edits``), ask for another size elsewhere (``sweep.force``) or raise
+literals (``walk.edits``), ask for another size elsewhere (``walk.force``) or raise
 ``Unsupported``. An operation without a rule is refused, never guessed.
 """
 
@@ -33,13 +33,13 @@ from dmt_plugin.passes.ops.products import PRODUCTS
 from dmt_plugin.passes.ops.repeats import filled, interleaved, repeats
 from dmt_plugin.passes.ops.splits import PIECES, in_pieces
 from dmt_plugin.passes.ops.views import move, transpose, view
-from dmt_plugin.passes.resize.sweep import Rule, Sweep
+from dmt_plugin.passes.ops.walk import Rule, Walk
 
 
-def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
+def rule_of(walk: Walk, node: fx.Node) -> Rule | None:
     """The rule of a node, or ``None``."""
     if node.op == "call_module":
-        module = sweep.gm.get_submodule(str(node.target))
+        module = walk.gm.get_submodule(str(node.target))
         if is_linear(module):
             return _linear_module
         if is_convolution(module):
@@ -73,14 +73,14 @@ def rule_of(sweep: Sweep, node: fx.Node) -> Rule | None:
     return _RULES.get(name)
 
 
-def _plain(sweep: Sweep, node: fx.Node) -> Axes:
+def _plain(walk: Walk, node: fx.Node) -> Axes:
     """Sizes and Python arithmetic on them: simply evaluated again."""
     return {}
 
 
-def _attribute(sweep: Sweep, node: fx.Node) -> Axes:
+def _attribute(walk: Walk, node: fx.Node) -> Axes:
     if node.args[1] in ("T", "mT"):
-        return move(sweep, node, lambda rank: [*range(rank - 2), rank - 1, rank - 2])
+        return move(walk, node, lambda rank: [*range(rank - 2), rank - 1, rank - 2])
     if node.args[1] in ("shape", "ndim", "dtype", "device"):
         return {}
     raise Unsupported(f"the attribute {node.args[1]} of a changed tensor")
@@ -89,13 +89,13 @@ def _attribute(sweep: Sweep, node: fx.Node) -> Axes:
 # -- modules -----------------------------------------------------------------------------
 
 
-def _linear_module(sweep: Sweep, node: fx.Node) -> Axes:
+def _linear_module(walk: Walk, node: fx.Node) -> Axes:
     (source,) = node.all_input_nodes
     last = len(shape_of(source)) - 1
-    axes = sweep.states[source].axes
-    sweep.note_input(node, axes.get(last))
+    axes = walk.states[source].axes
+    walk.note_input(node, axes.get(last))
     result = {d: axis for d, axis in axes.items() if d != last}
-    own = sweep.forced.get((node, last))
+    own = walk.forced.get((node, last))
     if own is not None:
         result[last] = own
     return result

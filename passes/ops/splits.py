@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.indexing import index
 from dmt_plugin.passes.ops.names import name_of, shape_of
-from dmt_plugin.passes.resize.sweep import Rule, Sweep
+from dmt_plugin.passes.ops.walk import Rule, Walk
 
 _VALUES = {"values": 0, "indices": 1}
 
@@ -28,14 +28,14 @@ def in_pieces(node: fx.Node) -> bool:
     return _several(node.meta.get("val")) or any(_several(n.meta.get("val")) for n in node.all_input_nodes)
 
 
-def _cut(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
+def _cut(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
     """``split``, ``chunk``, ``tensor_split``, ``unbind``."""
     name = name_of(node)
     source = node.args[0]
     assert isinstance(source, fx.Node)
     at = 1 if name == "unbind" else 2
     given: Any = node.args[at] if len(node.args) > at else node.kwargs.get("dim", 0)
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     if not isinstance(given, int):
         raise Unsupported("cuts a computed dimension into pieces")
     dim = given % len(shape_of(source))
@@ -46,7 +46,7 @@ def _cut(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
     return tuple(dict(own) for _ in node.meta["val"])
 
 
-def _extremes(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
+def _extremes(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
     """``max``, ``min``, ``median`` along a dimension, ``sort`` and ``topk``: values and positions."""
     name = name_of(node)
     source = node.args[0]
@@ -57,7 +57,7 @@ def _extremes(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
         raise Unsupported("compares along a computed dimension")
     shape = shape_of(source)
     dim = given % len(shape)
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     # ``values, _ = x.max(1)`` takes both; what nobody uses does not matter.
     positions = any(_VALUES.get(str(user.args[1]), user.args[1]) != 0 for user in node.users if user.users)
     if dim in axes and (name in ("sort", "topk") or positions):
@@ -69,21 +69,21 @@ def _extremes(sweep: Sweep, node: fx.Node) -> tuple[Axes, ...]:
     return own, dict(own)
 
 
-def piece_attribute(sweep: Sweep, node: fx.Node) -> Axes | tuple[Axes, ...]:
+def piece_attribute(walk: Walk, node: fx.Node) -> Axes | tuple[Axes, ...]:
     """``.values`` and ``.indices`` of what a comparison gives."""
     source, name = node.args
     assert isinstance(source, fx.Node)
     if name not in _VALUES:
         raise Unsupported(f"the attribute {name} of several tensors")
-    return sweep.states[source].part(_VALUES[str(name)])
+    return walk.states[source].part(_VALUES[str(name)])
 
 
-def _joined(sweep: Sweep, node: fx.Node) -> Axes:
+def _joined(walk: Walk, node: fx.Node) -> Axes:
     """``stack`` and ``cat`` of all pieces, as many as before."""
     source = node.args[0] if node.args else node.kwargs["tensors"]
     if not isinstance(source, fx.Node) or not _several(source.meta["val"]):
         raise Unsupported("joins several tensors with others")
-    parts = sweep.states[source].parts
+    parts = walk.states[source].parts
     shapes = [tuple(v.shape) for v in source.meta["val"]]
     rank = len(shape_of(node))
     given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))

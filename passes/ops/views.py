@@ -20,28 +20,28 @@ from dmt_plugin.passes.ops.axes import Axes, Axis, Segment, Unsupported
 from dmt_plugin.passes.ops.joins import parts_of
 from dmt_plugin.passes.ops.names import JOINS, dim_order, joined_parts, name_of, shape_of
 from dmt_plugin.passes.ops.reshaping import align, view_axes
-from dmt_plugin.passes.resize.sweep import Sweep
+from dmt_plugin.passes.ops.walk import Walk
 
 #: Operations that are views without sizes among their arguments.
 _SIZELESS = ("flatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 
 
-def view(sweep: Sweep, node: fx.Node) -> Axes:
+def view(walk: Walk, node: fx.Node) -> Axes:
     """``view``, ``reshape``, ``flatten`` and the like."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     found = view_axes(axes, shape_of(source), shape_of(node))
     if isinstance(found, tuple):
         dim, need = found
-        _force_part(sweep, source, dim, need.segment, need.size)
+        _force_part(walk, source, dim, need.segment, need.size)
     assert isinstance(found, dict)
-    _ask_for_vectors(sweep, node, source, found)
-    _edit_sizes(sweep, node, found)
+    _ask_for_vectors(walk, node, source, found)
+    _edit_sizes(walk, node, found)
     return found
 
 
-def _force_part(sweep: Sweep, join: fx.Node, dim: int, index: int, size: int) -> None:
+def _force_part(walk: Walk, join: fx.Node, dim: int, index: int, size: int) -> None:
     """Resizes one neighbour inside a joined dimension, found by its position in the join."""
     while name_of(join) not in JOINS - {"stack"}:
         sources = join.all_input_nodes
@@ -49,14 +49,14 @@ def _force_part(sweep: Sweep, join: fx.Node, dim: int, index: int, size: int) ->
             raise Unsupported(f"a vector beside the streams must become {size} wide, but its join was not found")
         (join,) = sources
     entry = parts_of(joined_parts(join))[index][0]
-    sweep.force(entry, dim, Axis.of(shape_of(entry)[dim], size))
+    walk.force(entry, dim, Axis.of(shape_of(entry)[dim], size))
 
 
-def _ask_for_vectors(sweep: Sweep, node: fx.Node, source: fx.Node, found: Axes) -> None:
+def _ask_for_vectors(walk: Walk, node: fx.Node, source: fx.Node, found: Axes) -> None:
     """Step 2 of the module's docstring."""
     old_in, old_out = shape_of(source), shape_of(node)
     given = _sizes(node)
-    computed = {d: sweep.states[s].value for d, s in enumerate(given) if isinstance(s, fx.Node)}
+    computed = {d: walk.states[s].value for d, s in enumerate(given) if isinstance(s, fx.Node)}
     computed = {d: s for d, s in computed.items() if s != old_out[d] and d not in found}
     for ins, outs in align(old_in, old_out):
         if not any(d in computed for d in outs):
@@ -73,7 +73,7 @@ def _ask_for_vectors(sweep: Sweep, node: fx.Node, source: fx.Node, found: Axes) 
         parts = Segment(
             total, rows * width, old_width, width, same_vectors=rows == old_rows, same_entries=width == old_width
         )
-        sweep.impose(source, {ins[0]: Axis((parts,))})
+        walk.impose(source, {ins[0]: Axis((parts,))})
 
 
 def _sizes(node: fx.Node) -> list[Any]:
@@ -86,7 +86,7 @@ def _sizes(node: fx.Node) -> list[Any]:
     return sizes if len(sizes) == len(shape_of(node)) else []
 
 
-def _edit_sizes(sweep: Sweep, node: fx.Node, axes: Axes) -> None:
+def _edit_sizes(walk: Walk, node: fx.Node, axes: Axes) -> None:
     if node.op == "call_module" or name_of(node) in _SIZELESS:
         return
     args: list[Any] = list(node.args)
@@ -101,21 +101,21 @@ def _edit_sizes(sweep: Sweep, node: fx.Node, axes: Axes) -> None:
         args[1] = [_size(s, axes.get(i)) for i, s in enumerate(args[1])]
     else:
         args[1:] = [_size(s, axes.get(i)) for i, s in enumerate(args[1:])]
-    sweep.edits[node] = (tuple(args), kwargs)
+    walk.edits[node] = (tuple(args), kwargs)
 
 
 def _size(size: Any, axis: Axis | None) -> Any:
     return axis.new if axis is not None and isinstance(size, int) and size != -1 else size
 
 
-def move(sweep: Sweep, node: fx.Node, order: Callable[[int], list[int]]) -> Axes:
+def move(walk: Walk, node: fx.Node, order: Callable[[int], list[int]]) -> Axes:
     """Dimensions in another order: ``order(rank)`` lists the old ones."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    axes = sweep.states[source].axes
+    axes = walk.states[source].axes
     return {to: axes[frm] for to, frm in enumerate(order(len(shape_of(source)))) if frm in axes}
 
 
-def transpose(sweep: Sweep, node: fx.Node) -> Axes:
+def transpose(walk: Walk, node: fx.Node) -> Axes:
     """``transpose``, ``permute``, ``t``."""
-    return move(sweep, node, dim_order(node))
+    return move(walk, node, dim_order(node))

@@ -1,8 +1,7 @@
-"""What a node became in one walk: its new example value, and what its dimensions carry."""
+"""Example values of shapes without data: made, compared, and checked against what dimensions carry."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,35 +9,6 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from dmt_plugin.passes.ops.axes import Axes, Unsupported
-
-
-@dataclass
-class State:
-    """What a node became.
-
-    Attributes:
-        value: new example value; tensors are on the meta device.
-        axes: changed dimensions.
-        changed: whether anything about it differs from the capture.
-        parts: for several tensors at once (a split, say), the changed dimensions of each.
-    """
-
-    value: Any
-    axes: Axes = field(default_factory=dict)
-    changed: bool = False
-    parts: tuple[Axes, ...] = ()
-
-    def lacks(self, wanted: Axes) -> Axes:
-        """What of ``wanted`` it does not have yet."""
-        return {d: axis for d, axis in wanted.items() if d not in self.axes or not self.axes[d].satisfies(axis)}
-
-    def part(self, index: Any) -> Axes | tuple[Axes, ...]:
-        """Changed dimensions of an element, or of several."""
-        if not self.parts:
-            return {}
-        if not isinstance(index, (int, slice)):
-            raise Unsupported("takes a computed one of several tensors")
-        return self.parts[index]
 
 
 def shapes_only(value: Any) -> Any:

@@ -24,13 +24,9 @@ from torch.fx.node import map_arg
 
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import copied, is_linear, producers, shape_of, why_fixed
+from dmt_plugin.passes.ops.walk import SEED, SEED_VALUE, Rule, State
 from dmt_plugin.passes.resize.resizable import check_resizable
-from dmt_plugin.passes.resize.state import State, check_value, resized_value, same_shapes, shapes_only
-
-SEED = "dmt_stream"
-"""Node meta: ``(group, old number of streams, old width, new width)`` of a new stream."""
-SEED_VALUE = "dmt_stream_value"
-"""Node meta: example value of a new stream."""
+from dmt_plugin.passes.resize.state import check_value, resized_value, same_shapes, shapes_only
 
 
 class Restart(Exception):
@@ -49,9 +45,6 @@ class UnsupportedAt(Exception):
         super().__init__(f"{node.name}: {reason}")
         self.node = node
         self.reason = reason
-
-
-Rule = Callable[["Sweep", fx.Node], Axes | tuple[Axes, ...]]
 
 
 class Sweep:
