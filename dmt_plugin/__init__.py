@@ -6,7 +6,10 @@ Public names are imported on first use, so that the command line starts without 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from dmt_plugin.moved import MovedModules
 
 if TYPE_CHECKING:
     from dmt_plugin.api import initialize, transform
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from dmt_plugin.topology.shape import Topology
 
 __version__ = "0.1.0"
+
+if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+    sys.meta_path.append(MovedModules(__name__))
 
 _HOMES = {
     "DMTConfig": "config.section",

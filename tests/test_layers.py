@@ -51,7 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "api": RUNS,
     "run": RUNS,
     "cli": RUNS | {"doctor", "api"},
-    "": RUNS | {"api"},
+    "moved": RUNS | {"doctor"},
+    "": RUNS | {"api", "moved"},
 }
 """Room -> rooms, or single files, that it may import. A file in the root is a room of its own; "" is the package."""
 
