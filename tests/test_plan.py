@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import partition_features
-from dmt_plugin.plan.tables import TableRange, TableSplit, assembled
+from dmt_plugin.plan.tables import TableRange, TableSplit, assembled, check_runnable
 from dmt_plugin.plan.tower_plan import (
     FeatureSpec,
     GroupSpec,
@@ -103,19 +103,19 @@ def test_every_entry_of_a_table_is_held_once_on_the_host_of_its_features(plan: T
     topology = Topology.parse(plan.topology)
     for table in plan.tables:
         host = plan.host_of_table(table.name)
-        parts = plan.parts_of(table.name)
+        shards = plan.shards_of(table.name)
         assert set(plan.lanes_of(table.name)) <= set(range(topology.ranks_per_host))
-        assert len(plan.lanes_of(table.name)) == len(parts)
+        assert len(plan.lanes_of(table.name)) == len(shards)
         held = torch.zeros(table.rows, table.dim)
-        for part in parts:
-            assert plan.part(part.name) is part and part.kind == plan.kind_of(table.name)
-            assert part.within(held).shape == (part.rows, part.columns)
-            part.within(held).add_(1)
+        for shard in shards:
+            assert plan.shard(shard.name) is shard and shard.kind == plan.kind_of(table.name) and shard.host == host
+            assert shard.within(held).shape == (shard.rows, shard.columns)
+            shard.within(held).add_(1)
         assert bool((held == 1).all())
         values = torch.randn(table.rows, table.dim)
-        assert torch.equal(assembled({part: part.within(values).clone() for part in parts[::-1]}), values)
+        assert torch.equal(assembled({s: s.within(values).clone() for s in shards[::-1]}), values)
         if plan.kind_of(table.name) != "column_wise":
-            assert torch.equal(assembled({part: part.within(values[:, 0]) for part in parts}), values[:, 0])
+            assert torch.equal(assembled({s: s.within(values[:, 0]) for s in shards}), values[:, 0])
         readers = [f.name for f in plan.features if table.name in f.tables]
         assert {plan.tower_hosts[plan.tower_of(name)] for name in readers} == {host}
         assert plan.table(table.name) is table
@@ -188,23 +188,99 @@ def test_ranges_that_do_not_hold_a_table_exactly_once(split: TableSplit, message
         changed(table_lanes={"t1": 0, "t2": 1, "t3": 1}, table_splits={"t0": split})
 
 
-def test_parts_that_are_missing_are_named() -> None:
+def test_shards_that_are_missing_are_named() -> None:
     plan = changed(
         table_lanes={"t1": 0, "t2": 1, "t3": 1},
         table_splits={"t0": TableSplit("row_wise", ranges((1, 0, 3), (0, 3, 10)))},
     )
-    first, second = plan.parts_of("t0")
+    first, second = plan.shards_of("t0")
     assert (first.name, second.name) == ("t0[rows 0:3]", "t0[rows 3:10]")
     assert plan.lanes_of("t0") == (0, 1) and (first.lane, second.lane) == (1, 0)
     with pytest.raises(PlanError, match=r"'t0' \(10 x 4\) cannot be put together from \['t0\[rows 3:10\]'\]"):
         assembled({second: torch.zeros(7, 4)})
 
 
-def test_plans_from_before_tables_were_divided() -> None:
+def with_split(*spans: TableRange) -> TowerPlan:
+    """``t0``, whose tower is on host 0, divided by rows."""
+    return changed(table_lanes={"t1": 0, "t2": 1, "t3": 1}, table_splits={"t0": TableSplit("row_wise", spans)})
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(12, 20))
+def test_rows_by_modulo_over_all_ranks(hosts: int, lanes: int, rows: int) -> None:
+    topology = Topology(hosts, lanes)
+    spans = tuple(
+        TableRange(topology.lane_of(r), r, rows, topology.world_size, topology.host_of(r))
+        for r in range(topology.world_size)
+    )
+    tables, features = (TableSpec("t0", rows, 4),), (FeatureSpec("f0", ("t0",), 1),)
+    split = {"t0": TableSplit("row_wise", spans)}
+    plan = TowerPlan(str(topology), tables, features, (), (("f0",),), (0,), {}, table_splits=split)
+    values = torch.randn(rows, 4)
+    shards = plan.shards_of("t0")
+    assert [topology.rank_of(s.host, s.lane) for s in shards] == list(range(topology.world_size))
+    for r, shard in enumerate(shards):
+        assert torch.equal(shard.within(values), values[torch.arange(rows) % topology.world_size == r])
+        assert shard.rows == len(shard.within(values)) and plan.shard(shard.name) is shard
+    assert torch.equal(assembled({s: s.within(values).clone() for s in shards[::-1]}), values)
+    again = TowerPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan and again.fingerprint == plan.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ((TableRange(0, 0, 10, 2), TableRange(1, 1, 9, 2)), r"0:10:2 on lane 0, 1:9:2 on lane 1; the ranges must rise"),
+        ((TableRange(0, 0, 10, 2), TableRange(1, 2, 10, 2)), "cover 0:10 exactly once"),
+        ((TableRange(0, 0, 10, 2), TableRange(1, 1, 12, 2)), "cover 0:10 exactly once"),
+        ((TableRange(0, 0, 10, 2), TableRange(1, 5, 10)), "cover 0:10 exactly once"),
+        ((TableRange(0, 0, 10, 2),), "cover 0:10 exactly once"),
+        ((TableRange(0, 0, 10, 0), TableRange(1, 1, 10, 11)), r"with the step \[0, 11\]; 1\.\.10 is possible"),
+        ((TableRange(0, 0, 5), TableRange(0, 5, 10, host=0)), r"5:10 on host 0, lane 0; .* 0\.\.1 of the hosts 0\.\.1"),
+        ((TableRange(0, 0, 5), TableRange(0, 5, 10, host=2)), r"another lane 0\.\.1 of the hosts 0\.\.1"),
+    ],
+)
+def test_steps_and_hosts_that_do_not_hold_a_table_exactly_once(spans: tuple[TableRange, ...], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        with_split(*spans)
+
+
+def test_columns_have_no_step() -> None:
+    split = TableSplit("column_wise", (TableRange(0, 0, 4, 2), TableRange(1, 1, 4, 2)))
+    with pytest.raises(PlanError, match=r"columns of table 't0' are divided with the step \[2\]; 1..1 is possible"):
+        changed(table_lanes={"t1": 0, "t2": 1, "t3": 1}, table_splits={"t0": split})
+
+
+def test_what_can_be_described_but_not_looked_up_is_refused_by_name() -> None:
+    plan = with_split(TableRange(0, 0, 5), TableRange(1, 5, 10))
+    check_runnable(plan.shards_of("t0"), 0)
+    for second, message in (
+        (TableRange(1, 5, 10, host=1), r"t0\[rows 5:10\] on host 1.* neighbouring rows on the lanes of host 0"),
+        (TableRange(1, 1, 10, 2), r"t0\[rows 0:9:2\] 2 rows apart"),
+    ):
+        plan = with_split(TableRange(0, 0, second.first if second.step == 1 else 10, second.step), second)
+        with pytest.raises(PlanError, match=message):
+            check_runnable(plan.shards_of("t0"), plan.host_of_table("t0"))
+
+
+def test_plans_keep_the_fingerprints_that_version_0_1_0_gave_them() -> None:
     plan = plan_for(4, Topology(2, 2), 2)
     data = plan.to_dict()
-    assert "table_splits" not in data  # so its fingerprint is what it was
+    assert "table_splits" not in data and plan.fingerprint == "8cba719a370bbfc6"
     assert TowerPlan.from_dict(data) == plan and plan.table_splits == {}
+    tables = features_and_tables(4)[0]
+    divided = plan_for(
+        4,
+        Topology(2, 2),
+        2,
+        splits={
+            "t0": split_of(tables[0], "row_wise", Topology(2, 2), [3]),
+            "t1": split_of(tables[1], "column_wise", Topology(2, 2), [1]),
+        },
+    )
+    assert divided.fingerprint == "e72e33dc4b70aacd"
+    ranges = [{"lane": 1, "first": 0, "end": 3}, {"lane": 0, "first": 3, "end": 10}]
+    assert json.dumps(divided.to_dict()["table_splits"]["t0"]) == json.dumps({"kind": "row_wise", "ranges": ranges})
 
 
 def test_another_model_or_topology() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dmt_plugin.core.errors import DMTError
 from dmt_plugin.model.logical import TowerModel
-from dmt_plugin.plan.tables import TablePart, TableSpec, assembled
+from dmt_plugin.plan.tables import TableShard, TableSpec, assembled
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.agreement import gather
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
     """The logical state of a placed model, on every rank (a collective call).
 
-    Tables are put together from the parts that ranks hold, tower modules come from the first lane
+    Tables are put together from the shards that ranks hold, tower modules come from the first lane
     of their host, the rest from this rank, where it is replicated.
 
     Args:
@@ -48,32 +48,32 @@ def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:
         plain = logical_name(name)
         target = own if any(plain.startswith(f"{path}.") for path in placed.tower_paths) else shared
         target[plain] = value.detach().cpu().clone()
-    parts: dict[str, Tensor] = {}
+    shards: dict[str, Tensor] = {}
     for states, tables in gather(groups, (own, held), "gathering the trained model"):
         for name, value in states.items():
             shared.setdefault(name, value)
-        parts.update(tables)
-    shared.update(join_tables(placed.plan, parts))
+        shards.update(tables)
+    shared.update(join_tables(placed.plan, shards))
     return shared
 
 
-def join_tables(plan: TowerPlan, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole parameters from the parts of tables that ranks hold.
+def join_tables(plan: TowerPlan, shards: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole parameters from the shards of tables that ranks hold.
 
     Args:
         plan: the plan that divided them.
-        parts: by a part's name its values ``(rows, columns)``, or what its optimiser keeps per row ``(rows,)``.
+        shards: by a shard's name its values ``(rows, columns)``, or what its optimiser keeps per row ``(rows,)``.
 
     Returns:
         By the parameter's name all its rows, ``(parameter rows, dim)`` or ``(parameter rows,)``.
 
     Raises:
-        PlanError: parts of a table are missing.
+        PlanError: shards of a table are missing.
     """
-    of_table: dict[TableSpec, dict[TablePart, Tensor]] = {}
-    for name, values in parts.items():
-        part = plan.part(name)
-        of_table.setdefault(part.table, {})[part] = values
+    of_table: dict[TableSpec, dict[TableShard, Tensor]] = {}
+    for name, values in shards.items():
+        shard = plan.shard(name)
+        of_table.setdefault(shard.table, {})[shard] = values
     of_parameter: dict[str, list[tuple[int, Tensor]]] = {}
     for table, own in of_table.items():
         of_parameter.setdefault(table.parameter, []).append((table.first_row, assembled(own)))

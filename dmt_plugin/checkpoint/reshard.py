@@ -1,10 +1,10 @@
 """A checkpoint for another topology: the same towers on other hosts, tables on other lanes.
 
 A load reshards by itself, so nothing needs this to go on elsewhere. It is for looking before the cluster is there, and
-for a checkpoint whose files follow the parts that the new ranks hold, so that each reads only what it needs:
+for a checkpoint whose files follow the shards that the new ranks hold, so that each reads only what it needs:
 
 1. towers keep their features and go to the new hosts; tables keep their kind, as far as there are lanes to divide them
-   over, and are spread anew;
+   over, and are spread again;
 2. to write, tensors are read and written block by block: memory is that of a block, not of the model.
 """
 
@@ -26,7 +26,7 @@ from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, read
 from dmt_plugin.checkpoint.single import check_whole
 from dmt_plugin.checkpoint.state import MODEL, TABLE_OPTIMIZER
 from dmt_plugin.core.errors import CheckpointError
-from dmt_plugin.plan.tables import TablePart
+from dmt_plugin.plan.tables import TableShard, check_runnable
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner import PlacementRules, place_tables, towers_to_hosts
 from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, TableUse
@@ -74,10 +74,10 @@ def table_bytes(plan: TowerPlan, manifest_tensors: Mapping[str, Any]) -> list[in
     states = [n for n in manifest_tensors if n.startswith(TABLE_OPTIMIZER)]
     for table in plan.tables:
         kept = [manifest_tensors[n] for n in states if n.partition(".")[2].partition(".")[2] == table.parameter]
-        for part in plan.parts_of(table.name):
-            entries = part.rows * part.columns
-            entries += sum(part.rows * (part.columns if len(e.shape) > 1 else 1) for e in kept)
-            totals[topology.rank_of(plan.host_of_table(table.name), part.lane)] += 4 * entries
+        for shard in plan.shards_of(table.name):
+            entries = shard.rows * shard.columns
+            entries += sum(shard.rows * (shard.columns if len(e.shape) > 1 else 1) for e in kept)
+            totals[topology.rank_of(shard.host, shard.lane)] += 4 * entries
     return totals
 
 
@@ -129,29 +129,31 @@ def reshard(found: Found, plan: TowerPlan, save_dir: str | Path) -> Path:
 
 
 def _pieces(found: Found, plan: TowerPlan, stored: Mapping[str, TensorStorageMetadata]) -> list[Piece]:
-    """What is to be written, without values: tables by the parts of the new plan, the rest in one piece."""
-    parts: dict[str, list[TablePart]] = {}
+    """What is to be written, without values: tables by the shards of the new plan, the rest in one piece."""
+    shards: dict[str, list[TableShard]] = {}
     for table in plan.tables:
-        parts.setdefault(table.parameter, []).extend(plan.parts_of(table.name))
+        own = plan.shards_of(table.name)
+        check_runnable(own, plan.host_of_table(table.name))
+        shards.setdefault(table.parameter, []).extend(own)
     made: list[Piece] = []
     for name, tensor in stored.items():
         entry = found.manifest.tensors[name]
         parameter = name.removeprefix(MODEL) if entry.kind == "table" else name.split(".", 2)[-1]
-        cuts = parts[parameter] if entry.kind in ("table", "table_optimizer") else [None]
-        for part in cuts:
-            offsets, shape = _place(part, tuple(tensor.size))
+        cuts = shards[parameter] if entry.kind in ("table", "table_optimizer") else [None]
+        for shard in cuts:
+            offsets, shape = _place(shard, tuple(tensor.size))
             values = torch.empty(shape, dtype=tensor.properties.dtype, device="meta")
             made.append(Piece(name, entry.kind, tuple(tensor.size), offsets, values, entry.shape))
     return made
 
 
-def _place(part: TablePart | None, size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if part is None:
+def _place(shard: TableShard | None, size: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if shard is None:
         return (0,) * len(size), size
-    first = part.table.first_row + part.first_row
+    first = shard.table.first_row + shard.first_row
     if len(size) == 1:
-        return (first,), (part.rows,)
-    return (first, part.first_column), (part.rows, part.columns)
+        return (first,), (shard.rows,)
+    return (first, shard.first_column), (shard.rows, shard.columns)
 
 
 class _Copy(SavePlanner):

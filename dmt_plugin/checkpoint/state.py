@@ -2,7 +2,7 @@
 
 | name of the whole | what it is | stored as |
 |---|---|---|
-| ``model.<parameter>`` of a table | the parts that this rank's lookup holds | ``(rows, dim)`` |
+| ``model.<parameter>`` of a table | the shards that this rank's lookup holds | ``(rows, dim)`` |
 | ``table_optimizer.<key>.<parameter>`` | what the tables' optimiser keeps | ``(rows,)`` or ``(rows, dim)`` |
 | ``model.<name>`` | dense and tower parameters and buffers | a vector |
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dmt_plugin.checkpoint.logical import logical_name
 from dmt_plugin.checkpoint.pieces import Piece, vector
 from dmt_plugin.core.errors import CheckpointError
-from dmt_plugin.plan.tables import TablePart
+from dmt_plugin.plan.tables import TableShard
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 if TYPE_CHECKING:
@@ -84,30 +84,27 @@ def table_pieces(lookup: Any, plan: TowerPlan, optimizer: bool = True) -> list[P
     sizes = table_sizes(plan)
     found: list[Piece] = []
     for name in lookup.tables:
-        part = plan.part(name)
-        rows, dim = sizes[part.table.parameter]
-        first = part.table.first_row + part.first_row
-        found.append(
-            Piece(
-                MODEL + part.table.parameter, "table", (rows, dim), (first, part.first_column),
-                lookup.table_weight(name),
-            )
-        )  # fmt: skip
+        shard = plan.shard(name)
+        parameter = shard.table.parameter
+        rows, dim = sizes[parameter]
+        first = shard.table.first_row + shard.first_row
+        offsets = (first, shard.first_column)
+        found.append(Piece(MODEL + parameter, "table", (rows, dim), offsets, lookup.table_weight(name)))
         if not optimizer:
             continue
         for key, values in lookup.optimizer_state(name).items():
-            found.append(_table_state(f"{TABLE_OPTIMIZER}{key}.{part.table.parameter}", part, rows, dim, first, values))
+            found.append(_table_state(f"{TABLE_OPTIMIZER}{key}.{parameter}", shard, rows, dim, first, values))
     return found
 
 
-def _table_state(name: str, part: TablePart, rows: int, dim: int, first: int, values: Tensor) -> Piece:
-    if values.shape == (part.rows, part.columns):
-        return Piece(name, "table_optimizer", (rows, dim), (first, part.first_column), values)
-    if values.shape == (part.rows,) and part.columns == part.table.dim:
+def _table_state(name: str, shard: TableShard, rows: int, dim: int, first: int, values: Tensor) -> Piece:
+    if values.shape == (shard.rows, shard.columns):
+        return Piece(name, "table_optimizer", (rows, dim), (first, shard.first_column), values)
+    if values.shape == (shard.rows,) and shard.columns == shard.table.dim:
         return Piece(name, "table_optimizer", (rows,), (first,), values)
     raise CheckpointError(
-        f"{name}: a state of shape {tuple(values.shape)} for {part.rows} rows and {part.columns} columns of "
-        f"{part.table.dim} cannot be put together with those of other ranks"
+        f"{name}: a state of shape {tuple(values.shape)} for {shard.rows} rows and {shard.columns} columns of "
+        f"{shard.table.dim} cannot be put together with those of other ranks"
     )
 
 

@@ -209,7 +209,7 @@ def place(
     graph = place_graph(logical, config, topology, rank)
     own = {site.table for site in graph.placement.sites}
     if weights is None:
-        weights = {table: logical.plan.part(table).of(logical) for table in own}
+        weights = {table: logical.plan.shard(table).of(logical) for table in own}
     wrong = {t: weights[t].dtype for t in own if weights[t].dtype != torch.float32}
     if wrong:
         raise PlanError(f"tables must be float32 to be sharded; found {wrong}. Call model.float() first.")

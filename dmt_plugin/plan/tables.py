@@ -1,22 +1,28 @@
-"""Tables, and how a table is divided between the lanes of its host.
+"""Tables, and how a table is divided between ranks.
 
-1. A table is whole on one lane (table-wise), or divided into ranges of rows (row-wise) or of columns (column-wise),
-   each on a lane of its own.
+1. A table is whole on one lane of its tower's host (table-wise), or divided into rows (row-wise) or columns
+   (column-wise), each range on a rank of its own.
 2. The ranges of a divided table must cover every row, or every column, exactly once; anything else is refused with
-   the table's name.
-3. What a lane holds is a part: a rectangle of the table, with a name by which lookups, states and messages speak of it.
-   Parts put together give the table back.
+   the table's name. Rows of one range are neighbours, or ``step`` apart: with as many ranges as the step, rows lie by
+   modulo. A range may be on another host than the table's tower.
+3. What a rank holds is a shard: row ``i`` of it is row ``first_row + i * step`` of the table. It has a name by which
+   lookups, states and messages speak of it. Shards put together give the table back.
+4. Not all that can be described can be run: :func:`check_runnable` refuses the rest.
+
+No torch is imported here: a plan is read where torch is not wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.topology.shape import Topology
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Kind = Literal["table_wise", "row_wise", "column_wise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -57,11 +63,21 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class TableRange:
-    """Rows, or columns, ``first .. end - 1`` of a table on one lane."""
+    """Rows, or columns, ``first``, ``first + step``, ... below ``end`` of a table on one rank.
+
+    Attributes:
+        lane: lane of the host.
+        first: first row or column.
+        end: end of the range, not part of it.
+        step: distance of neighbours; columns have 1.
+        host: the host; None: that of the table's tower.
+    """
 
     lane: int
     first: int
     end: int
+    step: int = 1
+    host: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class TableSplit:
 
     Attributes:
         kind: ``"row_wise"`` or ``"column_wise"``.
-        ranges: the ranges in rising order, each on another lane.
+        ranges: the ranges in rising order, each on another rank.
     """
 
     kind: Kind
@@ -78,19 +94,30 @@ class TableSplit:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableSplit:
-        """Reads what ``dataclasses.asdict`` gave."""
+        """Reads what :meth:`to_dict` gave."""
         return cls(data["kind"], tuple(TableRange(**{k: int(v) for k, v in r.items()}) for r in data["ranges"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without what is at its default: a plan keeps its fingerprint when there is more to say."""
+        needed = {"lane", "first", "end"}
+        ranges = [
+            {key: value for key, value in vars(one).items() if key in needed or value != getattr(TableRange, key)}
+            for one in self.ranges
+        ]
+        return {"kind": self.kind, "ranges": ranges}
 
 
 @dataclass(frozen=True)
-class TablePart:
-    """What one lane holds of a table: ``rows x columns`` entries from ``(first_row, first_column)`` on.
+class TableShard:
+    """What one rank holds of a table.
 
     Attributes:
         table: the table.
         kind: how the table is divided.
-        lane: lane of the table's host.
+        host: host of the rank.
+        lane: lane of the rank.
         first_row: first row, counted in the table.
+        step: row ``i`` of the shard is row ``first_row + i * step`` of the table.
         rows: number of rows.
         first_column: first column.
         columns: number of columns.
@@ -98,8 +125,10 @@ class TablePart:
 
     table: TableSpec
     kind: Kind
+    host: int
     lane: int
     first_row: int
+    step: int
     rows: int
     first_column: int
     columns: int
@@ -108,76 +137,132 @@ class TablePart:
     def name(self) -> str:
         """Unique name: the table's if it is whole, else with the range, e.g. ``"users[rows 0:500]"``."""
         if self.kind == "row_wise":
-            return f"{self.table.name}[rows {self.first_row}:{self.first_row + self.rows}]"
+            last = self.first_row + (self.rows - 1) * self.step
+            return f"{self.table.name}[rows {_shown(range(self.first_row, last + 1, self.step))}]"
         if self.kind == "column_wise":
             return f"{self.table.name}[columns {self.first_column}:{self.first_column + self.columns}]"
         return self.table.name
 
     def of(self, model: nn.Module) -> Tensor:
-        """The part in ``model``'s own parameter: a ``(rows, columns)`` view."""
+        """The shard in ``model``'s own parameter: a ``(rows, columns)`` view."""
         return self.within(self.table.of(model))
 
     def within(self, table: Tensor) -> Tensor:
-        """The part of a tensor with one entry per row ``(table rows,)``, or per value ``(table rows, dim)``."""
-        rows = table[self.first_row : self.first_row + self.rows]
+        """The shard of a tensor with one entry per row ``(table rows,)``, or per value ``(table rows, dim)``."""
+        rows = table[self.first_row : self.first_row + self.rows * self.step : self.step]
         return rows if table.dim() == 1 else rows[:, self.first_column : self.first_column + self.columns]
 
 
-def parts_of(table: TableSpec, lane: int | None, split: TableSplit | None) -> tuple[TablePart, ...]:
-    """The parts of a table: one if it is whole on ``lane``, else one per range, in rising order."""
-    if split is None:
-        assert lane is not None
-        return (TablePart(table, "table_wise", lane, 0, table.rows, 0, table.dim),)
-    if split.kind == "row_wise":
-        return tuple(
-            TablePart(table, "row_wise", r.lane, r.first, r.end - r.first, 0, table.dim) for r in split.ranges
-        )
-    return tuple(TablePart(table, "column_wise", r.lane, 0, table.rows, r.first, r.end - r.first) for r in split.ranges)
-
-
-def assembled(parts: Mapping[TablePart, Tensor]) -> Tensor:
-    """A whole table, or a whole state of one, from its parts.
+def shards_of(table: TableSpec, host: int, lane: int | None, split: TableSplit | None) -> tuple[TableShard, ...]:
+    """The shards of a table.
 
     Args:
-        parts: by part its values ``(rows, columns)``, or what it keeps per row ``(rows,)``.
+        table: the table.
+        host: host of its tower.
+        lane: lane of that host that holds the whole table; None where it is divided.
+        split: how it is divided; None where it is whole.
+
+    Returns:
+        One shard if it is whole, else one per range, in the order of the ranges.
+    """
+    if split is None:
+        assert lane is not None
+        return (TableShard(table, "table_wise", host, lane, 0, 1, table.rows, 0, table.dim),)
+    shards = []
+    for r in split.ranges:
+        count = len(range(r.first, r.end, r.step))
+        rows, columns = ((r.first, r.step, count), (0, table.dim))
+        if split.kind == "column_wise":
+            rows, columns = (0, 1, table.rows), (r.first, count)
+        shards.append(TableShard(table, split.kind, host if r.host is None else r.host, r.lane, *rows, *columns))
+    return tuple(shards)
+
+
+def assembled(shards: Mapping[TableShard, Tensor]) -> Tensor:
+    """A whole table, or a whole state of one, from its shards.
+
+    Args:
+        shards: by shard its values ``(rows, columns)``, or what it keeps per row ``(rows,)``.
 
     Returns:
         ``(table rows, dim)``, or ``(table rows,)``.
 
     Raises:
-        PlanError: parts are missing or overlap.
+        PlanError: shards are missing or overlap.
     """
-    table = next(iter(parts)).table
-    sample = next(iter(parts.values()))
+    table = next(iter(shards)).table
+    sample = next(iter(shards.values()))
     whole = sample.new_empty((table.rows, table.dim) if sample.dim() == 2 else (table.rows,))
-    by_column = any(part.kind == "column_wise" for part in parts)
-    starts = [(p.first_column, p.columns) if by_column else (p.first_row, p.rows) for p in parts]
-    spans = sorted((first, first + size) for first, size in starts)
-    if not _cover(spans, table.dim if by_column else table.rows):
+    by_column = any(shard.kind == "column_wise" for shard in shards)
+    starts = [(s.first_column, s.columns, 1) if by_column else (s.first_row, s.rows, s.step) for s in shards]
+    spans = [range(first, first + count * step, step) for first, count, step in starts]
+    if not _cover(sorted(spans, key=lambda span: span.start), table.dim if by_column else table.rows):
         raise PlanError(
             f"table {table.name!r} ({table.rows} x {table.dim}) cannot be put together from "
-            f"{sorted(part.name for part in parts)}: each of its entries must be in one of them."
+            f"{sorted(shard.name for shard in shards)}: each of its entries must be in one of them."
         )
-    for part, values in parts.items():
-        part.within(whole).copy_(values)
+    for shard, values in shards.items():
+        shard.within(whole).copy_(values)
     return whole
 
 
-def _cover(spans: Sequence[tuple[int, int]], size: int) -> bool:
-    """Whether rising spans hold something each and cover ``0 .. size`` exactly once."""
-    ends = [0, *(end for _, end in spans)]
-    return ends[-1] == size and all(first == before < end for (first, end), before in zip(spans, ends, strict=False))
+def _cover(spans: Sequence[range], size: int) -> bool:
+    """Whether spans of one step, in rising order, hold something each and cover ``0 .. size`` exactly once."""
+    step = spans[0].step if spans else 1
+    if step > max(len(spans), 1):
+        return False
+    due = list(range(step))  # of the rows that are equal modulo the step, the next one
+    for span in spans:
+        if span.step != step or not span or due[span.start % step] != span.start:
+            return False
+        due[span.start % step] = span[-1] + step
+    return all(size <= end < size + step for end in due)
+
+
+def _shown(span: range) -> str:
+    return f"{span.start}:{span.stop}" + (f":{span.step}" if span.step != 1 else "")
+
+
+def check_runnable(shards: Iterable[TableShard], host: int) -> None:
+    """Refuses shards of one table that ranks cannot look up yet.
+
+    Args:
+        shards: all of the table.
+        host: host of its tower.
+
+    Raises:
+        PlanError: naming the table, and what its plan may say instead.
+    """
+    for shard in shards:
+        wrong = f"on host {shard.host}" if shard.host != host else f"{shard.step} rows apart" if shard.step > 1 else ""
+        if wrong:
+            raise PlanError(
+                f"the plan has {shard.name} {wrong}. Such rows can be planned but not looked up yet: give table "
+                f"{shard.table.name!r} ranges of neighbouring rows on the lanes of host {host}, where its tower is."
+            )
 
 
 def check_places(
-    tables: Iterable[TableSpec], lanes: Mapping[str, int], splits: Mapping[str, TableSplit], ranks_per_host: int
+    tables: Iterable[TableSpec],
+    lanes: Mapping[str, int],
+    splits: Mapping[str, TableSplit],
+    host_of: Mapping[str, int],
+    topology: Topology,
 ) -> None:
     """Refuses places that do not hold every row and every column of every table exactly once.
+
+    Args:
+        tables: every table of the model.
+        lanes: lane of each whole table on the host of its tower.
+        splits: how the others are divided.
+        host_of: host of each table's tower.
+        topology: hosts and lanes.
 
     Raises:
         PlanError: naming the tables.
     """
     tables = tuple(tables)
+    ranks_per_host = topology.ranks_per_host
     known = {t.name for t in tables}
     unplaced = sorted(known - set(lanes) - set(splits))
     wrong = {t: lane for t, lane in lanes.items() if t in known and lane not in range(ranks_per_host)}
@@ -193,10 +278,10 @@ def check_places(
         )
     for table in tables:
         if table.name in splits:
-            _check_split(table, splits[table.name], ranks_per_host)
+            _check_split(table, splits[table.name], host_of[table.name], topology)
 
 
-def _check_split(table: TableSpec, split: TableSplit, ranks_per_host: int) -> None:
+def _check_split(table: TableSpec, split: TableSplit, host: int, topology: Topology) -> None:
     if split.kind not in ("row_wise", "column_wise"):
         raise PlanError(
             f"table {table.name!r} is divided {split.kind!r}; a divided table is 'row_wise' or 'column_wise', a whole "
@@ -204,15 +289,23 @@ def _check_split(table: TableSpec, split: TableSplit, ranks_per_host: int) -> No
         )
     rows = split.kind == "row_wise"
     what, size = ("rows", table.rows) if rows else ("columns", table.dim)
-    lanes = [r.lane for r in split.ranges]
-    shown = ", ".join(f"{r.first}:{r.end} on lane {r.lane}" for r in split.ranges) or "nothing"
-    outside = sorted({lane for lane in lanes if lane not in range(ranks_per_host)})
-    if outside or len(set(lanes)) < len(lanes):
+    ranks = [(host if r.host is None else r.host, r.lane) for r in split.ranges]
+    most = size if rows else 1
+    if steps := sorted({r.step for r in split.ranges if not 1 <= r.step <= most}):
+        raise PlanError(f"the {what} of table {table.name!r} are divided with the step {steps}; 1..{most} is possible.")
+    spans = [range(r.first, r.end, r.step) for r in split.ranges]
+    shown = ", ".join(
+        f"{_shown(span)} on {'' if r.host is None else f'host {r.host}, '}lane {r.lane}"
+        for span, r in zip(spans, split.ranges, strict=True)
+    ) or "nothing"
+    known = {(h, lane) for h in range(topology.hosts) for lane in range(topology.ranks_per_host)}
+    if not known.issuperset(ranks) or len(set(ranks)) < len(ranks):
+        own = all(r.host is None for r in split.ranges)
         raise PlanError(
             f"the {what} of table {table.name!r} are divided as {shown}; each range needs another lane "
-            f"0..{ranks_per_host - 1} of its host."
+            f"0..{topology.ranks_per_host - 1} of " + ("its host." if own else f"the hosts 0..{topology.hosts - 1}.")
         )
-    if not _cover([(r.first, r.end) for r in split.ranges], size):
+    if not _cover(spans, size):
         raise PlanError(
             f"the {what} of table {table.name!r} are divided as {shown}; the ranges must rise, hold something and "
             f"cover 0:{size} exactly once."

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_plugin.core.errors import PlanError
-from dmt_plugin.plan.tables import Kind, TablePart, TableSplit, check_places, parts_of
+from dmt_plugin.plan.tables import Kind, TableShard, TableSplit, check_places, shards_of
 from dmt_plugin.plan.tables import TableSpec as TableSpec
 from dmt_plugin.topology.shape import Topology
 
@@ -98,7 +98,7 @@ class TowerPlan:
         towers: feature names of each tower.
         tower_hosts: host of each tower.
         table_lanes: lane of each whole table on the host of its tower.
-        table_splits: how the other tables are divided between the lanes of that host.
+        table_splits: how the other tables are divided.
         module: the tower module of the tower groups.
         overrides: the towers whose module differs from that, by number.
         model: fingerprint of the model's features and tables.
@@ -131,21 +131,21 @@ class TowerPlan:
         """Host that keeps a table: the host of its tower."""
         return self.tower_hosts[self.tower_of(self._feature_by_table[table])]
 
-    def parts_of(self, table: str) -> tuple[TablePart, ...]:
-        """What the lanes of its host hold of a table: one part if it is whole, else one per range, in rising order."""
-        return self._parts_by_table[table]
+    def shards_of(self, table: str) -> tuple[TableShard, ...]:
+        """What ranks hold of a table: one shard if it is whole, else one per range, in rising order."""
+        return self._shards_by_table[table]
 
-    def part(self, name: str) -> TablePart:
-        """A part by its own name; a whole table is the part of that name."""
-        return self._part_by_name[name]
+    def shard(self, name: str) -> TableShard:
+        """A shard by its own name; a whole table is the shard of that name."""
+        return self._shard_by_name[name]
 
     def kind_of(self, table: str) -> Kind:
         """How a table is placed."""
-        return self._parts_by_table[table][0].kind
+        return self._shards_by_table[table][0].kind
 
     def lanes_of(self, table: str) -> tuple[int, ...]:
-        """Lanes of its host that hold a part of a table, rising."""
-        return tuple(sorted(part.lane for part in self._parts_by_table[table]))
+        """Lanes that hold a shard of a table, rising."""
+        return tuple(sorted(shard.lane for shard in self._shards_by_table[table]))
 
     def towers_on(self, host: int) -> tuple[int, ...]:
         """Towers of a host."""
@@ -182,12 +182,16 @@ class TowerPlan:
         return {table.name: table for table in self.tables}
 
     @cached_property
-    def _parts_by_table(self) -> dict[str, tuple[TablePart, ...]]:
-        return {t.name: parts_of(t, self.table_lanes.get(t.name), self.table_splits.get(t.name)) for t in self.tables}
+    def _shards_by_table(self) -> dict[str, tuple[TableShard, ...]]:
+        lanes, splits = self.table_lanes, self.table_splits
+        return {
+            name: shards_of(table, self.host_of_table(name), lanes.get(name), splits.get(name))
+            for name, table in self._table_by_name.items()
+        }
 
     @cached_property
-    def _part_by_name(self) -> dict[str, TablePart]:
-        return {part.name: part for parts in self._parts_by_table.values() for part in parts}
+    def _shard_by_name(self) -> dict[str, TableShard]:
+        return {shard.name: shard for shards in self._shards_by_table.values() for shard in shards}
 
     # -- checks ------------------------------------------------------------------------
 
@@ -230,7 +234,8 @@ class TowerPlan:
                 f"tables without a feature: {sorted(tables - used)}; tables that features use but the plan lacks: "
                 f"{sorted(used - tables)}. Make the plan again for this model."
             )
-        check_places(self.tables, self.table_lanes, self.table_splits, topology.ranks_per_host)
+        homes = {t.name: self.host_of_table(t.name) for t in self.tables}
+        check_places(self.tables, self.table_lanes, self.table_splits, homes, topology)
         absent = sorted(set(self.overrides) - set(range(len(self.towers))))
         if absent:
             raise PlanError(
@@ -282,6 +287,7 @@ class TowerPlan:
         """The plan as plain data."""
         data = {"version": PLAN_VERSION, **dataclasses.asdict(self)}
         data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
+        data["table_splits"] = {name: split.to_dict() for name, split in self.table_splits.items()}
         if not self.table_splits:
             del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
         return data

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dmt_plugin.comm.formats import Format, bytes_per_entry, row_bytes
-from dmt_plugin.plan.tables import TablePart, TableSpec
+from dmt_plugin.plan.tables import TableShard, TableSpec
 
 MEMORY_BYTE = 1 / 8
 """Cost of a byte read or written in memory, in bytes on the wire inside a host (NVLink beside HBM: about this)."""
@@ -52,7 +52,7 @@ class TableUse:
 
 @dataclass(frozen=True)
 class Load:
-    """What a lane, or a part of a table, has to carry.
+    """What a lane, or a shard of a table, has to carry.
 
     Attributes:
         memory: bytes of values and optimiser state.
@@ -97,11 +97,11 @@ class CostModel:
         state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": columns}[self.optimizer]
         return _FP32 * rows * (columns + state)
 
-    def load(self, use: TableUse, part: TablePart) -> Load:
-        """What a lane with this part of a table carries."""
-        lookups = use.ids * part.rows / use.table.rows
-        width = use.width // use.table.dim * part.columns
-        return Load(self.memory(part.rows, part.columns), lookups, use.ids, width, lookups * part.columns * _FP32)
+    def load(self, use: TableUse, shard: TableShard) -> Load:
+        """What a lane with this shard of a table carries."""
+        lookups = use.ids * shard.rows / use.table.rows
+        width = use.width // use.table.dim * shard.columns
+        return Load(self.memory(shard.rows, shard.columns), lookups, use.ids, width, lookups * shard.columns * _FP32)
 
     def exchange(self, load: Load) -> float:
         """Bytes per sample that the lane sends to other ranks as rows and gets back as gradients."""

@@ -19,7 +19,7 @@ from typing import Literal
 
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.sizes import say_bytes
-from dmt_plugin.plan.tables import Kind, TableSplit, parts_of
+from dmt_plugin.plan.tables import Kind, TableSplit, shards_of
 from dmt_plugin.planner.balance import spread
 from dmt_plugin.planner.load import CostModel, Load, TableUse, total
 from dmt_plugin.planner.ranges import divide, divisible
@@ -118,7 +118,7 @@ class _Host:
     ) -> None:
         self.host, self.lanes, self.rules, self.model = host, lanes, rules, model
         self.uses = {use.table.name: use for use in uses}
-        self.whole = {name: model.load(use, parts_of(use.table, 0, None)[0]) for name, use in self.uses.items()}
+        self.whole = {name: model.load(use, shards_of(use.table, host, 0, None)[0]) for name, use in self.uses.items()}
 
     def place(self) -> TablePlacement:
         """The placement.
@@ -167,8 +167,8 @@ class _Host:
         for name in sorted(divided, key=lambda name: (-self.model.cost(self.whole[name]), name)):
             use = self.uses[name]
             splits[name] = divide(use.table, divided[name], [self.model.cost(load) for load in base])
-            for part in parts_of(use.table, None, splits[name]):
-                base[part.lane] = base[part.lane] + self.model.load(use, part)
+            for shard in shards_of(use.table, self.host, None, splits[name]):
+                base[shard.lane] = base[shard.lane] + self.model.load(use, shard)
         rest = {name: load for name, load in self.whole.items() if name not in divided}
         lanes = spread(rest, base, self.rules.memory_limit, self.model)
         if lanes is None:

@@ -367,13 +367,13 @@ def _facts(
 
 
 def table_weight(plan: TowerPlan, model: nn.Module, table: str) -> Tensor:
-    """The ``(rows, dim)`` weight of a table, or of a part of one, of the flat model, by its name.
+    """The ``(rows, dim)`` weight of a table, or of a shard of one, of the flat model, by its name.
 
     Raises:
         AttributeError: the model has no such table.
     """
     try:
-        part = plan.part(table)
+        shard = plan.shard(table)
     except KeyError:
         raise AttributeError(table) from None
-    return part.of(model)
+    return shard.of(model)

@@ -303,7 +303,7 @@ def _tables_by_slot(plan: TowerPlan, lookup: Any) -> dict[int, list[str]]:
     """Tables of this rank that the ids of each slot are for; a part counts as its table, once."""
     by_slot: dict[int, list[str]] = {}
     for site in lookup.sites:
-        name = plan.part(site.table).table.name
+        name = plan.shard(site.table).table.name
         if name not in by_slot.setdefault(site.slot, []):
             by_slot[site.slot].append(name)
     return by_slot

@@ -31,7 +31,7 @@ CHUNK_ELEMENTS = 16 * 1024 * 1024
 
 
 def owned_tables(lookup: Any) -> dict[str, tuple[int, int]]:
-    """Rows and columns of the tables, or parts of tables, a rank's lookup holds, by name."""
+    """Rows and columns of the tables, or shards of tables, a rank's lookup holds, by name."""
     return {site.table: (site.rows, site.dim) for site in lookup.sites}
 
 

@@ -149,8 +149,8 @@ def check_settings(config: DMTConfig, plan: TowerPlan, file: str, topology: Topo
     model = cost_model(config, topology)
     used: dict[tuple[int, int], int] = {}
     for table in plan.tables:
-        for part in plan.parts_of(table.name):
-            where = (plan.host_of_table(table.name), part.lane)
+        for part in plan.shards_of(table.name):
+            where = (part.host, part.lane)
             used[where] = used.get(where, 0) + model.memory(part.rows, part.columns)
     full = {f"host {h}, lane {j}": need for (h, j), need in sorted(used.items()) if need > limit}
     if full:

@@ -17,7 +17,7 @@ from torch import fx
 
 from dmt_plugin.nn.graph_ops import add_row_ranges, join_column_ranges
 from dmt_plugin.passes.placement.sent_values import Carrier
-from dmt_plugin.plan.tables import TablePart
+from dmt_plugin.plan.tables import TableShard, check_runnable
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -34,7 +34,7 @@ class Piece:
     """
 
     carrier: Carrier
-    part: TablePart
+    part: TableShard
     looked_up: int
     width: int
 
@@ -49,11 +49,12 @@ def pieces_by_rank(carriers: Sequence[Carrier], plan: TowerPlan, topology: Topol
     pieces: tuple[list[Piece], ...] = tuple([] for _ in range(topology.world_size))
     for carrier in carriers:
         lookup = carrier.lookup
-        host = plan.host_of_table(lookup.table)
-        for part in plan.parts_of(lookup.table):
+        shards = plan.shards_of(lookup.table)
+        check_runnable(shards, plan.host_of_table(lookup.table))
+        for part in shards:
             looked_up = lookup.width // lookup.dim * part.columns
             width = carrier.width if carrier.region is not None else looked_up
-            pieces[topology.rank_of(host, part.lane)].append(Piece(carrier, part, looked_up, width))
+            pieces[topology.rank_of(part.host, part.lane)].append(Piece(carrier, part, looked_up, width))
     return pieces
 
 

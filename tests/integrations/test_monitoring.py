@@ -64,7 +64,7 @@ def observed(rank: int, world: int, folder: str) -> dict[str, Any]:
     return {
         "traffic": traffic,
         "logged": {name: sum(entry[0] for entry in sizes.values()) for name, sizes in logged.items()},
-        "tables": sorted({engine.dmt.plan.part(t).table.name for t in engine.dmt.lookup.tables}),
+        "tables": sorted({engine.dmt.plan.shard(t).table.name for t in engine.dmt.lookup.tables}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_more_lanes_than_rows_or_columns() -> None:
         logical = towered(Flat(cat, tables, look), (ids(4, 5),), "1x4", config)
         kept = "tables.2" if strategy == "row_wise" else "tables.3"
         assert only([f for f in logical.findings if f.module == kept], "DMT308").severity == "info"
-        assert len(logical.plan.parts_of("tables.0")) == 3 and len(logical.plan.parts_of("tables.1")) == 2
+        assert len(logical.plan.shards_of("tables.0")) == 3 and len(logical.plan.shards_of("tables.1")) == 2
         batches = [(ids(4, size, seed=rank),) for rank, size in enumerate(SIZES)]
         assert differences(logical, run_placed(logical, config, SimulatedWorld(Topology(1, 4)), batches), batches) == []
 
@@ -269,6 +270,20 @@ def test_a_key_that_contradicts_the_plan(asked: dict[str, Any], message: str, tm
     with pytest.raises(PlanError, match=message):
         config = settings(partition=partition, placement=asked, towers={"module": "none"})
         towered(Flat(cat), (ids(4, 5),), "1x2", config)
+
+
+def test_rows_by_modulo_or_on_another_host_are_refused_where_ranks_are_filled(tmp_path: Path) -> None:
+    config = plan_file(tmp_path / "p.json", strategy="row_wise")
+    plan = json.loads((tmp_path / "p.json").read_text())
+    plan["table_splits"]["tables.1"]["ranges"] = [
+        {"lane": 0, "first": 0, "end": ROWS, "step": 2},
+        {"lane": 1, "first": 1, "end": ROWS, "step": 2},
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(plan))
+    logical = towered(Flat(cat), (ids(4, 5),), "1x2", config)
+    assert logical.plan.shard("tables.1[rows 1:10:2]").step == 2
+    with pytest.raises(PlanError, match=r"tables\.1\[rows 0:9:2\] 2 rows apart.* can be planned but not looked up yet"):
+        place(logical, config, Topology(1, 2), 0)
 
 
 def test_overrides_name_tables_of_the_model_and_memory_suffices() -> None:

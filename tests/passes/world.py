@@ -107,10 +107,10 @@ def differences(logical: TowerModel, placed: list[Step], batches: Sequence[tuple
     for name, gradient in expected.dense.items():
         parts = [step.dense[name] for step in placed if name in step.dense]
         compare(name, torch.stack(parts).sum(0) / len(placed), gradient)
-    held = [(logical.plan.part(name), values) for step in placed for name, values in step.tables.items()]
+    held = [(logical.plan.shard(name), values) for step in placed for name, values in step.tables.items()]
     for table, gradient in expected.tables.items():
-        compare(table, assembled({part: values for part, values in held if part.table.name == table}), gradient)
-    assert len({part for part, _ in held}) == len(held), "two ranks hold the same part"
+        compare(table, assembled({shard: values for shard, values in held if shard.table.name == table}), gradient)
+    assert len({shard for shard, _ in held}) == len(held), "two ranks hold the same shard"
     return wrong
 
 

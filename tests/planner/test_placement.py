@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dmt_plugin.core.errors import ConfigError
-from dmt_plugin.plan.tables import TablePart, check_places, parts_of
+from dmt_plugin.plan.tables import TableShard, check_places, shards_of
 from dmt_plugin.plan.tower_plan import TableSpec
 from dmt_plugin.planner import PlacementRules, TablePlacement, place_tables, towers_to_hosts
 from dmt_plugin.planner.balance import spread
@@ -64,22 +64,22 @@ RULES = st.builds(
 )
 
 
-def parts_by_lane(uses: list[TableUse], placed: TablePlacement) -> dict[int, list[tuple[TableUse, TablePart]]]:
-    found: dict[int, list[tuple[TableUse, TablePart]]] = {}
+def shards_by_lane(uses: list[TableUse], placed: TablePlacement) -> dict[int, list[tuple[TableUse, TableShard]]]:
+    found: dict[int, list[tuple[TableUse, TableShard]]] = {}
     for u in uses:
         name = u.table.name
-        for part in parts_of(u.table, placed.lanes.get(name), placed.splits.get(name)):
-            found.setdefault(part.lane, []).append((u, part))
+        for shard in shards_of(u.table, 0, placed.lanes.get(name), placed.splits.get(name)):
+            found.setdefault(shard.lane, []).append((u, shard))
     return found
 
 
 def loads(uses: list[TableUse], placed: TablePlacement, lanes: int) -> list[Load]:
-    held = parts_by_lane(uses, placed)
+    held = shards_by_lane(uses, placed)
     result = []
     for lane in range(lanes):
         own = Load()
-        for u, part in held.get(lane, []):
-            own = own + MODEL.load(u, part)
+        for u, shard in held.get(lane, []):
+            own = own + MODEL.load(u, shard)
         result.append(own)
     return result
 
@@ -103,7 +103,7 @@ def test_every_entry_of_every_table_once_and_no_rank_too_full(model: Any, rules:
                     return
             raise AssertionError("there was room") from error
         return
-    check_places([u.table for u in uses], placed.lanes, placed.splits, lanes)
+    check_places([u.table for u in uses], placed.lanes, placed.splits, host_of, topology)
     assert place_tables(uses[::-1], host_of, topology, rules, MODEL) == placed
     for host in range(topology.hosts):
         mine = [u for u in uses if host_of[u.table.name] == host]
@@ -127,7 +127,7 @@ def test_whole_tables_are_within_the_bounds_of_longest_first(model: Any) -> None
     for host in range(topology.hosts):
         mine = [u for u in uses if host_of[u.table.name] == host]
         costs = [MODEL.cost(load) for load in loads(mine, placed, lanes)]
-        dearest = max((MODEL.cost(MODEL.load(u, parts_of(u.table, 0, None)[0])) for u in mine), default=0)
+        dearest = max((MODEL.cost(MODEL.load(u, shards_of(u.table, 0, 0, None)[0])) for u in mine), default=0)
         assert max(costs) <= sum(costs) / lanes + dearest + 1e-6
 
 
@@ -251,14 +251,14 @@ def test_too_little_memory(uses: list[TableUse], rules: dict[str, Any], parts: l
 
 
 @given(st.sampled_from(["sgd", "adagrad", "rowwise_adagrad"]), st.integers(2, 9), st.integers(1, 30))
-def test_parts_of_a_table_carry_what_the_table_does(optimizer: str, lanes: int, ids: int) -> None:
+def test_shards_of_a_table_carry_what_the_table_does(optimizer: str, lanes: int, ids: int) -> None:
     assume(lanes <= 8)
     model = CostModel(optimizer)
     u = use("t", 40, 32, ids)
-    whole = model.load(u, parts_of(u.table, 0, None)[0])
+    whole = model.load(u, shards_of(u.table, 0, 0, None)[0])
     for kind in ("row_wise", "column_wise"):
         split = at_host([u], lanes, strategy=kind).splits["t"]
-        loads = [model.load(u, part) for part in parts_of(u.table, None, split)]
+        loads = [model.load(u, shard) for shard in shards_of(u.table, 0, None, split)]
         if kind == "row_wise":
             assert sum(x.lookups for x in loads) == pytest.approx(whole.lookups)
             assert {x.width for x in loads} == {whole.width}
