@@ -234,8 +234,8 @@ class TowerPlan:
                 f"tables without a feature: {sorted(tables - used)}; tables that features use but the plan lacks: "
                 f"{sorted(used - tables)}. Make the plan again for this model."
             )
-        homes = {t.name: self.host_of_table(t.name) for t in self.tables}
-        check_places(self.tables, self.table_lanes, self.table_splits, homes, topology)
+        host_of = {t.name: self.host_of_table(t.name) for t in self.tables}
+        check_places(self.tables, self.table_lanes, self.table_splits, host_of, topology)
         absent = sorted(set(self.overrides) - set(range(len(self.towers))))
         if absent:
             raise PlanError(
