@@ -216,23 +216,49 @@ def test_a_model_with_randomness_in_eval_mode_is_found_out() -> None:
     assert transform(Random(), (ids(6, 64),), off)(ids(6, 4)).shape == (4, 1)
 
 
+LARGEST = torch.finfo(torch.float32).max
+
+
+class Returns(nn.Module):
+    """Gives its input with another first entry, and whatever else it is made with."""
+
+    def __init__(self, first: float, *others: Any, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.first, self.others, self.dtype = first, others, dtype
+
+    def forward(self, x: torch.Tensor) -> Any:
+        out = x.clone()
+        out[0] = self.first
+        return out.to(self.dtype), *self.others
+
+
+ON_ONES = dmt_plugin.ExampleBatch((torch.ones(3),))
+
+
 @pytest.mark.parametrize("broken", [0.0, float("nan"), float("inf")])
 def test_a_wrong_rewrite_is_found_out(broken: float) -> None:
-    class Same(nn.Module):
-        def __init__(self, first: float) -> None:
-            super().__init__()
-            self.first = first
+    check_same_outputs(Returns(broken), Returns(broken), ON_ONES, "nothing")
+    for other in (1.0, 0.0 if broken else float("nan"), LARGEST, -LARGEST):
+        with pytest.raises(TransformError, match=r"DMT402 error.*the rewrite changed the outputs") as caught:
+            check_same_outputs(Returns(broken), Returns(other), ON_ONES, "the rewrite")
+        assert "this is a defect of the compiler" in only(caught.value.findings, "DMT402").hint
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out = x.clone()
-            out[0] = self.first
-            return out
 
-    example = dmt_plugin.ExampleBatch((torch.ones(3),))
-    check_same_outputs(Same(broken), Same(broken), example, "nothing")
-    for other in (1.0, 0.0 if broken else float("nan")):
-        with pytest.raises(TransformError, match=r"DMT402 error.*the rewrite changed the outputs"):
-            check_same_outputs(Same(broken), Same(other), example, "the rewrite")
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (Returns(0.0, 1, None, dtype=torch.float64), "torch.float32, then torch.float64"),
+        (Returns(0.0, 2, None), "1, then 2"),
+        (Returns(0.0, True, None), "1, then True"),
+        (Returns(0.0, 1, torch.ones(1)), "None, then a tensor"),
+        (Returns(0.0, 1), "3 values in a tuple, then 2 in a tuple"),
+        (Returns(0.25, 1, None), "largest difference 0.25"),
+    ],
+)
+def test_a_rewrite_that_returns_something_else_is_found_out(other: nn.Module, words: str) -> None:
+    check_same_outputs(Returns(0.0, 1, None), Returns(0.0, 1, None), ON_ONES, "nothing")
+    with pytest.raises(TransformError, match=rf"the rewrite changed the outputs .*\({words}\)"):
+        check_same_outputs(Returns(0.0, 1, None), other, ON_ONES, "the rewrite")
 
 
 # -- the result ------------------------------------------------------------------------------

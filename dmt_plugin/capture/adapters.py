@@ -12,8 +12,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +22,11 @@ from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import ExampleBatch
 from dmt_plugin.capture.source_lines import refusal
+from dmt_plugin.core.equality import differences
 from dmt_plugin.core.findings import Finding
+from dmt_plugin.core.modes import left_as_it_was
 
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,13 +173,10 @@ def _require_same_results(model: nn.Module, followed: nn.Module, example: Exampl
     if spec != other_spec:
         raise _wrong(path, f"with the adapter the model returns {other_spec} instead of {spec}", hint)
     for i, (a, b) in enumerate(zip(outputs, others, strict=True)):
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype:
-            if not torch.equal(a.nan_to_num(), b.nan_to_num()) or not torch.equal(a.isnan(), b.isnan()):
-                worst = float((a.double() - b.double()).nan_to_num().abs().max())
-                reason = f"with the adapter output {i} differs by up to {worst:.3g} on the example batch"
-                raise _wrong(path, reason, hint)
-        elif isinstance(a, Tensor) or isinstance(b, Tensor) or a != b:
-            raise _wrong(path, f"with the adapter output {i} has another shape or type on the example batch", hint)
+        for difference in differences(a, b):
+            largest = difference.largest
+            how = "has another shape or type" if largest is None else f"differs by up to {largest:.3g}"
+            raise _wrong(path, f"with the adapter output {i} {how} on the example batch", hint)
     for name, gradient in gradients.items():
         other = other_gradients[name]
         if (gradient is None) != (other is None):
@@ -193,8 +190,7 @@ def _require_same_results(model: nn.Module, followed: nn.Module, example: Exampl
 
 def _results(model: nn.Module, example: ExampleBatch) -> tuple[list[Any], Any, dict[str, Tensor | None]]:
     """Outputs in eval mode, how they are nested, and the gradient of each parameter; nothing of the model changes."""
-    with _untouched(model), torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(_SEED)
+    with left_as_it_was(model, training=False), torch.enable_grad():
         leaves, spec = pytree.tree_flatten(model(*example.args, **example.kwargs))
         differentiable = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -204,18 +200,3 @@ def _results(model: nn.Module, example: ExampleBatch) -> tuple[list[Any], Any, d
             gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     plain = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return plain, spec, dict(zip(named, gradients, strict=True))
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    states = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in states:
-            module.training = training
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)

@@ -11,8 +11,7 @@ same random numbers, and every value that carries a common name is compared:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,36 +19,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import ExampleBatch, GraphModel
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit; a NaN equals a NaN only."""
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        a, b = (t.detach().to_dense() if t.is_sparse else t.detach() for t in (a, b))
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if a.is_floating_point():
-            return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
-        return torch.equal(a, b)
-    return type(a) is type(b) and bool(a == b)
-
-
-@contextmanager
-def left_as_it_is(model: nn.Module, training: bool) -> Iterator[None]:
-    """Runs in one mode, with fixed random numbers; buffers and modes are put back."""
-    states = {n: b.clone() for n, b in model.named_buffers()}
-    modes = [(m, m.training) for m in model.modules()]
-    model.train(training)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, was in modes:
-            module.training = was
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(states[name])
+from dmt_plugin.core.equality import same
+from dmt_plugin.core.modes import left_as_it_was
 
 
 def loss_of(outputs: Any) -> Tensor | None:
@@ -102,7 +73,7 @@ def first_value(before: GraphModel, after: GraphModel, example: ExampleBatch, tr
             differing.append(node)
 
     for model, see in ((before, keep), (after, compare)):
-        with left_as_it_is(model, training), torch.no_grad():
+        with left_as_it_was(model, training), torch.no_grad():
             _run(model, example, see)
     return differing[0] if differing else None
 
@@ -119,7 +90,7 @@ def first_gradient(before: GraphModel, after: GraphModel, example: ExampleBatch,
                 values[node.name] = value
 
         model.zero_grad()
-        with left_as_it_is(model, training):
+        with left_as_it_was(model, training):
             loss = loss_of(_run(model, example, keep))
             if loss is not None:
                 loss.backward()
@@ -145,7 +116,7 @@ def first_layer(model: nn.Module, captured: GraphModel, example: ExampleBatch, t
         for path, seen in calls.items()
     ]
     try:
-        with left_as_it_is(model, training), torch.no_grad():
+        with left_as_it_was(model, training), torch.no_grad():
             args, kwargs = copy.deepcopy((example.args, example.kwargs))
             model(*args, **kwargs)
     finally:
@@ -160,6 +131,6 @@ def first_layer(model: nn.Module, captured: GraphModel, example: ExampleBatch, t
             if isinstance(value, Tensor) and isinstance(expected, Tensor) and not same(expected, value):
                 differing.append(node)
 
-    with left_as_it_is(captured, training), torch.no_grad():
+    with left_as_it_was(captured, training), torch.no_grad():
         _run(captured, example, compare)
     return differing[0] if differing else None

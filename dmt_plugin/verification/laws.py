@@ -19,19 +19,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import ExampleBatch, GraphModel, capture
 from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.equality import differences, same, say_differences
 from dmt_plugin.core.errors import CaptureError, ConfigError, TransformError
+from dmt_plugin.core.modes import left_as_it_was
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.same_outputs import can_run
 from dmt_plugin.passes.logical.insert_towers import TOWERS
 from dmt_plugin.topology.shape import Topology
-from dmt_plugin.verification.bisect import first_gradient, first_layer, first_value, left_as_it_is, loss_of, same
+from dmt_plugin.verification.bisect import first_gradient, first_layer, first_value, loss_of
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,12 @@ def _captured_laws(model: nn.Module, example: ExampleBatch) -> Iterator[Verdict]
     for training in (False, True):
         expected, found = (_outputs(m, example, training) for m in (model, captured))
         law = f"the captured graph is the model ({_mode(training)} mode)"
-        if _equal(expected, found):
-            yield Verdict(law, True, _worst(expected, found))
+        detail = say_differences(changed := differences(expected, found))
+        if not changed:
+            yield Verdict(law, True, detail)
         else:
             node = first_layer(model, captured, example, training)
-            yield _broken(law, _worst(expected, found), node, "in an operation outside layers")
+            yield _broken(law, detail, node, "in an operation outside layers")
 
 
 def _preserving_laws(
@@ -108,11 +110,12 @@ def _preserving_laws(
     for training in (False, True):
         (expected, wanted), (found, given) = (_gradients(m, example, training) for m in (model, towers))
         law = f"pass-through towers keep outputs ({_mode(training)} mode)"
-        if _equal(expected, found):
-            yield Verdict(law, True, _worst(expected, found))
+        detail = say_differences(changed := differences(expected, found))
+        if not changed:
+            yield Verdict(law, True, detail)
         else:
             node = first_value(captured, towers, example, training)
-            yield _broken(law, _worst(expected, found), node, "in no node that both graphs have")
+            yield _broken(law, detail, node, "in no node that both graphs have")
         law = f"pass-through towers keep every gradient ({_mode(training)} mode)"
         different = sorted(n for n in wanted.keys() | given.keys() if not same(wanted.get(n), given.get(n)))
         if not different:
@@ -141,7 +144,7 @@ def _tower_laws(model: nn.Module, towers: TowerModel, example: ExampleBatch) -> 
     before = _outputs(towers, example, False)
     for path in [n for n, _ in towers.named_modules() if n.startswith(f"{TOWERS}.") and n.count(".") == 2]:
         hook = towers.get_submodule(path).register_forward_hook(lambda module, args, out: out.flip(1))
-        changed = not _equal(before, _outputs(towers, example, False))
+        changed = not same(before, _outputs(towers, example, False))
         hook.remove()
         detail = "reversed outputs change the result" if changed else "reversed outputs do not change the result"
         yield Verdict(f"the streams of {path} are told apart", changed, detail)
@@ -151,34 +154,18 @@ def _mode(training: bool) -> str:
     return "train" if training else "eval"
 
 
-def _outputs(model: nn.Module | GraphModel, example: ExampleBatch, training: bool) -> list[Any]:
-    with left_as_it_is(model, training), torch.no_grad():
-        return pytree.tree_leaves(model(*example.args, **example.kwargs))
+def _outputs(model: nn.Module | GraphModel, example: ExampleBatch, training: bool) -> Any:
+    with left_as_it_was(model, training), torch.no_grad():
+        return model(*example.args, **example.kwargs)
 
 
-def _gradients(model: nn.Module, example: ExampleBatch, training: bool) -> tuple[list[Any], dict[str, Tensor]]:
+def _gradients(model: nn.Module, example: ExampleBatch, training: bool) -> tuple[Any, dict[str, Tensor]]:
     model.zero_grad()
-    with left_as_it_is(model, training):
+    with left_as_it_was(model, training):
         outputs = model(*example.args, **example.kwargs)
         loss = loss_of(outputs)
         if loss is not None:
             loss.backward()
     found = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return [o.detach() if isinstance(o, Tensor) else o for o in pytree.tree_leaves(outputs)], found
-
-
-def _equal(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-
-
-def _worst(a: list[Any], b: list[Any]) -> str:
-    if len(a) != len(b):
-        return f"{len(a)} outputs, then {len(b)}"
-    worst = 0.0
-    for x, y in zip(a, b, strict=True):
-        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.numel():
-            if x.shape != y.shape:
-                return f"shape {tuple(x.shape)}, then {tuple(y.shape)}"
-            worst = max(worst, float((x.detach().double() - y.detach().double()).abs().max()))
-    return f"largest difference {worst:.3g}"
+    return outputs, found

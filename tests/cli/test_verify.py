@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
+from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.passes.base import PassContext, PassResult
 from dmt_plugin.passes.logical.insert_towers import InsertTowers
+from dmt_plugin.topology.shape import Topology
+from dmt_plugin.verification.laws import check_laws
+from tests.zoo.models import ZOO
 
 runner = CliRunner()
 COMMAND = ["verify", "--model", "net.py:build", "--config", "ds.json"]
@@ -131,9 +136,23 @@ def test_a_capture_that_is_not_the_model_names_the_layer() -> None:
     assert first_layer(model, captured, example, False) is second
 
 
-def test_a_nan_is_equal_to_a_nan_only() -> None:
-    from dmt_plugin.verification.bisect import same
+def test_random_numbers_are_left_as_they_were(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU and on both of two accelerators, which are seeded with it."""
+    states = {0: 0, 1: 0}
+    seed = torch.manual_seed
 
-    nan, zero = torch.tensor([float("nan"), 1.0]), torch.tensor([0.0, 1.0])
-    assert same(nan, nan.clone()) and not same(nan, zero)
-    assert not same(torch.tensor([1]), torch.tensor([1.0]))
+    def seed_all(number: int) -> torch.Generator:
+        states.update(dict.fromkeys(states, number))
+        return seed(number)
+
+    model, batch = ZOO["deepfm"]()
+    example, states[0], states[1] = batch(4, 0), 7, 8
+    device = SimpleNamespace(
+        device_count=lambda: len(states), get_rng_state=states.get, set_rng_state=lambda s, i: states.update({i: s})
+    )
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: len(states))
+    monkeypatch.setattr(torch, "get_device_module", lambda _: device)
+    monkeypatch.setattr(torch, "manual_seed", seed_all)
+    before = torch.get_rng_state()
+    assert all(verdict.holds for verdict in check_laws(model, example, DMTConfig(), Topology(2, 1)))
+    assert states == {0: 7, 1: 8} and torch.equal(torch.get_rng_state(), before)
