@@ -119,7 +119,8 @@ def test_operators_that_did_not_load_are_noticed(installed, monkeypatch):
 
 def test_import_is_light():
     code = (
-        "import sys, dmt_plugin.core.versions as p; p.check_pairing(); print({'torch', 'fbgemm_gpu'} & set(sys.modules))"
+        "import sys, dmt_plugin.core.versions as p; p.check_pairing(); "
+        "print({'torch', 'fbgemm_gpu'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
