@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.formats import FORMATS, Format
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.codecs import codec_of
 from dmt_plugin.comm.wire.transport import Arrived, Group, Pending, Phase
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns, split_streams
@@ -157,13 +157,13 @@ def _exchanges(sizes: Sizes, device: torch.device, dtype: str) -> Iterator[list[
         x = _rows((rows[group] * batch, own), dtype, device)
         together = []
         for wire_format in FORMATS:
-            exchange = RowExchange(title, group, own, widths, (wire_format, wire_format))
+            exchange = OutputDist(title, group, own, widths, (wire_format, wire_format))
             exchange.bind(wire)
             together.append(_differentiated(f"{title}, {wire_format}", dtype, _exchanged(exchange, layout), [x]))
         yield together
 
 
-def _exchanged(exchange: RowExchange, layout: BatchLayout) -> Callable[[Tensor], Any]:
+def _exchanged(exchange: OutputDist, layout: BatchLayout) -> Callable[[Tensor], Any]:
     return lambda x: exchange(x, layout)
 
 

@@ -100,7 +100,7 @@ MOVED = {
 }
 """Old module -> the one that has its names, both inside the package."""
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"IndexExchange": "InputDist", "RowExchange": "OutputDist", "TablePart": "TableShard"}
 """Old name -> new name of what is pickled, or named in documentation."""
 
 

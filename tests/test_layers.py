@@ -58,6 +58,7 @@ ALLOWED: dict[str, set[str]] = {
 
 LATE = {
     "dmt_plugin": "public names are imported on first use, so that the command line starts without torch",
+    "dmt_plugin.checkpoint": "public names are imported on first use, so that a manifest is read without torch",
 }
 """Files that may import others of ours late, with the reason."""
 
@@ -75,8 +76,6 @@ PENDING = {
     "dmt_plugin.cli.partition_inputs",
     "dmt_plugin.cli.report",
     "dmt_plugin.cli.verify",
-    "dmt_plugin.comm.input_dist.input_dist",
-    "dmt_plugin.comm.sums",
     "dmt_plugin.comm.wire.transport",
     "dmt_plugin.doctor.__main__",
     "dmt_plugin.doctor.ranks",
@@ -92,11 +91,6 @@ PENDING = {
     "dmt_plugin.model.dense_compile",
     "dmt_plugin.model.flat_state",
     "dmt_plugin.model.logical",
-    "dmt_plugin.nn.lookup.backends",
-    "dmt_plugin.nn.lookup.fbgemm",
-    "dmt_plugin.nn.lookup.plain_torch",
-    "dmt_plugin.nn.lookup.site",
-    "dmt_plugin.nn.lookup.site_ids",
     "dmt_plugin.partitioner.exact",
     "dmt_plugin.partitioner.feasible",
     "dmt_plugin.partitioner.files",

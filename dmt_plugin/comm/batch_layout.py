@@ -1,6 +1,6 @@
-"""Batch sizes behind the rows of a rank after index distribution.
+"""Batch sizes behind the rows of a rank after input distribution.
 
-Index distribution brings the ids of many ranks' samples to one rank, which then holds one row per sample,
+Input distribution brings the ids of many ranks' samples to one rank, which then holds one row per sample,
 sorted by the source's (lane, host). Every later exchange only needs to know how many rows each source
 contributed:
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """Rank-local knowledge of the batch sizes after index distribution.
+    """Rank-local knowledge of the batch sizes after input distribution.
 
     Attributes:
         own: batch size ``B`` of this rank.
@@ -30,7 +30,7 @@ class BatchLayout:
 
     @property
     def rows(self) -> int:
-        """Rows this rank holds after index distribution: the sum over all source ranks."""
+        """Rows this rank holds after input distribution: the sum over all source ranks."""
         return sum(sum(block) for block in self.blocks)
 
     def rows_of_lane(self, lane: int) -> int:

@@ -1,6 +1,7 @@
-"""Names and sizes of the wire formats; ``comm.codecs`` implements them.
+"""Wire formats: in which type the entries of a row travel between ranks, and how many bytes a row then takes.
 
-Apart from the codecs because the configuration and the cost formula need no torch.
+:mod:`dmt_plugin.comm.wire.codecs` turns tensors into them and back. Names and sizes are apart from that because the
+configuration and the cost formula need no torch.
 """
 
 from __future__ import annotations

@@ -15,14 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.comm.wire.transport import Transport
 
 
 def bytes_sent(entries: int, element: int, hosts: int, lanes: int) -> tuple[int, int]:
@@ -75,10 +73,10 @@ class HierarchicalSum:
             ExchangeError: a rank of the host is gone.
         """
         if self._lanes > 1 and self._hosts == 1:
-            with self._told("could not start"):
+            with self._reported("could not start"):
                 self._work = dist.all_reduce(self._buffer, group=self._lanes_group, async_op=True)
         elif self._lanes > 1:
-            with self._told("could not start"):
+            with self._reported("could not start"):
                 self._work = dist.all_to_all_single(
                     self._received, self._buffer, group=self._lanes_group, async_op=True
                 )
@@ -101,7 +99,7 @@ class HierarchicalSum:
         if self._lanes > 1:
             self._wait()
             self._own = self._received.view(self._lanes, self._part).sum(0)
-        with self._told("could not start"):
+        with self._reported("could not start"):
             self._work = dist.all_reduce(self._own, group=self._peers_group, async_op=True)
 
     def finish(self) -> Tensor:
@@ -116,7 +114,7 @@ class HierarchicalSum:
             return self.entries
         if self._lanes == 1:
             return self._own[: self.entries.numel()]
-        with self._told("could not start"):
+        with self._reported("could not start"):
             self._work = dist.all_gather_single(self._received, self._own, group=self._lanes_group, async_op=True)
         self._wait()
         return self._received[: self.entries.numel()]
@@ -124,14 +122,14 @@ class HierarchicalSum:
     def _wait(self) -> None:
         work, self._work = self._work, None
         assert work is not None
-        with self._told("did not finish"):
+        with self._reported("did not finish"):
             if self._transport.device.type == "cpu":
                 work.wait(timedelta(seconds=self._transport.timeout_s))
             else:
                 work.wait()  # with a limit it would block the host; the group has its own
 
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _reported(self, what: str) -> Iterator[None]:
         """Turns what the backend raises into the error of an exchange."""
         try:
             yield

@@ -177,7 +177,7 @@ class CommConfig(Section):
         return self.micro_blocks
 
     def formats_of(self, group: Literal["peers", "lanes", "world"]) -> tuple[Format, Format]:
-        """Wire formats, forward and backward, of the row exchange in a group; "world" crosses hosts."""
+        """Wire formats, forward and backward, of the output distribution in a group; "world" crosses hosts."""
         if group == "lanes":
             return self.intra_dtype, gradient_format(self.intra_dtype, self.intra_grad_dtype)
         return self.peer_dtype, gradient_format(self.peer_dtype, self.peer_grad_dtype)

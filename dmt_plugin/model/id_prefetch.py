@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dmt_plugin.comm.input_dist.input_dist import IndexExchange, RoutedIds
+from dmt_plugin.comm.input_dist.input_dist import InputDist, RoutedIds
 from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.passes.ops.batch_rows import writes_input
 from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META, EXCHANGES
@@ -37,14 +37,14 @@ class IdPrefetcher:
 
     Args:
         graph_module: the placed graph.
-        exchange: its index exchange.
+        exchange: its input distribution.
         transport: a wire that nothing else uses.
 
     Attributes:
         possible: False where reading the ids changes the batch in place, so that it cannot be done early.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, exchange: IndexExchange, transport: Transport) -> None:
+    def __init__(self, graph_module: fx.GraphModule, exchange: InputDist, transport: Transport) -> None:
         graph_module.add_submodule(_ARRIVED, exchange.arrived)
         self._exchange, self._transport = exchange, transport
         self._graph_module = graph_module
@@ -179,7 +179,7 @@ def _mark(value: Any) -> Any:
 
 
 def _ends(nodes: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node]:
-    """Start and wait of the index exchange."""
+    """Start and wait of the input distribution."""
     start, wait = (n for n in nodes if n.meta.get(EXCHANGE_META) == "index")
     return start, wait
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, InputBinder, graph_module_over
-from dmt_plugin.comm.input_dist.input_dist import IndexExchange
+from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.wire.transport import Transport, Wire
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError
@@ -140,7 +140,7 @@ class PlacedModel(GraphModel):
             transport: a wire over groups that nothing else uses.
         """
         index = self.placement.exchanges["index"]
-        assert isinstance(index, IndexExchange)
+        assert isinstance(index, InputDist)
         prefetcher = IdPrefetcher(self.__dict__["graph_module"], index, transport)
         self._keep(prefetcher=prefetcher)
         return prefetcher

@@ -70,7 +70,7 @@ def exchange_costs(
         batch: samples per rank.
         route: ``"hierarchical"`` or ``"flat"``.
         mean_ids: ids per sample of the features without a fixed number; 1 where not given.
-        formats: for each row exchange (``"lanes"``, ``"peers"``, ``"world"``) its wire formats, forward and
+        formats: for each output distribution (``"lanes"``, ``"peers"``, ``"world"``) its wire formats, forward and
             backward; fp32 where not given.
     """
     wire = 4 if all(slot.rows <= 2**31 for slot in slots) else 8

@@ -84,7 +84,7 @@ class CostModel:
 
     Attributes:
         optimizer: update rule of the tables.
-        members: ranks that a row exchange is between (``L``, or ``G`` on the flat route).
+        members: ranks that an output distribution is between (``L``, or ``G`` on the flat route).
         formats: its wire formats, forward and backward.
     """
 

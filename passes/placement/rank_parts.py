@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.comm.input_dist.input_dist import Route
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.nn.lookup.site import LookupSite
 from dmt_plugin.planner.load import LaneLoad
 
@@ -68,7 +68,7 @@ class Placement:
     def compute_in(self, dtype: torch.dtype) -> None:
         """Say in which dtype rows travel between ranks, where their wire format leaves them as they are."""
         for exchange in self.exchanges.values():
-            if isinstance(exchange, RowExchange):
+            if isinstance(exchange, OutputDist):
                 exchange.compute_in(dtype)
 
 

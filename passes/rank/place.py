@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from dmt_plugin.comm.input_dist.input_dist import IndexExchange
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.input_dist.input_dist import InputDist
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.transport import Group
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
@@ -89,7 +89,7 @@ class Place(GraphPass):
 
     def _distribute(self) -> tuple[fx.Node, fx.Node]:
         slots = slots_of(self.ctx.lookups, self.plan)
-        exchange = IndexExchange([s for s, _ in slots.values()], self.topology, self.rank, self.ctx.config.comm.route)
+        exchange = InputDist([s for s, _ in slots.values()], self.topology, self.rank, self.ctx.config.comm.route)
         keys = list(slots)
         self.slot_by_key = {keys[slot]: i for i, slot in enumerate(exchange.owned)}
         self.placement.slots = tuple(slot for slot, _ in slots.values())
@@ -227,8 +227,8 @@ class Place(GraphPass):
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)
         self.placement.exchanges[name] = exchange
 
-    def _rows(self, group: Group, own: int, widths: Sequence[int]) -> RowExchange:
-        return RowExchange(group, group, own, widths, self.ctx.config.comm.formats_of(group))
+    def _rows(self, group: Group, own: int, widths: Sequence[int]) -> OutputDist:
+        return OutputDist(group, group, own, widths, self.ctx.config.comm.formats_of(group))
 
     def _exchange(self, name: str, args: tuple[Any, ...], arrives: str) -> fx.Node:
         start = self.graph.call_module(f"{EXCHANGES}.{name}.start", args)

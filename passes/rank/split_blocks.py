@@ -26,7 +26,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from dmt_plugin.comm.input_dist.input_dist import IndexExchange
+from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.logical.insert_towers import tower_number
@@ -68,7 +68,7 @@ class SplitBlocks(GraphPass):
         self.order = list(self.graph.nodes)
         before = len(self.order)
         index = self.placement.exchanges["index"]
-        assert isinstance(index, IndexExchange)
+        assert isinstance(index, InputDist)
         index.sort_by_blocks(self.blocks)
         self.constants = self._constants()
         start = next(n for n in self.order if _is_row_exchange(n, ".start"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.nn.graph_ops import pick_columns
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
@@ -62,7 +62,7 @@ class TowersFirst(GraphPass):
         if not isinstance(wait, fx.Node) or wait.meta.get(EXCHANGE_META) != "lanes" or len(wait.users) > 1:
             return False
         exchange = self.placement.exchanges["lanes"]
-        assert isinstance(exchange, RowExchange) and isinstance(tower.per_feature, nn.Linear)
+        assert isinstance(exchange, OutputDist) and isinstance(tower.per_feature, nn.Linear)
         (start,) = wait.all_input_nodes
         rows, layout = start.args
         places: Any = call.args[1]
@@ -78,7 +78,7 @@ class TowersFirst(GraphPass):
         wait.meta[SHAPE_META] = picked.meta[SHAPE_META]
         call.replace_all_uses_with(picked)
         graph.erase_node(call)
-        smaller = RowExchange(
+        smaller = OutputDist(
             exchange.name, exchange.group, exchange.send_width // width * out,
             [own // width * out for own in exchange.recv_widths], exchange.formats,
         )  # fmt: skip

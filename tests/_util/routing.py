@@ -1,4 +1,4 @@
-"""Cases for index distribution, lookup and row exchange together, with a single-process oracle.
+"""Cases for input distribution, lookup and output distribution together, with a single-process oracle.
 
 A case says what every rank has (batch sizes) and what the model has (features and where their tables are). Ids,
 tables and output gradients follow from it by seeds, so ranks in other processes can make them too. All numbers are
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
-from dmt_plugin.comm.input_dist.input_dist import IndexExchange
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.input_dist.input_dist import InputDist
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.nn.lookup.site import LookupSite
 from dmt_plugin.topology.shape import Topology
@@ -137,7 +137,7 @@ class RankProgram:
     ) -> None:
         self.case, self.wire, self.rank, self.route = case, wire, wire.rank, route
         topology = case.topology
-        self.index = IndexExchange(case.slots, topology, self.rank, route)  # type: ignore[arg-type]
+        self.index = InputDist(case.slots, topology, self.rank, route)  # type: ignore[arg-type]
         owned = {slot: position for position, slot in enumerate(self.index.owned)}
         sites = []
         for n, (i, (name, _, dim)) in enumerate(case.sites_of(self.rank)):
@@ -152,12 +152,12 @@ class RankProgram:
             of_lanes = [width(topology.rank_of(host, j)) for j in range(case.lanes)]
             of_hosts = [sum(width(topology.rank_of(h, j)) for j in range(case.lanes)) for h in range(case.hosts)]
             self.exchanges = [
-                RowExchange("intra", "lanes", width(self.rank), of_lanes, formats),
-                RowExchange("peer", "peers", sum(of_lanes), of_hosts, formats),
+                OutputDist("intra", "lanes", width(self.rank), of_lanes, formats),
+                OutputDist("peer", "peers", sum(of_lanes), of_hosts, formats),
             ]
         else:
             everyone = [width(r) for r in range(topology.world_size)]
-            self.exchanges = [RowExchange("rows", "world", width(self.rank), everyone, formats)]
+            self.exchanges = [OutputDist("rows", "world", width(self.rank), everyone, formats)]
         self.index.bind(wire)
         for exchange in self.exchanges:
             exchange.bind(wire)

@@ -1,4 +1,4 @@
-"""Index distribution, lookup and row exchange over many topologies, against a single process."""
+"""Input distribution, lookup and output distribution over many topologies, against a single process."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.model.logical import TowerModel
@@ -62,14 +62,14 @@ def test_which_towers_run_first() -> None:
         graph = _graph(0, 8, "2x2", towers=dlrm, comm={"micro_blocks": blocks})
         assert _tower_is_first(graph)
         lanes = graph.placement.exchanges["lanes"]
-        assert isinstance(lanes, RowExchange)
+        assert isinstance(lanes, OutputDist)
         # Two features a lane, each of width 4 in the table and 2 behind the tower.
         assert (lanes.send_width, lanes.recv_widths) == (4, (4, 4))
     for towers in ({**dlrm, "p": 1}, {**dlrm, "count": 4}, {"module": "dcn"}):
         graph = _graph(0, 8, "2x2", towers=towers)
         assert not _tower_is_first(graph)
         lanes = graph.placement.exchanges["lanes"]
-        assert isinstance(lanes, RowExchange) and lanes.send_width == 2 * WIDTH
+        assert isinstance(lanes, OutputDist) and lanes.send_width == 2 * WIDTH
 
 
 def test_all_lanes_of_a_host_agree() -> None:
@@ -79,7 +79,7 @@ def test_all_lanes_of_a_host_agree() -> None:
     for rank in range(4):
         graph = _graph(rank, 5, "2x4", towers=towers)
         lanes = graph.placement.exchanges["lanes"]
-        assert isinstance(lanes, RowExchange)
+        assert isinstance(lanes, OutputDist)
         assert lanes.send_width == lanes.recv_widths[rank]
         widths.add(lanes.recv_widths)
     assert widths == {(2, 2, 2, 0)}

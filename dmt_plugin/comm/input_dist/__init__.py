@@ -1,1 +1,1 @@
-"""Input distribution: every rank's ids travel to the ranks that own the tables."""
+"""Input distribution: every rank's ids travel to the ranks that hold the tables (TorchRec's ``input_dist``)."""

@@ -1,9 +1,11 @@
-"""Check of a rank's ids at their source, before they are narrowed and sent.
+"""The first step of input distribution: a rank checks its own ids, then narrows them to what is sent.
+
+A slot is one stream of ids of the model. Its bags have a fixed number of ids (its hotness), or vary.
 
 1. put all fixed-hotness slots side by side, ``(B, sum of hotness)``, and all varying-bag slots behind each
    other;
 2. compare each with its tables' rows in one operation;
-3. bad input becomes a ``Fault`` for the headers, so that every rank learns of it;
+3. bad input becomes a ``Fault``, which travels in front of the ids, so that every rank learns of it;
 4. good ids are narrowed to the wire's integer type, and each slot gets its view.
 
 Mistakes of the calling code that are the same on every rank (a wrong number of slots, float ids) raise at

@@ -1,4 +1,4 @@
-"""One stage of index distribution: an all-to-all of id streams inside one group.
+"""One stage of input distribution: an all-to-all of id streams inside one group.
 
 What a member sends to another is not known to the receiver beforehand (batch sizes and bags vary), so a
 stage is:

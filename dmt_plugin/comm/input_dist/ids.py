@@ -128,7 +128,7 @@ def ids_from_bag_offsets(
         x: ``(n,)`` integer ids of all bags.
         offsets: ``(B,)`` start of each bag, or ``(B + 1,)`` with ``include_last_offset``.
         include_last_offset: the last entry of ``offsets`` is the end of the last bag. Where it is not the
-            number of ids, index distribution reports bad bag lengths.
+            number of ids, input distribution reports bad bag lengths.
         weights: ``(n,)`` weight per id, or None.
         padding_idx: id to drop from the bags.
     """

@@ -1,13 +1,14 @@
-"""Index distribution: every rank's ids travel to the ranks that own the tables.
+"""Input distribution: every rank's ids travel to the ranks that own the tables.
 
 Hierarchical route, on rank (host h, lane l):
 
 1. check the ids at their source, then narrow them to the wire's integer type;
 2. peers stage: the ids of a slot go to this lane's peer on the slot's host (headers, then ids; see
-   ``comm.id_stage``); what arrives is sorted by host;
+   :mod:`dmt_plugin.comm.input_dist.id_stage`); what arrives is sorted by host;
 3. lanes stage: that goes on to the lanes of the host that own a table of the slot; what arrives is sorted by
    (source lane, host), the order of ``BatchLayout``;
-4. where the batch is cut into micro-blocks (``comm.blocks``), that is sorted by (block, source lane, host).
+4. where the batch is cut into micro-blocks (:mod:`dmt_plugin.comm.micro_blocks`), that is sorted by (block, source
+   lane, host).
 
 The flat route has one stage over the world, from every rank straight to the owners, sorted by rank.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,7 @@ from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 from dmt_plugin.comm.micro_blocks import RowOrder, layouts_of
 from dmt_plugin.comm.wire.transport import Pending, Wire
 from dmt_plugin.core.errors import IdRangeError
-
-if TYPE_CHECKING:
-    from dmt_plugin.topology.shape import Topology
+from dmt_plugin.topology.shape import Topology
 
 Route = Literal["hierarchical", "flat"]
 
@@ -214,7 +213,7 @@ class _Arrived(nn.Module):
         return routed
 
 
-class IndexExchange(nn.Module):
+class InputDist(nn.Module):
     """Pair of graph nodes ``start(*ids) -> pending`` and ``wait(pending) -> RoutedIds``.
 
     ``start`` takes one ``FeatureIds`` per slot, in slot order. ``wait`` raises ``IdRangeError`` on every

@@ -1,7 +1,8 @@
-"""Differentiable all-to-all of rows (embeddings or tower outputs) between the ranks of a group.
+"""Output distribution: rows (embeddings or tower outputs) travel to the ranks whose samples they belong to.
 
-Rows are sorted by source (see ``comm.layout``), so what goes to one member is one contiguous slice of the
-input, and what comes from one member is one contiguous slice of the receive buffer:
+It is a differentiable all-to-all in a group of ranks: here rows cross from host to host, or from lane to lane. Rows
+are sorted by source (see :mod:`dmt_plugin.comm.batch_layout`), so what goes to one member is one contiguous slice of
+the input, and what comes from one member is one contiguous slice of the receive buffer:
 
 1. ``start`` reads off the splits from the batch layout, puts the rows into the wire format of the forward
    direction (fp32: the input's own storage), and starts the collective;
@@ -11,8 +12,8 @@ input, and what comes from one member is one contiguous slice of the receive buf
 4. in backward, ``start`` finishes it; what is received is the gradient of the input.
 
 The backward is the exact transpose of the moves of the forward: nothing is scaled, and rounding by a wire format
-(``comm.codecs``) counts as the identity. Whenever gradients are enabled it runs on every rank of the group, also on
-one whose input needs no gradient (a rank that owns no table): its peers wait for it.
+(:mod:`dmt_plugin.comm.wire.codecs`) counts as the identity. Whenever gradients are enabled it runs on every rank of the
+group, also on one whose input needs no gradient (a rank that owns no table): its peers wait for it.
 """
 
 from __future__ import annotations
@@ -243,7 +244,7 @@ class _Wait(nn.Module):
         return self.core.finish(pending)
 
 
-class RowExchange(nn.Module):
+class OutputDist(nn.Module):
     """Pair of graph nodes ``start(x, layout) -> pending`` and ``wait(pending) -> tuple of blocks``.
 
     ``start`` takes ``x`` of shape ``(rows, send_width)``; ``wait`` returns one block ``(rows_from_source,
@@ -260,7 +261,7 @@ class RowExchange(nn.Module):
         group: ``"lanes"``, ``"peers"`` or ``"world"``.
         send_width: columns of this rank's rows.
         recv_widths: columns of each source's rows, in group order.
-        formats: wire formats of the forward and the backward direction (``comm.codecs``).
+        formats: wire formats of the forward and the backward direction, from :mod:`dmt_plugin.comm.formats`.
     """
 
     def __init__(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from dmt_plugin.nn.lookup.fbgemm import FbgemmTables, refusals
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
 from dmt_plugin.nn.lookup.site import LookupSite, Rule, Tables
 
@@ -57,13 +58,11 @@ def make_backends(
     """
     if not sites:
         return []
-    if backend == "auto" and importlib.util.find_spec("fbgemm_gpu") is None:
+    if backend == "auto" and find_spec("fbgemm_gpu") is None:
         logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
         backend = "torch"
     if backend == "torch":
         return [TorchTables(sites, weights, rule, device)]
-    from dmt_plugin.nn.lookup.fbgemm import FbgemmTables, refusals
-
     refused = refusals(sites, rule.name)
     if refused and backend == "fbgemm":
         table, reason = next(iter(refused.items()))

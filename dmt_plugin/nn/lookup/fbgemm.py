@@ -16,19 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 from dmt_plugin.core.errors import DMTError
 from dmt_plugin.core.versions import import_fbgemm
 from dmt_plugin.nn.lookup.border import watched
+from dmt_plugin.nn.lookup.site import LookupSite, Rule
 from dmt_plugin.nn.lookup.site_ids import SiteIds, ids_of, joined
-
-if TYPE_CHECKING:
-    from dmt_plugin.comm.input_dist.input_dist import RoutedIds
-    from dmt_plugin.nn.lookup.site import LookupSite, Rule
 
 OPTIMIZERS = {
     "sgd": "EXACT_SGD",

@@ -9,17 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.nn.lookup.site import LookupSite, Rule
 from dmt_plugin.nn.lookup.site_ids import ids_of
-
-if TYPE_CHECKING:
-    from dmt_plugin.comm.input_dist.input_dist import RoutedIds
-    from dmt_plugin.nn.lookup.site import LookupSite, Rule
 
 
 class TorchTables:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 
 
 @dataclass(frozen=True)

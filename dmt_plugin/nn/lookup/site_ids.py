@@ -11,15 +11,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dmt_plugin.comm.input_dist.input_dist import RoutedIds
-    from dmt_plugin.nn.lookup.site import LookupSite
+from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.nn.lookup.site import LookupSite
 
 
 class SiteIds(NamedTuple):

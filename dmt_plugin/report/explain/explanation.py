@@ -22,7 +22,7 @@ from torch import fx, nn
 
 from dmt_plugin.capture import InputBinder, capture, graph_module_over
 from dmt_plugin.capture.inputs import batch_size_of, example_of
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, FindingsError, TransformError
@@ -297,7 +297,7 @@ def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[ExchangeCost
         placed.rank,
         batch,
         placement.route,
-        formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, RowExchange)},
+        formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, OutputDist)},
     )
 
 

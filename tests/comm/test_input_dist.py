@@ -1,4 +1,4 @@
-"""What index distribution promises besides the right rows: types, order, refusals, bytes."""
+"""What input distribution promises besides the right rows: types, order, refusals, bytes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot, ids_from_bag_2d, ids_from_embedding
-from dmt_plugin.comm.input_dist.input_dist import IndexExchange
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.input_dist.input_dist import InputDist
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.topology.shape import Topology
 from tests._util.routing import Case, Feature, make_ids
 from tests._util.simulated import SimulatedWorld
@@ -20,8 +20,8 @@ def ids(*values: int, hotness: int = 1) -> FeatureIds:
     return FeatureIds(torch.tensor(values), None, hotness, len(values) // hotness)
 
 
-def bound(slots: list[IdSlot], wire: Any, route: str = "hierarchical") -> IndexExchange:
-    exchange = IndexExchange(slots, wire.topology, wire.rank, route)  # type: ignore[arg-type]
+def bound(slots: list[IdSlot], wire: Any, route: str = "hierarchical") -> InputDist:
+    exchange = InputDist(slots, wire.topology, wire.rank, route)  # type: ignore[arg-type]
     exchange.bind(wire)
     return exchange
 
@@ -98,7 +98,7 @@ def test_bytes_follow_the_formula() -> None:
 
 
 def test_no_state() -> None:
-    exchange = IndexExchange([IdSlot("a", 5, 1, False, 0, (0,))], Topology(1, 1), 0)
+    exchange = InputDist([IdSlot("a", 5, 1, False, 0, (0,))], Topology(1, 1), 0)
     assert not exchange.state_dict() and not list(exchange.parameters())
     assert {name for name, _ in exchange.named_modules()} == {"", "start", "wait", "arrived"}
 
@@ -107,17 +107,17 @@ def test_misuse_is_named() -> None:
     topology = Topology(2, 2)
     good = IdSlot("a", 5, 1, False, 0, (0,))
     with pytest.raises(ValueError, match="at least one slot"):
-        IndexExchange([], topology, 0)
+        InputDist([], topology, 0)
     with pytest.raises(ValueError, match="host 2 does not exist"):
-        IndexExchange([IdSlot("a", 5, 1, False, 2, (0,))], topology, 0)
+        InputDist([IdSlot("a", 5, 1, False, 2, (0,))], topology, 0)
     with pytest.raises(ValueError, match=r"lanes \(2,\)"):
-        IndexExchange([IdSlot("a", 5, 1, False, 0, (2,))], topology, 0)
+        InputDist([IdSlot("a", 5, 1, False, 0, (2,))], topology, 0)
     with pytest.raises(ValueError, match="at least 1"):
-        IndexExchange([IdSlot("a", 5, 0, False, 0, (0,))], topology, 0)
+        InputDist([IdSlot("a", 5, 0, False, 0, (0,))], topology, 0)
     with pytest.raises(ValueError, match=r"dmt\.comm\.route"):
-        IndexExchange([good], topology, 0, "ring")  # type: ignore[arg-type]
+        InputDist([good], topology, 0, "ring")  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="bind"):
-        IndexExchange([good], topology, 0).start(ids(1))
+        InputDist([good], topology, 0).start(ids(1))
 
 
 def test_wrong_calls_are_named() -> None:
@@ -164,7 +164,7 @@ def test_start_and_wait_are_graph_nodes() -> None:
         root = torch.nn.Module()
         root.dmt_exchange = torch.nn.Module()
         root.dmt_exchange.index = bound(slots, wire)
-        root.dmt_exchange.rows = rows = RowExchange("rows", "lanes", 3, (3,))
+        root.dmt_exchange.rows = rows = OutputDist("rows", "lanes", 3, (3,))
         rows.bind(wire)
         graph = torch.fx.Graph()
         a, b = graph.placeholder("a"), graph.placeholder("b")

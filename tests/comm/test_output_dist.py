@@ -1,4 +1,4 @@
-"""Autograd of the row exchange in the simulation."""
+"""Autograd of output distribution in the simulation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.formats import FORMATS
-from dmt_plugin.comm.output_dist.output_dist import RowExchange
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.codecs import codec_of
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
@@ -20,8 +20,8 @@ PAIR = Topology(2, 1)
 LAYOUT = (BatchLayout(2, ((2, 1),)), BatchLayout(1, ((2, 1),)))
 
 
-def pair(wire: Any, widths: tuple[int, int] = (3, 2)) -> tuple[RowExchange, BatchLayout]:
-    exchange = RowExchange("rows", "peers", widths[wire.rank], widths)
+def pair(wire: Any, widths: tuple[int, int] = (3, 2)) -> tuple[OutputDist, BatchLayout]:
+    exchange = OutputDist("rows", "peers", widths[wire.rank], widths)
     exchange.bind(wire)
     return exchange, LAYOUT[wire.rank]
 
@@ -61,7 +61,7 @@ def test_wire_formats_change_rows_and_nothing_else(formats: tuple[Any, Any]) -> 
         x = torch.randn(3, widths[wire.rank], generator=generator)
         coded = x.clone().requires_grad_()
         expected_x = through(formats[0], x).requires_grad_()
-        exchanges = [RowExchange("rows", "peers", widths[wire.rank], widths, f) for f in (("fp32", "fp32"), formats)]
+        exchanges = [OutputDist("rows", "peers", widths[wire.rank], widths, f) for f in (("fp32", "fp32"), formats)]
         for exchange in exchanges:
             exchange.bind(wire)
         grads = [torch.randn(layout.own, width, generator=generator) for width in widths]
@@ -121,7 +121,7 @@ def test_two_exchanges_in_flight() -> None:
 
     def program(wire: Any) -> Any:
         exchange, layout = pair(wire)
-        other = RowExchange("other", "peers", exchange.send_width, exchange.recv_widths)
+        other = OutputDist("other", "peers", exchange.send_width, exchange.recv_widths)
         other.bind(wire)
         x = torch.ones(3, exchange.send_width, requires_grad=True)
         y = torch.ones(3, exchange.send_width, requires_grad=True)
@@ -152,7 +152,7 @@ def test_gradient_is_the_transpose_numerically() -> None:
 
 def test_zero_widths_and_zero_rows() -> None:
     def program(wire: Any) -> Any:
-        exchange = RowExchange("rows", "peers", (0, 2)[wire.rank], (0, 2))
+        exchange = OutputDist("rows", "peers", (0, 2)[wire.rank], (0, 2))
         exchange.bind(wire)
         x = torch.ones(3, exchange.send_width, requires_grad=True)
         torch.cat(exchange(x, LAYOUT[wire.rank]), 1).sum().backward()
@@ -164,7 +164,7 @@ def test_zero_widths_and_zero_rows() -> None:
 
 def test_group_of_one_is_the_identity() -> None:
     def program(wire: Any) -> Any:
-        exchange = RowExchange("rows", "lanes", 2, (2,))
+        exchange = OutputDist("rows", "lanes", 2, (2,))
         exchange.bind(wire)
         x = torch.ones(3, 2, requires_grad=True)
         (block,) = exchange(x, LAYOUT[wire.rank])
@@ -175,17 +175,17 @@ def test_group_of_one_is_the_identity() -> None:
 
 def test_misuse_is_named() -> None:
     with pytest.raises(ValueError, match="unknown group 'peer'"):
-        RowExchange("rows", "peer", 1, (1,))  # type: ignore[arg-type]
+        OutputDist("rows", "peer", 1, (1,))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown wire format 'fp8'"):
-        RowExchange("rows", "peers", 1, (1,), ("fp8", "fp32"))  # type: ignore[arg-type]
+        OutputDist("rows", "peers", 1, (1,), ("fp8", "fp32"))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="'rows' has no transport"):
-        RowExchange("rows", "peers", 1, (1, 1)).start(torch.ones(1, 1), LAYOUT[0])
+        OutputDist("rows", "peers", 1, (1, 1)).start(torch.ones(1, 1), LAYOUT[0])
 
     def program(wire: Any) -> None:
         with pytest.raises(ValueError, match="3 receive widths for a peers group of 2"):
-            RowExchange("rows", "peers", 1, (1, 1, 1)).bind(wire)
+            OutputDist("rows", "peers", 1, (1, 1, 1)).bind(wire)
         with pytest.raises(ValueError, match="sends rows of width 7"):
-            RowExchange("rows", "peers", 7, (1, 1)).bind(wire)
+            OutputDist("rows", "peers", 7, (1, 1)).bind(wire)
         exchange, layout = pair(wire)
         with pytest.raises(ValueError, match="rows of shape"):
             exchange.start(torch.ones(2, exchange.send_width), layout)
