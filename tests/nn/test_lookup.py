@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 from typing import Any
 
@@ -15,6 +14,7 @@ from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.input_dist.ids import FeatureIds
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 from dmt_plugin.core.errors import DMTError
+from dmt_plugin.nn.lookup import backends
 from dmt_plugin.nn.lookup.backends import check_location
 from dmt_plugin.nn.lookup.fbgemm import _placement
 from dmt_plugin.nn.lookup.sharded import LOCATIONS, ShardedLookup
@@ -285,8 +285,7 @@ def test_padded_dims_are_exact(rule: str, dims: tuple[int, ...]) -> None:
 
 
 def test_auto_without_fbgemm(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fbgemm_gpu" else find_spec(name))
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO):
         lookup = make("auto")
     assert {lookup.backend_of(t) for t in lookup.tables} == {"torch"} and "not installed" in caplog.text
