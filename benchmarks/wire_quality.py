@@ -39,8 +39,8 @@ from benchmarks.quality_statistics import paired
 from dmt_plugin.comm.formats import FORMATS, Format, gradient_format
 from dmt_plugin.comm.wire.codecs import Codec, codec_of
 from dmt_plugin.config.section import load_ds_config
+from dmt_plugin.fxtools.names import tower_number
 from dmt_plugin.model.logical import TowerModel
-from dmt_plugin.passes.logical.insert_towers import tower_number
 from dmt_plugin.report.parts.tables import Column, Table
 from examples import flights, seeds
 from examples.dlrm import build, example_batch

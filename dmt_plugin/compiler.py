@@ -22,15 +22,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmt_plugin.capture import ExampleBatch, GraphModel, capture
+from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, capture
 from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.core.errors import ConfigError, TransformError
+from dmt_plugin.core.errors import ConfigError, PlanError, TransformError
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.model.same_outputs import can_run, check_same_outputs
+from dmt_plugin.partitioner.files import GivenPartition, given_partition
+from dmt_plugin.partitioner.partition import Partition
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
+from dmt_plugin.plan.tower_plan import TowerPlan, read_json
 from dmt_plugin.topology.shape import ResolvedTopology, Topology
 
 logger = logging.getLogger(__name__)
@@ -62,6 +66,8 @@ def transform(
     example_batch: Any,
     config: ConfigSource = None,
     topology: Topology | str | None = None,
+    *,
+    partition: Partition | TowerPlan | Mapping[str, Any] | None = None,
 ) -> TowerModel:
     """Rewrites a flat recommender into a tower-decomposed model for one process.
 
@@ -73,6 +79,8 @@ def transform(
             path of one. ``None`` means the defaults.
         topology: ``Topology`` or ``"HxL"`` that the towers are for. ``None``: the numbers in
             the config, else one host per tower with one rank each.
+        partition: which features form which tower, or a whole plan, in place of what ``dmt.partition`` says: as objects
+            or as a partition file holds them. The number of towers follows where the config leaves it open.
 
     Returns:
         The tower model; ``.plan``, ``.findings`` and ``.repairs`` say what was done.
@@ -83,11 +91,15 @@ def transform(
         PlanError: the partition does not fit.
     """
     settings = read_config(config)
+    given = None if partition is None else given_partition(partition)
+    if given is not None and given.towers and settings.towers.count == "auto":
+        towers = settings.towers.model_copy(update={"count": given.towers})
+        settings = settings.model_copy(update={"towers": towers})
     example = example_of(example_batch, model)
     where = _topology(settings, topology)
     blocked: dict[str, str] = {}
     while True:
-        ctx = PassContext(capture(model, example), settings, where)
+        ctx = new_context(capture(model, example), settings, where, given)
         try:
             return _compile(ctx, model, example, blocked)
         except TransformError as error:
@@ -122,6 +134,32 @@ def build_placed(
     logical = transform(model, example, config, resolved.topology)
     where = device or next((p.device for p in model.parameters()), torch.device("cpu"))
     return place(logical, config, resolved.topology, rank, device=where)
+
+
+def new_context(
+    captured: CapturedModel, config: DMTConfig, topology: Topology, given: GivenPartition | None = None
+) -> PassContext:
+    """What the passes over one captured model share, with the partition that was given or that the config names.
+
+    Raises:
+        PlanError: there is no such file, or no checkpoint with a plan in the folder.
+    """
+    return PassContext(captured, config, topology, given=given or _partition_on_disk(config.partition.file, topology))
+
+
+def _partition_on_disk(file: str | None, topology: Topology) -> GivenPartition | None:
+    """A JSON file; or the plan of a checkpoint (of a folder with several: the newest), its towers for another shape."""
+    if not file:
+        return None
+    if not Path(file).is_dir():
+        return GivenPartition(read_json(file), file, counts=False)
+    found = find_checkpoint(file)
+    if found is None:
+        raise PlanError(f"dmt.partition.file: {file} has no checkpoint with a plan: {what_is_there(file)}")
+    plan = dict(found.manifest.plan)
+    if plan["topology"] != str(topology):
+        plan = {key: plan[key] for key in ("towers", "model", "provenance")}
+    return GivenPartition(plan, file)
 
 
 def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch, blocked: Mapping[str, str]) -> TowerModel:

@@ -23,6 +23,7 @@ from dmt_plugin.capture import CapturedModel
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.core.findings import Finding, Severity
+from dmt_plugin.partitioner.files import GivenPartition
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -209,6 +210,7 @@ class PassContext:
         regions: by lookup, what happens to its feature alone; filled by ``find_regions``.
         groups: filled by ``find_joins``.
         plan: filled by ``partition_features``.
+        given: towers, or a whole plan, that were decided before.
         findings: what passes have to say.
         repairs: filled by ``repair_shapes``.
         results: what each pass did, in order.
@@ -225,6 +227,7 @@ class PassContext:
     regions: dict[fx.Node, Region] = field(default_factory=dict)
     groups: list[StreamGroup] = field(default_factory=list)
     plan: TowerPlan | None = None
+    given: GivenPartition | None = None
     findings: list[Finding] = field(default_factory=list)
     repairs: list[Repair] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 from torch import fx
 
+from dmt_plugin.fxtools.names import EXCHANGES, LOOKUP, tower_number
 from dmt_plugin.nn.graph_ops import pack_streams
-from dmt_plugin.passes.logical.insert_towers import tower_number
-from dmt_plugin.passes.placement.rank_parts import EXCHANGES, LOOKUP
 
 INDEX, LOOK_UP, INTRA, TOWER, PEER, GLOBAL = "index", "lookup", "intra", "tower", "peer", "global"
 DENSE, ALL_REDUCE, OPTIMIZER, IDLE, REST = "dense", "all-reduce", "optimizer", "idle", "rest"

@@ -22,13 +22,11 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointFunction
 
-from dmt_plugin.capture.mutations import MUTATED, refuse_outliving_changes
+from dmt_plugin.capture.mutations import refuse_outliving_changes
 from dmt_plugin.capture.source_lines import calling_line, described, module_of, refusal, shown
 from dmt_plugin.capture.trace_environment import Recorder, contains_proxy
 from dmt_plugin.core.errors import CaptureError
-
-WITHOUT_GRADIENT = "dmt_without_gradient"
-"""Node meta: true if the node was recorded under ``torch.no_grad()``."""
+from dmt_plugin.fxtools.names import MUTATED, WITHOUT_GRADIENT
 
 _OF_AUTOGRAD = (
     "grad", "grad_fn", "is_leaf", "register_hook", "register_post_accumulate_grad_hook", "requires_grad",

@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dmt_plugin.capture.source_lines import described, module_of, refusal
-
-MUTATED = "dmt_mutated"
-"""Node meta: the example values of the inputs that the node changed in place."""
+from dmt_plugin.fxtools.names import MUTATED
 
 _NEW_TENSOR = "use the operation that returns a new tensor"
 

@@ -21,12 +21,10 @@ from torch import fx
 
 from dmt_plugin.core.errors import CaptureError
 from dmt_plugin.core.findings import Finding
+from dmt_plugin.fxtools.names import SOURCE
 
 Source = tuple[str, int, str]
 """File, line number and function."""
-
-SOURCE = "dmt_source"
-"""Node meta: the :data:`Source` that recorded the node."""
 
 _LIBRARY = tuple(os.path.dirname(os.path.abspath(file or "")) for file in (torch.__file__, __file__, mock.__file__))
 

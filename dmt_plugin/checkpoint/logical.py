@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dmt_plugin.core.errors import DMTError
 from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import PlacedModel
 from dmt_plugin.plan.tables import TableShard, TableSpec, assembled
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.agreement import gather
-
-if TYPE_CHECKING:
-    from dmt_plugin.model.placed import PlacedModel
-    from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.groups import RankGroups
 
 
 def gather_state(placed: PlacedModel, groups: RankGroups) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,9 @@ from torch import Tensor, nn
 from dmt_plugin.checkpoint.logical import logical_name
 from dmt_plugin.checkpoint.pieces import Piece, vector
 from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.model.placed import PlacedModel
 from dmt_plugin.plan.tables import TableShard
 from dmt_plugin.plan.tower_plan import TowerPlan
-
-if TYPE_CHECKING:
-    from dmt_plugin.model.placed import PlacedModel
 
 MODEL, TABLE_OPTIMIZER, OPTIMIZER = "model.", "table_optimizer.", "optimizer."
 

@@ -10,15 +10,13 @@ Compilation happens at the first calls. Sums inside a compiled piece may be adde
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
 
-from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META, LOOKUP
-
-if TYPE_CHECKING:
-    from dmt_plugin.model.placed import PlacedModel
+from dmt_plugin.fxtools.names import EXCHANGE_META, LOOKUP
+from dmt_plugin.model.placed import PlacedModel
 
 
 def compile_dense(placed: PlacedModel, **options: Any) -> int:

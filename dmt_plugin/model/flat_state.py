@@ -11,18 +11,14 @@ A tower model keeps the user's names, so the map between both states is by name:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dmt_plugin.core.errors import DMTError
 from dmt_plugin.passes.base import Repair
-
-if TYPE_CHECKING:
-    from dmt_plugin.model.logical import TowerModel
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,13 @@ class LoadedState:
     unused: tuple[str, ...]
 
 
-def new_parts(model: TowerModel) -> dict[str, Repair | None]:
-    """Names of the state that does not continue the flat model's, with the repair that made it new, if one did."""
-    flat = model.__dict__["_dmt_flat"].state_dict()
+def new_parts(
+    own: Mapping[str, Tensor], flat: Mapping[str, Tensor], repairs: Sequence[Repair]
+) -> dict[str, Repair | None]:
+    """Names of a tower model's state that do not continue the flat model's, each with the repair that made it new."""
     found: dict[str, Repair | None] = {}
-    for name, value in model.state_dict().items():
-        repair = next((r for r in model.repairs if name == r.target or name.startswith(f"{r.target}.")), None)
+    for name, value in own.items():
+        repair = next((r for r in repairs if name == r.target or name.startswith(f"{r.target}.")), None)
         if name not in flat or (repair is not None and not _kept(name, value, flat[name], repair)):
             found[name] = repair
     return found
@@ -58,9 +55,17 @@ def _kept(name: str, value: Tensor, before: Tensor, repair: Repair) -> bool:
     )
 
 
-def load_flat_state(model: TowerModel, state: Mapping[str, Tensor]) -> LoadedState:
-    """Puts the state of a trained flat model into a tower model; see the method of the same name."""
-    own, anew = model.state_dict(), new_parts(model)
+def load_flat_state(own: Mapping[str, Tensor], anew: Collection[str], state: Mapping[str, Tensor]) -> LoadedState:
+    """Puts the state of a trained flat model into a tower model, in place.
+
+    Args:
+        own: state of the tower model.
+        anew: names of it that do not continue the flat model's.
+        state: state of the flat model.
+
+    Raises:
+        DMTError: see :meth:`dmt_plugin.model.logical.TowerModel.load_flat_state`.
+    """
     wanted = [name for name in own if name not in anew]
     missing = [name for name in wanted if name not in state]
     wrong = {

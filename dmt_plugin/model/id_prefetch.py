@@ -22,8 +22,8 @@ from torch import Tensor, fx
 
 from dmt_plugin.comm.input_dist.input_dist import InputDist, RoutedIds
 from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES
 from dmt_plugin.passes.ops.batch_rows import writes_input
-from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META, EXCHANGES
 
 logger = logging.getLogger(__name__)
 

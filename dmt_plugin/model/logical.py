@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import GraphModel, InputBinder
 from dmt_plugin.core.findings import Finding
-from dmt_plugin.model.flat_state import LoadedState, load_flat_state
+from dmt_plugin.model.flat_state import LoadedState, load_flat_state, new_parts
 from dmt_plugin.passes.base import PassResult, Repair, StreamGroup
 from dmt_plugin.plan.tower_plan import TowerPlan
 
@@ -89,6 +89,10 @@ class TowerModel(GraphModel):
         """
         return self.__dict__["_dmt_flat"] if self.semantic_preserving else self
 
+    def new_parts(self) -> dict[str, Repair | None]:
+        """Names of the state that do not continue the flat model's, each with the repair that made it new, if any."""
+        return new_parts(self.state_dict(), self.__dict__["_dmt_flat"].state_dict(), self.repairs)
+
     def load_flat_state(self, state: Mapping[str, Tensor]) -> LoadedState:
         """Starts from a trained flat model: its tables and every layer that kept its meaning.
 
@@ -103,4 +107,4 @@ class TowerModel(GraphModel):
             DMTError: a part that should continue is missing or has another shape; nothing is
                 loaded then.
         """
-        return load_flat_state(self, state)
+        return load_flat_state(self.state_dict(), self.new_parts(), state)

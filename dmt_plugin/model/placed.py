@@ -23,17 +23,19 @@ from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.wire.transport import Transport, Wire
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.fxtools.names import LOOKUP
 from dmt_plugin.model.id_prefetch import IdPrefetcher
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.passes.base import PassContext, PassResult, run_passes
 from dmt_plugin.passes.logical.find_lookups import FindLookups
 from dmt_plugin.passes.logical.find_regions import FindRegions
-from dmt_plugin.passes.placement.rank_parts import LOOKUP, Placement
+from dmt_plugin.passes.placement.rank_parts import Placement
 from dmt_plugin.passes.rank.compile_towers import CompileTowers
 from dmt_plugin.passes.rank.faster_dot import FasterDot
 from dmt_plugin.passes.rank.feed_towers import FeedTowers
 from dmt_plugin.passes.rank.place import Place
+from dmt_plugin.passes.rank.remove_pass_through import RemovePassThrough
 from dmt_plugin.passes.rank.schedule import Schedule
 from dmt_plugin.passes.rank.split_blocks import SplitBlocks
 from dmt_plugin.passes.rank.towers_first import TowersFirst
@@ -176,7 +178,7 @@ def place_graph(logical: TowerModel, config: DMTConfig, topology: Topology, rank
     placing = Place(rank)
     blocks = SplitBlocks(placing.placement, config.comm.blocks_on(topology.hosts))
     towers_first = TowersFirst(placing.placement, rank)
-    before = [FindLookups(), FindRegions(), placing, FeedTowers(), towers_first]
+    before = [FindLookups(), FindRegions(), RemovePassThrough(), placing, FeedTowers(), towers_first]
     run_passes([*before, blocks, FasterDot(), CompileTowers(), Schedule()], ctx)
     return PlacedGraph(ctx.gm, logical, topology, rank, placing.placement, tuple(ctx.results))
 

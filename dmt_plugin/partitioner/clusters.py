@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.partitioner.exact import first_assignment
 from dmt_plugin.partitioner.local_search import PairCosts, improve
-from dmt_plugin.partitioner.packing import Labels, Packing, first_assignment
+from dmt_plugin.partitioner.packing import Labels, Packing
 
 
 def balanced_clusters(

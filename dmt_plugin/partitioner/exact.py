@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.balance import Limits
-from dmt_plugin.partitioner.packing import Labels, Packing
+from dmt_plugin.partitioner.packing import Labels, Packing, quick_assignment
 
 _EFFORT = 20.0  # deterministic time, of the order of seconds
 
@@ -99,6 +100,20 @@ def any_assignment(packing: Packing) -> Labels | None:
         f"no assignment of {len(packing.weights)} units to {packing.towers} towers between {packing.limits.low} and "
         f"{packing.limits.high} was found, nor was it proved that there is none. Raise dmt.partition.bound."
     )
+
+
+def first_assignment(packing: Packing, taste: NDArray[np.float64] | None) -> Labels | None:
+    """An assignment that keeps limits and rules, near what each unit would like; the solver is asked last.
+
+    Args:
+        packing: what is allowed.
+        taste: ``(U, T)``, less is better; ``None`` for the lightest tower.
+
+    Returns:
+        ``(U,)`` towers, or ``None`` if there is provably no assignment.
+    """
+    labels = quick_assignment(packing, taste)
+    return any_assignment(packing) if labels is None else labels
 
 
 def tightest(packing: Packing, *, spread: bool) -> tuple[Limits, Labels] | None:

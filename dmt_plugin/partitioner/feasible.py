@@ -17,7 +17,8 @@ import numpy as np
 
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.balance import COST_TOTAL, Limits, fair_share
-from dmt_plugin.partitioner.packing import Labels, Packing, first_assignment, quick_assignment
+from dmt_plugin.partitioner.exact import UndecidedError, contradiction, first_assignment, tightest
+from dmt_plugin.partitioner.packing import Labels, Packing, quick_assignment
 from dmt_plugin.partitioner.units import Unit
 
 _LIMITS = "dmt.partition.balance and bound"
@@ -52,8 +53,6 @@ def settled(
     _refuse_crowds(packing.towers, apart)
     what = "of the cost" if by_cost else "features"
     overfull = _overfull(packing, units, what)
-    from dmt_plugin.partitioner.exact import UndecidedError, contradiction
-
     try:
         if not overfull and first_assignment(packing, np.zeros(packing.allowed.shape)) is not None:
             return packing
@@ -115,8 +114,6 @@ def _said(weight: int, what: str) -> str:
 
 def _opened(packing: Packing, by_cost: bool) -> tuple[Limits, Labels] | None:
     """The tightest limits that can be kept: proved for few units, without the solver's patience for many."""
-    from dmt_plugin.partitioner.exact import tightest
-
     if packing.allowed.size <= _MOST_PLACES:
         return tightest(packing, spread=not by_cost)
     total = int(packing.weights.sum())

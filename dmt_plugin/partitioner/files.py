@@ -1,19 +1,21 @@
-"""Towers that a file or the order of the features decides; the short way in for those that need nothing more."""
+"""Towers that were decided before, by a file or by the caller; and the short way in for those that need no settings.
+
+Files are read by the caller: a partition may also lie in a folder of checkpoints, which this room knows nothing of.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
 from dmt_plugin.config.section import PartitionConfig
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.partition import Partition, make_partition
 from dmt_plugin.partitioner.strategies import IN_ORDER, STRATEGIES
-from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec, read_json
-from dmt_plugin.topology.shape import Topology
+from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec, TowerPlan, read_json
 
 
 def partition_features(
@@ -36,7 +38,7 @@ def partition_features(
     if strategy == "file":
         if file is None:
             raise PlanError('dmt.partition.strategy is "file" but dmt.partition.file is not set.')
-        return from_file(features, towers, file).towers
+        return from_given(features, towers, GivenPartition(read_json(file), str(file))).towers
     if strategy not in STRATEGIES:
         raise PlanError(f"unknown partition strategy {strategy!r}; known: {sorted([*STRATEGIES, 'file'])}.")
     if strategy not in (*IN_ORDER, "random"):
@@ -44,62 +46,90 @@ def partition_features(
     return make_partition(features, (), towers, PartitionConfig(strategy=strategy)).towers  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class GivenPartition:
+    """Towers that were decided before: a partition, or a whole plan.
+
+    Attributes:
+        data: ``"towers"``, a list with one list of feature names per tower, with what ``dmt partition`` adds to it; or
+            a plan as :meth:`dmt_plugin.plan.tower_plan.TowerPlan.to_dict` gives it.
+        source: the file that it is from; empty for one that was handed over.
+        counts: whether the number of towers follows from it where the configuration leaves that open.
+    """
+
+    data: Mapping[str, Any]
+    source: str = ""
+    counts: bool = True
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether it decides everything, not the towers alone."""
+        return "version" in self.data
+
+    @property
+    def towers(self) -> int | None:
+        """The number of towers it asks for by itself, if it does."""
+        found = self.data.get("towers")
+        return len(found) if self.counts and isinstance(found, list) else None
+
+    @property
+    def named(self) -> str:
+        """What messages call it."""
+        return self.source or "the partition that was given"
+
+
+def given_partition(value: Partition | TowerPlan | Mapping[str, Any]) -> GivenPartition:
+    """A partition or a plan that a caller hands over."""
+    if isinstance(value, TowerPlan):
+        return GivenPartition(value.to_dict())
+    if isinstance(value, Partition):
+        return GivenPartition({"towers": [list(t) for t in value.towers], "provenance": dict(value.provenance)})
+    return GivenPartition(value)
+
+
 def resolve(
-    features: Sequence[FeatureSpec], tables: Sequence[TableSpec], towers: int, config: PartitionConfig, model: str
+    features: Sequence[FeatureSpec],
+    tables: Sequence[TableSpec],
+    towers: int,
+    config: PartitionConfig,
+    model: str,
+    given: GivenPartition | None = None,
 ) -> Partition:
-    """The partition that a ``partition`` section asks for, from a file or made now.
+    """The partition that was given, or that a ``partition`` section asks for.
 
     Raises:
-        PlanError: as :func:`make_partition`, or a file that does not fit.
+        PlanError: as :func:`make_partition`, or a given one that does not fit.
     """
-    if config.strategy == "file":
-        assert config.file is not None  # the section has no such strategy without a file
-        return from_file(features, towers, config.file, model)
+    if given is not None:
+        return from_given(features, towers, given, model)
     return make_partition(features, tables, towers, config, model=model)
 
 
-def read_partition(file: str | Path, topology: Topology | None = None) -> dict[str, Any]:
-    """A partition, or a whole plan, from a file or from a folder of checkpoints.
-
-    Args:
-        file: a JSON file; or the folder of a checkpoint, or one with several, of which the newest is taken. Of a
-            checkpoint that was saved on another topology, only the towers are taken.
-        topology: hosts and lanes of this run.
+def from_given(
+    features: Sequence[FeatureSpec], towers: int, given: GivenPartition, model: str = ""
+) -> Partition:
+    """Towers as they were decided before.
 
     Raises:
-        PlanError: there is nothing to read.
+        PlanError: not of the form of a partition, or made for another model or number of towers.
     """
-    if not Path(file).is_dir():
-        return read_json(file)
-    found = find_checkpoint(file)
-    if found is None:
-        raise PlanError(f"dmt.partition.file: {file} has no checkpoint with a plan: {what_is_there(file)}")
-    plan = dict(found.manifest.plan)
-    if topology is not None and plan["topology"] == str(topology):
-        return plan
-    return {key: plan[key] for key in ("towers", "model", "provenance")}
-
-
-def from_file(features: Sequence[FeatureSpec], towers: int, file: str | Path, model: str = "") -> Partition:
-    """Reads a partition: ``{"towers": [[...], ...]}``, and what ``dmt partition`` adds to it.
-
-    Raises:
-        PlanError: not of this form, or made for another model or number of towers.
-    """
-    data = read_partition(file)
+    data = given.data
     made_for = data.get("model", "")
     if model and made_for and made_for != model:
         raise PlanError(
-            f"{file} was made for the model {made_for}, this model is {model} (other features, tables or shapes). Make "
-            'it again, or keep only its "towers".'
+            f"{given.named} was made for the model {made_for}, this model is {model} (other features, tables or "
+            'shapes). Make it again, or keep only its "towers".'
         )
-    made: dict[str, Any] = {"made": data["provenance"]} if isinstance(data.get("provenance"), dict) else {}
-    found = _towers(features, towers, file, data)
-    return Partition(found, {"strategy": "file", "file": str(file), **made})
+    provenance = dict(data["provenance"]) if isinstance(data.get("provenance"), dict) else None
+    found = _towers(features, towers, given.named, data)
+    if not given.source:
+        return Partition(found, provenance or {})
+    made = {} if provenance is None else {"made": provenance}
+    return Partition(found, {"strategy": "file", "file": given.source, **made})
 
 
 def _towers(
-    features: Sequence[FeatureSpec], towers: int, file: str | Path, data: dict[str, Any]
+    features: Sequence[FeatureSpec], towers: int, file: str, data: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], ...]:
     given = data.get("towers")
     if not isinstance(given, list) or not all(

@@ -1,10 +1,11 @@
-"""Units into towers under limits and rules: the problem, and a first assignment that keeps them all.
+"""Units into towers under limits and rules: the problem, and a quick search for an assignment that keeps them all.
 
 1. Units go in by falling weight, each to the tower it likes best among those with room that it may go to.
 2. Towers that ended up too light take from those that can give, cheapest first.
 3. Where that fails, taste is forgotten: each unit goes to the lightest tower (longest processing time first), which
    packs well.
-4. Where that fails too, a constraint solver looks for any assignment, or proves that there is none.
+
+Where that fails too, there may still be one: :func:`dmt_plugin.partitioner.exact.first_assignment` asks a solver.
 """
 
 from __future__ import annotations
@@ -59,26 +60,13 @@ class Packing:
         return bool((self.weights == 1).all() and self.allowed.all() and not self.apart.any())
 
 
-def first_assignment(packing: Packing, taste: NDArray[np.float64] | None) -> Labels | None:
-    """An assignment that keeps limits and rules, near what each unit would like.
+def quick_assignment(packing: Packing, taste: NDArray[np.float64] | None) -> Labels | None:
+    """An assignment that keeps limits and rules, near what each unit would like; ``None`` proves nothing.
 
     Args:
         packing: what is allowed.
         taste: ``(U, T)``, less is better; ``None`` for the lightest tower.
-
-    Returns:
-        ``(U,)`` towers, or ``None`` if there is provably no assignment.
     """
-    labels = quick_assignment(packing, taste)
-    if labels is not None:
-        return labels
-    from dmt_plugin.partitioner.exact import any_assignment
-
-    return any_assignment(packing)
-
-
-def quick_assignment(packing: Packing, taste: NDArray[np.float64] | None) -> Labels | None:
-    """As :func:`first_assignment`, without the solver: ``None`` proves nothing."""
     for liking in (None,) if taste is None else (taste, None):
         labels = _fill(packing, liking)
         if labels is not None:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.clusters import balanced_clusters
+from dmt_plugin.partitioner.exact import first_assignment
 from dmt_plugin.partitioner.local_search import PairCosts, improve
-from dmt_plugin.partitioner.packing import Labels, Packing, first_assignment
+from dmt_plugin.partitioner.packing import Labels, Packing
 
 _LARGE = 300
 """Features from which on the slower of two ways is not taken."""

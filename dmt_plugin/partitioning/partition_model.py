@@ -9,20 +9,16 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
-import json
 import math
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
 from dmt_plugin.compiler import transform
-from dmt_plugin.config.section import DMTConfig, PartitionConfig
+from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.partitioner import Affinity, Partition
@@ -129,22 +125,12 @@ def with_partition(
     Args:
         model: the flat model.
         example: one call of it.
-        config: the ``"dmt"`` section; its ``partition`` is replaced, its number of towers follows.
+        config: the ``"dmt"`` section; its ``partition`` does not count, its number of towers follows.
         partition: the towers.
         topology: hosts and lanes that the plan is for; by default as in ``transform``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "towers.json"
-        file.write_text(json.dumps(plan_data(partition, "")))
-        section = config.model_copy(
-            update={
-                "partition": PartitionConfig(strategy="file", file=str(file)),
-                "towers": config.towers.model_copy(update={"count": len(partition.towers)}),
-            }
-        )
-        made = transform(model, example, section, topology)
-    made.plan = dataclasses.replace(made.plan, provenance=partition.provenance)
-    return made
+    towers = config.towers.model_copy(update={"count": len(partition.towers)})
+    return transform(model, example, config.model_copy(update={"towers": towers}), topology, partition=partition)
 
 
 def plan_data(partition: Partition, model: str) -> dict[str, Any]:

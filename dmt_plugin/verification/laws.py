@@ -28,9 +28,9 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.equality import differences, same, say_differences
 from dmt_plugin.core.errors import CaptureError, ConfigError, TransformError
 from dmt_plugin.core.modes import left_as_it_was
+from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.same_outputs import can_run
-from dmt_plugin.passes.logical.insert_towers import TOWERS
 from dmt_plugin.topology.shape import Topology
 from dmt_plugin.verification.bisect import first_gradient, first_layer, first_value, loss_of
 
@@ -135,14 +135,14 @@ def _tower_laws(model: nn.Module, towers: TowerModel, example: ExampleBatch) -> 
     _, given = _gradients(towers, example, True)
     trained = {n for n, _ in towers.named_parameters()}
     lost = sorted((set(wanted) & trained) - set(given))
-    idle = sorted(n for n in trained if n.startswith(TOWERS) and n not in given)
+    idle = sorted(n for n in trained if tower_part(n) is not None and n not in given)
     yield Verdict(
         "with tower modules every trained parameter gets a gradient",
         not lost and not idle,
         f"{len(given)} gradients" if not lost and not idle else f"without: {(lost + idle)[:5]}",
     )
     before = _outputs(towers, example, False)
-    for path in [n for n, _ in towers.named_modules() if n.startswith(f"{TOWERS}.") and n.count(".") == 2]:
+    for path in [n for n, _ in towers.named_modules() if (part := tower_part(n)) is not None and not part.inside]:
         hook = towers.get_submodule(path).register_forward_hook(lambda module, args, out: out.flip(1))
         changed = not same(before, _outputs(towers, example, False))
         hook.remove()

@@ -17,8 +17,8 @@ from dataclasses import replace
 from torch import fx
 
 from dmt_plugin.nn.graph_ops import jagged_values
+from dmt_plugin.passes.analysis.marked_names import feature_name
 from dmt_plugin.passes.base import Lookup, PassContext
-from dmt_plugin.passes.logical.read_marks import feature_name
 
 FEATURE = "dmt_feature"
 """Node meta of a lookup: the name of its feature."""

@@ -26,10 +26,10 @@ import networkx as nx
 import torch
 from torch import fx
 
+from dmt_plugin.passes.analysis.marked_names import group_name
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
 from dmt_plugin.passes.logical.find_regions import leading, stream_of
 from dmt_plugin.passes.logical.gather_streams import FEWEST, Members, fallback_form, gather
-from dmt_plugin.passes.logical.read_marks import group_name
 
 _CONCATENATIONS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
 _STACKS: set[Callable[..., Any]] = {torch.stack}

@@ -21,9 +21,9 @@ from collections import Counter
 from torch import fx
 
 from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.passes.analysis.marked_names import group_name
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.logical.find_regions import leading, stream_of
-from dmt_plugin.passes.logical.read_marks import group_name
 
 #: Positions in the list of leading lookups (one per stream), and what keeps them from being a regular group.
 Members = tuple[list[int], str]

@@ -23,12 +23,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from dmt_plugin.fxtools.names import GROUP, SEED, SEED_VALUE, decoder_path, tower_number
 from dmt_plugin.nn.decoders import build_decoder
 from dmt_plugin.nn.graph_ops import split_streams
 from dmt_plugin.nn.towers import build_tower_module
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, Repair, StreamGroup
-from dmt_plugin.passes.logical.insert_towers import decoder_path, tower_number
-from dmt_plugin.passes.ops.walk import SEED, SEED_VALUE
 from dmt_plugin.plan.tower_plan import GroupSpec
 
 
@@ -50,7 +49,7 @@ class InsertTowerModules(GraphPass):
         specs = {g.name: g for g in ctx.plan.groups}
         changed = 0
         for split in splits:
-            group = groups[split.meta["dmt_group"]]
+            group = groups[split.meta[GROUP]]
             # Where the tables are, which need not be where the example batch is (weights without data).
             self._like = ctx.gm.get_parameter(group.lookups[0].weight)
             made = self._replace(ctx, split, specs[group.name])

@@ -18,29 +18,10 @@ import operator
 
 from torch import fx
 
+from dmt_plugin.fxtools.names import GROUP, tower_path
 from dmt_plugin.nn.graph_ops import pack_streams, split_streams
 from dmt_plugin.nn.towers import PassThroughTower
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, StreamGroup
-
-#: Where tower modules live in the rewritten model.
-TOWERS = "dmt_towers"
-
-
-def tower_path(group: str, tower: int) -> str:
-    """Qualified name of the module of one tower in one group."""
-    return f"{TOWERS}.{group}.tower{tower}"
-
-
-def decoder_path(group: str, tower: int) -> str:
-    """Qualified name of the decoder of one tower in one group."""
-    return f"{TOWERS}.{group}.decoder{tower}"
-
-
-def tower_number(path: str) -> int | None:
-    """Number of the tower that a module is; ``None`` if it is something else."""
-    name = path.rpartition(".")[2]
-    inside = path.startswith(f"{TOWERS}.") and path.count(".") == 2 and name.startswith("tower")
-    return int(name.removeprefix("tower")) if inside else None
 
 
 class InsertTowers(GraphPass):
@@ -85,7 +66,7 @@ class InsertTowers(GraphPass):
                 packed.extend(streams)
             split = graph.call_function(split_streams, (outputs, tuple(shapes)))
             split.meta["val"] = tuple(s.meta["val"] for s in packed)
-            split.meta["dmt_group"] = group.name
+            split.meta[GROUP] = group.name
             for i, old in enumerate(packed):
                 new = graph.call_function(operator.getitem, (split, i))
                 new.meta["val"] = old.meta["val"]
@@ -104,16 +85,3 @@ def bring_forward(streams: list[fx.Node], point: fx.Node, order: dict[fx.Node, i
             pending.extend(node.all_input_nodes)
     for node in sorted(late, key=order.__getitem__):
         point.prepend(node)
-
-
-def remove_pass_through(ctx: PassContext) -> None:
-    """Pass-through towers have no work to do on any rank: connect the joins to the streams again."""
-    for split in [n for n in ctx.gm.graph.nodes if n.target is split_streams]:
-        outputs = list(split.args[0])
-        if not all(isinstance(ctx.module(n), PassThroughTower) for n in outputs):
-            continue
-        streams = [s for n in outputs for s in n.args[0].args[0]]
-        for read in list(split.users):
-            read.replace_all_uses_with(streams[int(read.args[1])])
-    lookups = {lookup.node for lookup in ctx.lookups}  # also those that nothing uses: ids are read for them
-    ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)

@@ -1,10 +1,9 @@
 """Makes the tower plan: features to towers, towers to hosts, tables to lanes.
 
 1. Collect the features and tables of the lookups; their fingerprint identifies the model.
-2. The partitioner assigns features to towers. A file may hold only ``{"towers": [[...], ...]}``,
-   or a whole plan: then that is the plan, and it must fit this model, this topology and
-   every key of the "dmt" section that is set. A folder of checkpoints stands for the plan of
-   the newest, or for its towers where that was made for another topology.
+2. The partitioner assigns features to towers. What was given (from a file, say) may hold only
+   ``{"towers": [[...], ...]}``, or a whole plan: then that is the plan, and it must fit this
+   model, this topology and every key of the "dmt" section that is set.
 3. Towers go to hosts, tables to the lanes of their host (:mod:`dmt_plugin.passes.placement.table_placement`).
 4. A tower group that leaves some tower without a feature cannot be exchanged evenly: it
    is refused, or moved unchanged.
@@ -13,12 +12,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.nn.towers import automatic_dim
-from dmt_plugin.partitioner.files import read_partition, resolve
+from dmt_plugin.partitioner.files import resolve
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
 from dmt_plugin.passes.placement.table_placement import check_placement, check_settings, place
 from dmt_plugin.plan.tower_plan import (
@@ -42,23 +40,22 @@ class PartitionFeatures(GraphPass):
         """Fills ``ctx.plan``."""
         tables, features = describe(ctx.lookups)
         fingerprint = model_fingerprint(tables, features)
-        partition = ctx.config.partition
-        saved = read_partition(partition.file, ctx.topology) if partition.file else {}
-        if partition.strategy == "file" and partition.file and "version" in saved:
-            plan = TowerPlan.from_dict(saved)
+        given = ctx.given
+        if given is not None and given.is_plan:
+            plan = TowerPlan.from_dict(given.data)
             plan.check(model=fingerprint, topology=ctx.topology)
-            _check_settings(ctx.config, plan, partition.file)
-            check_settings(ctx.config, plan, partition.file, ctx.topology)
+            _check_settings(ctx.config, plan, given.named)
+            check_settings(ctx.config, plan, given.named, ctx.topology)
             _apply_kinds(ctx, plan)
             ctx.plan = plan
             check_placement(ctx)
-            return self.result(len(features), note=f"plan from {partition.file}")
+            return self.result(len(features), note=f"plan from {given.named}")
         count = ctx.config.towers.count
         if count == "auto":
-            count = len(saved["towers"]) if partition.file and Path(partition.file).is_dir() else ctx.topology.hosts
+            count = (given and given.towers) or ctx.topology.hosts
         towers = int(count)
         hosts = towers_to_hosts(towers, ctx.topology)
-        made = resolve(features, tables, towers, partition, fingerprint)
+        made = resolve(features, tables, towers, ctx.config.partition, fingerprint, given)
         assigned = made.towers
         host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
         self._check_groups(ctx, assigned)

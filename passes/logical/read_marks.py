@@ -9,7 +9,7 @@
 4. A stream under two keys or in two groups is an error, not a guess; a stream that no table
    feeds is a warning.
 
-:func:`feature_name` and :func:`group_name` answer later passes from what was read.
+:mod:`dmt_plugin.passes.analysis.marked_names` answers later passes from what was read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, fx
 
 from dmt_plugin.capture.marks import mark_embeddings
-from dmt_plugin.nn.graph_ops import field_streams
 from dmt_plugin.passes.analysis.table_calls import read_call
 from dmt_plugin.passes.base import Contract, GraphPass, Mark, PassContext, PassResult
 
@@ -61,43 +60,6 @@ class ReadMarks(GraphPass):
         if not sources:
             reason = f"the stream {stream.name} is marked as {label}, but no embedding table feeds it"
             ctx.find("DMT221", "warning", place, reason, "mark the embeddings themselves")
-
-
-def feature_name(ctx: PassContext, lookup: fx.Node) -> str | None:
-    """What the user's markers call the feature that ``lookup`` reads.
-
-    Args:
-        ctx: after :class:`ReadMarks`.
-        lookup: the node of a lookup: an embedding call, or one field of a joint table's.
-
-    Returns:
-        The key, or ``None`` if no marked stream with a key, or more than one key, is computed from the lookup.
-    """
-    call, field = _call_and_field(lookup)
-    found = set()
-    for mark in ctx.marks:
-        for i, sources in enumerate(mark.sources):
-            if mark.joint and mark.keys and field is not None and {(call, None), (call, field)} & sources:
-                found.add(mark.keys[field])
-            elif not mark.joint and mark.keys and (call, field) in sources:
-                found.add(mark.keys[i])
-    return found.pop() if len(found) == 1 else None
-
-
-def group_name(ctx: PassContext, lookup: fx.Node) -> str | None:
-    """The name of the marked group that ``lookup`` feeds; ``None`` if it feeds none or several."""
-    call, field = _call_and_field(lookup)
-    found = {m.name for m in ctx.marks if any({(call, None), (call, field)} & sources for sources in m.sources)}
-    return found.pop() if len(found) == 1 else None
-
-
-def _call_and_field(lookup: fx.Node) -> tuple[fx.Node, int | None]:
-    cut = lookup.args[0] if lookup.target is operator.getitem else None
-    if isinstance(cut, fx.Node) and cut.target is field_streams:
-        call, field = cut.args[0], lookup.args[1]
-        assert isinstance(call, fx.Node) and isinstance(field, int)
-        return call, field
-    return lookup, None
 
 
 def _read(node: fx.Node) -> tuple[str, list[fx.Node], tuple[str, ...], bool]:

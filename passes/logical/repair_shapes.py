@@ -21,10 +21,10 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture import graph_module_over
+from dmt_plugin.fxtools.names import SEED
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Repair
 from dmt_plugin.passes.ops.names import shape_of
 from dmt_plugin.passes.ops.rules import rule_of
-from dmt_plugin.passes.ops.walk import SEED
 from dmt_plugin.passes.resize.layers import anew, resized
 from dmt_plugin.passes.resize.literals import kept_numbers
 from dmt_plugin.passes.resize.sweep import Sweep, UnsupportedAt

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from dmt_plugin.fxtools.names import SEED
 from dmt_plugin.passes.ops.axes import Axes, Axis, Segment
 from dmt_plugin.passes.ops.names import joined_dim, joined_parts, name_of, shape_of
-from dmt_plugin.passes.ops.walk import SEED, Walk
+from dmt_plugin.passes.ops.walk import Walk
 
 Seed = tuple[str, int, int, int]
 

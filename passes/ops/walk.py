@@ -15,11 +15,6 @@ from torch import fx
 
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 
-SEED = "dmt_stream"
-"""Node meta: ``(group, old number of streams, old width, new width)`` of a new stream."""
-SEED_VALUE = "dmt_stream_value"
-"""Node meta: example value of a new stream."""
-
 
 @dataclass
 class State:

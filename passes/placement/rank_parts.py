@@ -13,15 +13,6 @@ from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.nn.lookup.site import LookupSite
 from dmt_plugin.planner.load import LaneLoad
 
-EXCHANGES = "dmt_exchange"
-LOOKUP = "dmt_lookup"
-EXCHANGE_META = "dmt_exchange"
-"""Node meta of a start or wait node: name of the exchange."""
-BLOCK_META = "dmt_block"
-"""Node meta: which micro-block a node belongs to, where a batch is cut into several."""
-SHAPE_META = "dmt_shape_text"
-"""Node meta: the shape in the letters of the design, where rows are of several ranks."""
-
 
 @dataclass(frozen=True)
 class Column:

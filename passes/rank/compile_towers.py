@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from dmt_plugin.fxtools.names import calls_tower
 from dmt_plugin.nn.towers import compiled
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.logical.insert_towers import tower_number
 
 
 class CompileTowers(GraphPass):
@@ -24,8 +24,7 @@ class CompileTowers(GraphPass):
 
     def run(self, ctx: PassContext) -> PassResult:
         """Replaces the tower modules of ``ctx.gm``."""
-        called = [str(n.target) for n in ctx.gm.graph.nodes if n.op == "call_module"]
-        paths = sorted({path for path in called if tower_number(path) is not None})
+        paths = sorted({str(n.target) for n in ctx.gm.graph.nodes if calls_tower(n)})
         if not ctx.config.towers.compile:
             return self.result(len(paths), 0, "tower modules run eagerly")
         for path in paths:

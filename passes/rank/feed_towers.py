@@ -21,10 +21,10 @@ from typing import Any
 
 from torch import fx
 
+from dmt_plugin.fxtools.names import calls_tower
 from dmt_plugin.nn.graph_ops import pack_streams, split_columns
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.logical.insert_towers import tower_number
 
 
 class FeedTowers(GraphPass):
@@ -39,7 +39,7 @@ class FeedTowers(GraphPass):
 
     def run(self, ctx: PassContext) -> PassResult:
         """Rewrites the calls of towers in ``ctx.gm``."""
-        calls = [n for n in ctx.gm.graph.nodes if n.op == "call_module" and tower_number(str(n.target)) is not None]
+        calls = [n for n in ctx.gm.graph.nodes if calls_tower(n)]
         fed = sum(_feed(ctx.gm, call) for call in calls)
         ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         return self.result(len(calls), fed, f"{fed} tower(s) take the blocks of the lanes")

@@ -28,18 +28,10 @@ from torch import fx, nn
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.transport import Group
+from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, LOOKUP, SHAPE_META, start_path, tower_number, wait_path
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
-from dmt_plugin.passes.logical.insert_towers import remove_pass_through, tower_number
-from dmt_plugin.passes.placement.rank_parts import (
-    EXCHANGE_META,
-    EXCHANGES,
-    LOOKUP,
-    SHAPE_META,
-    Column,
-    Placement,
-    sort_nodes,
-)
+from dmt_plugin.passes.placement.rank_parts import Column, Placement, sort_nodes
 from dmt_plugin.passes.placement.sent_values import Carrier, carriers_of, copied_region, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.placement.table_placement import lane_loads
@@ -55,7 +47,7 @@ class Place(GraphPass):
 
     name = "place"
     contract = Contract(
-        provides=frozenset({"placed"}), requires=frozenset({"regions", "plan"}), conflicts_with=frozenset({"placed"})
+        provides=frozenset({"placed"}), requires=frozenset({"no_pass_through"}), conflicts_with=frozenset({"placed"})
     )
 
     def __init__(self, rank: int) -> None:
@@ -71,7 +63,6 @@ class Place(GraphPass):
         self.carriers = carriers_of(ctx)
         self.pieces = pieces_by_rank(self.carriers, self.plan, self.topology)
         self.region_of = {region.stream: region for region in ctx.regions.values()}
-        remove_pass_through(ctx)
         before = len(self.graph.nodes)
         self.placement.route = ctx.config.comm.route
         with self.graph.inserting_before(self.output):
@@ -231,8 +222,8 @@ class Place(GraphPass):
         return OutputDist(group, group, own, widths, self.ctx.config.comm.formats_of(group))
 
     def _exchange(self, name: str, args: tuple[Any, ...], arrives: str) -> fx.Node:
-        start = self.graph.call_module(f"{EXCHANGES}.{name}.start", args)
-        wait = self.graph.call_module(f"{EXCHANGES}.{name}.wait", (start,))
+        start = self.graph.call_module(start_path(name), args)
+        wait = self.graph.call_module(wait_path(name), (start,))
         start.meta[EXCHANGE_META] = wait.meta[EXCHANGE_META] = name
         wait.meta[SHAPE_META] = arrives
         return wait

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 from torch import fx
 
+from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, is_start, is_wait
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.placement.rank_parts import BLOCK_META, EXCHANGE_META
 
 
 class Schedule(GraphPass):
@@ -40,15 +40,7 @@ class Schedule(GraphPass):
         moved = sum(a is not b for a, b in zip(nodes, order, strict=True))
         for node in order:
             nodes[-1].prepend(node) if node is not nodes[-1] else None
-        return self.result(sum(_is_start(n) for n in nodes), moved)
-
-
-def _is_start(node: fx.Node) -> bool:
-    return EXCHANGE_META in node.meta and str(node.target).endswith(".start")
-
-
-def _is_wait(node: fx.Node) -> bool:
-    return EXCHANGE_META in node.meta and str(node.target).endswith(".wait")
+        return self.result(sum(is_start(n) for n in nodes), moved)
 
 
 def _overlapped(nodes: list[fx.Node]) -> list[fx.Node]:
@@ -62,7 +54,7 @@ def _overlapped(nodes: list[fx.Node]) -> list[fx.Node]:
     leads: set[fx.Node] = set()
     at: dict[fx.Node, int] = {}
     for node in reversed(nodes):
-        if _is_start(node) or any(user in leads for user in node.users):
+        if is_start(node) or any(user in leads for user in node.users):
             leads.add(node)
         if node.op == "output" or node in leads or node in turn:
             at[node] = stage[node] if node.op != "output" else last
@@ -92,8 +84,8 @@ def _turns(nodes: list[fx.Node]) -> dict[fx.Node, int]:
     """The waits, numbered from 1 in the order in which they come: by exchange, then by micro-block."""
     depth: dict[fx.Node, int] = {}
     for node in nodes:
-        depth[node] = max((depth[n] for n in node.all_input_nodes), default=0) + _is_wait(node)
-    waits = sorted((n for n in nodes if _is_wait(n)), key=lambda n: (depth[n], n.meta.get(BLOCK_META, 0)))
+        depth[node] = max((depth[n] for n in node.all_input_nodes), default=0) + is_wait(node)
+    waits = sorted((n for n in nodes if is_wait(n)), key=lambda n: (depth[n], n.meta.get(BLOCK_META, 0)))
     return {node: number for number, node in enumerate(waits, 1)}
 
 
@@ -102,10 +94,10 @@ def _queues(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
 
     Not for the last exchange: nothing of the block before could start during it.
     """
-    waits = {(n.meta[EXCHANGE_META], n.meta[BLOCK_META]): n for n in nodes if _is_wait(n) and BLOCK_META in n.meta}
+    waits = {(n.meta[EXCHANGE_META], n.meta[BLOCK_META]): n for n in nodes if is_wait(n) and BLOCK_META in n.meta}
     turns = _turns(nodes)
     last = max(turns, key=turns.__getitem__).meta[EXCHANGE_META] if turns else ""
-    starts = [n for n in nodes if _is_start(n) and n.meta[EXCHANGE_META] != last and n.meta.get(BLOCK_META, 0) > 0]
+    starts = [n for n in nodes if is_start(n) and n.meta[EXCHANGE_META] != last and n.meta.get(BLOCK_META, 0) > 0]
     return {n: waits[n.meta[EXCHANGE_META], n.meta[BLOCK_META] - 1] for n in starts}
 
 
@@ -114,7 +106,7 @@ def _held_back(nodes: list[fx.Node], after: dict[fx.Node, fx.Node]) -> dict[fx.N
     held = dict(after)
     for node in reversed(nodes):
         waits = {held.get(user) for user in node.users}
-        if node not in held and BLOCK_META in node.meta and len(waits) == 1 and not _is_wait(node):
+        if node not in held and BLOCK_META in node.meta and len(waits) == 1 and not is_wait(node):
             (wait,) = waits
             if wait is not None:
                 held[node] = wait
@@ -124,7 +116,7 @@ def _held_back(nodes: list[fx.Node], after: dict[fx.Node, fx.Node]) -> dict[fx.N
 def _serial(nodes: list[fx.Node]) -> list[fx.Node]:
     order: list[fx.Node] = []
     for node in nodes:
-        if _is_wait(node):
+        if is_wait(node):
             start = node.all_input_nodes[0]
             order.insert(order.index(start) + 1, node)
         else:

@@ -27,11 +27,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from dmt_plugin.comm.input_dist.input_dist import InputDist
+from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META, calls_tower, is_start, is_wait
 from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.logical.insert_towers import tower_number
 from dmt_plugin.passes.ops.batch_rows import is_by_rows, is_plumbing, open_view, writes_input
-from dmt_plugin.passes.placement.rank_parts import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META, Placement
+from dmt_plugin.passes.placement.rank_parts import Placement
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 _BY_ROWS = ("none", "dlrm", "dcn", "preserve")
@@ -71,7 +71,7 @@ class SplitBlocks(GraphPass):
         assert isinstance(index, InputDist)
         index.sort_by_blocks(self.blocks)
         self.constants = self._constants()
-        start = next(n for n in self.order if _is_row_exchange(n, ".start"))
+        start = next(n for n in self.order if _starts_rows(n))
         layout = start.args[1]
         assert isinstance(layout, fx.Node)
         self.layout = layout
@@ -97,13 +97,13 @@ class SplitBlocks(GraphPass):
         """Nodes that run once per block, in order."""
         leads: set[fx.Node] = set()  # what a later exchange needs
         for node in reversed(self.order):
-            if _is_row_exchange(node, ".start") or any(user in leads for user in node.users):
+            if _starts_rows(node) or any(user in leads for user in node.users):
                 leads.add(node)
         inside: dict[fx.Node, None] = {first: None}
         for node in self.order:
             if node.op == "output" or not any(n in inside for n in node.all_input_nodes):
                 continue
-            if node in leads or _is_row_exchange(node, ".wait"):
+            if node in leads or (_is_row_exchange(node) and is_wait(node)):
                 # Placement puts here what it has proven to need the rows alone (`find_regions`); rows of other ranks
                 # have nothing on this one that could be cut beside them.
                 strangers = [n for n in node.all_input_nodes if n not in inside and n not in self.constants]
@@ -207,15 +207,19 @@ class SplitBlocks(GraphPass):
             self.graph.erase_node(node)
 
 
-def _is_row_exchange(node: fx.Node, end: str = "") -> bool:
-    return node.meta.get(EXCHANGE_META, "index") != "index" and str(node.target).endswith(end)
+def _is_row_exchange(node: fx.Node) -> bool:
+    return node.meta.get(EXCHANGE_META, "index") != "index"
+
+
+def _starts_rows(node: fx.Node) -> bool:
+    return _is_row_exchange(node) and is_start(node)
 
 
 def _entry(start: fx.Node) -> fx.Node:
     """Where blocks begin: at the first exchange, or at the tower that runs before it."""
     rows = start.args[0]
     assert isinstance(rows, fx.Node)
-    return rows if rows.op == "call_module" and tower_number(str(rows.target)) is not None else start
+    return rows if calls_tower(rows) else start
 
 
 def _rows_of(first: fx.Node) -> list[fx.Node]:

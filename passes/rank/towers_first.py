@@ -21,11 +21,11 @@ from typing import Any
 from torch import fx, nn
 
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
+from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, SHAPE_META, calls_tower
 from dmt_plugin.nn.graph_ops import pick_columns
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.logical.insert_towers import tower_number
-from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META, EXCHANGES, SHAPE_META, Placement
+from dmt_plugin.passes.placement.rank_parts import Placement
 
 
 class TowersFirst(GraphPass):
@@ -50,7 +50,7 @@ class TowersFirst(GraphPass):
     def run(self, ctx: PassContext) -> PassResult:
         """Rewrites the calls of towers in ``ctx.gm``."""
         self.topology = ctx.topology
-        calls = [n for n in ctx.gm.graph.nodes if n.op == "call_module" and tower_number(str(n.target)) is not None]
+        calls = [n for n in ctx.gm.graph.nodes if calls_tower(n)]
         moved = sum(self._move(ctx.gm, call) for call in calls)
         return self.result(len(calls), moved, f"{moved} tower(s) before the exchange inside the host")
 

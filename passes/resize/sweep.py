@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from dmt_plugin.fxtools.names import SEED, SEED_VALUE
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import copied, is_linear, producers, shape_of, why_fixed
-from dmt_plugin.passes.ops.walk import SEED, SEED_VALUE, Rule, State
+from dmt_plugin.passes.ops.walk import Rule, State
 from dmt_plugin.passes.resize.resizable import check_resizable
 from dmt_plugin.passes.resize.state import check_value, resized_value, same_shapes, shapes_only
 

@@ -19,9 +19,9 @@ from dmt_plugin.partitioner.balance import (
     feature_costs,
     towers_per_group,
 )
-from dmt_plugin.partitioner.exact import contradiction, tightest
+from dmt_plugin.partitioner.exact import contradiction, first_assignment, tightest
 from dmt_plugin.partitioner.local_search import PairCosts, improve
-from dmt_plugin.partitioner.packing import Packing, first_assignment
+from dmt_plugin.partitioner.packing import Packing
 from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec
 
 

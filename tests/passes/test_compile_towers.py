@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import nn
 from torch._dynamo.utils import counters
 
+from dmt_plugin.fxtools.names import tower_number
 from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.nn.towers import DCNTower, DLRMTower, compiled
-from dmt_plugin.passes.logical.insert_towers import tower_number
 from dmt_plugin.passes.rank.compile_towers import CompileTowers
 from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks

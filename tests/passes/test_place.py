@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.fxtools.names import LOOKUP
 from dmt_plugin.model.placed import place
-from dmt_plugin.passes.placement.rank_parts import LOOKUP
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import ROWS, Flat, cat, ids

@@ -16,9 +16,10 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.model.placed import place
 from dmt_plugin.nn.graph_ops import field_streams
+from dmt_plugin.passes.analysis.marked_names import feature_name, group_name
 from dmt_plugin.passes.base import GraphPass, PassContext, run_passes
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
-from dmt_plugin.passes.logical.read_marks import ReadMarks, feature_name, group_name
+from dmt_plugin.passes.logical.read_marks import ReadMarks
 from dmt_plugin.passes.logical.split_joint_tables import SplitJointTables
 from dmt_plugin.topology.shape import Topology
 

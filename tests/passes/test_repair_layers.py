@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.compiler import transform
 from dmt_plugin.core.errors import TransformError
+from dmt_plugin.fxtools.names import SEED, SEED_VALUE
 from dmt_plugin.passes.ops.rules import rule_of
-from dmt_plugin.passes.ops.walk import SEED, SEED_VALUE
 from dmt_plugin.passes.resize.sweep import Sweep, UnsupportedAt
 from tests.passes import heads, heads_layers
 from tests.passes.flat import only

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import fx
 
+from dmt_plugin.fxtools.names import EXCHANGE_META
 from dmt_plugin.model.placed import PlacedModel, place
-from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META
 from dmt_plugin.passes.rank.schedule import Schedule
 from dmt_plugin.topology.shape import Topology
 from tests.passes.test_place import DLRM, case

@@ -10,10 +10,9 @@ import torch
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.fxtools.names import EXCHANGE_META, tower_number
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph, place_graph
-from dmt_plugin.passes.logical.insert_towers import tower_number
-from dmt_plugin.passes.placement.rank_parts import EXCHANGE_META
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import Flat, cat, ids

@@ -23,16 +23,15 @@ from torch import fx, nn
 from dmt_plugin.capture import InputBinder, capture, graph_module_over
 from dmt_plugin.capture.inputs import batch_size_of, example_of
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
-from dmt_plugin.compiler import transform
+from dmt_plugin.compiler import new_context, transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, FindingsError, TransformError
 from dmt_plugin.core.findings import sort_findings
-from dmt_plugin.model.flat_state import new_parts
+from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
 from dmt_plugin.passes.base import PassContext, StreamGroup, run_passes
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
-from dmt_plugin.passes.logical.insert_towers import tower_number
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
@@ -96,7 +95,7 @@ def explain(
     try:
         logical = transform(model, example, config, topology)
     except TransformError as error:
-        analysed = PassContext(capture(model, example), config, topology)
+        analysed = new_context(capture(model, example), config, topology)
         return {**_refused(error, analysed), **shown, **before}
     by_host = {}
     for host in range(min(topology.hosts, _MOST_HOSTS)):
@@ -236,10 +235,11 @@ def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
     """Every module between a tower's streams and what crosses hosts, with its shapes."""
     found = []
     for node in logical.graph.nodes:
-        tower = tower_number(str(node.target)) if node.op == "call_module" else None
-        if tower is None:
+        part = tower_part(str(node.target)) if node.op == "call_module" else None
+        if part is None or part.kind != "tower" or part.inside:
             continue
-        group = next(g for g in logical.plan.groups if g.name == str(node.target).split(".")[1])
+        tower = part.number
+        group = next(g for g in logical.plan.groups if g.name == part.group)
         (packed,) = node.args
         module = logical.get_submodule(str(node.target))
         found.append(
@@ -260,7 +260,7 @@ def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
 def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
     """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
     tables = {t.parameter for t in logical.plan.tables}
-    anew = new_parts(logical)
+    anew = logical.new_parts()
     found = []
     for name, parameter in logical.named_parameters():
         if name not in anew or name in tables:
@@ -275,12 +275,10 @@ def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
 
 def _start(plan: TowerPlan, name: str) -> str:
     """How a parameter of a tower module starts."""
-    path = name.split(".")
-    tower = tower_number(".".join(path[:3]))
-    group = next((g for g in plan.groups if tower is not None and g.name == path[1]), None)
-    if tower is None or group is None:
+    part = tower_part(name)
+    if part is None or part.kind != "tower":
         return "as its module starts"
-    spec = plan.module_of(group, tower)
+    spec = plan.module_of(next(g for g in plan.groups if g.name == part.group), part.number)
     if (spec.kind, spec.init) == ("preserve", "orthogonal"):
         return "a small rotation, bias 0"
     return _INIT.get(spec.init, spec.init) if spec.kind in ("dlrm", "dcn", "preserve") else "as its module starts"
@@ -332,7 +330,8 @@ def _parameters(model: TowerModel) -> dict[str, int]:
     tables = {t.parameter for t in model.plan.tables}
     counts = {"tables": 0, "towers": 0, "dense": 0}
     for name, parameter in model.named_parameters():
-        inside = tower_number(".".join(name.split(".")[:3])) is not None  # a decoder is a layer of the dense part
+        part = tower_part(name)
+        inside = part is not None and part.kind == "tower"  # a decoder is a layer of the dense part
         kind = "tables" if name in tables else "towers" if inside else "dense"
         counts[kind] += parameter.numel()
     return counts

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META, TOWERS, tower_part
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights
-from dmt_plugin.passes.logical.insert_towers import TOWERS, tower_number
-from dmt_plugin.passes.placement.rank_parts import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META
 
 _STEPS_BEHIND = 10
 """How many operations behind the towers belong to "around the towers"."""
@@ -65,8 +64,8 @@ def _kind(
         return "exchange"
     if node.op == "call_module":
         target = str(node.target)
-        if target.startswith(f"{TOWERS}."):
-            return "tower" if tower_number(target) is not None else "decoder"
+        if (part := tower_part(target)) is not None:
+            return part.kind
         if target == LOOKUP or isinstance(gm.get_submodule(target), (nn.Embedding, nn.EmbeddingBag)):
             return "lookup"
     if node.target in _LOOKUPS:
