@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test zoo bench bench-quick bench-overhead quality wire-quality lint clean
+.PHONY: help venv demo test test-all zoo bench bench-quick bench-overhead quality wire-quality lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -31,8 +31,15 @@ venv: $(STAMP)  ## set up .venv with everything the other targets need
 demo: $(STAMP)  ## train the example four ways through the deepspeed launcher and compare
 	python -m examples.demo
 
+# Workers of the tests; ranks of one test are processes of their own beside them.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
 test: $(STAMP)  ## run the tests
-	OMP_NUM_THREADS=1 python -m pytest -q
+	$(PYTEST)
+
+test-all: $(STAMP)  ## run the tests and their campaigns: by hand, and for a release
+	$(PYTEST) -m "campaign or not campaign"
 
 zoo: $(STAMP)  ## which public models the compiler takes, and how; writes build/zoo.json
 	OMP_NUM_THREADS=1 python -m tests.zoo.survey

@@ -1,8 +1,8 @@
 """Run a function on several ranks, each in a process of its own, and bring the results home.
 
 1. Each rank is a process with one thread and a process group, of gloo unless told otherwise, that meets at a file.
-   It is forked from a server that has imported what takes seconds to import, and has done nothing else; beside an
-   accelerator, which no fork survives, it is spawned.
+   It is forked from a server that has imported what takes seconds to import (``warm.py``), and has done nothing else;
+   beside an accelerator, which no fork survives, it is spawned.
 2. A rank leaves its pickled result or its traceback in a file; the parent reads it when the process is gone.
 3. After the first failure the others get ``grace`` seconds to fail by themselves, so that what they say is
    seen too; then, and at ``timeout``, whatever still runs is killed.
@@ -34,10 +34,6 @@ RankEnv = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 LAUNCHER_VARIABLES = re.compile(
     r"(LOCAL_|CROSS_|GROUP_)?(RANK|SIZE|WORLD_SIZE)|(MASTER|OMPI|MPI|PMI|SLURM|TORCHELASTIC)_.*"
 )
-
-
-_IMPORTED_ONCE = ["torch.distributed", "dmt_plugin.api", "dmt_plugin.integrations.deepspeed", "fbgemm_gpu"]
-"""What the server imports. Ranks get a fresh process each, with these modules as an import leaves them."""
 
 
 class RanksFailed(AssertionError):
@@ -141,7 +137,7 @@ def _context(backend: str) -> Any:
     if backend != "gloo" or torch.cuda.is_available():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED_ONCE)
+    context.set_forkserver_preload(["tests._util.warm"])
     forkserver.ensure_running()  # now: the variables of the first test's ranks are not for all others
     return context
 

@@ -105,13 +105,14 @@ def test_functions_on_ranks(cluster: Make) -> None:
 
 
 def test_names_do_not_meet(cluster: Make) -> None:
-    first, second = cluster(name="t-a", lanes=1), cluster(name="t-a-h0", lanes=1)
-    with pytest.raises(ClusterError, match="'t-a' is up already"):
-        cluster(name="t-a")
+    name = f"t{os.getpid()}"
+    first, second = cluster(name=name, lanes=1), cluster(name=f"{name}-h0", lanes=1)
+    with pytest.raises(ClusterError, match=f"'{name}' is up already"):
+        cluster(name=name)
     first.down()
     assert second.check()
-    assert [n for n in network.namespaces() if n.startswith("dmt-t-a")] == [
-        "dmt-t-a-h0-h0", "dmt-t-a-h0-h1", "dmt-t-a-h0-sw"
+    assert [n for n in network.namespaces() if n.startswith(f"dmt-{name}")] == [
+        f"dmt-{name}-h0-h0", f"dmt-{name}-h0-h1", f"dmt-{name}-h0-sw"
     ]  # fmt: skip
 
 
