@@ -88,10 +88,11 @@ class InputBinder:
         # Annotations may name types that cannot be pickled, and say nothing about a call.
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         self.signature = signature.replace(parameters=plain, return_annotation=signature.empty)
-        leaves, self._spec = self._flatten(example.args, example.kwargs)
+        bound = self._bind(example.args, example.kwargs)
+        leaves, self._spec = _flatten(bound)
         self._constants = {i: leaf for i, leaf in enumerate(leaves) if is_constant(leaf)}
         self._positions = [i for i in range(len(leaves)) if i not in self._constants]
-        paths = [path for path, _ in pytree.tree_flatten_with_path(self._bound, is_leaf=_is_leaf)[0]]
+        paths = [path for path, _ in pytree.tree_flatten_with_path(bound, is_leaf=_is_leaf)[0]]
         self.names = [_readable(paths[i]) for i in self._positions]
         self._fixed: dict[str, dict[str, Any]] = {}
         for name, position in zip(self.names, self._positions, strict=True):
@@ -105,9 +106,9 @@ class InputBinder:
                 )
             if fixed := _fixed_parts(leaves[position]):
                 self._fixed[name] = fixed
-        del self._bound
 
-    def _flatten(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by the names of ``forward``'s parameters, with its defaults."""
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -117,8 +118,7 @@ class InputBinder:
                 "pass example_batch=(args...) or a dict whose keys are forward's parameters",
             ) from error
         bound.apply_defaults()
-        self._bound = dict(bound.arguments)
-        return pytree.tree_flatten(self._bound, is_leaf=_is_leaf)
+        return dict(bound.arguments)
 
     def inputs(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         """Returns the graph's inputs for one call.
@@ -127,9 +127,10 @@ class InputBinder:
             CaptureError: the call has another structure, or another constant, than the
                 one the model was captured with.
         """
-        leaves, spec = self._flatten(args, kwargs)
-        found = leaves if spec == self._spec else self._reordered()
-        del self._bound
+        # Nothing of a call is kept here: another thread may be in a call of its own.
+        bound = self._bind(args, kwargs)
+        leaves, spec = _flatten(bound)
+        found = leaves if spec == self._spec else self._reordered(bound)
         if found is None:
             raise _misfit(
                 f"the model was captured with inputs structured as {self._spec}, this call has {spec}", _AGAIN, _CALL
@@ -163,10 +164,10 @@ class InputBinder:
                 )
         return [leaves[i] for i in self._positions]
 
-    def _reordered(self) -> list[Any] | None:
+    def _reordered(self, bound: dict[str, Any]) -> list[Any] | None:
         """The leaves in the captured order where only the order of dict keys differs, else ``None``."""
         try:
-            leaves = self._spec.flatten_up_to(self._bound)
+            leaves = self._spec.flatten_up_to(bound)
         except ValueError:
             return None
         return leaves if all(_is_leaf(leaf) for leaf in leaves) else None
@@ -190,6 +191,10 @@ class InputBinder:
             else:
                 args.append(arguments[name])
         return function(*args, **kwargs)
+
+
+def _flatten(bound: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    return pytree.tree_flatten(bound, is_leaf=_is_leaf)
 
 
 def _readable(path: tuple[Any, ...]) -> str:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from dmt_plugin import ExampleBatch
 from dmt_plugin.capture import capture
+from dmt_plugin.capture.inputs import InputBinder
 from dmt_plugin.core.errors import CaptureError
 from tests.capture.test_capture import rows
 
@@ -207,3 +211,24 @@ def test_a_jagged_tensor_keeps_its_weights_or_their_absence(weights: bool) -> No
     graph = capture(Takes(reads_jagged), ExampleBatch((jagged(5, weights),))).as_module()
     with pytest.raises(CaptureError, match="weights"):
         graph(jagged(4, not weights))
+
+
+def test_calls_of_two_threads_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls are flattened at the same time, with keys in another order than the example's."""
+
+    def forward(batch: dict[str, Tensor]) -> Tensor:
+        return batch["a"] - batch["b"]
+
+    binder = InputBinder(forward, ExampleBatch(({"a": rows(2), "b": rows(2)},)))
+    both, flatten = threading.Barrier(2, timeout=10), pytree.tree_flatten
+
+    def together(*args: Any, **kwargs: Any) -> Any:
+        found = flatten(*args, **kwargs)
+        both.wait()
+        return found
+
+    monkeypatch.setattr(pytree, "tree_flatten", together)
+    batches = [{"b": rows(2), "a": rows(2)} for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda batch: binder.inputs((batch,), {}), batches)
+    assert all(x is y for x, y in zip(first + second, [batch[k] for batch in batches for k in "ab"], strict=True))
