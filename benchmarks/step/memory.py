@@ -20,8 +20,9 @@ from torch import Tensor
 
 from benchmarks.step.model import make_batch
 from benchmarks.step.parts import Held, Part
+from benchmarks.step.protocols import LooksAhead
 from benchmarks.step.setting import Setting
-from benchmarks.step.variants import VARIANTS, LooksAhead
+from benchmarks.step.variants import VARIANTS
 
 STEPS = 4
 FLAT = "flat_fp32"

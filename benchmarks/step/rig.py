@@ -16,8 +16,9 @@ from benchmarks.step.allocator import keep_freed_memory
 from benchmarks.step.cores import stay_on_own_cores
 from benchmarks.step.groups import SharedGroups
 from benchmarks.step.model import make_batch
+from benchmarks.step.protocols import LooksAhead, Variant
 from benchmarks.step.setting import Setting
-from benchmarks.step.variants import VARIANTS, LooksAhead, Variant
+from benchmarks.step.variants import VARIANTS
 
 _BATCHES = 4
 

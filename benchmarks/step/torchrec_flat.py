@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.step.model import FastDense, make_model
+from benchmarks.step.protocols import Variant
 from benchmarks.step.setting import Setting
 from benchmarks.step.torchrec_pipelined import PipelinedTrainer, Training
 from benchmarks.step.torchrec_trainer import (
@@ -25,7 +26,6 @@ from benchmarks.step.torchrec_trainer import (
     table_name,
 )
 from benchmarks.step.torchrec_wire import codecs
-from benchmarks.step.variants import Variant
 
 SHARDINGS = ("tw", "cw", "twrw", "rw", "planner")
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import dmt_plugin
 from benchmarks.step.model import FastDense, make_batch, make_model
+from benchmarks.step.protocols import Variant
 from benchmarks.step.setting import Setting
 from benchmarks.step.torchrec_pipelined import PipelinedTrainer, Training
 from benchmarks.step.torchrec_trainer import (
@@ -31,7 +32,6 @@ from benchmarks.step.torchrec_trainer import (
     table_name,
 )
 from benchmarks.step.torchrec_wire import codecs
-from benchmarks.step.variants import Variant
 
 
 class _Interaction(nn.Module):

@@ -7,41 +7,14 @@ rounds away, and far too narrow for a table, a tower or a scale that is another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
-from torch import Tensor
-
-from benchmarks.step.model import Batch
-from benchmarks.step.parts import Held
+from benchmarks.step.protocols import Variant
 from benchmarks.step.setting import Setting
 
 Kind = Literal["torchrec", "torchrec_tower", "ours"]
-
-
-class Variant(Protocol):
-    """One way to train the model, on one rank."""
-
-    def prepare(self, batch: Batch) -> Any:
-        """A batch as this variant takes it; not timed."""
-
-    def step(self, prepared: Any) -> Tensor:
-        """One optimiser step; the rank's loss before it."""
-
-    def tables(self) -> Held:
-        """What this rank holds of the tables."""
-
-    def formula_bytes(self) -> int:
-        """Bytes to other hosts in one step by formula; 0 where there is none."""
-
-
-@runtime_checkable
-class LooksAhead(Protocol):
-    """A variant that may draw batches before their step, to send what it can of them early."""
-
-    def look_ahead(self, batches: Iterator[Any]) -> None:
-        """The prepared batches of all steps to come, in order: those that ``step`` will be called with."""
 
 
 @dataclass(frozen=True)
