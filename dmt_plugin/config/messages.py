@@ -15,10 +15,6 @@ from pydantic import BaseModel, ValidationError
 
 from dmt_plugin.core.errors import ConfigError
 
-# Values that the design knows and this version does not have.
-LATER: Mapping[str, frozenset[str]] = {
-}
-
 
 def refuse(source: str, problems: Sequence[str]) -> NoReturn:
     """Raise one ``ConfigError`` for all problems found in ``source``."""
@@ -65,9 +61,6 @@ def _say(path: tuple[str, ...], detail: Any, model: type[BaseModel]) -> str:
     value = detail["input"]
     if detail["loc"][-1] == "[key]":
         return f'the key {_show(value)} is not a string, expected {_show(str(value))}'
-    if ".".join(path) in LATER and value in LATER[".".join(path)]:
-        schema = parent.model_json_schema()["properties"][path[-1]]
-        return f"{_show(value)} is not in this version, expected {_expected(schema)}"
     if (section := _section(annotation)) is not None:
         inner = next(iter(section.model_fields))
         return f'found {_show(value)}, expected an object such as {{"{inner}": ...}}'

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from dmt_plugin.config.base import PositiveInt, Section
 from dmt_plugin.config.messages import one_of
-from dmt_plugin.config.towers import PositiveInt, Section
 from dmt_plugin.core.sizes import parse_bytes
 
 PlacementKind = Literal["table_wise", "row_wise", "column_wise"]

@@ -4,7 +4,7 @@
    and trailing commas as DeepSpeed allows them), or base64 of one.
 2. ``read_dmt_config`` looks for top-level keys that were meant to be "dmt", then validates the section with the
    models below, and turns everything pydantic found into one short message with full key paths.
-3. A value that names something this version does not have is refused, never ignored.
+3. A key or a value that this version does not have is refused, never ignored.
 
 Neither torch nor deepspeed is imported here: the command line must start fast.
 """
@@ -22,9 +22,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
+from dmt_plugin.config.base import IntOrAuto, PositiveInt, Section
 from dmt_plugin.config.messages import near_miss, refuse, say_problems
 from dmt_plugin.config.placement import PlacementConfig
-from dmt_plugin.config.towers import IntOrAuto, PositiveInt, Section, TowersConfig
+from dmt_plugin.config.towers import TowersConfig
 from dmt_plugin.core.errors import ConfigError
 
 

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from dmt_plugin.config.base import IntOrAuto, Section
 from dmt_plugin.config.messages import one_of
 
-PositiveInt = Annotated[int, Field(ge=1)]
-IntOrAuto = PositiveInt | Literal["auto"]
 Init = Literal["orthogonal", "identity", "torch"]
 
 TOWER_MODULES = ("dlrm", "dcn", "preserve", "none")
-
-
-class Section(BaseModel):
-    """An object of the "dmt" section: unknown keys are errors, numbers are not made of strings."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def _known_module(value: str) -> str:
