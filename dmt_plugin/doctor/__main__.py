@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dmt_plugin.cli.doctor import command
+from dmt_plugin.doctor.command import command
 
 if __name__ == "__main__":
     typer.run(command)

@@ -6,6 +6,9 @@
    stuck says nothing; the others then run into the limit of their own wait, which ends every wait of theirs too.
 
 What comes out is the same on every rank that is not stuck: each check, folded over the ranks.
+
+The engine, and DeepSpeed with it, is imported inside the checks that need it: where it cannot be imported, that is what
+a check found, and not the end of the program.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.distributed as dist
+
 from dmt_plugin.doctor import links, tiny
 from dmt_plugin.doctor.check import Check, Finding, merged, ranks_in_words, run_limited, skipped
-from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.discovery import discover_topology
+from dmt_plugin.topology.groups import RankGroups, create_groups
 from dmt_plugin.topology.shape import ResolvedTopology, Topology
 
 TOGETHER = ("same versions", "topology", "links", "training")
@@ -99,7 +105,6 @@ class Ranks:
 
     def connect(self) -> Finding:
         """All ranks meet."""
-        import torch.distributed as dist
         from deepspeed.accelerator import get_accelerator
         from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 
@@ -133,9 +138,6 @@ class Ranks:
 
     def topology(self) -> Finding:
         """Hosts and lanes, their source, and the machines behind them."""
-        from dmt_plugin.topology.discovery import discover_topology
-        from dmt_plugin.topology.groups import create_groups
-
         self.resolved = discover_topology(hosts="auto" if self.hosts is None else self.hosts)
         found = self.resolved.topology
         self.groups = create_groups(found, timeout_s=self.limit_s)
@@ -169,21 +171,21 @@ class Ranks:
 
     def training(self) -> Finding:
         """A tiny model, rewritten and trained, beside one process."""
+        from dmt_plugin.integrations.deepspeed.initialize import initialize
+
         assert self.groups is not None and self.resolved is not None
         shape: Topology = self.resolved.topology
 
         def mean(value: float) -> float:
             return sum(self.gather(value)) / self.world_size
 
-        run = (shape, self.rank, self.limit_s, mean)
+        run = (initialize, shape, self.rank, self.limit_s, mean)
         preserving = tiny.placed_losses({"module": "none"}, *run)
         with_towers = tiny.placed_losses({"module": "dlrm", "dim": 4}, *run)
         return tiny.judged(tiny.flat_losses(shape), preserving, with_towers)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks."""
-        import torch.distributed as dist
-
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dmt_plugin.core.modes import fixed_random_numbers
 from dmt_plugin.doctor.check import Finding
 from dmt_plugin.topology.shape import Topology
 
@@ -48,8 +49,7 @@ def tables_for(topology: Topology) -> int:
 
 def build(tables: int = TABLES) -> Tiny:
     """The model, the same on every rank; the state of torch's random numbers is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fixed_random_numbers():
         return Tiny(tables)
 
 
@@ -81,23 +81,27 @@ def config(towers: dict[str, Any], topology: Topology, timeout_s: float) -> dict
 
 
 def placed_losses(
-    towers: dict[str, Any], topology: Topology, rank: int, timeout_s: float, mean: Callable[[float], float]
+    towers: dict[str, Any],
+    initialize: Callable[..., Any],
+    topology: Topology,
+    rank: int,
+    timeout_s: float,
+    mean: Callable[[float], float],
 ) -> list[float]:
     """Losses of the rewritten model, each the mean over the ranks.
 
     Args:
         towers: The "towers" of the section.
+        initialize: ``dmt_plugin.initialize``.
         topology: Hosts and lanes.
         rank: This rank.
         timeout_s: Limit of every exchange.
         mean: The mean over the ranks of a number of each.
     """
-    import dmt_plugin
-
     tables = tables_for(topology)
     dense, ids, _ = batch(0, SAMPLES, tables)
     model = build(tables)
-    engine, *_ = dmt_plugin.initialize(
+    engine, *_ = initialize(
         model=model,
         model_parameters=model.parameters(),
         config=config(towers, topology, timeout_s),

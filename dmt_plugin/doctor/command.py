@@ -1,4 +1,4 @@
-"""``dmt doctor``: whether training with towers works here, and what to change where it does not."""
+"""``dmt doctor`` as a command: its options, where its findings go, and how the process ends."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dmt_plugin.doctor.program import alone, as_rank
+from dmt_plugin.doctor.text import written
+from dmt_plugin.topology.discovery import launched_as
 
 
 def command(
@@ -29,10 +33,6 @@ def command(
 
     Exit status: 0, or 1 if a check failed. Paste what it prints into an issue.
     """
-    from dmt_plugin.doctor.program import alone, as_rank
-    from dmt_plugin.doctor.text import written
-    from dmt_plugin.topology.discovery import launched_as
-
     del local_rank  # the launcher's environment says it too
     place = launched_as()
     with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed logs to standard output
