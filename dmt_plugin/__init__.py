@@ -9,6 +9,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from dmt_plugin.core.run_files import describe_with
 from dmt_plugin.moved import MovedModules
 
 if TYPE_CHECKING:
@@ -72,3 +73,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def _write_description(*args: Any) -> None:
+    importlib.import_module(f"{__name__}.report.explain.explanation").write_report(*args)
+
+
+describe_with(_write_description)

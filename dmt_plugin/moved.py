@@ -46,7 +46,7 @@ MOVED = {
     "findings": "core.findings",
     "flat_state": "model.flat_state",
     "integrations.deepspeed.adagrad": "integrations.deepspeed.engine.adagrad",
-    "integrations.deepspeed.checkpointed": "integrations.deepspeed.engine.checkpoint_calls",
+    "integrations.deepspeed.checkpointed": "integrations.deepspeed.engine.engine",
     "integrations.deepspeed.checkpointing": "integrations.deepspeed.checkpoint.save_load",
     "integrations.deepspeed.example_batch": "integrations.deepspeed.arguments.example_batch",
     "integrations.deepspeed.guards": "integrations.deepspeed.arguments.guards",
@@ -59,7 +59,7 @@ MOVED = {
     "integrations.deepspeed.shell": "integrations.deepspeed.tower_shell",
     "integrations.deepspeed.table_rate": "integrations.deepspeed.engine.table_rate",
     "integrations.deepspeed.tables": "integrations.deepspeed.weight_sync",
-    "integrations.deepspeed.told": "integrations.deepspeed.engine.failures",
+    "integrations.deepspeed.told": "integrations.deepspeed.engine.engine",
     "launchers": "topology.launchers",
     "laws": "verification.laws",
     "loading": "core.user_code",
@@ -100,7 +100,14 @@ MOVED = {
 }
 """Old module -> the one that has its names, both inside the package."""
 
-RENAMED: dict[str, str] = {"IndexExchange": "InputDist", "RowExchange": "OutputDist", "TablePart": "TableShard"}
+RENAMED: dict[str, str] = {
+    "CheckpointedEngine": "DMTEngine",
+    "IndexExchange": "InputDist",
+    "LastWords": "FailureNotes",
+    "RowExchange": "OutputDist",
+    "TablePart": "TableShard",
+    "ToldEngine": "DMTEngine",
+}
 """Old name -> new name of what is pickled, or named in documentation."""
 
 

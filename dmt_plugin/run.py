@@ -19,6 +19,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import deepspeed
+
+from dmt_plugin.integrations.deepspeed import initialize
+
 USAGE = """\
 usage: deepspeed [launcher options] --module dmt_plugin.run SCRIPT [SCRIPT OPTIONS]
        python -m dmt_plugin.run SCRIPT [SCRIPT OPTIONS]
@@ -75,10 +79,6 @@ def parse(arguments: list[str]) -> Command:
 
 def patch() -> None:
     """Put :func:`dmt_plugin.integrations.deepspeed.initialize` in the place of ``deepspeed.initialize``."""
-    import deepspeed
-
-    from dmt_plugin.integrations.deepspeed import initialize
-
     deepspeed.initialize = initialize
 
 

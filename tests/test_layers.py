@@ -74,16 +74,6 @@ PENDING = {
     "dmt_plugin.cli.partition_inputs",
     "dmt_plugin.cli.report",
     "dmt_plugin.cli.verify",
-    "dmt_plugin.comm.wire.transport",
-    "dmt_plugin.integrations.deepspeed.checkpoint.save_load",
-    "dmt_plugin.integrations.deepspeed.engine.checkpoint_calls",
-    "dmt_plugin.integrations.deepspeed.engine.engine",
-    "dmt_plugin.integrations.deepspeed.engine.failures",
-    "dmt_plugin.integrations.deepspeed.engine.reduction",
-    "dmt_plugin.integrations.deepspeed.initialize",
-    "dmt_plugin.integrations.deepspeed.observer",
-    "dmt_plugin.integrations.deepspeed.weight_sync",
-    "dmt_plugin.run",
 }
 """Files that have not moved to the arrows above yet."""
 

@@ -15,23 +15,24 @@ Everything here is for one process to do, and needs no torch.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest
+from dmt_plugin.core import files
 from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.core.files import DRAFT, sync_folder, synced
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "dmt_checkpoint.json"
 LATEST = "latest"
-SAVING, REPLACED = ".saving", ".replaced"
+SAVING, REPLACED = DRAFT, ".replaced"
 #: Says that a folder named ``*.saving`` is one of ours.
 MARK = "unfinished_dmt_checkpoint"
 #: Folder of the tensors' files inside a checkpoint.
@@ -252,19 +253,19 @@ def commit(temporary: Path, manifest: Manifest) -> Path:
         stream.write(manifest.to_json().encode())
     (temporary / MARK).unlink()
     for folder in (*(p for p in temporary.iterdir() if p.is_dir()), temporary):
-        _sync_folder(folder)
+        sync_folder(folder)
     replaced = root / f"{place.name}{REPLACED}"
     if place.exists():
         place.rename(replaced)
     temporary.rename(place)
     try:
-        _sync_folder(root)
+        sync_folder(root)
         if manifest.save_latest:
             draft = root / f"{LATEST}{SAVING}"
             with synced(draft) as stream:
                 stream.write(manifest.tag.encode())
             draft.replace(root / LATEST)
-            _sync_folder(root)
+            sync_folder(root)
         if replaced.exists():
             _remove(replaced)
     except OSError as error:  # it is there all the same
@@ -273,44 +274,17 @@ def commit(temporary: Path, manifest: Manifest) -> Path:
 
 
 @contextmanager
-def synced(path: Path) -> Any:
-    """A new file, open for bytes, that is on the disk when the block ends."""
-    with path.open("wb") as stream:
-        yield stream
-        _flush(stream)
-
-
-@contextmanager
-def whole_file(path: Path) -> Any:
-    """A file that is there with all that the block writes, or as it was before; parent folders are made.
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """:func:`dmt_plugin.core.files.whole_file`, for people who wait for it.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    draft = path.with_name(f"{path.name}{SAVING}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with synced(draft) as stream:
+        with files.whole_file(path) as stream:
             yield stream
-        draft.replace(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if draft.is_file():
-            draft.unlink()
-
-
-def _flush(stream: IO[bytes]) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _of_tag(root: Path, tag: str) -> Found:

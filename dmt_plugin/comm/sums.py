@@ -12,8 +12,6 @@ The steps are apart, so that each can be started when its link has nothing more 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -21,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.topology.lost_ranks import reporting
 
 
 def bytes_sent(entries: int, element: int, hosts: int, lanes: int) -> tuple[int, int]:
@@ -56,6 +55,7 @@ class HierarchicalSum:
         peers: dist.ProcessGroup | None,
     ) -> None:
         self._transport, self._name = transport, name
+        self._place = f"the sum over ranks of the gradients ({name})"
         self._lanes_group, self._peers_group = lanes, peers
         topology = transport.topology
         self._hosts, self._lanes = topology.hosts if peers is not None else 1, topology.ranks_per_host
@@ -73,10 +73,10 @@ class HierarchicalSum:
             ExchangeError: a rank of the host is gone.
         """
         if self._lanes > 1 and self._hosts == 1:
-            with self._reported("could not start"):
+            with reporting(self._transport, self._place, "could not start"):
                 self._work = dist.all_reduce(self._buffer, group=self._lanes_group, async_op=True)
         elif self._lanes > 1:
-            with self._reported("could not start"):
+            with reporting(self._transport, self._place, "could not start"):
                 self._work = dist.all_to_all_single(
                     self._received, self._buffer, group=self._lanes_group, async_op=True
                 )
@@ -99,7 +99,7 @@ class HierarchicalSum:
         if self._lanes > 1:
             self._wait()
             self._own = self._received.view(self._lanes, self._part).sum(0)
-        with self._reported("could not start"):
+        with reporting(self._transport, self._place, "could not start"):
             self._work = dist.all_reduce(self._own, group=self._peers_group, async_op=True)
 
     def finish(self) -> Tensor:
@@ -114,7 +114,7 @@ class HierarchicalSum:
             return self.entries
         if self._lanes == 1:
             return self._own[: self.entries.numel()]
-        with self._reported("could not start"):
+        with reporting(self._transport, self._place, "could not start"):
             self._work = dist.all_gather_single(self._received, self._own, group=self._lanes_group, async_op=True)
         self._wait()
         return self._received[: self.entries.numel()]
@@ -122,19 +122,11 @@ class HierarchicalSum:
     def _wait(self) -> None:
         work, self._work = self._work, None
         assert work is not None
-        with self._reported("did not finish"):
+        with reporting(self._transport, self._place):
             if self._transport.device.type == "cpu":
                 work.wait(timedelta(seconds=self._transport.timeout_s))
             else:
                 work.wait()  # with a limit it would block the host; the group has its own
-
-    @contextmanager
-    def _reported(self, what: str) -> Iterator[None]:
-        """Turns what the backend raises into the error of an exchange."""
-        try:
-            yield
-        except RuntimeError as error:
-            raise self._transport.failure(f"the sum over ranks of the gradients ({self._name})", what, error) from error
 
     def _count(self, sizes: list[int], ranks: list[int]) -> None:
         self._transport.traffic.record(self._name, "backward", sizes, ranks)

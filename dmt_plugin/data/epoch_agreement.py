@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch.distributed as dist
 from torch.utils.data import IterableDataset
 
 from dmt_plugin.core.errors import DataError
+from dmt_plugin.topology.agreement import gather
 
 Uneven = Literal["error", "stop"]
 
@@ -120,14 +120,8 @@ class Ends:
         )
 
     def _gather(self, mine: Any) -> list[Any]:
-        groups = self._dmt.groups
-        told: list[Any] = [None] * groups.topology.world_size
-        try:
-            dist.all_gather_object(told, mine, group=groups.world)
-        except RuntimeError as error:
-            where = "the agreement of all ranks on the next batch"
-            raise self._dmt.transport.failure(where, "did not finish", error) from error
-        return told
+        dmt = self._dmt
+        return gather(dmt.groups, mine, "the agreement of all ranks on the next batch", dmt.transport)
 
 
 def length_of(loader: Any) -> int | None:

@@ -168,7 +168,7 @@ class PrefetchedLoader:
         if found.error is not None:
             if self._dmt is not None and not isinstance(found.error, DMTError):  # ours are raised on all ranks
                 transport = self._dmt.transport
-                transport.last_words.failed(transport.step, found.error)
+                transport.failure_notes.failed(transport.step, found.error)
             raise found.error
         self._position.end()
 

@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from dmt_plugin.doctor import links, tiny
 from dmt_plugin.doctor.check import Check, Finding, merged, ranks_in_words, run_limited, skipped
+from dmt_plugin.topology.agreement import all_values
 from dmt_plugin.topology.discovery import discover_topology
 from dmt_plugin.topology.groups import RankGroups, create_groups
 from dmt_plugin.topology.shape import ResolvedTopology, Topology
@@ -186,9 +187,7 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks."""
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        return all_values(value)
 
 
 def _machines(machines: list[list[str]]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 
 from dmt_plugin.comm.input_dist.input_dist import InputDist, RoutedIds
 from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.core.errors import ExchangeError
 from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES
 from dmt_plugin.passes.ops.batch_rows import writes_input
 
@@ -68,7 +69,11 @@ class IdPrefetcher:
             self._announced = _Announced(inputs, step)
 
     def begin(self) -> None:
-        """Start to distribute what was announced, if anything was."""
+        """Start to distribute what was announced, if anything was.
+
+        Raises:
+            ExchangeError: a rank was gone, or the time was up, on the way of a batch that never came.
+        """
         if self._announced is None:
             return
         announced, self._announced = self._announced, None
@@ -114,8 +119,18 @@ class IdPrefetcher:
         if self._job is not None:
             self._job.done.wait()
 
+    def close(self) -> None:
+        """Nothing is under way any more, nor will be: behind this the groups can go."""
+        self.possible, self._announced = False, None
+        self.settle()
+
     def _drop(self, job: _Job) -> None:
+        """A batch that was announced and never came; what failed on its way is not lost with it."""
         job.done.wait()
+        if isinstance(job.error, ExchangeError):
+            raise job.error
+        if job.error is not None:
+            logger.warning("an announced batch never came, and its ids failed: %s", job.error, exc_info=job.error)
         if not self._warned:
             self._warned = True
             logger.warning(
@@ -151,20 +166,20 @@ class _Job:
         self.done = threading.Event()
         self._work = work
         self._routed: RoutedIds | None = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self._routed = self._work()
         except BaseException as error:  # belongs to the batch: raised where it is asked for
-            self._error = error
+            self.error = error
         finally:
             self.done.set()
 
     def result(self) -> RoutedIds:
         self.done.wait()  # the exchanges inside have their limits
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         assert self._routed is not None
         return self._routed
 

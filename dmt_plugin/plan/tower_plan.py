@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.files import whole_file
 from dmt_plugin.plan.tables import Kind, TableShard, TableSplit, check_places, shards_of
 from dmt_plugin.plan.tables import TableSpec as TableSpec
 from dmt_plugin.topology.shape import Topology
@@ -293,8 +294,9 @@ class TowerPlan:
         return data
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        """Writes the plan as JSON: the file is there as a whole, or as it was before."""
+        with whole_file(Path(path)) as stream:
+            stream.write((json.dumps(self.to_dict(), indent=2) + "\n").encode())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TowerPlan:

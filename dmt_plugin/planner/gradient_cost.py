@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dmt_plugin.comm.sums import bytes_sent
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.topology.shape import Topology
@@ -44,24 +45,25 @@ class GradientSums:
     parameters: str = "fp32"
 
 
-def gradient_sums(ds_config: Mapping[str, Any], section: DMTConfig) -> GradientSums:
+def gradient_sums(ds_config: Mapping[str, Any], config: DMTConfig) -> GradientSums:
     """What a configuration leads to.
 
     Args:
         ds_config: the DeepSpeed configuration; empty for its defaults.
-        section: the ``"dmt"`` section.
+        config: the ``"dmt"`` section.
     """
-    kind = "bf16" if computes_in_bf16(ds_config) else "fp32"
-    stage, wire = _stage(ds_config), str(ds_config.get("communication_data_type") or kind).lower()
+    settings = DeepSpeedSettings(ds_config)
+    kind = "bf16" if settings.bf16 else "fp32"
+    stage, wire = settings.zero_stage, settings.wire
     reasons = [
         *([f"ZeRO stage {stage}"] if stage else []),
-        *([] if section.comm.overlap else ["dmt.comm.overlap is off"]),
-        *(["prescale_gradients is on"] if ds_config.get("prescale_gradients") else []),
-        *([f"gradient_predivide_factor is {f}"] if (f := ds_config.get("gradient_predivide_factor", 1.0)) != 1 else []),
+        *([] if config.comm.overlap else ["dmt.comm.overlap is off"]),
+        *(["prescale_gradients is on"] if settings.prescales else []),
+        *([f"gradient_predivide_factor is {f}"] if (f := settings.predivide_factor) != 1 else []),
         *(["the model is in bf16"] if kind == "bf16" else []),
         *([f"communication_data_type is {wire}"] if wire != kind else []),
     ]
-    often = _how_often(ds_config, stage)
+    often = _how_often(settings.micro_batches, stage)
     if not reasons:
         note = (
             "ZeRO stage 0 with dmt.comm.overlap: sums of gradients run during the backward pass, those of the dense "
@@ -73,12 +75,6 @@ def gradient_sums(ds_config: Mapping[str, Any], section: DMTConfig) -> GradientS
         "carries 2(G-1)/G of the buffer over every host's link; each rank's share of its host's."
     )
     return GradientSums("partitions" if stage else "all-reduce", wire, note, kind)
-
-
-def computes_in_bf16(ds_config: Mapping[str, Any]) -> bool:
-    """Whether towers and the dense part are in bf16."""
-    sections = (ds_config.get(key) for key in ("bf16", "bfloat16"))
-    return any(isinstance(section, Mapping) and section.get("enabled") is True for section in sections)
 
 
 def gradient_costs(sums: GradientSums, dense: int, towers: int, topology: Topology) -> list[ExchangeCost]:
@@ -124,13 +120,7 @@ def _ring(size: int, members: int, lanes: int, crossing: bool) -> tuple[int, int
     return away, sent - away
 
 
-def _stage(ds_config: Mapping[str, Any]) -> int:
-    section = ds_config.get("zero_optimization", {})
-    return int(section.get("stage", 0)) if isinstance(section, Mapping) else int(bool(section))
-
-
-def _how_often(ds_config: Mapping[str, Any], stage: int) -> str:
-    steps = ds_config.get("gradient_accumulation_steps")
-    if not isinstance(steps, int) or steps == 1:
+def _how_often(micro_batches: int, stage: int) -> str:
+    if micro_batches == 1:
         return "once per step"
-    return "in every micro-batch" if stage == 2 else f"once per step, in one of its {steps} micro-batches"
+    return "in every micro-batch" if stage == 2 else f"once per step, in one of its {micro_batches} micro-batches"

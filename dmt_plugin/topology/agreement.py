@@ -12,8 +12,9 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from dmt_plugin.core.errors import DMTError, ExchangeError, PlanError
+from dmt_plugin.core.errors import DMTError, PlanError
 from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.lost_ranks import Reporter, reporting
 
 T = TypeVar("T")
 
@@ -23,46 +24,33 @@ def speaks() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def gather(groups: RankGroups, value: T, doing: str = "comparing the ranks") -> list[T]:
+def gather(groups: RankGroups, value: T, doing: str = "comparing the ranks", by: Reporter | None = None) -> list[T]:
     """The (picklable) values of all ranks, in rank order, on every rank.
 
     Args:
         groups: This rank's groups.
         value: This rank's.
         doing: What for, for the message.
+        by: Who makes the message; by default the groups.
 
     Raises:
         ExchangeError: A rank is gone, or ``comm.timeout_s`` is over.
     """
-    values: list[T | None] = [None] * groups.topology.world_size
-    with told(groups, doing):
-        dist.all_gather_object(values, value, group=groups.world)
+    with reporting(by or groups, doing):
+        return all_values(value, groups.world)
+
+
+def all_values(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """:func:`gather` where there are no groups of ours yet: by default over all ranks; alone without any.
+
+    Raises:
+        RuntimeError: As the backend has it.
+    """
+    if not dist.is_initialized():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values  # type: ignore[return-value]
-
-
-@contextmanager
-def told(groups: RankGroups, doing: str) -> Iterator[None]:
-    """Turns what the backend raises in the block into an error that names this rank and what it was doing.
-
-    Args:
-        groups: This rank's groups.
-        doing: What the block does.
-
-    Raises:
-        ExchangeError: A rank is gone, or ``comm.timeout_s`` is over.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, DMTError):
-            raise
-        lines = str(error).strip().splitlines()
-        raise ExchangeError(
-            f"rank {groups.rank} (host {groups.host}, lane {groups.lane}): waiting for the other ranks while {doing} "
-            f"failed: {lines[0][:300] if lines else type(error).__name__}. A rank has died, failed, or was more than "
-            f"dmt.comm.timeout_s = {groups.timeout_s:g} s behind; look for the first error of the other ranks, or "
-            "raise dmt.comm.timeout_s."
-        ) from error
 
 
 @contextmanager

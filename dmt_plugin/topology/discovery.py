@@ -19,6 +19,7 @@ from typing import Literal
 import torch.distributed as dist
 
 from dmt_plugin.core.errors import TopologyError
+from dmt_plugin.topology.agreement import all_values
 from dmt_plugin.topology.launchers import Claim, claims_of_launchers
 from dmt_plugin.topology.shape import ResolvedTopology, Topology
 
@@ -98,7 +99,7 @@ def verify_topology(resolved: ResolvedTopology | TopologyError, rank: int) -> No
         topology = resolved.topology
         place = (topology.host_of(rank), topology.lane_of(rank))
         mine = (rank, *place, topology.hosts, topology.ranks_per_host, resolved.source)
-    problem = _disagreement(_gather(mine))
+    problem = _disagreement(all_values(mine))
     if problem is not None:
         raise TopologyError(problem)
 
@@ -119,7 +120,7 @@ def discover_topology(
         TopologyError: The same on every rank.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    names = _gather(socket.gethostname())
+    names = all_values(socket.gethostname())
     found: ResolvedTopology | TopologyError
     try:
         found = resolve_topology(
@@ -234,12 +235,4 @@ def _ranks(ranks: Sequence[int]) -> str:
 def _gather_hostnames() -> list[str]:
     if not dist.is_initialized():
         raise TopologyError(f"no launcher variable tells the topology and no process group exists yet; {WAY_OUT}")
-    return _gather(socket.gethostname())
-
-
-def _gather(mine: object) -> list:
-    if not dist.is_initialized():
-        return [mine]
-    gathered: list = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, mine)
-    return gathered
+    return all_values(socket.gethostname())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from dmt_plugin.core.errors import TopologyError
+from dmt_plugin.core.errors import ExchangeError, TopologyError
+from dmt_plugin.topology.lost_ranks import first_line
 from dmt_plugin.topology.shape import Topology
 
 
@@ -43,6 +45,16 @@ class RankGroups:
     mesh: DeviceMesh
     device: torch.device
     timeout_s: float
+
+    def failure(self, place: str, what: str, error: BaseException) -> ExchangeError:
+        """Error of a wait for the other ranks that failed while this rank was doing ``place``."""
+        del what
+        return ExchangeError(
+            f"rank {self.rank} (host {self.host}, lane {self.lane}): waiting for the other ranks while {place} "
+            f"failed: {first_line(error)}. A rank has died, failed, or was more than "
+            f"dmt.comm.timeout_s = {self.timeout_s:g} s behind; look for the first error of the other ranks, or "
+            "raise dmt.comm.timeout_s."
+        )
 
 
 def create_groups(topology: Topology, *, timeout_s: float) -> RankGroups:
@@ -83,6 +95,18 @@ def renewed(groups: RankGroups, names: Sequence[str]) -> RankGroups:
     """
     made: dict[str, Any] = {name: _new_group(groups.topology, groups.rank, name, groups.timeout_s) for name in names}
     return dataclasses.replace(groups, **made)
+
+
+def release(groups: RankGroups, names: Sequence[str]) -> None:
+    """Give process groups back; every rank calls this, when nothing travels in them any more.
+
+    Args:
+        groups: A rank's groups.
+        names: Which of them: "world", "lanes", "peers". What is gone already, with the default group, is passed over.
+    """
+    for name in names:
+        with suppress(ValueError):  # torch knows it no more
+            dist.destroy_process_group(getattr(groups, name))
 
 
 def _new_group(topology: Topology, rank: int, name: str, timeout_s: float) -> dist.ProcessGroup:

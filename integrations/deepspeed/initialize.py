@@ -2,10 +2,11 @@
 
 1. Read the configuration. Without a "dmt" section, or with ``"enabled": false``, DeepSpeed gets exactly the
    arguments of the user.
-2. Refuse by name what does not go together (:mod:`.guards`); connect the ranks.
+2. Refuse by name what does not go together (:mod:`.arguments.guards`); connect the ranks.
 3. Resolve hosts and lanes, compare them between the ranks, make the groups.
-4. Find an example batch, build this rank's model, load rank 0's tables into their owners.
-5. Wrap tower modules for DeepSpeed (:mod:`.shell`), translate ``model_parameters``, compare the ranks again.
+4. Find an example batch, build this rank's model, compare the plans of all ranks; only then do rank 0's tables go to
+   their owners (:mod:`.weight_sync`).
+5. Wrap tower modules for DeepSpeed (:mod:`.tower_shell`), translate ``model_parameters``, compare the ranks again.
 6. Call DeepSpeed's own ``initialize`` with a copy of the configuration and an engine class of ours.
 
 Until the groups with ``dmt.comm.timeout_s`` exist, waits are bounded by the same time limit on the default group, also
@@ -18,37 +19,42 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import deepspeed
+import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils.logging import print_dist
 from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import batch_size_of
-from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.comm.wire.transport import Traffic, Transport
+from dmt_plugin.compiler import build_placed
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
+from dmt_plugin.core.run_files import write_description
 from dmt_plugin.integrations.deepspeed import private
 from dmt_plugin.integrations.deepspeed.arguments import guards
 from dmt_plugin.integrations.deepspeed.arguments.example_batch import find_example
 from dmt_plugin.integrations.deepspeed.arguments.optimizers import built_again, is_built
 from dmt_plugin.integrations.deepspeed.arguments.parameters import FlatParameters, read_parameters, remap_parameters
-from dmt_plugin.integrations.deepspeed.engine.engine import DMTEngine, DMTState
+from dmt_plugin.integrations.deepspeed.engine.engine import DMTEngine
+from dmt_plugin.integrations.deepspeed.engine.state import DMTState
 from dmt_plugin.integrations.deepspeed.observer import observer_of
 from dmt_plugin.integrations.deepspeed.tower_shell import wrap_towers
 from dmt_plugin.integrations.deepspeed.weight_sync import sync_feature_layers, sync_tables
+from dmt_plugin.model.placed import PlacedModel
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.planner.gradient_cost import gradient_sums
 from dmt_plugin.topology.agreement import check_same_plan, gather, together
 from dmt_plugin.topology.discovery import discover_topology
-from dmt_plugin.topology.groups import RankGroups, create_groups, renewed
-
-if TYPE_CHECKING:
-    from dmt_plugin.model.placed import PlacedModel
-    from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.topology.groups import RankGroups, create_groups, release, renewed
 
 EXPERT_TOPOLOGY_KEY = "use_data_before_expert_parallelism"
 
@@ -59,11 +65,11 @@ class Call:
 
     Attributes:
         options: Arguments by name, as the user gave them.
-        ds_config: The configuration they lead to.
+        settings: The DeepSpeed configuration they lead to.
     """
 
     options: dict[str, Any]
-    ds_config: Mapping[str, Any] = field(default_factory=dict)
+    settings: DeepSpeedSettings
 
 
 def initialize(
@@ -135,10 +141,10 @@ def initialize(
     }
     source = find_config(args, config, config_params)
     ds_config = None if source is None else load_ds_config(source)
-    section = None if ds_config is None else read_dmt_config(ds_config, _name_of(source))
-    if ds_config is None or section is None:
+    towers = None if ds_config is None else read_dmt_config(ds_config, _name_of(source))
+    if ds_config is None or towers is None:
         return private.stock_initialize(**options)
-    return _initialize_towers(Call(options, ds_config), section, example_batch)
+    return _initialize_towers(Call(options, DeepSpeedSettings(ds_config)), towers, example_batch)
 
 
 def find_config(args: Any, config: Any, config_params: Any) -> Any:
@@ -152,50 +158,46 @@ def _name_of(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else "config"
 
 
-def _initialize_towers(call: Call, section: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
+def _initialize_towers(call: Call, config: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
     options, model = call.options, call.options["model"]
     guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"], options["lr_scheduler"])
-    guards.check_config(call.ds_config)
-    guards.check_schedule(section.lookup.schedule, call.ds_config, options["optimizer"])
-    connect(options["distributed_port"], options["dist_init_required"], section.comm.timeout_s)
+    guards.check_config(call.settings)
+    guards.check_schedule(config.lookup.schedule, call.settings, options["optimizer"])
+    connect(options["distributed_port"], options["dist_init_required"], config.comm.timeout_s)
     select_device(options["args"])
-    with private.limited_default_group(section.comm.timeout_s):
-        return _on_connected_ranks(call, section, example_batch)
+    with private.limited_default_group(config.comm.timeout_s):
+        return _on_connected_ranks(call, config, example_batch)
 
 
-def _on_connected_ranks(call: Call, section: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
-    from dmt_plugin.compiler import build_placed
-    from dmt_plugin.planner.gradient_cost import gradient_sums
-    from dmt_plugin.report.explain.explanation import compute_dtype, write_report
-
+def _on_connected_ranks(call: Call, config: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
     options, model = call.options, call.options["model"]
-    resolved = discover_topology(hosts=section.topology.hosts, ranks_per_host=section.topology.ranks_per_host)
-    groups = create_groups(resolved.topology, timeout_s=section.comm.timeout_s)
+    resolved = discover_topology(hosts=config.topology.hosts, ranks_per_host=config.topology.ranks_per_host)
+    groups = create_groups(resolved.topology, timeout_s=config.comm.timeout_s)
     rank = groups.rank
     if rank == 0:
-        guards.say_exceptions(call.ds_config, options["lr_scheduler"], section.lookup.schedule)
+        guards.say_exceptions(call.settings, options["lr_scheduler"], config.lookup.schedule)
 
     with together(groups, "building its part of the model"):
         example = find_example(
             model,
             example_batch=example_batch,
-            factory=section.transform.example_batch,
+            factory=config.transform.example_batch,
             training_data=options["training_data"],
             collate_fn=options["collate_fn"],
         )
         flat = read_parameters(model, to_optimize(options))
-        placed = build_placed(model, section, resolved, rank, example, groups.device)
-        placed.compute_in(compute_dtype(call.ds_config))
-        if rank == 0 and section.report.dir is not None:
+        placed = build_placed(model, config, resolved, rank, example, groups.device)
+        placed.compute_in(torch.bfloat16 if call.settings.bf16 else torch.float32)
+        if rank == 0 and config.report.dir is not None:
             samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
-            write_report(placed, samples, gradient_sums(call.ds_config, section), section.report.dir)
-    sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
+            write_description(placed, samples, gradient_sums(call.settings.given, config), config.report.dir)
     check_same_plan(groups, placed.plan.fingerprint)
+    sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
     sync_feature_layers(placed, model, groups)
     for line in summary(placed, resolved.source):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
-    with private.limited_waits(section.comm.timeout_s):
-        return launch(placed, call, section, groups, resolved.source, flat)
+    with private.limited_waits(config.comm.timeout_s):
+        return launch(placed, call, config, groups, resolved.source, flat)
 
 
 def summary(placed: PlacedModel, source: str) -> list[str]:
@@ -244,14 +246,14 @@ def select_device(args: Any) -> None:
 
 
 def launch(
-    placed: PlacedModel, call: Call, section: DMTConfig, groups: RankGroups, source: str, flat: FlatParameters
+    placed: PlacedModel, call: Call, config: DMTConfig, groups: RankGroups, source: str, flat: FlatParameters
 ) -> tuple[Any, Any, Any, Any]:
     """From this rank's model to the engine; all ranks call it together.
 
     Args:
         placed: This rank's model, not yet bound.
         call: The user's call.
-        section: The "dmt" section.
+        config: The "dmt" config.
         groups: This rank's groups.
         source: Where the topology was read.
         flat: What was noted of the flat model and of ``model_parameters``.
@@ -264,19 +266,22 @@ def launch(
     """
     topology, rank = groups.topology, groups.rank
     traffic = Traffic(topology, rank)
-    observer = observer_of(section, call.ds_config, groups)
+    observer = observer_of(config, call.settings, groups)
     transport = Transport(groups, traffic) if observer is None else observer.transport(groups, traffic)
-    words = LastWords(private.meeting_store(), groups.world.group_name, rank, topology.world_size)
-    transport.last_words = words
+    notes = FailureNotes(private.meeting_store(), groups.world.group_name, rank, topology.world_size)
+    transport.failure_notes = notes
     placed.bind(transport)
-    if section.comm.prefetch and topology.world_size > 1:
-        own = ("peers", "lanes") if section.comm.route == "hierarchical" else ("world",)
+    resources = ExitStack()
+    resources.callback(release, groups, ("world", "lanes", "peers"))
+    resources.callback(notes.close)
+    if config.comm.prefetch and topology.world_size > 1:
+        own = ("peers", "lanes") if config.comm.route == "hierarchical" else ("world",)
         ahead = renewed(groups, own)
         early = Transport(ahead, traffic) if observer is None else observer.transport(ahead, traffic, ahead=True)
-        early.last_words = words
-        placed.prefetch_over(early)
-    lookup: Any = placed.lookup
-    lookup.grad_scale = 1.0 / topology.world_size
+        early.failure_notes = notes
+        resources.callback(release, ahead, own)
+        resources.callback(placed.prefetch_over(early).close)
+    placed.lookup.grad_scale = 1.0 / topology.world_size
 
     named = list(placed.named_parameters())
     towers = _tower_parameters(placed) if topology.hosts > 1 else []
@@ -286,18 +291,19 @@ def launch(
         wrap_towers(placed, placed.tower_paths, topology, rank)
     parameters = remap_parameters(flat, named, towers, moe_group)
     facts = _facts(groups, named, towers, parameters)
-    guards.check_ranks(gather(groups, facts), call.ds_config)
+    guards.check_ranks(gather(groups, facts), call.settings)
 
     state = DMTState(
-        config=section,
+        config=config,
         plan=placed.plan,
         topology=topology,
         source=source,
         groups=groups,
         transport=transport,
         traffic=traffic,
-        lookup=lookup,
+        lookup=placed.lookup,
         placed=placed,
+        resources=resources,
     )
     options = _options_for(call, placed, parameters, any_towers)
     if is_built(options["optimizer"]):
@@ -306,7 +312,8 @@ def launch(
         results: tuple[Any, Any, Any, Any] = private.stock_initialize(**options)
     if observer is not None:
         observer.watch(results[0])
-    words.at_exit(lambda: transport.step)
+        resources.callback(observer.close)
+    notes.at_exit(lambda: transport.step)
     return results
 
 
@@ -323,7 +330,7 @@ def _tower_parameters(placed: PlacedModel) -> list[nn.Parameter]:
 
 def _options_for(call: Call, placed: nn.Module, parameters: list[Any] | None, any_towers: bool) -> dict[str, Any]:
     """The user's arguments with this rank's model, and with copies of what would have to be changed."""
-    ds_config = copy.deepcopy(dict(call.ds_config))
+    ds_config = copy.deepcopy(dict(call.settings.given))
     if any_towers:
         ds_config[EXPERT_TOPOLOGY_KEY] = True
     args = call.options.get("args")

@@ -9,7 +9,7 @@ None, and then nothing here runs. With one:
 2. at the end of a step what has passed on the device is added up; what has not, waits for a later step: nothing is
    synchronised;
 3. every ``dmt.report.every`` steps a record is made of the sums, written as one line of JSON to this rank's file, and
-   told to ``engine.monitor``;
+   passed to ``engine.monitor``;
 4. what a monitor shows of *all* ranks (load of towers, hits of tables, the slowest rank) travels over a gloo group of
    its own, started at one record and read at the next, so that no rank waits for it.
 """
@@ -19,51 +19,42 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dmt_plugin.comm.wire.measured import MeasuredTransport, Trip, clock_of
 from dmt_plugin.comm.wire.transport import Traffic, Transport
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.run_files import FORMAT, record_path
+from dmt_plugin.core.versions import installed_versions
 from dmt_plugin.integrations.deepspeed import private
-from dmt_plugin.report.run.records import FORMAT
+from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.groups import RankGroups
-
-if TYPE_CHECKING:
-    from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.topology.lost_ranks import reporting
 
 logger = logging.getLogger(__name__)
 
 BETWEEN, FORWARD, BACKWARD, REDUCE, STEP = PARTS = ("between", "forward", "backward", "reduce", "step")
-_READERS = ("tensorboard", "wandb", "csv_monitor", "comet")
 _AHEAD = " (ahead)"
 
 
-def record_path(folder: str | Path, rank: int) -> Path:
-    """Where a rank's records are."""
-    return Path(folder, f"run_rank{rank:05d}.jsonl")
-
-
-def observer_of(section: DMTConfig, ds_config: Mapping[str, Any], groups: RankGroups) -> Observer | None:
+def observer_of(config: DMTConfig, settings: DeepSpeedSettings, groups: RankGroups) -> Observer | None:
     """An observer for this run, or None where nothing reads what it would say; the same answer on every rank."""
-    monitored = any(_enabled(ds_config, name) for name in _READERS)
-    logged = _enabled(ds_config, "comms_logger")
-    if section.report.every == 0 or not (section.report.dir or monitored or logged):
+    monitored, logged = settings.monitored, settings.logs_collectives
+    if config.report.every == 0 or not (config.report.dir or monitored or logged):
         return None
-    return Observer(section, groups, monitored, logged)
-
-
-def _enabled(ds_config: Mapping[str, Any], name: str) -> bool:
-    part = ds_config.get(name)
-    return isinstance(part, Mapping) and bool(part.get("enabled", False))
+    return Observer(config, groups, monitored, logged)
 
 
 @dataclass
@@ -90,19 +81,20 @@ class Observer:
     """Watches one rank's run; see the module's docstring.
 
     Args:
-        section: The "dmt" section.
+        config: The "dmt" section.
         groups: This rank's groups.
         monitored: Whether a monitor of DeepSpeed is on.
         logged: Whether DeepSpeed's comms logger is on.
     """
 
-    def __init__(self, section: DMTConfig, groups: RankGroups, monitored: bool, logged: bool) -> None:
+    def __init__(self, config: DMTConfig, groups: RankGroups, monitored: bool, logged: bool) -> None:
         self._groups = groups
-        self._every = section.report.every
+        self._every = config.report.every
         self._logged = logged
         self._clock = clock_of(groups.device)
-        self._path = None if section.report.dir is None else record_path(section.report.dir, groups.rank)
+        self._path = None if config.report.dir is None else record_path(config.report.dir, groups.rank)
         self._step, self._sums = _Step(), _Sums()
+        self._lock = threading.Lock()  # the ids of the next batch travel in a thread of their own
         self._unread: list[_Step] = []
         self._bytes: dict[str, dict[str, dict[str, int]]] = {}
         self._shared = _Shared(groups) if monitored else None
@@ -111,27 +103,36 @@ class Observer:
 
     def transport(self, groups: RankGroups, traffic: Traffic, ahead: bool = False) -> Transport:
         """A transport whose exchanges are noted; ``ahead``: those of the next batch's ids."""
-        told = self._step_has if ahead else self._told
-        return MeasuredTransport(groups, traffic, self._clock, told, _AHEAD if ahead else "")
+        note = self._note if ahead else self._note_in_training
+        return MeasuredTransport(groups, traffic, self._clock, note, _AHEAD if ahead else "")
 
-    def _told(self, trip: Trip) -> None:
+    def _note_in_training(self, trip: Trip) -> None:
         if not self._evaluates:
-            self._step_has(trip)
+            self._note(trip)
 
-    def _step_has(self, trip: Trip) -> None:
-        self._step.trips.append(trip)
+    def _note(self, trip: Trip) -> None:
+        with self._lock:
+            self._step.trips.append(trip)
 
     def watch(self, engine: Any) -> None:
         """Begin to watch an engine; its ``dmt`` is there."""
         self._engine, self._plan = engine, engine.dmt.plan
         self._tables = _tables_by_slot(self._plan, engine.dmt.lookup)
-        engine.dmt.lookup.register_forward_pre_hook(self._looked_up)
+        self._hook = engine.dmt.lookup.register_forward_pre_hook(self._looked_up)
         for name in (FORWARD, BACKWARD, STEP):
             setattr(engine, name, self._timed(name, getattr(engine, name)))
         engine.allreduce_gradients = self._timed_reduction(engine.allreduce_gradients)
         self._step.last = self._clock.mark()
         if self._path is not None:
             _begin(self._path, _header(engine, self._every))
+
+    def close(self) -> None:
+        """Watches the engine no longer; a record that is not complete is not written."""
+        self._hook.remove()
+        for name in (FORWARD, BACKWARD, STEP, "allreduce_gradients"):
+            vars(self._engine).pop(name, None)
+        if self._shared is not None:
+            self._shared.close()
 
     def _looked_up(self, module: Any, arguments: tuple[Any, ...]) -> None:
         del module
@@ -182,7 +183,8 @@ class Observer:
         return call
 
     def _end_of_step(self) -> None:
-        done, self._step = self._step, _Step(last=self._step.last)
+        with self._lock:
+            done, self._step = self._step, _Step(last=self._step.last)
         self._unread.append(done)
         self._sums.steps += 1
         while self._unread and self._clock.passed(self._unread[0].last):
@@ -217,11 +219,9 @@ class Observer:
                 file.write(json.dumps(record) + "\n")
         if self._shared is not None:
             events = [(name, value, self._engine.global_samples) for name, value in events_of(record).items()]
-            try:
+            transport = self._engine.dmt.transport
+            with reporting(transport, "the figures of all ranks for the monitor", "did not arrive"):
                 before = self._shared.exchange(record, self._plan)
-            except RuntimeError as error:
-                where = "the figures of all ranks for the monitor"
-                raise self._engine.dmt.transport.failure(where, "did not arrive", error) from error
             self._engine.monitor.write_events([*events, *before])
 
     def _as_dict(self, seconds: float) -> dict[str, Any]:
@@ -284,19 +284,26 @@ class _Shared:
         own += [record["table_ids"].get(t, 0.0) for t in tables]
         events: list[tuple[str, float, int]] = []
         if self._under_way is not None:
-            work, told, samples = self._under_way
+            work, figures, samples = self._under_way
             work.wait(self._limit)
-            by_rank = told.view(self._world, -1)
+            by_rank = figures.view(self._world, -1)
             seconds, sums = by_rank[:, 0], by_rank.sum(0).tolist()[1:]
             events.append(("DMT/step/slowest_rank_ms", float(seconds.max()) * 1e3, samples))
             events += [(f"DMT/tower/{t}/ids", n, samples) for t, n in zip(towers, sums, strict=False)]
             events += [(f"DMT/table/{t}/ids", n, samples) for t, n in zip(tables, sums[len(towers) :], strict=True)]
         mine = torch.tensor(own, dtype=torch.float64)
-        told = torch.empty(self._world * len(own), dtype=torch.float64)
-        work = dist.all_gather_into_tensor(told, mine, group=self._group, async_op=True)
+        figures = torch.empty(self._world * len(own), dtype=torch.float64)
+        work = dist.all_gather_into_tensor(figures, mine, group=self._group, async_op=True)
         assert work is not None
-        self._under_way = work, told, record["samples"]
+        self._under_way = work, figures, record["samples"]
         return events
+
+    def close(self) -> None:
+        """Gives the group back; what is still under way is waited for, and not said."""
+        with suppress(RuntimeError, ValueError):  # a rank is gone, or the default group
+            if self._under_way is not None:
+                self._under_way[0].wait(self._limit)
+            dist.destroy_process_group(self._group)
 
 
 def _tables_by_slot(plan: TowerPlan, lookup: Any) -> dict[int, list[str]]:
@@ -332,8 +339,6 @@ def _begin(path: Path, header: Mapping[str, Any]) -> None:
 
 def _header(engine: Any, every: int) -> dict[str, Any]:
     """First line of a rank's file, and of each start of the run: which run this is."""
-    from dmt_plugin.core.versions import installed_versions
-
     dmt = engine.dmt
     return {
         "run": FORMAT,

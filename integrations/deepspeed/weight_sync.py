@@ -4,7 +4,7 @@ DeepSpeed broadcasts rank 0's dense parameters before training, so that ranks ma
 random states. Tables are no parameters of the placed model and each has one owner (or several, where it is
 replicated), so the same is done here; a part of a divided table counts as a table of its own name:
 
-1. all ranks tell which tables they own and of what size, rank 0 tells what it has by those names; if these differ,
+1. all ranks say which tables they own and of what size, rank 0 says what it has by those names; if these differ,
    the ranks have built different models, and every rank says so;
 2. table after table, in the same order everywhere, rank 0 sends its own copy, in pieces of bounded size, to every
    owner other than itself;
@@ -14,18 +14,17 @@ replicated), so the same is done here; a part of a divided table counts as a tab
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from dmt_plugin.core.errors import ConfigError
-from dmt_plugin.topology.agreement import gather, told
+from dmt_plugin.model.placed import PlacedModel
+from dmt_plugin.topology.agreement import gather
 from dmt_plugin.topology.groups import RankGroups
-
-if TYPE_CHECKING:
-    from dmt_plugin.model.placed import PlacedModel
+from dmt_plugin.topology.lost_ranks import reporting
 
 CHUNK_ELEMENTS = 16 * 1024 * 1024
 
@@ -71,10 +70,10 @@ def sync_tables(
                 continue
             if groups.rank == 0:
                 weight = weight_of(name)
-                with told(groups, f"sending table {name} to rank {owner}"):
+                with reporting(groups, f"sending table {name} to rank {owner}"):
                     _send(weight, owner, groups, chunk_elements)
             elif groups.rank == owner:
-                with told(groups, f"getting table {name} from rank 0"):
+                with reporting(groups, f"getting table {name} from rank 0"):
                     weight = _receive(tables[name], groups, chunk_elements)
                 lookup.load_table(name, weight)
                 received += 1
@@ -93,7 +92,7 @@ def sync_feature_layers(placed: PlacedModel, flat: nn.Module, groups: RankGroups
     for path in placed.placement.feature_layers:
         for name, parameter in sorted(flat.get_submodule(path).named_parameters()):
             values = parameter.detach().to(groups.device, torch.float32, copy=True).contiguous()
-            with told(groups, f"sending the layers of {path}"):
+            with reporting(groups, f"sending the layers of {path}"):
                 dist.broadcast(values, 0, group=groups.world)
             if path in placed.tower_paths:
                 placed.get_submodule(path).get_parameter(name).copy_(values)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin.capture.inputs import ExampleBatch, InputBinder
-from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.data.epoch_agreement import Ends
 from dmt_plugin.topology.shape import Topology
 
@@ -31,7 +31,7 @@ class Engine:
         placed = SimpleNamespace(
             prefetcher=object() if prefetches else None, binder=InputBinder(Model().forward, example)
         )
-        transport = SimpleNamespace(step=0, last_words=LastWords(None, "", 0, ranks))
+        transport = SimpleNamespace(step=0, failure_notes=FailureNotes(None, "", 0, ranks))
         self.dmt = SimpleNamespace(topology=Topology(ranks, 1), placed=placed, transport=transport)
         self.announced: list[Any] = []
 

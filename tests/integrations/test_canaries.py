@@ -21,8 +21,8 @@ from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.utils import groups as ds_groups
 
+from dmt_plugin.config import deepspeed as deepspeed_settings
 from dmt_plugin.integrations.deepspeed import DMTEngine, initialize, private
-from dmt_plugin.integrations.deepspeed.arguments import guards
 from dmt_plugin.integrations.deepspeed.initialize import EXPERT_TOPOLOGY_KEY
 
 # `deepspeed.comm.torch` as an attribute is torch itself.
@@ -142,8 +142,8 @@ def test_buckets_are_flushed_in_hook_order_by_size():
 
 
 def test_defaults_that_are_repeated_here():
-    assert constants.GRADIENT_CLIPPING_DEFAULT == guards.DEFAULT_CLIPPING
-    assert DeepSpeedZeroConfig().reduce_bucket_size == guards.DEFAULT_BUCKET
+    assert constants.GRADIENT_CLIPPING_DEFAULT == deepspeed_settings.DEFAULT_CLIPPING
+    assert DeepSpeedZeroConfig().reduce_bucket_size == deepspeed_settings.DEFAULT_BUCKET
     assert DeepSpeedZeroConfig(stage=2).overlap_comm is False
 
 
@@ -196,7 +196,7 @@ def test_private_names_stay_in_their_file():
         "fp32_groups_flat",
         "_hp_optimizer_states_linked",
     ):
-        users = sorted(path.name for path in folder.glob("*.py") if name in path.read_text())
+        users = sorted(path.name for path in folder.rglob("*.py") if name in path.read_text())
         assert users == ["private.py"], name
-    users = sorted(path.name for path in folder.glob("*.py") if "_global_grad_norm" in path.read_text())
-    assert users == ["engine.py"]
+    users = sorted(path.name for path in folder.rglob("*.py") if "._global_grad_norm" in path.read_text())
+    assert users == ["gradient_norm.py"]

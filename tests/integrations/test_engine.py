@@ -89,6 +89,7 @@ def parameters_in(form: str | None, whole: nn.Module) -> Any:
 
 def start(case: dict[str, Any], hosts: int, lanes: int, rank: int) -> Any:
     """An engine on this rank, from a random state of its own that only rank 0 and the first lanes are right about."""
+    from dmt_plugin.config.deepspeed import DeepSpeedSettings
     from dmt_plugin.config.section import DMTConfig
     from dmt_plugin.integrations.deepspeed.arguments.parameters import read_parameters
     from dmt_plugin.integrations.deepspeed.initialize import Call, connect, launch, to_optimize
@@ -117,7 +118,7 @@ def start(case: dict[str, Any], hosts: int, lanes: int, rank: int) -> Any:
     config = ds_config(case, hosts * lanes)
     before = copy.deepcopy(config)
     options |= {"config": config, "optimizer": options.get("optimizer")}
-    engine, *_ = launch(placed, Call(options, config), DMTConfig(), groups, resolved.source, flat)
+    engine, *_ = launch(placed, Call(options, DeepSpeedSettings(config)), DMTConfig(), groups, resolved.source, flat)
     assert config == before, "the user's configuration is not changed"
     return engine
 

@@ -12,6 +12,7 @@ from deepspeed.pipe import PipelineModule
 from torch import nn
 
 import dmt_plugin
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.integrations.deepspeed.arguments import guards
 
@@ -64,7 +65,7 @@ OPTIMIZER = {"type": "Adam", "params": {"lr": 0.1}}
 )
 def test_a_configuration_is_refused_by_key_and_value(config, key, value):
     with pytest.raises(ConfigError) as caught:
-        guards.check_config(config)
+        guards.check_config(DeepSpeedSettings(config))
     message = str(caught.value)
     assert f"{key} = {value}" in message
     assert '"enabled": false' in message, "the way out"
@@ -83,40 +84,41 @@ def test_a_configuration_is_refused_by_key_and_value(config, key, value):
     ],
 )
 def test_what_works_is_let_through(config):
-    guards.check_config(config)
+    guards.check_config(DeepSpeedSettings(config))
 
 
 @pytest.mark.parametrize(
     ("config", "stage"), [({}, 0), ({"zero_optimization": True}, 1), ({"zero_optimization": {}}, 0)]
 )
 def test_the_stage(config, stage):
-    assert guards.zero_stage(config) == stage
+    assert DeepSpeedSettings(config).zero_stage == stage
 
 
 def test_a_scheduler_is_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
-        guards.say_exceptions({"scheduler": {"type": "WarmupLR", "params": {}}, "gradient_clipping": 0.0})
-        guards.say_exceptions({"gradient_clipping": 0.0}, lr_scheduler=lambda optimizer: None)
-        guards.say_exceptions({"gradient_clipping": 0.0}, lambda optimizer: None, "follow")
+        scheduler = {"type": "WarmupLR", "params": {}}
+        guards.say_exceptions(DeepSpeedSettings({"scheduler": scheduler, "gradient_clipping": 0.0}))
+        guards.say_exceptions(DeepSpeedSettings({"gradient_clipping": 0.0}), lr_scheduler=lambda optimizer: None)
+        guards.say_exceptions(DeepSpeedSettings({"gradient_clipping": 0.0}), lambda optimizer: None, "follow")
     assert sum("dmt.lookup.lr" in record.getMessage() for record in caplog.records) == 2
 
 
 def test_tables_that_follow_no_optimizer():
-    guards.check_schedule("follow", {"optimizer": OPTIMIZER}, None)
-    guards.check_schedule("follow", {}, lambda parameters: None)
-    guards.check_schedule("constant", {}, None)
+    guards.check_schedule("follow", DeepSpeedSettings({"optimizer": OPTIMIZER}), None)
+    guards.check_schedule("follow", DeepSpeedSettings({}), lambda parameters: None)
+    guards.check_schedule("constant", DeepSpeedSettings({}), None)
     with pytest.raises(ConfigError, match=r'dmt.lookup.schedule = "follow" without an optimizer'):
-        guards.check_schedule("follow", {}, None)
+        guards.check_schedule("follow", DeepSpeedSettings({}), None)
     with pytest.raises(ConfigError, match="without an optimizer"):  # before anything is connected
         dmt_plugin.initialize(model=nn.Linear(2, 2), config={"dmt": {"lookup": {"schedule": "follow"}}})
 
 
 def test_clipping_is_a_warning_also_when_it_is_the_default(caplog):
     with caplog.at_level(logging.WARNING):
-        guards.say_exceptions({"gradient_clipping": 0.0})
+        guards.say_exceptions(DeepSpeedSettings({"gradient_clipping": 0.0}))
         assert not caplog.records
-        guards.say_exceptions({})
-        guards.say_exceptions({"gradient_clipping": 0.5})
+        guards.say_exceptions(DeepSpeedSettings({}))
+        guards.say_exceptions(DeepSpeedSettings({"gradient_clipping": 0.5}))
     first, second = (record.getMessage() for record in caplog.records)
     assert "gradient_clipping = 1.0, DeepSpeed's default," in first
     assert "gradient_clipping = 0.5 covers" in second
@@ -186,26 +188,26 @@ def changed(rank, **changes):
 
 
 def test_ranks_that_fit_each_other():
-    guards.check_ranks(FACTS, {})
-    guards.check_ranks(FACTS, {"zero_optimization": {"stage": 2, "reduce_bucket_size": 10}})
+    guards.check_ranks(FACTS, DeepSpeedSettings({}))
+    guards.check_ranks(FACTS, DeepSpeedSettings({"zero_optimization": {"stage": 2, "reduce_bucket_size": 10}}))
 
 
 def test_ranks_that_do_not():
     with pytest.raises(ConfigError, match="ranks 0 and 3 do not have the same dense parameters"):
-        guards.check_ranks(changed(3, dense="abd"), {})
+        guards.check_ranks(changed(3, dense="abd"), DeepSpeedSettings({}))
     with pytest.raises(ConfigError, match="ranks 0 and 2 have other optimizer groups"):
-        guards.check_ranks(changed(2, groups=(4, 1, -1)), {})
+        guards.check_ranks(changed(2, groups=(4, 1, -1)), DeepSpeedSettings({}))
     with pytest.raises(ConfigError, match="ranks 2 and 3 of host 1"):
-        guards.check_ranks(changed(3, tower_sizes=(11,)), {})
+        guards.check_ranks(changed(3, tower_sizes=(11,)), DeepSpeedSettings({}))
 
 
 def test_a_host_without_tower_parameters():
     facts = [dataclasses.replace(f, tower_sizes=(), tower_count=0) if f.host == 1 else f for f in FACTS]
     with pytest.raises(ConfigError, match=r"hosts \[1\] have no tower-module parameters.*hosts \[0\]"):
-        guards.check_ranks(facts, {})
+        guards.check_ranks(facts, DeepSpeedSettings({}))
     frozen = [dataclasses.replace(f, tower_sizes=()) for f in FACTS]
     with pytest.raises(ConfigError, match="requires_grad = False"):
-        guards.check_ranks(frozen, {})
+        guards.check_ranks(frozen, DeepSpeedSettings({}))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ def test_a_host_without_tower_parameters():
 def test_the_bucket_trap(zero, refused):
     facts = [dataclasses.replace(f, tower_sizes=(20,), trainable=60) if f.host == 1 else f for f in FACTS]
     if not refused:
-        guards.check_ranks(facts, {"zero_optimization": zero})
+        guards.check_ranks(facts, DeepSpeedSettings({"zero_optimization": zero}))
         return
     with pytest.raises(ConfigError, match=r"reduce_bucket_size = 59.*at least 60"):
-        guards.check_ranks(facts, {"zero_optimization": zero})
+        guards.check_ranks(facts, DeepSpeedSettings({"zero_optimization": zero}))

@@ -13,8 +13,9 @@ import torch
 
 from dmt_plugin.comm.wire.measured import Trip
 from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.core.run_files import record_path
 from dmt_plugin.doctor import tiny
-from dmt_plugin.integrations.deepspeed.observer import _begin, _more, events_of, record_path
+from dmt_plugin.integrations.deepspeed.observer import _begin, _more, events_of
 from dmt_plugin.report.run.records import read_run
 from dmt_plugin.report.run.summary import summary_of
 from dmt_plugin.topology.shape import Topology

@@ -17,10 +17,10 @@ import time
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 PATIENCE_S = 3.0
-"""How long the words of others are waited for, once, by a rank that has failed."""
+"""How long the notes of others are waited for, once, by a rank that has failed."""
 
 _WAITED, _FAILED = "waited: ", "failed: "
 _LONGEST = 400
@@ -39,7 +39,7 @@ class Store(Protocol):
         """Whether all keys have values."""
 
 
-class LastWords:
+class FailureNotes:
     """Of one rank.
 
     Args:
@@ -51,10 +51,10 @@ class LastWords:
 
     def __init__(self, store: Store | None, name: str, rank: int, world_size: int) -> None:
         self._store, self._rank, self._world = store, rank, world_size
-        self._key = f"dmt_last_words/{name}/"
+        self._key = f"dmt_failure_notes/{name}/"
         self._step: Callable[[], int] | None = None
         self._said = False
-        self._told: str | None = None
+        self._heard: str | None = None
 
     def failed(self, step: int, error: BaseException) -> None:
         """This rank has failed by itself; the first call counts."""
@@ -66,24 +66,22 @@ class LastWords:
         Returns:
             A sentence about the others, with a space behind it; empty if nothing is known.
         """
-        if self._told is None:
+        if self._heard is None:
             self._leave(f"{_WAITED}step {step}: {where}")
-            self._told = self._of_others()
-        return self._told
+            self._heard = self._of_others()
+        return self._heard
 
     def at_exit(self, step: Callable[[], int]) -> None:
         """Also tell of an exception that ends the process, if this training is still there by then."""
-        before, self._step = sys.excepthook, step
-        own = weakref.ref(self)  # what the training holds must not live on to the end of the process
-
-        def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-            words = own()
-            if words is not None and words._step is not None:
-                words.failed(words._step(), error)
-            before(kind, error, trace)
-
         if self._store is not None and self._world > 1:
-            sys.excepthook = hook
+            self._step = step
+            _drop_idle_hooks()
+            sys.excepthook = _ExitHook(self, sys.excepthook)
+
+    def close(self) -> None:
+        """This training is over: what ends the process later is not its failure."""
+        self._step = None
+        _drop_idle_hooks()
 
     def _leave(self, text: str) -> None:
         store = self._store
@@ -95,7 +93,7 @@ class LastWords:
         store = self._store
         if store is None or self._world == 1:
             return ""
-        words: dict[int, str] = {}
+        notes: dict[int, str] = {}
         silent = set(range(self._world)) - {self._rank}
         deadline = time.monotonic() + PATIENCE_S
 
@@ -103,12 +101,12 @@ class LastWords:
             while silent and time.monotonic() < deadline:
                 for rank in sorted(silent):
                     if store.check([f"{self._key}{rank}"]):
-                        words[rank] = store.get(f"{self._key}{rank}").decode(errors="replace")
+                        notes[rank] = store.get(f"{self._key}{rank}").decode(errors="replace")
                         silent.discard(rank)
                 time.sleep(0.05)
 
         asked = _within(PATIENCE_S + 0.5, ask)
-        failed = {rank: text.removeprefix(_FAILED) for rank, text in sorted(words.items()) if text.startswith(_FAILED)}
+        failed = {rank: text.removeprefix(_FAILED) for rank, text in sorted(notes.items()) if text.startswith(_FAILED)}
         if failed:
             rank, text = next(iter(failed.items()))
             more = f" (and {len(failed) - 1} more rank(s))" if len(failed) > 1 else ""
@@ -119,6 +117,32 @@ class LastWords:
             return "All other ranks wait as well. "
         shown = ", ".join(map(str, sorted(silent)[:8])) + (", ..." if len(silent) > 8 else "")
         return f"Nothing was heard of rank{'s' * (len(silent) > 1)} {shown}: dead, hanging, or far behind. "
+
+
+class _ExitHook:
+    """In the place of ``sys.excepthook``: notes the exception, then does what was done before."""
+
+    def __init__(self, notes: FailureNotes, before: Callable[..., Any]) -> None:
+        self._notes = weakref.ref(notes)  # what the training holds must not live on to the end of the process
+        self.before = before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        notes = self._notes()
+        if notes is not None and notes._step is not None:
+            notes.failed(notes._step(), error)
+        self.before(kind, error, trace)
+
+    @property
+    def idle(self) -> bool:
+        """Whether its training is over."""
+        notes = self._notes()
+        return notes is None or notes._step is None
+
+
+def _drop_idle_hooks() -> None:
+    """Hooks of trainings that are over go, as long as nobody else's is on top of them."""
+    while isinstance(sys.excepthook, _ExitHook) and sys.excepthook.idle:
+        sys.excepthook = sys.excepthook.before
 
 
 def _within(seconds: float, action: Callable[[], None]) -> bool:
@@ -132,7 +156,7 @@ def _within(seconds: float, action: Callable[[], None]) -> bool:
             return
         done.set()
 
-    thread = threading.Thread(target=run, name="dmt-last-words", daemon=True)
+    thread = threading.Thread(target=run, name="dmt-failure-notes", daemon=True)
     thread.start()
     thread.join(seconds)
     return done.is_set()

@@ -15,22 +15,22 @@ A group of one rank exchanges nothing: its send buffer is the result.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.comm.wire.point_to_point import PointToPoint, carries
 from dmt_plugin.core.errors import ExchangeError
-
-if TYPE_CHECKING:
-    from dmt_plugin.topology.groups import RankGroups
-    from dmt_plugin.topology.shape import Topology
+from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.lost_ranks import first_line, reporting
+from dmt_plugin.topology.shape import Topology
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class TrafficTotals:
 
 
 class Traffic:
-    """Counts the bytes of every exchange of one rank, by exchange name and phase.
+    """Counts the bytes of every exchange of one rank, by exchange name and phase; several threads may count at once.
 
     Args:
         topology: hosts and lanes, to tell the destinations apart.
@@ -86,39 +86,45 @@ class Traffic:
         self._topology = topology
         self._rank = rank
         self._totals: dict[tuple[str, str], TrafficTotals] = {}
+        self._lock = threading.Lock()
 
     def record(self, name: str, phase: str, bytes_by_dst: Sequence[int], dst_ranks: Sequence[int]) -> None:
         """Count one exchange: ``bytes_by_dst[i]`` bytes go to rank ``dst_ranks[i]``."""
-        totals = self._totals.setdefault((name, phase), TrafficTotals())
+        counted = TrafficTotals()
         host = self._topology.host_of(self._rank)
         for size, dst in zip(bytes_by_dst, dst_ranks, strict=True):
             if dst == self._rank:
-                totals.itself += size
+                counted.itself += size
                 continue
             if self._topology.host_of(dst) == host:
-                totals.same_host += size
+                counted.same_host += size
             else:
-                totals.other_hosts += size
-            totals.messages += size > 0
+                counted.other_hosts += size
+            counted.messages += size > 0
+        with self._lock:
+            self._totals.setdefault((name, phase), TrafficTotals()).add(counted)
 
     def totals(self, prefix: str = "", phase: str | None = None) -> TrafficTotals:
         """Sum over the exchanges whose name starts with ``prefix``, in one phase or in both."""
         result = TrafficTotals()
-        for (name, recorded_phase), totals in self._totals.items():
-            if name.startswith(prefix) and phase in (None, recorded_phase):
-                result.add(totals)
+        with self._lock:
+            for (name, recorded_phase), totals in self._totals.items():
+                if name.startswith(prefix) and phase in (None, recorded_phase):
+                    result.add(totals)
         return result
 
     def as_dict(self) -> dict[str, dict[str, dict[str, int]]]:
         """Everything counted: ``{exchange: {phase: {"other_hosts": bytes, ...}}}``."""
         result: dict[str, dict[str, dict[str, int]]] = {}
-        for (name, phase), totals in list(self._totals.items()):  # another thread may count as well
-            result.setdefault(name, {})[phase] = asdict(totals)
+        with self._lock:
+            for (name, phase), totals in self._totals.items():
+                result.setdefault(name, {})[phase] = asdict(totals)
         return result
 
     def reset(self) -> None:
         """Forget everything counted so far."""
-        self._totals.clear()
+        with self._lock:
+            self._totals.clear()
 
 
 class Pending(Protocol):
@@ -150,6 +156,19 @@ class Wire(Protocol):
         """Start an exchange; see ``Transport.all_to_all``."""
 
 
+class Exchange(NamedTuple):
+    """Which exchange it is, for messages."""
+
+    name: str
+    phase: Phase
+    group: Group
+    ranks: Sequence[int]
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"exchange '{self.name}' ({self.phase}, {self.group} group of ranks {', '.join(map(str, self.ranks))})"
+
+
 @dataclass
 class Arrived:
     """A finished exchange."""
@@ -172,7 +191,7 @@ class Transport:
 
     Attributes:
         step: training step, for messages; whoever drives the training sets it.
-        last_words: what ranks leave for each other when they end; by default nothing.
+        failure_notes: what ranks leave for each other when they end; by default nothing.
     """
 
     def __init__(
@@ -184,7 +203,7 @@ class Transport:
         self.timeout_s = float(groups.timeout_s)
         self.traffic = traffic if traffic is not None else Traffic(groups.topology, groups.rank)
         self.step = 0
-        self.last_words = LastWords(None, "", groups.rank, groups.topology.world_size)
+        self.failure_notes = FailureNotes(None, "", groups.rank, groups.topology.world_size)
         self._crossing = 0
         self._waiting: list[Callable[[], None]] = []
         self._before_wait: list[Callable[[], None]] = []
@@ -231,17 +250,13 @@ class Transport:
         if len(ranks) == 1:
             return Arrived(send)
         received = send.new_empty(sum(recv_splits))
-        try:
+        place = Exchange(name, phase, group, ranks)
+        with reporting(self, place, "could not start"):
             messages = None if brief else self._messages.get(group)
             work = self._start(messages, group, received, send, recv_splits, send_splits)
-        except RuntimeError as error:
-            raise self.failure(self._where(name, phase, group), "could not start", error) from error
         crosses = group != "lanes"
         self._crossing += crosses
-        return _StartedPending(self, (name, phase, group), work, received, send, crosses)
-
-    def _where(self, name: str, phase: Phase, group: Group) -> str:
-        return f"exchange '{name}' ({phase}, {group} group of ranks {', '.join(map(str, self._ranks[group]))})"
+        return _StartedPending(self, place, work, received, send, crosses)
 
     def when_link_is_free(self, action: Callable[[], None]) -> None:
         """Call ``action`` as soon as no exchange between hosts is under way: now, or at the end of a wait.
@@ -289,14 +304,13 @@ class Transport:
             async_op=True,
         )
 
-    def failure(self, where: str, what: str, error: BaseException) -> ExchangeError:
+    def failure(self, place: str, what: str, error: BaseException) -> ExchangeError:
         """Error of an exchange that failed on this rank; asks for what the others left, which may take a while."""
         topology, rank = self.topology, self.rank
-        others = self.last_words.waited(self.step, where)
-        lines = str(error).strip().splitlines()
+        others = self.failure_notes.waited(self.step, place)
         return ExchangeError(
             f"rank {rank} (host {topology.host_of(rank)}, lane {topology.lane_of(rank)}), step {self.step}: "
-            f"{where} {what}: {lines[0][:300] if lines else type(error).__name__}. "
+            f"{place} {what}: {first_line(error)}. "
             f"{others}A rank of the group has died, failed, or was more than "
             f"dmt.comm.timeout_s = {self.timeout_s:g} s behind; "
             "look for the first error of the other ranks, or raise dmt.comm.timeout_s."
@@ -309,7 +323,7 @@ class _StartedPending:
     def __init__(
         self,
         transport: Transport,
-        which: tuple[str, Phase, Group],
+        place: Exchange,
         work: Any,
         received: Tensor,
         send: Tensor,
@@ -317,7 +331,7 @@ class _StartedPending:
     ) -> None:
         self._transport = transport
         self._crosses = crosses
-        self._which = which
+        self._place = place
         self._work: Any = work  # dist.Work, or Messages; both wait within a time limit
         self._received = received
         self._send: Tensor | None = send
@@ -325,16 +339,13 @@ class _StartedPending:
     def wait(self) -> Tensor:
         if self._work is not None:
             self._transport._about_to_wait()
-            try:
+            with reporting(self._transport, self._place):
                 if self._transport.device.type == "cpu":
                     self._work.wait(timedelta(seconds=self._transport.timeout_s))
                 else:
                     # With a timeout an accelerator's wait would block the host instead of the
                     # stream; there the group's own timeout applies.
                     self._work.wait()
-            except RuntimeError as error:
-                where = self._transport._where(*self._which)
-                raise self._transport.failure(where, "did not finish", error) from error
             self._work = None
             self._send = None
             if self._crosses:

@@ -24,8 +24,10 @@ from dmt_plugin.capture import InputBinder, capture, graph_module_over
 from dmt_plugin.capture.inputs import batch_size_of, example_of
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.compiler import new_context, transform
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, FindingsError, TransformError
+from dmt_plugin.core.files import whole_file
 from dmt_plugin.core.findings import sort_findings
 from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
@@ -35,7 +37,7 @@ from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
-from dmt_plugin.planner.gradient_cost import GradientSums, computes_in_bf16, gradient_costs, gradient_sums
+from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
 from dmt_plugin.report.explain.graph_data import condensed, node_lines
 from dmt_plugin.topology.shape import Topology
 
@@ -109,7 +111,7 @@ def explain(
 
 def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
     """What towers and the dense part compute in under a DeepSpeed configuration."""
-    return torch.bfloat16 if computes_in_bf16(ds_config) else torch.float32
+    return torch.bfloat16 if DeepSpeedSettings(ds_config).bf16 else torch.float32
 
 
 def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
@@ -196,9 +198,9 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientS
 def write_report(placed: PlacedModel, batch_size: int, sums: GradientSums, folder: str | Path) -> None:
     """Writes ``plan.json`` (usable as ``partition.file``) and ``transform.json`` into a folder, which is made."""
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     placed.plan.save(target / "plan.json")
-    (target / "transform.json").write_text(json.dumps(describe(placed, batch_size, sums), indent=2) + "\n")
+    with whole_file(target / "transform.json") as stream:
+        stream.write((json.dumps(describe(placed, batch_size, sums), indent=2) + "\n").encode())
 
 
 def _towers(plan: TowerPlan) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from dmt_plugin.core.errors import ReportError
+from dmt_plugin.core.run_files import FORMAT, record_files
 from dmt_plugin.topology.shape import Topology
 
-FORMAT = 1
-"""Version of the files that is written, and read."""
-
-_NAME = re.compile(r"run_rank(\d+)\.jsonl")
 _HEADER = {"rank", "host", "lane", "at", "topology", "plan", "every", "towers", "tower_hosts"}
 _RECORD = {"step", "samples", "steps", "seconds", "parts_s", "exchanges", "tower_ids", "table_ids"}
 
@@ -84,7 +80,7 @@ def read_run(folder: str | Path) -> Run:
         ReportError: there are none, or they cannot be read.
     """
     place = Path(folder)
-    files = {int(m[1]): file for file in sorted(place.glob("run_rank*.jsonl")) if (m := _NAME.fullmatch(file.name))}
+    files = record_files(place)
     if not files:
         what = "has no run_rank*.jsonl" if place.is_dir() else "is no folder"
         raise ReportError(

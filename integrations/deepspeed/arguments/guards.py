@@ -12,7 +12,7 @@ Each refusal is one :class:`ConfigError` with the key, its value, the reason and
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +20,13 @@ from deepspeed.moe.layer import MoE
 from deepspeed.pipe import PipelineModule
 from torch import nn
 
+from dmt_plugin.config.deepspeed import MISSING, DeepSpeedSettings
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.integrations.deepspeed.arguments.optimizers import check_built, is_built
-from dmt_plugin.planner.gradient_cost import computes_in_bf16
 
 logger = logging.getLogger(__name__)
 
 DISABLE = 'or train this model with "dmt": {"enabled": false}'
-#: DeepSpeed's defaults.
-DEFAULT_BUCKET = 500_000_000
-DEFAULT_CLIPPING = 1.0
-_MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -56,24 +52,6 @@ class RankFacts:
     tower_count: int
     tower_sizes: tuple[int, ...]
     trainable: int
-
-
-def lookup_key(ds_config: Mapping[str, Any], path: str, default: Any = None) -> Any:
-    """The value at a dotted path of a configuration, ``default`` where any part of it is missing."""
-    value: Any = ds_config
-    for part in path.split("."):
-        value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
-        if value is _MISSING:
-            return default
-    return value
-
-
-def zero_stage(ds_config: Mapping[str, Any]) -> int:
-    """The ZeRO stage a configuration asks for, 0 by default."""
-    section = ds_config.get("zero_optimization", {})
-    if isinstance(section, bool):
-        return int(section)
-    return int(lookup_key(ds_config, "zero_optimization.stage", 0))
 
 
 def check_call(model: Any, optimizer: Any, mpu: Any, mesh_param: Any, lr_scheduler: Any = None) -> None:
@@ -152,29 +130,28 @@ _KEYS: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
 _OPTIMIZERS = ("onebitadam", "zerooneadam", "onebitlamb", "muon")
 
 
-def check_config(ds_config: Mapping[str, Any]) -> None:
+def check_config(settings: DeepSpeedSettings) -> None:
     """Refuse what a DeepSpeed configuration asks for and towers cannot do.
 
     Args:
-        ds_config: The whole DeepSpeed configuration.
+        settings: The DeepSpeed configuration.
 
     Raises:
         ConfigError: Naming the key and its value.
     """
-    stage = zero_stage(ds_config)
+    stage = settings.zero_stage
     if stage not in (0, 1, 2):
         raise ConfigError(
             f"zero_optimization.stage = {stage}: ZeRO stage 3 partitions parameters over all ranks, but each host "
             f"holds other towers. Use stage 0, 1 or 2, {DISABLE}"
         )
     for path, allowed, reason, way_out in _KEYS:
-        value = lookup_key(ds_config, path, _MISSING)
-        if value is not _MISSING and value not in allowed:
+        value = settings.at(path, MISSING)
+        if value is not MISSING and value not in allowed:
             raise ConfigError(
                 f"{path} = {value!r} is not supported with towers: {reason}. To mend it: {way_out}, {DISABLE}"
             )
-    kept = lookup_key(ds_config, "data_types.grad_accum_dtype")
-    computed = "bf16" if computes_in_bf16(ds_config) else "fp32"
+    kept, computed = settings.kept_gradients, "bf16" if settings.bf16 else "fp32"
     if kept == "bf16" and computed == "fp32":
         raise ConfigError(
             "data_types.grad_accum_dtype = 'bf16' without bf16: gradients would be kept in less than they are computed "
@@ -185,7 +162,7 @@ def check_config(ds_config: Mapping[str, Any]) -> None:
             "data_types.grad_accum_dtype = 'fp32' with bf16 and zero_optimization.stage = 0: DeepSpeed keeps gradients "
             f"in another dtype only at ZeRO stages 1 and 2. Use one of these, or remove the key, {DISABLE}"
         )
-    name = lookup_key(ds_config, "optimizer.type")
+    name = settings.optimizer
     if isinstance(name, str) and name.lower() in _OPTIMIZERS:
         raise ConfigError(
             f"optimizer.type = {name!r} is not supported with towers: it treats all parameters as replicated on all "
@@ -193,54 +170,53 @@ def check_config(ds_config: Mapping[str, Any]) -> None:
         )
 
 
-def check_schedule(schedule: str, ds_config: Mapping[str, Any], optimizer: Any) -> None:
+def check_schedule(schedule: str, settings: DeepSpeedSettings, optimizer: Any) -> None:
     """Tables that are to follow a learning rate need one.
 
     Args:
         schedule: ``dmt.lookup.schedule``.
-        ds_config: The whole DeepSpeed configuration.
+        settings: The DeepSpeed configuration.
         optimizer: The argument of ``initialize``.
 
     Raises:
         ConfigError: There is no optimizer.
     """
-    if schedule == "follow" and optimizer is None and lookup_key(ds_config, "optimizer.type") is None:
+    if schedule == "follow" and optimizer is None and settings.optimizer is None:
         raise ConfigError(
             'dmt.lookup.schedule = "follow" without an optimizer: there is no learning rate to follow. Name one in the '
             'configuration ("optimizer") or pass one to initialize, or use "constant"'
         )
 
 
-def say_exceptions(ds_config: Mapping[str, Any], lr_scheduler: Any = None, schedule: str = "constant") -> None:
+def say_exceptions(settings: DeepSpeedSettings, lr_scheduler: Any = None, schedule: str = "constant") -> None:
     """Warn of what is allowed but does not reach the tables; for one rank to call.
 
     Args:
-        ds_config: The whole DeepSpeed configuration.
+        settings: The DeepSpeed configuration.
         lr_scheduler: The argument of ``initialize``.
         schedule: ``dmt.lookup.schedule``.
     """
-    clip = lookup_key(ds_config, "gradient_clipping", DEFAULT_CLIPPING)
-    if clip:
-        origin = "" if "gradient_clipping" in ds_config else ", DeepSpeed's default,"
+    if settings.clipping:
+        origin = ", DeepSpeed's default," if settings.clips_by_default else ""
         logger.warning(
             "gradient_clipping = %s%s covers dense and tower parameters; tables are neither clipped nor part of the "
             "norm, as they would be in the flat model (0.0 switches clipping off)",
-            clip,
+            settings.clipping,
             origin,
         )
-    if schedule == "constant" and (lr_scheduler is not None or lookup_key(ds_config, "scheduler.type") is not None):
+    if schedule == "constant" and (lr_scheduler is not None or settings.scheduler is not None):
         logger.warning(
             "the learning-rate scheduler applies to dense and tower parameters; tables keep dmt.lookup.lr all the time "
             '("dmt": {"lookup": {"schedule": "follow"}} lets them follow it)'
         )
 
 
-def check_ranks(facts: Sequence[RankFacts], ds_config: Mapping[str, Any]) -> None:
+def check_ranks(facts: Sequence[RankFacts], settings: DeepSpeedSettings) -> None:
     """Compare the ranks; every rank calls this with the same facts and so raises the same error.
 
     Args:
         facts: One entry per rank, in rank order.
-        ds_config: The DeepSpeed configuration.
+        settings: The DeepSpeed configuration.
 
     Raises:
         ConfigError: Naming ranks, or the key.
@@ -260,7 +236,7 @@ def check_ranks(facts: Sequence[RankFacts], ds_config: Mapping[str, Any]) -> Non
                 "Pass the same model_parameters on every rank."
             )
     _check_towers(facts)
-    _check_buckets(facts, ds_config)
+    _check_buckets(facts, settings)
 
 
 def _check_towers(facts: Sequence[RankFacts]) -> None:
@@ -288,15 +264,14 @@ def _check_towers(facts: Sequence[RankFacts]) -> None:
             )
 
 
-def _check_buckets(facts: Sequence[RankFacts], ds_config: Mapping[str, Any]) -> None:
-    stage = zero_stage(ds_config)
-    overlap = bool(lookup_key(ds_config, "zero_optimization.overlap_comm", False))
+def _check_buckets(facts: Sequence[RankFacts], settings: DeepSpeedSettings) -> None:
+    stage = settings.zero_stage
+    overlap = settings.overlap_comm
     flushes_in_hook_order = stage == 2 or (stage == 1 and overlap)
     unequal = len({f.tower_sizes for f in facts}) > 1
     if not flushes_in_hook_order or not unequal:
         return
-    bucket = int(lookup_key(ds_config, "zero_optimization.reduce_bucket_size", DEFAULT_BUCKET))
-    needed = max(f.trainable for f in facts)
+    bucket, needed = settings.reduce_bucket_size, max(f.trainable for f in facts)
     if bucket < needed:
         raise ConfigError(
             f"zero_optimization.reduce_bucket_size = {bucket} is smaller than the {needed} trainable elements of the "

@@ -13,9 +13,8 @@ Loading:
    either side, the first tensor is changed;
 3. they read, and put counters, schedulers and random states in place.
 
-A rank that fails before the first registered object gets its state ends all with its message and leaves the engine as
-it was. Every wait is one
-of ``engine.dmt.groups``, with ``dmt.comm.timeout_s``.
+If a rank fails before the first registered object gets its state, all ranks end with its message, and every engine is
+as it was. All waits are in ``engine.dmt.groups``, so that ``dmt.comm.timeout_s`` limits them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
@@ -51,17 +50,15 @@ from dmt_plugin.checkpoint.state import (
 from dmt_plugin.core.errors import CheckpointError, DMTError, ExchangeError
 from dmt_plugin.integrations.deepspeed.checkpoint import rank_state
 from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState, scheduler_state, shared_state
-from dmt_plugin.integrations.deepspeed.engine.failures import of_other_ranks
+from dmt_plugin.integrations.deepspeed.checkpoint.trained import Trained
 from dmt_plugin.topology.agreement import gather, together
-
-if TYPE_CHECKING:
-    from dmt_plugin.integrations.deepspeed.engine.engine import DMTEngine
+from dmt_plugin.topology.lost_ranks import of_other_ranks
 
 logger = logging.getLogger(__name__)
 
 
 def save(
-    engine: DMTEngine, save_dir: str | Path, tag: Any, client_state: Any, save_latest: bool, exclude_frozen: bool
+    engine: Trained, save_dir: str | Path, tag: Any, client_state: Any, save_latest: bool, exclude_frozen: bool
 ) -> Path:
     """See the module's docstring; arguments as for ``DMTEngine.save_checkpoint``.
 
@@ -113,7 +110,7 @@ def save(
 
 
 def load(
-    engine: DMTEngine, load_dir: str | Path, tag: Any, optimizer: bool, scheduler: bool, module_only: bool
+    engine: Trained, load_dir: str | Path, tag: Any, optimizer: bool, scheduler: bool, module_only: bool
 ) -> tuple[str | None, dict[str, Any] | None]:
     """See the module's docstring; arguments as for ``DMTEngine.load_checkpoint``.
 
@@ -170,7 +167,7 @@ def load(
     return where, mine["client_state"]
 
 
-def _check_moment(engine: DMTEngine) -> None:
+def _check_moment(engine: Trained) -> None:
     """A checkpoint holds no gradients, so there must be none."""
     pending = engine.managed_gradient_accumulation() and engine.micro_steps % engine.gradient_accumulation_steps()
     if pending or engine.dmt.lookup.holds:
@@ -181,7 +178,7 @@ def _check_moment(engine: DMTEngine) -> None:
         )
 
 
-def _begin(engine: DMTEngine, save_dir: str | Path, name: str) -> Path:
+def _begin(engine: Trained, save_dir: str | Path, name: str) -> Path:
     """The temporary folder, which all ranks see."""
     groups = engine.dmt.groups
     temporary = Path(save_dir) / f"{name}{folder.SAVING}"
@@ -198,7 +195,7 @@ def _begin(engine: DMTEngine, save_dir: str | Path, name: str) -> Path:
 
 
 def _commit(
-    engine: DMTEngine,
+    engine: Trained,
     temporary: Path,
     tensors: Mapping[str, TensorEntry],
     files: dict[str, FileEntry],
@@ -243,7 +240,7 @@ def _commit(
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
-def _of_rank(engine: DMTEngine, client_state: Any) -> dict[str, Any]:
+def _of_rank(engine: Trained, client_state: Any) -> dict[str, Any]:
     return {
         "random": rank_state.random_states(),
         "buffers": own_buffers(engine.dmt.placed),
@@ -252,7 +249,7 @@ def _of_rank(engine: DMTEngine, client_state: Any) -> dict[str, Any]:
     }
 
 
-def _find(engine: DMTEngine, load_dir: str | Path, tag: Any) -> Found | None:
+def _find(engine: Trained, load_dir: str | Path, tag: Any) -> Found | None:
     """The checkpoint that rank 0 finds, on every rank."""
     groups = engine.dmt.groups
     found: Found | None = None
@@ -271,7 +268,7 @@ def _find(engine: DMTEngine, load_dir: str | Path, tag: Any) -> Found | None:
 
 
 def _restore_run(
-    engine: DMTEngine, manifest: Manifest, common: Mapping[str, Any], of_groups: list[int], scheduler: bool
+    engine: Trained, manifest: Manifest, common: Mapping[str, Any], of_groups: list[int], scheduler: bool
 ) -> None:
     for key in _COUNTERS:
         setattr(engine, key, int(manifest.steps[key]))
@@ -282,7 +279,7 @@ def _restore_run(
     engine.dmt.transport.step = engine.global_steps
 
 
-def _schedulers(engine: DMTEngine, manifest: Manifest, wanted: bool) -> list[str]:
+def _schedulers(engine: Trained, manifest: Manifest, wanted: bool) -> list[str]:
     """What is wrong about the learning-rate scheduler."""
     mine = None if engine.lr_scheduler is None else type(engine.lr_scheduler).__name__
     saved = manifest.training["scheduler"]
@@ -294,14 +291,14 @@ def _schedulers(engine: DMTEngine, manifest: Manifest, wanted: bool) -> list[str
     ]
 
 
-def _forget_gradients(engine: DMTEngine) -> None:
+def _forget_gradients(engine: Trained) -> None:
     engine.dmt.lookup.zero_grad()
     if engine.optimizer is not None:
         engine.optimizer.zero_grad()
 
 
 def _restore_rank(
-    engine: DMTEngine, mine: Mapping[str, Any], same_ranks: bool, module_only: bool, where: str
+    engine: Trained, mine: Mapping[str, Any], same_ranks: bool, module_only: bool, where: str
 ) -> None:
     if same_ranks:
         load_own_buffers(engine.dmt.placed, mine["buffers"])
@@ -333,29 +330,21 @@ def _merged(of_ranks: list[dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
 
 
 @contextmanager
-def waits(engine: DMTEngine, doing: str) -> Iterator[None]:
-    """Whatever fails in the block: a rank that is gone is told as by the exchanges, all else is a CheckpointError."""
+def waits(engine: Trained, doing: str) -> Iterator[None]:
+    """Whatever fails in the block: a rank that is gone is reported as by the exchanges, the rest as CheckpointError."""
+    transport, rank = engine.dmt.transport, engine.dmt.groups.rank
     try:
         yield
-    except ExchangeError as error:  # of a gathering, which knows of no step
-        raise engine.dmt.transport.failure(doing, "did not finish", error.__cause__ or error) from error
     except CheckpointError:
         raise
-    except DMTError as error:  # of a rank that only heard of another's failure
-        raise CheckpointError(str(error)) from error
-    except CheckpointException as error:
-        rank, failure = next(iter(error.failures.items()), (0, (error, None)))
-        cause = failure[0]
-        if _is_of_a_wait(cause):
-            raise engine.dmt.transport.failure(doing, "did not finish", cause) from error
-        raise CheckpointError(f"rank {rank} failed while {doing}: {type(cause).__name__}: {cause}") from error
     except Exception as error:
-        if _is_of_a_wait(error):
-            raise engine.dmt.transport.failure(doing, "did not finish", error) from error
-        rank = engine.dmt.groups.rank
-        raise CheckpointError(f"rank {rank} failed while {doing}: {type(error).__name__}: {error}") from error
-
-
-def _is_of_a_wait(error: BaseException) -> bool:
-    """Whether an error comes from the process groups."""
-    return isinstance(error, dist.DistError) or of_other_ranks(error)
+        cause: BaseException = error
+        if isinstance(error, ExchangeError):  # of a gathering, which knows of no step
+            cause = error.__cause__ or error
+        elif isinstance(error, DMTError):  # of a rank that only heard of another's failure
+            raise CheckpointError(str(error)) from error
+        elif isinstance(error, CheckpointException):
+            rank, (cause, _) = next(iter(error.failures.items()), (0, (error, None)))
+        if isinstance(error, ExchangeError) or isinstance(cause, dist.DistError) or of_other_ranks(cause):
+            raise transport.failure(doing, "did not finish", cause) from error
+        raise CheckpointError(f"rank {rank} failed while {doing}: {type(cause).__name__}: {cause}") from error

@@ -1,7 +1,7 @@
 """Adagrad under ZeRO 1 and 2 with more than one parameter group.
 
 ZeRO replaces an optimizer's parameters by flat partitions. ``torch.optim.Adagrad`` makes its
-state when it is built, so DeepSpeed builds it anew over the partitions, and hands it one
+state when it is built, so DeepSpeed builds it again over the partitions, and hands it one
 parameter group for all of them: with several groups, and towers are a group of their own,
 the run ends in an IndexError, and group options are lost. An Adagrad that makes its state at
 the first step needs no rebuilding. The update is torch's own.
@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch.optim.adagrad import adagrad
 
+from dmt_plugin.core.errors import ConfigError
+
 
 class LazyAdagrad(torch.optim.Optimizer):
     """``torch.optim.Adagrad`` whose state appears at the first step.
 
     Args:
         groups: parameter groups with Adagrad's options (``lr``, ``lr_decay``, ``weight_decay``,
-            ``initial_accumulator_value``, ``eps``, ``maximize``).
+            ``initial_accumulator_value``, ``eps``, ``maximize``, ``foreach``, ``fused``).
         defaults: Adagrad's defaults.
     """
 
@@ -40,7 +42,7 @@ class LazyAdagrad(torch.optim.Optimizer):
             for parameter in parameters:
                 state = self.state[parameter]
                 if not state:
-                    state["step"] = torch.tensor(0.0)
+                    state["step"] = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
                     state["sum"] = torch.full_like(parameter, group["initial_accumulator_value"])
             adagrad(
                 parameters,
@@ -52,13 +54,24 @@ class LazyAdagrad(torch.optim.Optimizer):
                 lr_decay=group["lr_decay"],
                 eps=group["eps"],
                 maximize=group["maximize"],
+                foreach=group["foreach"],
+                fused=group["fused"],
                 has_sparse_grad=False,
             )
         return loss
 
 
 def safe_for_zero(optimizer: Any) -> Any:
-    """The optimizer that ZeRO may take apart: a torch Adagrad with several groups becomes a :class:`LazyAdagrad`."""
+    """The optimizer that ZeRO may take apart: a torch Adagrad with several groups becomes a :class:`LazyAdagrad`.
+
+    Raises:
+        ConfigError: gradients are to flow through its steps.
+    """
     if type(optimizer) is not torch.optim.Adagrad or len(optimizer.param_groups) < 2:
         return optimizer
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise ConfigError(
+            "optimizer Adagrad with differentiable = True: at ZeRO stages 1 and 2 its steps are taken on partitions "
+            "that no gradient flows through. Remove it, or use zero_optimization.stage = 0"
+        )
     return LazyAdagrad([dict(group) for group in optimizer.param_groups], dict(optimizer.defaults))

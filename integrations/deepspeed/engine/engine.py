@@ -1,4 +1,4 @@
-"""DeepSpeed's engine with the seven things a tower-decomposed model needs on top.
+"""DeepSpeed's engine with the eight things a tower-decomposed model needs on top.
 
 1. ``step`` also applies and clears the tables' gradients, at the same boundary and only if the dense step was applied.
    Where other micro-batches belong to the step, gradients of tables that FBGEMM would update in the backward pass are
@@ -7,12 +7,13 @@
 2. At ZeRO stage 0 DeepSpeed clips with the *average* of the ranks' gradient norms, which is not the norm of all
    parameters once hosts hold different towers. :meth:`DMTEngine.clip_fp32_gradients` uses the exact one: the dense part
    once, plus every tower once. In bf16 at stage 0 it leaves the towers out of the norm, unless the optimizer is fused;
-   then :meth:`DMTEngine.exact_norm` is taken there too. Stages 1 and 2 do so by themselves.
+   then the same norm is taken there too (:mod:`.gradient_norm`). Stages 1 and 2 do so by themselves.
 3. At ZeRO 1 and 2 a torch Adagrad keeps its parameter groups (:mod:`.adagrad`).
-4. Where the reduction of gradients fails for want of a rank, the error says so, as those of the exchanges do.
+4. Where DeepSpeed waits for a rank that is gone, the error says so, as those of the exchanges do (:mod:`.failures`).
 5. At ZeRO stage 0 gradients are summed while the backward pass goes on, by way of the hosts (:mod:`.reduction`).
-6. Checkpoints hold the tables and all hosts' towers too (:mod:`.checkpointed`).
+6. Checkpoints hold the tables and all hosts' towers too (:mod:`dmt_plugin.integrations.deepspeed.checkpoint`).
 7. The learning rate of the tables can follow that of the dense part (:mod:`.table_rate`).
+8. ``destroy`` gives back the process groups, threads and hooks that ``initialize`` took.
 
 Gradient clipping never covers the tables: their gradients are applied by their own optimizer, in the backward pass
 where the backend fuses them, and are no part of the global norm.
@@ -21,58 +22,31 @@ where the backend fuses them, and are no part of the global norm.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from deepspeed.accelerator import get_accelerator
 from deepspeed.moe.utils import is_moe_param
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
 
-from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.core.errors import ConfigError, DMTError, ExchangeError
-from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered
+from dmt_plugin.core.errors import CheckpointError, ConfigError, DMTError
+from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered, Stateful
+from dmt_plugin.integrations.deepspeed.checkpoint.save_load import load, save
+from dmt_plugin.integrations.deepspeed.checkpoint.whole_model import write_model
 from dmt_plugin.integrations.deepspeed.engine.adagrad import safe_for_zero
-from dmt_plugin.integrations.deepspeed.engine.checkpoint_calls import CheckpointedEngine
-from dmt_plugin.integrations.deepspeed.engine.failures import ToldEngine
+from dmt_plugin.integrations.deepspeed.engine.failures import noting
+from dmt_plugin.integrations.deepspeed.engine.gradient_norm import clip, clip_by, exact_norm
 from dmt_plugin.integrations.deepspeed.engine.reduction import GradientReduction
+from dmt_plugin.integrations.deepspeed.engine.state import DMTState
 from dmt_plugin.integrations.deepspeed.engine.table_rate import FollowedRate
 from dmt_plugin.model.dense_compile import compile_dense
-from dmt_plugin.model.placed import PlacedModel
-from dmt_plugin.topology.groups import RankGroups
-from dmt_plugin.topology.shape import Topology
+from dmt_plugin.topology.lost_ranks import reporting
 
 
-@dataclass
-class DMTState:
-    """What the plugin keeps beside the engine, as ``engine.dmt``.
-
-    Attributes:
-        config: The "dmt" section.
-        plan: The tower plan of the model.
-        topology: Hosts and ranks per host.
-        source: Where the topology was read.
-        groups: This rank's process groups.
-        transport: Carries the exchanges.
-        traffic: Bytes handed to each exchange so far.
-        lookup: This rank's tables.
-        placed: This rank's model; the engine's ``module``.
-    """
-
-    config: DMTConfig
-    plan: Any
-    topology: Topology
-    source: str
-    groups: RankGroups
-    transport: Any
-    traffic: Any
-    lookup: Any
-    placed: PlacedModel
-
-
-class DMTEngine(ToldEngine, CheckpointedEngine):
+class DMTEngine(DeepSpeedEngine):
     """``DeepSpeedEngine`` for one rank of a tower-decomposed model.
 
     Args:
@@ -82,7 +56,11 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
 
     Attributes:
         dmt: Plan, topology, groups, traffic and tables (:class:`DMTState`).
+        checkpointed: The user's objects whose state belongs to a checkpoint.
     """
+
+    dmt: DMTState
+    checkpointed: Registered
 
     def __init__(self, *args: Any, dmt: DMTState, **kwargs: Any) -> None:
         self.dmt = dmt
@@ -140,14 +118,7 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
         """As DeepSpeed's, which keeps fp32 masters of parameters in bf16 at stage 0; clips by the exact norm."""
         keeper = super()._configure_fp16_optimizer(optimizer, *args, **kwargs)
         if isinstance(keeper, FP16_UnfusedOptimizer):
-            stock = keeper.unscale_and_clip_grads
-
-            def unscale_and_clip_grads(total_norm: Any, apply_scale: bool = True) -> Any:
-                norm = self.exact_norm([p for group in keeper.fp16_groups for p in group])
-                keeper._global_grad_norm = norm.item()
-                return stock(keeper._global_grad_norm, apply_scale)
-
-            keeper.unscale_and_clip_grads = unscale_and_clip_grads
+            clip_by(keeper, self.exact_norm)
         return keeper
 
     def prefetch(self, *args: Any, **kwargs: Any) -> None:
@@ -172,10 +143,16 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
         if self._accumulates:
             lookup = self.dmt.lookup
             lookup.hold_gradients(lookup.holds or not self.is_gradient_accumulation_boundary())
-        result = super().forward(*inputs, **kwargs)
+        with noting(self.dmt.transport, "the forward pass"):
+            result = super().forward(*inputs, **kwargs)
         if self.dmt.placed.prefetcher is not None:
             self.dmt.transport.before_next_wait(self.dmt.placed.prefetcher.begin)
         return result
+
+    def backward(self, *args: Any, **kwargs: Any) -> Any:
+        """As DeepSpeed's."""
+        with noting(self.dmt.transport, "DeepSpeed's sums in the backward pass"):
+            return super().backward(*args, **kwargs)
 
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """As DeepSpeed's ``step``; at an accumulation boundary it also updates this rank's tables.
@@ -186,7 +163,8 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
         before = self.global_steps
         if self._rate is not None:
             self._rate.apply()
-        super().step(lr_kwargs)
+        with noting(self.dmt.transport, "DeepSpeed's exchanges in the optimizer step"):
+            super().step(lr_kwargs)
         if self.global_steps == before:
             return
         lookup = self.dmt.lookup
@@ -203,18 +181,13 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
             self.dmt.lookup.zero_grad()
 
     def allreduce_gradients(self, *args: Any, **kwargs: Any) -> None:
-        """As DeepSpeed's; a wait that fails is told as those of the exchanges are.
+        """As DeepSpeed's; a wait that fails is reported as those of the exchanges are.
 
         Raises:
             ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
         """
-        try:
+        with reporting(self.dmt.transport, "the reduction of the dense gradients"):
             super().allreduce_gradients(*args, **kwargs)
-        except ExchangeError:
-            raise
-        except RuntimeError as error:
-            where = "the reduction of the dense gradients"
-            raise self.dmt.transport.failure(where, "did not finish", error) from error
 
     def buffered_allreduce_fallback(self, grads: Any = None, *args: Any, **kwargs: Any) -> None:
         """As DeepSpeed's; what is under way already is only finished here."""
@@ -230,12 +203,7 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
         and of the tower modules of all hosts, each once, as in a single process that holds them all.
         """
         parameters = list(self.module.parameters())
-        norm = self.exact_norm(parameters)
-        coefficient = (self.gradient_clipping() / (norm + 1e-6)).clamp(max=1.0)
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(coefficient.to(parameter.grad.dtype))
-        self._global_grad_norm = norm.item()
+        clip(self, parameters, self.exact_norm(parameters), self.gradient_clipping())
 
     def exact_norm(self, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
         """The norm of the gradients of all dense parameters and of the towers of all hosts, each once: a collective.
@@ -243,17 +211,8 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
         Args:
             parameters: this rank's, with the gradients that all replicas have.
         """
-        dense: list[torch.Tensor] = []
-        towers: list[torch.Tensor] = []
-        for parameter in parameters:
-            if parameter.grad is not None:
-                (towers if is_moe_param(parameter) else dense).append(parameter.grad)
-        square = _square_norm(dense, self.device)
-        if self.has_moe_layers:
-            tower_square = _square_norm(towers, self.device)
-            dist.all_reduce(tower_square, group=self.dmt.groups.peers)
-            square = square + tower_square
-        return square.sqrt()
+        peers = self.dmt.groups.peers if self.has_moe_layers else None
+        return exact_norm(parameters, self.device, peers)
 
     def compile(
         self,
@@ -285,10 +244,128 @@ class DMTEngine(ToldEngine, CheckpointedEngine):
         compile_dense(self.dmt.placed, **{**(compile_kwargs or {}), "backend": backend})
         self._is_compiled = True
 
+    def register_state(self, name: str, thing: Stateful) -> None:
+        """Make the state of an object, such as a ``prefetched`` loader, part of checkpoints.
 
-def _square_norm(gradients: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Sum of squares of all elements, a scalar in fp32."""
-    if not gradients:
-        return torch.zeros((), device=device)
-    norms = torch.stack([torch.linalg.vector_norm(g.detach(), dtype=torch.float32) for g in gradients])
-    return norms.square().sum()
+        Every rank's object is saved and, in a run of as many ranks, given back its own state: by ``load_checkpoint``,
+        or here if that was called before.
+
+        Args:
+            name: its name in checkpoints.
+            thing: anything with ``state_dict`` and ``load_state_dict``.
+
+        Raises:
+            ValueError: the name is taken, or the object has no such calls.
+        """
+        self.checkpointed.add(name, thing)
+
+    def save_checkpoint(
+        self,
+        save_dir: str,
+        tag: Any = None,
+        client_state: Any = None,
+        save_latest: bool = True,
+        exclude_frozen_parameters: bool = False,
+    ) -> bool:
+        """Save everything that is needed to go on; all ranks call this, between two steps.
+
+        The checkpoint exists from the moment on in which it is whole: whenever a rank dies, one before can be loaded.
+
+        Args:
+            save_dir: A folder that all hosts share.
+            tag: Name of the checkpoint, the same on all ranks; by default ``global_step<n>``. A checkpoint of that name
+                is replaced.
+            client_state: What the caller wants back from ``load_checkpoint``, of each rank its own.
+            save_latest: Whether a load without a tag may take this one.
+            exclude_frozen_parameters: Leave out parameters that are not trained; a load leaves them as they are.
+
+        Returns:
+            True.
+
+        Raises:
+            CheckpointError: Nothing was committed; says why.
+            ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
+        """
+        if not save_dir:
+            raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
+        save(self, save_dir, tag, client_state, save_latest, exclude_frozen_parameters)
+        return True
+
+    def load_checkpoint(
+        self,
+        load_dir: str,
+        tag: Any = None,
+        load_module_strict: bool = True,
+        load_optimizer_states: bool = True,
+        load_lr_scheduler_states: bool = True,
+        load_module_only: bool = False,
+        custom_load_fn: Any = None,
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """Go on from a checkpoint, whatever topology and ZeRO stage it was saved with; all ranks call this.
+
+        Args:
+            load_dir: The folder that ``save_checkpoint`` was given.
+            tag: Name of the checkpoint; by default the newest whole one.
+            load_module_strict: Must be true.
+            load_optimizer_states: False: optimizers, also that of the tables, stay as they are: new in a new engine.
+            load_lr_scheduler_states: False: the learning-rate scheduler stays as it is.
+            load_module_only: Only tables, parameters and buffers; counters, optimizers and schedulers stay as they are.
+            custom_load_fn: Not supported.
+
+        Returns:
+            The checkpoint's path and what ``save_checkpoint`` was given as ``client_state`` by this rank, or by rank 0
+            if another number of ranks saved it. Two ``None`` if no tag was asked for and there is no whole checkpoint.
+
+        Raises:
+            CheckpointError: It is not whole, or something of the model or optimizer is not in it or has no place for
+                it; names the tensors. Nothing was loaded then.
+            ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
+        """
+        if not load_module_strict or custom_load_fn is not None:
+            given = "custom_load_fn" if custom_load_fn is not None else "load_module_strict=False"
+            raise CheckpointError(
+                f"load_checkpoint({given}) is not supported for a tower-decomposed model: a load restores everything "
+                "or nothing. To start from parts of a checkpoint, write it with `dmt checkpoint to-flat` and load what "
+                "you want into the model before dmt_plugin.initialize."
+            )
+        return load(self, load_dir, tag, load_optimizer_states, load_lr_scheduler_states, load_module_only)
+
+    def save_16bit_model(
+        self, save_dir: str, save_filename: str = "pytorch_model.bin", exclude_frozen_parameters: bool = False
+    ) -> bool:
+        """Write the trained model as one state dict with the user's own names; all ranks call this.
+
+        As with DeepSpeed, parameters have the type they are trained in: bf16 with ``"bf16"``, else fp32; tables fp32.
+        Every rank gathers the whole model in its memory on the way; where that is too much, save a checkpoint and use
+        ``dmt checkpoint to-flat``.
+
+        Args:
+            save_dir: A folder, made if it is not there.
+            save_filename: Name of the file.
+            exclude_frozen_parameters: Leave out parameters that are not trained.
+
+        Returns:
+            True.
+
+        Raises:
+            CheckpointError: It could not be written; says why.
+            ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
+        """
+        write_model(self, save_dir, save_filename, exclude_frozen_parameters)
+        return True
+
+    def destroy(self) -> None:
+        """As DeepSpeed's, and gives back the process groups, threads and hooks of this engine.
+
+        All ranks call this, when none of them uses the engine any more; a second call does nothing more. A process that
+        initializes one engine after the other needs it, as each takes groups, and they threads and connections.
+        """
+        try:
+            super().destroy()
+        finally:
+            self.dmt.resources.close()
+
+    def __del__(self) -> None:
+        """As DeepSpeed's; process groups stay, as only all ranks together may give them back."""
+        with suppress(Exception):
+            super().destroy()

@@ -14,7 +14,7 @@ DeepSpeed sums gradients at stage 0 when the backward pass is over. Here:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from dmt_plugin.comm.sums import HierarchicalSum
 from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.core.errors import DMTError
-from dmt_plugin.topology.groups import renewed
-
-if TYPE_CHECKING:
-    from dmt_plugin.integrations.deepspeed.engine.engine import DMTState
+from dmt_plugin.integrations.deepspeed.engine.state import DMTState
+from dmt_plugin.topology.groups import release, renewed
 
 
 class GradientReduction:
@@ -45,7 +43,9 @@ class GradientReduction:
         self, dense: Sequence[nn.Parameter], towers: Sequence[nn.Parameter], dmt: DMTState, active: Callable[[], bool]
     ) -> None:
         self._active = active
-        groups = renewed(dmt.groups, ["lanes", "peers"])
+        own = ["lanes", "peers"]
+        groups = renewed(dmt.groups, own)
+        dmt.resources.callback(release, groups, own)
         self._buckets: list[_Bucket] = []
         if dense:
             self._buckets.append(_Bucket("dense", dense, dmt.transport, groups.lanes, groups.peers))
@@ -54,7 +54,7 @@ class GradientReduction:
         self._world_size = dmt.topology.world_size
         for bucket in self._buckets:
             for parameter in bucket.parameters:
-                parameter.register_post_accumulate_grad_hook(self._hook(bucket))
+                dmt.resources.callback(parameter.register_post_accumulate_grad_hook(self._hook(bucket)).remove)
 
     def finish(self) -> None:
         """Leave the mean over ranks in every parameter's gradient.

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from dmt_plugin.comm.wire import failure_notes as last_words
-from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.comm.wire import failure_notes
+from dmt_plugin.comm.wire.failure_notes import FailureNotes
 
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_words, "PATIENCE_S", 0.4)
+    monkeypatch.setattr(failure_notes, "PATIENCE_S", 0.4)
 
 
-def ranks(number: int, store: Any = None) -> list[LastWords]:
+def ranks(number: int, store: Any = None) -> list[FailureNotes]:
     store = store or dist.HashStore()
-    return [LastWords(store, "7", rank, number) for rank in range(number)]
+    return [FailureNotes(store, "7", rank, number) for rank in range(number)]
 
 
 def test_the_rank_that_failed_is_named() -> None:
@@ -54,8 +54,8 @@ def test_all_wait() -> None:
 
 def test_two_trainings_of_a_process_do_not_mix() -> None:
     store = dist.HashStore()
-    LastWords(store, "7", 1, 2).failed(1, ValueError("old"))
-    assert LastWords(store, "8", 0, 2).waited(1, "x").startswith("Nothing was heard of rank 1")
+    FailureNotes(store, "7", 1, 2).failed(1, ValueError("old"))
+    assert FailureNotes(store, "8", 0, 2).waited(1, "x").startswith("Nothing was heard of rank 1")
 
 
 class Gone:
@@ -81,9 +81,9 @@ def test_a_store_that_is_gone_holds_nobody_up(hangs: bool) -> None:
 
 
 def test_one_rank_or_no_store_says_nothing() -> None:
-    assert LastWords(None, "", 0, 4).waited(1, "x") == ""
+    assert FailureNotes(None, "", 0, 4).waited(1, "x") == ""
     assert ranks(1)[0].waited(1, "x") == ""
-    LastWords(None, "", 0, 4).failed(1, ValueError())
+    FailureNotes(None, "", 0, 4).failed(1, ValueError())
 
 
 def test_an_exception_that_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

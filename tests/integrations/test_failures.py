@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dmt_plugin.comm.wire.failure_notes import LastWords
+from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.core.errors import DMTError, ExchangeError, IdRangeError
 from dmt_plugin.integrations.deepspeed import private
-from dmt_plugin.integrations.deepspeed.engine.failures import ToldEngine, of_other_ranks
-from dmt_plugin.topology.agreement import told
+from dmt_plugin.integrations.deepspeed.engine.failures import noting
+from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.lost_ranks import of_other_ranks, reporting
+from dmt_plugin.topology.shape import Topology
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:9"
 
@@ -39,26 +41,26 @@ def test_errors_of_other_ranks_are_known_by_their_source() -> None:
 )
 def test_own_errors_go_on_and_are_left_for_the_others(error: Exception, raised: type, left: bool) -> None:
     store = dist.HashStore()
-    transport = SimpleNamespace(
+    transport: Any = SimpleNamespace(
         step=4,
-        last_words=LastWords(store, "1", 0, 2),
+        failure_notes=FailureNotes(store, "1", 0, 2),
         failure=lambda where, what, error: ExchangeError(f"{where} {what}"),
     )
-    engine: Any = SimpleNamespace(dmt=SimpleNamespace(transport=transport))
-    with pytest.raises(raised) as caught, ToldEngine._told(engine, "the step"):
+    with pytest.raises(raised) as caught, noting(transport, "the step"):
         raise error
     assert (type(caught.value), caught.value is error) == (raised, raised is type(error))
-    assert store.check(["dmt_last_words/1/0"]) is left
+    assert store.check(["dmt_failure_notes/1/0"]) is left
     if left:
-        assert store.get("dmt_last_words/1/0").decode() == f"failed: step 4: {type(error).__name__}: {error}"
+        assert store.get("dmt_failure_notes/1/0").decode() == f"failed: step 4: {type(error).__name__}: {error}"
 
 
-def test_waiting_for_agreement_is_told() -> None:
-    groups: Any = SimpleNamespace(rank=3, host=1, lane=1, timeout_s=20.0)
+def test_a_wait_for_agreement_is_reported() -> None:
+    none: Any = None
+    groups = RankGroups(Topology(2, 2), 3, 1, 1, none, none, none, none, none, 20.0)
     said = r"rank 3 \(host 1, lane 1\): waiting .* while comparing failed: .*closed"
-    with pytest.raises(ExchangeError, match=said), told(groups, "comparing"):
+    with pytest.raises(ExchangeError, match=said), reporting(groups, "comparing"):
         raise RuntimeError(CLOSED)
-    with pytest.raises(DMTError, match=r"^as it is$"), told(groups, "comparing"):
+    with pytest.raises(DMTError, match=r"^as it is$"), reporting(groups, "comparing"):
         raise ExchangeError("as it is")
 
 

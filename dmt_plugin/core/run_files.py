@@ -1,0 +1,47 @@
+"""The files of ``dmt.report.dir``: what the run that writes them and the reports that read them both know.
+
+1. At its start a run describes how the model was rewritten. Who can do that lies above the rooms that train, so the
+   package puts it in its place here when it is imported (:func:`describe_with`).
+2. While it goes on, every rank writes its records, one line of JSON each, behind a header with the files' version.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Version of the records that is written, and read."""
+
+_NAME = re.compile(r"run_rank(\d+)\.jsonl")
+_describe: list[Callable[..., None]] = []
+
+
+def record_path(folder: str | Path, rank: int) -> Path:
+    """Where a rank's records are."""
+    return Path(folder, f"run_rank{rank:05d}.jsonl")
+
+
+def record_files(folder: Path) -> dict[int, Path]:
+    """The files with records in a folder, by rank."""
+    return {int(m[1]): file for file in sorted(folder.glob("run_rank*.jsonl")) if (m := _NAME.fullmatch(file.name))}
+
+
+def describe_with(write: Callable[..., None]) -> None:
+    """Name what writes the description of a rewritten model, see :func:`write_description`."""
+    _describe[:] = [write]
+
+
+def write_description(placed: Any, batch_size: int, sums: Any, folder: str | Path) -> None:
+    """Writes how a model was rewritten.
+
+    Args:
+        placed: A rank's model.
+        batch_size: Samples per rank, for the byte counts.
+        sums: How gradients are summed.
+        folder: ``dmt.report.dir``; it is made.
+    """
+    for write in _describe:
+        write(placed, batch_size, sums, folder)

@@ -1,0 +1,43 @@
+"""What the plugin keeps beside DeepSpeed's engine, and gives back when that is destroyed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from dmt_plugin.comm.wire.transport import Traffic, Transport
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.model.placed import PlacedModel
+from dmt_plugin.nn.lookup.sharded import ShardedLookup
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.shape import Topology
+
+
+@dataclass
+class DMTState:
+    """The plugin's part of an engine, ``engine.dmt``.
+
+    Attributes:
+        config: The "dmt" section.
+        plan: The tower plan of the model.
+        topology: Hosts and ranks per host.
+        source: Where the topology was read.
+        groups: This rank's process groups.
+        transport: Carries the exchanges.
+        traffic: Bytes handed to each exchange so far.
+        lookup: This rank's tables.
+        placed: This rank's model; the engine's ``module``.
+        resources: Process groups, hooks and threads; what was taken last is given back first.
+    """
+
+    config: DMTConfig
+    plan: TowerPlan
+    topology: Topology
+    source: str
+    groups: RankGroups
+    transport: Transport
+    traffic: Traffic
+    lookup: ShardedLookup
+    placed: PlacedModel
+    resources: ExitStack = field(default_factory=ExitStack, repr=False)
