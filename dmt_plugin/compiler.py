@@ -34,7 +34,8 @@ from dmt_plugin.partitioner.files import GivenPartition, given_partition
 from dmt_plugin.partitioner.partition import Partition
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
-from dmt_plugin.plan.tower_plan import TowerPlan, read_json
+from dmt_plugin.plan.file import read_json
+from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import ResolvedTopology, Topology
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ LIGHT = (
     "dmt_plugin.core.sizes",
     "dmt_plugin.topology.shape",
     "dmt_plugin.plan",
+    "dmt_plugin.plan.file",
     "dmt_plugin.plan.tables",
     "dmt_plugin.plan.tower_plan",
     "dmt_plugin.config",

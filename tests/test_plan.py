@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import partition_features
+from dmt_plugin.plan.file import read_json
 from dmt_plugin.plan.tables import TableRange, TableSplit, assembled, check_runnable
 from dmt_plugin.plan.tower_plan import (
     FeatureSpec,
@@ -22,7 +23,6 @@ from dmt_plugin.plan.tower_plan import (
     TowerModuleSpec,
     TowerPlan,
     model_fingerprint,
-    read_json,
 )
 from dmt_plugin.planner import towers_to_hosts
 from dmt_plugin.topology.shape import Topology

@@ -15,7 +15,8 @@ from dmt_plugin.config.section import PartitionConfig
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.partition import Partition, make_partition
 from dmt_plugin.partitioner.strategies import IN_ORDER, STRATEGIES
-from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec, TowerPlan, read_json
+from dmt_plugin.plan.file import read_json
+from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec, TowerPlan
 
 
 def partition_features(

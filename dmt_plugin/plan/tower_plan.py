@@ -8,8 +8,6 @@ and says so by two fingerprints; :meth:`TowerPlan.check` refuses any other.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_plugin.core.errors import PlanError
-from dmt_plugin.core.files import whole_file
+from dmt_plugin.plan.file import read_json, short_hash, write_json
 from dmt_plugin.plan.tables import Kind, TableShard, TableSplit, check_places, shards_of
 from dmt_plugin.plan.tables import TableSpec as TableSpec
 from dmt_plugin.topology.shape import Topology
@@ -280,7 +278,7 @@ class TowerPlan:
     @property
     def fingerprint(self) -> str:
         """A short hash of the whole plan."""
-        return _short_hash(self.to_dict())
+        return short_hash(self.to_dict())
 
     # -- JSON --------------------------------------------------------------------------
 
@@ -295,8 +293,7 @@ class TowerPlan:
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON: the file is there as a whole, or as it was before."""
-        with whole_file(Path(path)) as stream:
-            stream.write((json.dumps(self.to_dict(), indent=2) + "\n").encode())
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TowerPlan:
@@ -345,28 +342,11 @@ class TowerPlan:
         return cls.from_dict(read_json(path))
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Reads a JSON object from a file, with errors that name the file and the place."""
-    try:
-        data = json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise PlanError(f"no such file: {path}. Set dmt.partition.file to a plan or partition in JSON.") from error
-    except json.JSONDecodeError as error:
-        raise PlanError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
-    if not isinstance(data, dict):
-        raise PlanError(f"{path} holds a {type(data).__name__}; expected an object with the entry \"towers\".")
-    return data
-
-
 def model_fingerprint(tables: Sequence[TableSpec], features: Iterable[FeatureSpec]) -> str:
     """A short hash of what a plan depends on: features and table shapes."""
-    return _short_hash(
+    return short_hash(
         {
             "tables": sorted([t.name, t.rows, t.dim] for t in tables),
             "features": sorted([f.name, list(f.tables)] for f in features),
         }
     )
-
-
-def _short_hash(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,40 @@
+"""Plans and partitions as JSON files, and the short hash by which two plans are told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.files import whole_file
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+        PlanError: no file, no JSON (with line and column), or something else than an object.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise PlanError(f"no such file: {path}. Set dmt.partition.file to a plan or partition in JSON.") from error
+    except json.JSONDecodeError as error:
+        raise PlanError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
+    if not isinstance(data, dict):
+        raise PlanError(f"{path} holds a {type(data).__name__}; expected an object with the entry \"towers\".")
+    return data
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Writes plain data as indented JSON: the file is there as a whole, or as it was before."""
+    with whole_file(Path(path)) as stream:
+        stream.write((json.dumps(data, indent=2) + "\n").encode())
+
+
+def short_hash(data: Any) -> str:
+    """Sixteen hexadecimal digits that stand for plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
