@@ -1,4 +1,4 @@
-"""The user's nn.Module -> an fx graph with values: the front-end of every rewrite."""
+"""From the user's ``nn.Module`` to a ``torch.fx`` graph with an example value at every node: where a rewrite begins."""
 
 from dmt_plugin.capture.capture import CapturedModel, capture
 from dmt_plugin.capture.graph_model import GraphModel

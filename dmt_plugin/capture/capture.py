@@ -1,6 +1,6 @@
 """Captures a model as an fx graph that computes what the model computes, bit for bit.
 
-1. What the modules alone tell is refused first; an adapter, if one is registered for the
+1. Models whose modules cannot be followed are refused first; an adapter, if one is registered for the
    model, gives it a forward that can be followed.
 2. The model is traced twice: in eval mode at one batch size, in train mode at another;
    what either changes in place becomes visible in the graph.

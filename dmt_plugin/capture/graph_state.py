@@ -24,7 +24,7 @@ def graph_module_over(
 ) -> fx.GraphModule:
     """A GraphModule with just what ``graph`` reads, out of ``model``'s own objects.
 
-    Containers are made anew, so changing the result never changes ``model``. What the model
+    Containers are copied, so changing the result never changes ``model``. What the model
     does not save (buffers marked so, tensors that are plain attributes, constants) is not
     saved here either.
 

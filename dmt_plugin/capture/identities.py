@@ -1,4 +1,4 @@
-"""Removes operations that hand back the very tensor they were given.
+"""Takes out of a captured graph the calls of ``flatten`` that change nothing.
 
 ``x.flatten(1)`` of a ``(B, N)`` tensor returns ``x`` itself: no copy, no view, no entry in
 the autograd graph. Models write it where an input may have more dimensions, and once for
@@ -15,7 +15,7 @@ _FLATTENS = ("flatten", torch.flatten)
 
 
 def drop_identities(graph: fx.Graph) -> None:
-    """Takes the operations above out of a recorded graph."""
+    """Takes calls of ``flatten`` over a single dimension out of a recorded graph."""
     for node in list(graph.nodes):
         source = node.args[0] if node.args else None
         if node.target in _FLATTENS and isinstance(source, fx.Node) and _over_one_dimension(node, source):

@@ -1,4 +1,4 @@
-"""What can be told from a model's modules alone, before anything is traced.
+"""Models that cannot be captured, found by looking at their modules, before their forward is run.
 
 1. A compiled or scripted module, anywhere in the model, has no forward that Python runs:
    there is nothing to record (DMT105). The same goes for a model that is already wrapped for

@@ -1,7 +1,7 @@
 """Words for a configuration that cannot be used: key paths, what was found, what was expected, did-you-mean.
 
 1. pydantic reports several errors for one value of a union type; they are grouped by the key they belong to.
-2. What a key expects is told from the JSON schema of its model, so that it is written down once, as its type.
+2. What a key expects is read from the JSON schema of its model, so that it is written down once, as its type.
 """
 
 from __future__ import annotations

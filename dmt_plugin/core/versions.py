@@ -6,7 +6,7 @@ pip cannot tell: fbgemm and torchrec name no torch version, so a wrong pair inst
 1. ``check_pairing`` compares what is installed with the pins in this package's own metadata (``pyproject.toml``
    is the only place where they are written), reading metadata only: nothing heavy is imported.
 2. ``import_fbgemm`` is the only way to fbgemm in this package: it checks first, imports, makes sure that the
-   operators are there, and turns what goes wrong into one ``PairingError`` with the command that mends it.
+   operators are there, and turns what goes wrong into one ``PairingError`` with the command that repairs it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_pairing() -> None:
     torch and deepspeed must be there; fbgemm and torchrec may be absent.
 
     Raises:
-        PairingError: Naming what was found, what was expected, and the pip command that mends it.
+        PairingError: Naming what was found, what was expected, and the pip command that repairs it.
     """
     pins = _pins()
     wrong: list[str] = []
@@ -62,8 +62,8 @@ def check_pairing() -> None:
         pip = "pip install --no-deps" if name == "torchrec" else "pip install"
         commands.setdefault(pip, []).append(f"'{pin.name}{pin.specifier}'")
     if wrong:
-        mend = " && ".join(f"{pip} {' '.join(names)}" for pip, names in commands.items())
-        raise PairingError(f"{OURSELVES} {_version(OURSELVES)}: {'; '.join(wrong)}. Mend it with: {mend}")
+        repair = " && ".join(f"{pip} {' '.join(names)}" for pip, names in commands.items())
+        raise PairingError(f"{OURSELVES} {_version(OURSELVES)}: {'; '.join(wrong)}. Mend it with: {repair}")
     builds = [f"{name} {_version(name)}" for name in FBGEMM if _version(name) is not None]
     if len(builds) > 1:
         raise PairingError(

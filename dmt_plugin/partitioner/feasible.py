@@ -63,7 +63,7 @@ def settled(
     opened = _opened(packing, by_cost)
     if opened is not None and not fixed:
         return replace(packing, limits=opened[0])
-    told = overfull or ", ".join(
+    at_fault = overfull or ", ".join(
         contradiction(
             packing,
             {
@@ -75,9 +75,9 @@ def settled(
             _LIMITS,
         )
     )
-    if told == _LIMITS:
-        told = f"{_weighty(packing, units, what)} and {_LIMITS}"
-    cannot = f"{packing.towers} towers cannot keep these rules together: {told or 'the rules of dmt.partition'}."
+    if at_fault == _LIMITS:
+        at_fault = f"{_weighty(packing, units, what)} and {_LIMITS}"
+    cannot = f"{packing.towers} towers cannot keep these rules together: {at_fault or 'the rules of dmt.partition'}."
     if opened is None:
         raise PlanError(f"{cannot} Drop one of them, or change the number of towers.")
     loads = packing.loads(opened[1])

@@ -1,7 +1,7 @@
 """Affinity from raw ids alone: how much one feature's value says about another's. No label, no trained model.
 
 1. Keep a sample of at most ``max_samples`` values per feature (the only thing that grows with the data, up to there).
-   Where only embeddings can be seen, the bits of a row stand for its id: two ids are told apart by their rows.
+   Where only embeddings can be seen, the bits of a row stand for its id: ids with other rows are other ids.
 2. Of each feature the most frequent values keep a symbol of their own, the others share one.
 3. ``I(i; j)`` from the joint counts of each pair. Many values in few samples look related by chance: the same figure
    with one feature's samples shuffled is taken off.

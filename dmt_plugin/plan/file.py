@@ -1,4 +1,4 @@
-"""Plans and partitions as JSON files, and the short hash by which two plans are told apart."""
+"""Plans and partitions as JSON files, and their fingerprint: a short hash of all they say."""
 
 from __future__ import annotations
 

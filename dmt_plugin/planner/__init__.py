@@ -1,4 +1,4 @@
-"""Where tables go inside a host, and what a plan costs."""
+"""Where towers and tables go: towers to hosts, tables to the lanes of their host; and what a step then costs."""
 
 from dmt_plugin.planner.placement import PlacementRules, TablePlacement, place_tables, towers_to_hosts
 

@@ -37,7 +37,7 @@ def spread(
         lanes = _Lanes(tables, base, limit, model)
         if not lanes.fill(sorted(tables, key=lambda t: (-memory[t], -cost[t], t))):
             return None
-    while any(lanes.relieve(lane) for lane in lanes.dearest_first()):
+    while any(lanes.relieve(lane) for lane in lanes.costliest_first()):
         pass
     return lanes.lane_of
 
@@ -63,12 +63,12 @@ class _Lanes:
             self._put(table, min(fitting, key=lambda lane: (self.cost[lane], self.memory[lane], lane)))
         return True
 
-    def dearest_first(self) -> list[int]:
+    def costliest_first(self) -> list[int]:
         return sorted(range(len(self.cost)), key=lambda lane: (-self.cost[lane], lane))
 
     def relieve(self, source: int) -> bool:
         """Takes load off a lane by the best move or swap with the cheapest lane that allows one."""
-        for target in reversed(self.dearest_first()):
+        for target in reversed(self.costliest_first()):
             bar = self.cost[source] * (1 - _LEAST_GAIN)
             if self.cost[target] >= bar:
                 return False  # nothing that is added there could help

@@ -4,9 +4,9 @@
    during the backward pass and by way of the hosts (:mod:`dmt_plugin.comm.sums`): dense gradients cross
    each host's link as ``2*(H-1)/H`` of the buffer, those of towers stay inside the host. These bytes are counted as
    they are sent, and a test holds count and formula together.
-2. Else DeepSpeed does, with the library's all-reduce, which counts nothing. It is told as a ring in the order of the
+2. Else DeepSpeed does, with the library's all-reduce, which counts nothing. It is counted as a ring in the order of the
    ranks: every rank sends ``2*(G-1)/G`` of the buffer, and one of ``G`` links leaves each host. Which lane that is
-   depends on the library, so every rank is told its share of the host's.
+   depends on the library, so every rank gets its share of the host's.
 3. ZeRO stages 1 and 2 also hand out the updated parameters: half as much again.
 4. In bf16 gradients and parameters travel as bf16, unless ``communication_data_type`` says otherwise for gradients.
 """

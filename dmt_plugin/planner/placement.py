@@ -6,9 +6,9 @@ For each host by itself, as its towers decide which tables it holds:
    the memory of a rank (by rows).
 2. The others are spread whole (:mod:`dmt_plugin.planner.balance`). Where memory does not suffice, ``"auto"`` divides
    the largest of them and tries again; nothing left to divide is an error.
-3. With ``"auto"``, the dearest tables are divided by rows if that lowers the cost of the dearest lane by the factor
-   ``split_gain``: one, two, ... of them, up to one per lane, and the smallest number that does it. Again, until none
-   does. Dividing never lowers the sum of all costs, so nothing is tried where even lanes would not gain that much.
+3. With ``"auto"``, the tables that cost most are divided by rows if that lowers the cost of the costliest lane by the
+   factor ``split_gain``: one, two, ... of them, up to one per lane, and the smallest number that does it. Again, until
+   none does. Dividing never lowers the sum of all costs, so nothing is tried where even lanes would not gain that much.
 """
 
 from __future__ import annotations

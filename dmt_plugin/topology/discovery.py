@@ -172,15 +172,15 @@ def _claim_of_names(names: Sequence[str], world_size: int) -> Claim:
             runs[-1] = (name, runs[-1][1] + 1)
         else:
             runs.append((name, 1))
-    told = ", ".join(f"{name}: {count}" for name, count in runs[:8]) + (", ..." if len(runs) > 8 else "")
+    shown = ", ".join(f"{name}: {count}" for name, count in runs[:8]) + (", ..." if len(runs) > 8 else "")
     if len({name for name, _ in runs}) != len(runs):
         raise TopologyError(
-            f"ranks of one host must be neighbours, but by rank the host names run {told}; "
+            f"ranks of one host must be neighbours, but by rank the host names run {shown}; "
             "start the ranks host by host (mpirun: --map-by slot; srun: --distribution=block)"
         )
     if len({count for _, count in runs}) != 1:
-        raise TopologyError(f"every host must run as many ranks as any other, but the host names count {told}")
-    return Claim(len(runs), runs[0][1], f"host names ({told})")
+        raise TopologyError(f"every host must run as many ranks as any other, but the host names count {shown}")
+    return Claim(len(runs), runs[0][1], f"host names ({shown})")
 
 
 def _checked(claim: Claim, rank: int, world_size: int) -> Topology:
@@ -215,15 +215,15 @@ def _disagreement(found: Sequence[tuple[int, int, int, int, int, str]]) -> str |
     if failed and not said and len(failed) == 1:
         return next(iter(failed))
     if failed:
-        told = [f"{_ranks(ranks)}: {text}" for text, ranks in failed.items()]
-        return "the topology cannot be told on every rank: " + "; ".join(told)
+        shown = [f"{_ranks(ranks)}: {text}" for text, ranks in failed.items()]
+        return "the topology cannot be told on every rank: " + "; ".join(shown)
     if len(said) > 1:
-        told = [
+        shown = [
             f"{_ranks(ranks)} found {hosts}x{per_host} by {source}"
             for (hosts, per_host), sources in said.items()
             for source, ranks in sources.items()
         ]
-        return f"ranks disagree about the topology: {'; '.join(told)}; {WAY_OUT}, the same on every rank"
+        return f"ranks disagree about the topology: {'; '.join(shown)}; {WAY_OUT}, the same on every rank"
     return None
 
 

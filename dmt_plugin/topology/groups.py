@@ -1,4 +1,8 @@
-"""The process groups of a topology (all ranks, the lanes of a host, the peers of a lane), and the DeviceMesh."""
+"""The process groups of a topology, and torch's DeviceMesh of them.
+
+Every rank is in three groups: all ranks (``world``), the ranks of its host (``lanes``), and the ranks with its lane on
+every host (``peers``).
+"""
 
 from __future__ import annotations
 
@@ -91,7 +95,7 @@ def renewed(groups: RankGroups, names: Sequence[str]) -> RankGroups:
 
     Args:
         groups: A rank's groups.
-        names: Which to make anew: of "world", "lanes", "peers". The others, and the mesh, stay.
+        names: Which to make again: of "world", "lanes", "peers". The others, and the mesh, stay.
     """
     made: dict[str, Any] = {name: _new_group(groups.topology, groups.rank, name, groups.timeout_s) for name in names}
     return dataclasses.replace(groups, **made)

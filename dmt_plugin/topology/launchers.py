@@ -1,4 +1,4 @@
-"""What launchers say about hosts and ranks per host, told from the variables they set.
+"""What launchers say about hosts and ranks per host, read from the environment variables they set.
 
 1. One function per launcher turns an environment (a mapping handed in; none is read here) into a ``Claim`` or None.
 2. ``claims_of_launchers`` lists them in the order in which they are to be believed. A claim is not checked here

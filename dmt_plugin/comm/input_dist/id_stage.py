@@ -175,7 +175,7 @@ class IdStage:
         return ids, wire.all_to_all(f"{self.name}.weights", "forward", self.group, buffer, splits, arriving)
 
     def _brief(self, headers: Sequence[Header]) -> bool:
-        """Whether every member has few ids to send; told from what all members know, so that all agree."""
+        """Whether every member has few ids to send; from what all members know, so that all agree."""
         if any(part.jagged for part in self.send):
             return False
         row = sum(sum(part.hotness) for part in self.send) * self.dtype.itemsize

@@ -1,4 +1,7 @@
-"""Which backend serves which table of a rank, and where its columns are in what the backends give."""
+"""FBGEMM or PyTorch: which backend looks up which table of a rank.
+
+Each backend gives the columns of its own sites; :func:`column_runs` says how they are put in the order of all sites.
+"""
 
 from __future__ import annotations
 

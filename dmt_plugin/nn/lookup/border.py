@@ -105,7 +105,7 @@ class OneBlock(Function):
 
 
 class _Watched(Function):
-    """Rows without a graph, whose gradient is told."""
+    """Rows without a graph, whose gradient is handed on."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, rows: Tensor, tell: Callable[[Tensor], None]) -> Tensor:

@@ -1,4 +1,9 @@
-"""What is looked up on one rank, by which rule it is trained, and what a backend does for it."""
+"""What the lookup of one rank is made of.
+
+1. A site is one pooled lookup: which ids it reads, of which table, pooled how.
+2. A rule says how tables are trained.
+3. A backend (FBGEMM or PyTorch) holds tables, pools the sites on them, and applies the rule.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ class LookupSite:
 
     Attributes:
         name: unique name of the site.
-        table: name of the table, or of the part of one that this rank holds; several sites may share one.
+        table: name of the shard that this rank holds: the table's own where it is whole; several sites may share one.
         slot: index into ``RoutedIds``' tuples on this rank.
         rows: rows held here.
         dim: columns held here.
