@@ -107,7 +107,9 @@ def run_ranks(
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         processes = []
         for rank in range(world_size):
-            variables = env(rank) if callable(env) else (env or {})
+            # What stock DeepSpeed compiles is no other test's, and no user's.
+            own = {"TORCH_EXTENSIONS_DIR": f"{folder}/extensions"}
+            variables = {**own, **(env(rank) if callable(env) else (env or {}))}
             with mock.patch.dict(os.environ):
                 _set_variables(variables)
                 # A spawned rank imports before it can set its variables by itself.

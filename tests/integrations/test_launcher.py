@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import multiprocessing as mp
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from tests._util.ranks import LAUNCHER_VARIABLES
+from dmt_plugin import run
+from tests._util.ranks import LAUNCHER_VARIABLES, run_ranks
+from tests.test_placed_laws import launcher_env
 
 SCRIPT = Path(__file__).parent / "scripts" / "train.py"
 BIN = Path(sys.executable).parent
@@ -23,12 +29,14 @@ LIMIT = 180  # seconds for one run of the launcher
 DS_CONFIG = {
     "train_micro_batch_size_per_gpu": 8,
     "gradient_clipping": 0.0,
-    "zero_optimization": {"stage": 1},
-    "zero_allow_untested_optimizer": True,
+    "zero_optimization": {"stage": 0},
     "optimizer": {"type": "SGD", "params": {"lr": 0.1}},
     "steps_per_print": 100000,
 }
 DMT = {"towers": {"module": "dlrm", "dim": 2}, "lookup": {"backend": "torch"}, "comm": {"timeout_s": 60}}
+
+
+TWO_HOSTS = {**DMT, "topology": {"hosts": 2, "ranks_per_host": 2}}
 
 
 def free_port() -> int:
@@ -37,10 +45,10 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def environment() -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if not LAUNCHER_VARIABLES.fullmatch(key)}
     env["PATH"] = f"{BIN}{os.pathsep}{env.get('PATH', '')}"
-    return {**env, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return {**env, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
 
 
 def run_all(commands: list[list[str]], cwd: Path) -> list[str]:
@@ -52,7 +60,7 @@ def run_all(commands: list[list[str]], cwd: Path) -> list[str]:
         for command, log in zip(commands, logs, strict=True):
             with log.open("w") as sink:  # a file: a full pipe of one launcher would stop the other
                 process = subprocess.Popen(
-                    command, cwd=cwd, env=environment(), stdout=sink, stderr=sink, start_new_session=True
+                    command, cwd=cwd, env=environment(cwd), stdout=sink, stderr=sink, start_new_session=True
                 )
             processes.append(process)
         for process in processes:
@@ -97,38 +105,50 @@ def two_hosts(folder: Path, config: str, *script: str) -> dict:
 
 
 @pytest.mark.launcher
+@pytest.mark.campaign
 def test_every_way_in_gives_the_same_training(tmp_path):
-    told = one_machine(
-        tmp_path,
-        config_in(tmp_path, {**DMT, "topology": {"hosts": 2, "ranks_per_host": 2}}),
-        str(SCRIPT),
-        "--call",
-        "dmt",
-    )
-    config = config_in(tmp_path, DMT)
-    detected = two_hosts(tmp_path, config, str(SCRIPT), "--call", "dmt")
-    unchanged = two_hosts(tmp_path, config, "--module", "dmt_plugin.run", str(SCRIPT))
-    for result in (told, detected, unchanged):
+    """Each way of being told once, and the runner between hosts; ``test_same_script.py`` has the ways one by one."""
+    told = one_machine(tmp_path, config_in(tmp_path, TWO_HOSTS), str(SCRIPT), "--call", "dmt")
+    unchanged = two_hosts(tmp_path, config_in(tmp_path, DMT), "--module", "dmt_plugin.run", str(SCRIPT))
+    for result in (told, unchanged):
         assert result["engine"] == "DMTEngine"
         assert result["topology"] == "2x2"
         assert len(result["losses"]) == 5
         assert result["losses"] == pytest.approx(told["losses"], abs=1e-6)
     assert "CROSS_RANK" not in told["source"]
-    assert "CROSS_RANK" in detected["source"]
     assert "CROSS_RANK" in unchanged["source"]
-    assert unchanged["argv"] == ["--local_rank=0", "--deepspeed_config", config], "as the launcher would have called it"
 
 
 @pytest.mark.launcher
+@pytest.mark.campaign
 def test_one_machine_is_one_host(tmp_path):
+    """As the doctor finds under the launcher too."""
     result = one_machine(tmp_path, config_in(tmp_path, DMT), str(SCRIPT), "--call", "dmt", ranks=2)
     assert result["topology"] == "1x2"
 
 
-@pytest.mark.launcher
-@pytest.mark.parametrize("dmt", [None, {"enabled": False}])
-def test_the_runner_leaves_other_runs_alone(tmp_path, dmt):
-    config = config_in(tmp_path, dmt)
-    result = one_machine(tmp_path, config, "--module", "dmt_plugin.run", str(SCRIPT), "--no_build", ranks=2)
-    assert result["engine"] == "DeepSpeedEngine"
-    assert result["topology"] is None
+def other_runs(rank: int, world: int, configs: list[str]) -> list[str]:
+    """What the runner's script says with each configuration, on a rank as the launcher starts it."""
+    said = []
+    # The loader's workers, as from a process that a launcher has started.
+    mp.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    mp.set_start_method("fork", force=True)
+    for config in configs:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), mock.patch.object(sys, "path", ["", *sys.path]):
+            run.main([f"--local_rank={rank}", str(SCRIPT), "--no_build", "--deepspeed_config", config])
+        said.append(out.getvalue())
+    return said
+
+
+@pytest.mark.processes
+def test_the_runner_leaves_other_runs_alone(tmp_path):
+    configs = []
+    for name, dmt in {"without": None, "off": {"enabled": False}}.items():
+        (tmp_path / name).mkdir()
+        configs.append(config_in(tmp_path / name, dmt))
+    for outputs in zip(*run_ranks(2, other_runs, configs, env=partial(launcher_env, "1x2")), strict=True):
+        result = result_of(list(outputs))
+        assert result["engine"] == "DeepSpeedEngine"
+        assert result["topology"] is None
+        assert len(result["losses"]) == 10

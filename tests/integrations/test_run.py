@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import subprocess
-import sys
+import os
 
 import deepspeed
 import pytest
 
 from dmt_plugin import run
 from dmt_plugin.integrations.deepspeed import initialize
+from tests._util.ranks import run_ranks
 
 
 @pytest.fixture
@@ -74,11 +76,19 @@ def test_patching(monkeypatch):
     assert deepspeed.initialize is initialize
 
 
+def as_main(rank: int, world: int, folder: str, arguments: list[str]) -> str:
+    os.chdir(folder)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        run.main(arguments)
+    return out.getvalue()
+
+
+@pytest.mark.processes
 def test_a_script_runs_as_main_with_its_own_arguments(script, tmp_path):
-    command = [sys.executable, "-m", "dmt_plugin.run", "--local_rank=0", str(script), "--lr", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    """In a process of its own: it has its own path and arguments from then on."""
+    (said,) = run_ranks(1, as_main, str(tmp_path), ["--local_rank=0", str(script), "--lr", "1"])
+    line = next(line for line in said.splitlines() if line.startswith("RESULT "))
     name, argv, word, origin = json.loads(line.removeprefix("RESULT "))
     assert name == "__main__"
     assert argv == [str(script), "--local_rank=0", "--lr", "1"]

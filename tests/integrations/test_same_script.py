@@ -13,14 +13,24 @@ import pytest
 
 from benchmarks.cluster import Cluster, ssh
 from tests.benchmarks.conftest import _able, cluster
-from tests.integrations.test_launcher import BIN, DMT, SCRIPT, config_in, free_port, one_machine, result_of, run_all
+from tests.integrations.test_launcher import (
+    BIN,
+    DMT,
+    SCRIPT,
+    TWO_HOSTS,
+    config_in,
+    free_port,
+    one_machine,
+    result_of,
+    run_all,
+    two_hosts,
+)
 
-pytestmark = pytest.mark.launcher
+pytestmark = [pytest.mark.launcher, pytest.mark.xdist_group("clusters")]
 __all__ = ["_able", "cluster"]
 
 ROOT = Path(__file__).parents[2]
 RUNNER = ("-m", "dmt_plugin.run")
-TWO_HOSTS = {**DMT, "topology": {"hosts": 2, "ranks_per_host": 2}}
 TOLERANCE = 1e-6
 """Of a loss in fp32."""
 
@@ -37,6 +47,18 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert found["topology"] == expected["topology"] == "2x2"
     assert len(found["losses"]) == 5 and found["losses"] == pytest.approx(expected["losses"], abs=TOLERANCE)
     assert len(set(expected["losses"])) == 5
+
+
+def test_the_runner_calls_the_script_as_the_launcher_would(on_one_machine: dict[str, Any]) -> None:
+    assert on_one_machine["argv"][:2] == ["--local_rank=0", "--deepspeed_config"] and len(on_one_machine["argv"]) == 3
+    assert "CROSS_RANK" not in on_one_machine["source"]
+
+
+def test_two_hosts_on_one_machine(on_one_machine: dict[str, Any], tmp_path: Path) -> None:
+    """Found, not told; and the script calls ``initialize`` of this package by itself."""
+    found = two_hosts(tmp_path, config_in(tmp_path, DMT), str(SCRIPT), "--call", "dmt")
+    assert "CROSS_RANK" in found["source"]
+    same(found, on_one_machine)
 
 
 def test_torchrun(on_one_machine: dict[str, Any], tmp_path: Path) -> None:
@@ -56,7 +78,9 @@ def test_accelerate_launch(on_one_machine: dict[str, Any], tmp_path: Path) -> No
     same(by_accelerate(tmp_path, *RUNNER, str(SCRIPT)), on_one_machine)
 
 
+@pytest.mark.campaign
 def test_accelerators_own_prepare(on_one_machine: dict[str, Any], tmp_path: Path) -> None:
+    """Under its launcher; ``test_accelerate.py`` has it on ranks."""
     same(by_accelerate(tmp_path, str(SCRIPT), "--call", "accelerate"), on_one_machine)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -53,9 +56,26 @@ def _step(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [out, again, *(grad for grad in grads if grad is not None)]
 
 
-@pytest.mark.parametrize("kind", ["dlrm", "dcn", "own"])
-def test_compiled_is_eager_for_every_batch_in_train_and_eval(kind: str) -> None:
-    eager, twin = tower(kind), compiled(tower(kind))
+@contextmanager
+def compiles_by(backend: str) -> Iterator[None]:
+    """Not by inductor, the default, which has a C++ compiler work for most of a minute: by another backend."""
+    stock = nn.Module.compile
+    with mock.patch.object(nn.Module, "compile", lambda self, **options: stock(self, **options, backend=backend)):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        pytest.param("dlrm", "inductor", marks=pytest.mark.slow),
+        *(pytest.param(kind, "inductor", marks=pytest.mark.campaign) for kind in ("dcn", "own")),
+        *((kind, "aot_eager") for kind in ("dcn", "own")),
+    ],
+)
+def test_compiled_is_eager_for_every_batch_in_train_and_eval(kind: str, backend: str) -> None:
+    eager = tower(kind)
+    with compiles_by(backend):
+        twin = compiled(tower(kind))
     counters.clear()
     for training in (True, False):
         eager.train(training)
@@ -80,7 +100,8 @@ def test_a_twin_shares_everything_but_its_calls() -> None:
 def test_many_towers_of_one_class_are_all_compiled() -> None:
     counters.clear()
     for features in range(2, 14):
-        twin = compiled(DLRMTower(features, 8, 4))
+        with compiles_by("aot_eager"):
+            twin = compiled(DLRMTower(features, 8, 4))
         with torch.no_grad():
             twin(torch.randn(3, features, 8))
     assert counters["stats"]["unique_graphs"] == 12
@@ -146,10 +167,11 @@ def trained(rank: int, compile_towers: bool) -> tuple[list[torch.Tensor], dict[s
     return outputs, state, counters["stats"]["unique_graphs"]
 
 
-def both(rank: int, world: int) -> list[str]:
+def both(rank: int, world: int, backend: str) -> list[str]:
     outputs, state, graphs = trained(rank, False)
     assert graphs == 0
-    found, found_state, graphs = trained(rank, True)
+    with compiles_by(backend):
+        found, found_state, graphs = trained(rank, True)
     dist.barrier()
     wrong = [] if 1 <= graphs <= 4 else [f"{graphs} graphs were compiled on rank {rank}"]
     if list(found_state) != list(state):
@@ -160,6 +182,7 @@ def both(rank: int, world: int) -> list[str]:
 
 
 @pytest.mark.processes
-def test_under_the_engine_in_train_and_eval() -> None:
-    for wrong in run_ranks(2, both, timeout=300, env=partial(launcher_env, "2x1")):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.campaign)])
+def test_under_the_engine_in_train_and_eval(backend: str) -> None:
+    for wrong in run_ranks(2, both, backend, timeout=300, env=partial(launcher_env, "2x1")):
         assert wrong == []

@@ -105,8 +105,8 @@ class DMTEngine(DeepSpeedEngine):
         Raises:
             ConfigError: ZeRO has not been tested with this optimizer, and nobody said that it may be used.
         """
-        known = is_zero_supported_optimizer(basic_optimizer) or self.zero_allow_untested_optimizer()
-        if self.zero_optimization() and not known:
+        allowed = not self.zero_optimization() or self.zero_allow_untested_optimizer()
+        if not allowed and not is_zero_supported_optimizer(basic_optimizer):  # whose import takes seconds
             raise ConfigError(
                 f"optimizer {type(basic_optimizer).__name__} with zero_optimization.stage = "
                 f"{int(self.zero_optimization_stage())}: DeepSpeed has not tested ZeRO with it. If it updates every "
