@@ -14,89 +14,54 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+_ROOMS = {
+    "": {
+        "config": "config_errors=messages config_placement=placement config_towers=towers",
+        "core": "byte_sizes=sizes errors findings loading=user_code pairing=versions",
+        "model": "dense_compile flat_state placed prefetch=id_prefetch tower_model=logical verify=same_outputs",
+        "partitioning": "feature_rows short_training",
+        "plan": "plan_tables=tables",
+        "report.explain": "explain=explanation",
+        "topology": "agreement launchers",
+        "verification": "difference=bisect laws",
+    },
+    "capture": {"capture": "compare=trace_diff surroundings=trace_environment where=source_lines"},
+    "comm": {
+        "comm": "blocks=micro_blocks hierarchical_sum=sums layout=batch_layout",
+        "comm.input_dist": "id_source id_stage ids index_exchange=input_dist",
+        "comm.output_dist": "row_exchange=output_dist",
+        "comm.wire": "codecs last_words=failure_notes measured point_to_point transport",
+    },
+    "data": {"data": "calls=batch_call ends=epoch_agreement"},
+    "integrations.deepspeed": {
+        "integrations.deepspeed": "monitoring=observer shell=tower_shell tables=weight_sync",
+        "integrations.deepspeed.arguments": "example_batch guards optimizers parameters",
+        "integrations.deepspeed.checkpoint": "checkpointing=save_load optimizer_state rank_state",
+        "integrations.deepspeed.engine": "adagrad checkpointed=engine reduction table_rate told=engine",
+    },
+    "nn": {
+        "nn.lookup": (
+            "lookup_backends=backends lookup_border=border lookup_fbgemm=fbgemm lookup_site=site "
+            "lookup_torch=plain_torch site_ids"
+        ),
+    },
+    "report": {
+        "report.explain": (
+            "explain_page=page explain_text=text explain_words=words folding graph_data graph_picture "
+            "layered_layout rank_graphs"
+        ),
+        "report.partition": "partition_page=page partition_picture=picture partition_view=view",
+        "report.parts": "figures html style tables text=escape",
+        "report.run": "run_page=page run_records=records run_summary=summary run_tables=tables traffic",
+    },
+}
+"""Old room -> new room -> modules, with ``old=new`` where the name of the file changed too."""
+
 MOVED = {
-    "agreement": "topology.agreement",
-    "byte_sizes": "core.sizes",
-    "capture.compare": "capture.trace_diff",
-    "capture.surroundings": "capture.trace_environment",
-    "capture.where": "capture.source_lines",
-    "comm.blocks": "comm.micro_blocks",
-    "comm.codecs": "comm.wire.codecs",
-    "comm.hierarchical_sum": "comm.sums",
-    "comm.id_source": "comm.input_dist.id_source",
-    "comm.id_stage": "comm.input_dist.id_stage",
-    "comm.ids": "comm.input_dist.ids",
-    "comm.index_exchange": "comm.input_dist.input_dist",
-    "comm.last_words": "comm.wire.failure_notes",
-    "comm.layout": "comm.batch_layout",
-    "comm.measured": "comm.wire.measured",
-    "comm.point_to_point": "comm.wire.point_to_point",
-    "comm.row_exchange": "comm.output_dist.output_dist",
-    "comm.transport": "comm.wire.transport",
-    "config_errors": "config.messages",
-    "config_placement": "config.placement",
-    "config_towers": "config.towers",
-    "data.calls": "data.batch_call",
-    "data.ends": "data.epoch_agreement",
-    "dense_compile": "model.dense_compile",
-    "difference": "verification.bisect",
-    "errors": "core.errors",
-    "explain": "report.explain.explanation",
-    "feature_rows": "partitioning.feature_rows",
-    "findings": "core.findings",
-    "flat_state": "model.flat_state",
-    "integrations.deepspeed.adagrad": "integrations.deepspeed.engine.adagrad",
-    "integrations.deepspeed.checkpointed": "integrations.deepspeed.engine.engine",
-    "integrations.deepspeed.checkpointing": "integrations.deepspeed.checkpoint.save_load",
-    "integrations.deepspeed.example_batch": "integrations.deepspeed.arguments.example_batch",
-    "integrations.deepspeed.guards": "integrations.deepspeed.arguments.guards",
-    "integrations.deepspeed.monitoring": "integrations.deepspeed.observer",
-    "integrations.deepspeed.optimizer_state": "integrations.deepspeed.checkpoint.optimizer_state",
-    "integrations.deepspeed.optimizers": "integrations.deepspeed.arguments.optimizers",
-    "integrations.deepspeed.parameters": "integrations.deepspeed.arguments.parameters",
-    "integrations.deepspeed.rank_state": "integrations.deepspeed.checkpoint.rank_state",
-    "integrations.deepspeed.reduction": "integrations.deepspeed.engine.reduction",
-    "integrations.deepspeed.shell": "integrations.deepspeed.tower_shell",
-    "integrations.deepspeed.table_rate": "integrations.deepspeed.engine.table_rate",
-    "integrations.deepspeed.tables": "integrations.deepspeed.weight_sync",
-    "integrations.deepspeed.told": "integrations.deepspeed.engine.engine",
-    "launchers": "topology.launchers",
-    "laws": "verification.laws",
-    "loading": "core.user_code",
-    "nn.lookup_backends": "nn.lookup.backends",
-    "nn.lookup_border": "nn.lookup.border",
-    "nn.lookup_fbgemm": "nn.lookup.fbgemm",
-    "nn.lookup_site": "nn.lookup.site",
-    "nn.lookup_torch": "nn.lookup.plain_torch",
-    "nn.site_ids": "nn.lookup.site_ids",
-    "pairing": "core.versions",
-    "placed": "model.placed",
-    "plan_tables": "plan.tables",
-    "prefetch": "model.id_prefetch",
-    "report.explain_page": "report.explain.page",
-    "report.explain_text": "report.explain.text",
-    "report.explain_words": "report.explain.words",
-    "report.figures": "report.parts.figures",
-    "report.folding": "report.explain.folding",
-    "report.graph_data": "report.explain.graph_data",
-    "report.graph_picture": "report.explain.graph_picture",
-    "report.html": "report.parts.html",
-    "report.layered_layout": "report.explain.layered_layout",
-    "report.partition_page": "report.partition.page",
-    "report.partition_picture": "report.partition.picture",
-    "report.partition_view": "report.partition.view",
-    "report.rank_graphs": "report.explain.rank_graphs",
-    "report.run_page": "report.run.page",
-    "report.run_records": "report.run.records",
-    "report.run_summary": "report.run.summary",
-    "report.run_tables": "report.run.tables",
-    "report.style": "report.parts.style",
-    "report.tables": "report.parts.tables",
-    "report.text": "report.parts.escape",
-    "report.traffic": "report.run.traffic",
-    "short_training": "partitioning.short_training",
-    "tower_model": "model.logical",
-    "verify": "model.same_outputs",
+    f"{old_room}.{name.partition('=')[0]}".lstrip("."): f"{room}.{name.rpartition('=')[2]}"
+    for old_room, rooms in _ROOMS.items()
+    for room, names in rooms.items()
+    for name in names.split()
 }
 """Old module -> the one that has its names, both inside the package."""
 
