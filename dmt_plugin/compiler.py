@@ -189,11 +189,6 @@ def _group_to_block(ctx: PassContext, error: TransformError, blocked: Mapping[st
 
 
 def _topology(config: DMTConfig, given: Topology | str | None) -> Topology:
-    if isinstance(given, Topology):
-        return given
     if isinstance(given, str):
         return Topology.parse(given)
-    hosts, lanes, towers = config.topology.hosts, config.topology.ranks_per_host, config.towers.count
-    if hosts == "auto":
-        hosts = towers if towers != "auto" else 2
-    return Topology(int(hosts), 1 if lanes == "auto" else int(lanes))
+    return given or Topology(*config.shape_without_launcher())

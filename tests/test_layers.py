@@ -66,15 +66,6 @@ LATE = {
 
 PENDING = {
     "dmt_plugin.api",
-    "dmt_plugin.cli.bench",
-    "dmt_plugin.cli.checkpoint",
-    "dmt_plugin.cli.explain",
-    "dmt_plugin.cli.load",
-    "dmt_plugin.cli.partition",
-    "dmt_plugin.cli.partition_flow",
-    "dmt_plugin.cli.partition_inputs",
-    "dmt_plugin.cli.report",
-    "dmt_plugin.cli.verify",
 }
 """Files that have not moved to the arrows above yet."""
 

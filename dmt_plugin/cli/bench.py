@@ -7,7 +7,6 @@ in place) and runs its module there with this Python.
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +51,7 @@ def _checkout(named: Path | None) -> Path:
         places = [named.resolve()]
     else:
         here = Path.cwd()
-        spec = importlib.util.find_spec("dmt_plugin")
-        own = [Path(spec.origin).parents[1]] if spec is not None and spec.origin else []
-        places = [here, *here.parents, *own]
+        places = [here, *here.parents, Path(__file__).parents[2]]
     for place in places:
         if (place / _MARK).is_file():
             return place

@@ -7,9 +7,19 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from dmt_plugin.checkpoint import reshard as resharding
+from dmt_plugin.checkpoint.compare import check_towers
+from dmt_plugin.checkpoint.folder import check_content, whole_file
+from dmt_plugin.checkpoint.pieces import stored_tensors
+from dmt_plugin.checkpoint.single import check_whole, read_state, the_checkpoint
+from dmt_plugin.core.sizes import say_bytes
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.topology.shape import Topology
 
 app = typer.Typer(
     name="checkpoint",
@@ -31,8 +41,6 @@ def inspect(
     check: Annotated[bool, typer.Option("--check", help="Also compare every file with its checksum.")] = False,
 ) -> None:
     """Print plan, topology, steps and tensors of a checkpoint."""
-    from dmt_plugin.checkpoint.folder import check_content
-    from dmt_plugin.checkpoint.single import the_checkpoint
 
     found = the_checkpoint(folder, tag)
     if check:
@@ -61,11 +69,6 @@ def to_flat(
     Without tower modules it is the flat model's: model.load_state_dict(torch.load(FILE)). With them, it is that of the
     tower model which dmt_plugin.transform makes in one process. The whole model must fit into memory.
     """
-    import torch
-
-    from dmt_plugin.checkpoint.folder import whole_file
-    from dmt_plugin.checkpoint.single import read_state, the_checkpoint
-    from dmt_plugin.core.sizes import say_bytes
 
     found = the_checkpoint(folder, tag)
     state = read_state(found.path)
@@ -98,14 +101,6 @@ def reshard(
     topology can hold the towers. With it, a checkpoint is written whose files follow the new placement, block by block,
     so that ranks read no more than they need; the run's placement is then the one that was shown.
     """
-    from dmt_plugin.checkpoint import reshard as resharding
-    from dmt_plugin.checkpoint.compare import check_towers
-    from dmt_plugin.checkpoint.folder import check_content
-    from dmt_plugin.checkpoint.pieces import stored_tensors
-    from dmt_plugin.checkpoint.single import check_whole, the_checkpoint
-    from dmt_plugin.core.sizes import say_bytes
-    from dmt_plugin.plan.tower_plan import TowerPlan
-    from dmt_plugin.topology.shape import Topology
 
     found = the_checkpoint(folder, tag)
     manifest, topology = found.manifest, Topology.parse(to)
@@ -160,7 +155,6 @@ def summary(found: Any) -> list[str]:
 
 def tensors(manifest: Any) -> Table:
     """Every parameter and buffer with the state that optimizers keep for it."""
-    from dmt_plugin.core.sizes import say_bytes
 
     plan = manifest.tower_plan
     where: dict[str, list[str]] = {}

@@ -11,8 +11,12 @@ from rich.console import Console
 
 from dmt_plugin.cli.load import load
 from dmt_plugin.cli.options import Batch, Config, Hosts, Model
-from dmt_plugin.cli.shape import topology_shape
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.report.explain.explanation import explain
+from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
+from dmt_plugin.report.explain.page import page_of
+from dmt_plugin.report.explain.text import show
+from dmt_plugin.topology.shape import Topology
 
 
 def explain_data(
@@ -31,7 +35,7 @@ def explain_data(
         model: ``package.module:factory`` or ``path/to/file.py:factory``.
         config: a DeepSpeed configuration with a ``"dmt"`` section; ``None``: the default section.
         hosts: hosts to explain for; default: the config, else the number of towers, else 2.
-        ranks_per_host: ranks on each; default: the config, else 2.
+        ranks_per_host: ranks on each; default: the config, else 1.
         batch: factory of an example batch.
         batch_size: samples per rank; default: the config's micro batch, else the example's.
         rank: whose exchanges to show.
@@ -43,17 +47,14 @@ def explain_data(
         DMTError: anything that cannot be found or read, or does not fit.
     """
     loaded = load(model, config, batch)
-    from dmt_plugin.report.explain.explanation import explain
-    from dmt_plugin.topology.shape import Topology
-
-    topology = Topology(*topology_shape(loaded.section, hosts, ranks_per_host))
+    topology = Topology(*loaded.config.shape_without_launcher(hosts, ranks_per_host))
     if rank >= topology.world_size:
         raise ConfigError(f"--rank {rank}: the topology {topology} has the ranks 0 to {topology.world_size - 1}.")
     samples = batch_size or loaded.ds_config.get("train_micro_batch_size_per_gpu")
     return explain(
         loaded.model,
         loaded.batch,
-        loaded.section,
+        loaded.config,
         topology,
         rank=rank,
         batch_size=samples if isinstance(samples, int) else None,
@@ -67,7 +68,7 @@ def command(
     batch: Batch = None,
     hosts: Hosts = None,
     ranks_per_host: Annotated[
-        int | None, typer.Option(min=1, help="Ranks per host; default: the config, else 2.")
+        int | None, typer.Option(min=1, help="Ranks per host; default: the config, else 1.")
     ] = None,
     batch_size: Annotated[
         int | None,
@@ -88,14 +89,10 @@ def command(
     data = explain_data(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank)
     written = [*_write_pictures(data, svg)] if svg is not None else []
     if html is not None:
-        from dmt_plugin.report.explain.page import page_of
-
         written.append(page_of(data, model, config).write(html))
     if as_json:
         typer.echo(json.dumps(data, indent=2))
     else:
-        from dmt_plugin.report.explain.text import show
-
         console = Console() if Console().is_terminal else Console(width=140)
         show(data, console)
         for path in written:
@@ -105,8 +102,6 @@ def command(
 
 
 def _write_pictures(data: dict[str, Any], path: Path) -> list[Path]:
-    from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
-
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for when, key in (("before", "graph_before"), ("after", "graph_after"), (f"rank{data['rank']}", "graph_placed")):

@@ -16,9 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+from torch import nn
+
+from dmt_plugin.capture.inputs import ExampleBatch, InputBinder, example_of
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.core.errors import CaptureError, ConfigError
+from dmt_plugin.core.modes import in_mode
 from dmt_plugin.core.user_code import call_factory, line_of, load_factory, load_module
+from dmt_plugin.model.same_outputs import can_run
 
 
 @dataclass(frozen=True)
@@ -27,17 +33,17 @@ class Loaded:
 
     Attributes:
         model: the user's ``nn.Module``.
-        batch: one call of it, as ``dmt_plugin.ExampleBatch``.
-        section: the ``"dmt"`` section.
+        batch: one call of it.
+        config: the ``"dmt"`` section.
         ds_config: the whole configuration.
-        config: where it came from.
+        source: where it came from.
     """
 
-    model: Any
-    batch: Any
-    section: DMTConfig
+    model: nn.Module
+    batch: ExampleBatch
+    config: DMTConfig
     ds_config: dict[str, Any]
-    config: str
+    source: str
 
 
 def load(model: str, config: str | None, batch: str | None) -> Loaded:
@@ -51,25 +57,30 @@ def load(model: str, config: str | None, batch: str | None) -> Loaded:
     Raises:
         ConfigError: anything that cannot be found, read or called, or does not fit.
     """
-    if str(Path.cwd()) not in sys.path:  # as for ``python -m``
-        sys.path.insert(0, str(Path.cwd()))
+    importable_here()
     module = load_module(model, "--model")
     factory = load_factory(model, "--model")
-    section, ds_config, where = DMTConfig(), {}, "defaults"
+    dmt, ds_config, read = DMTConfig(), {}, "defaults"
     if config is not None:
         path = find_config(config, module)
-        where, ds_config = str(path), load_ds_config(path)
-        found = read_dmt_config(ds_config, where)
+        read, ds_config = str(path), load_ds_config(path)
+        found = read_dmt_config(ds_config, read)
         if found is None:
             raise ConfigError(f'{path} has no "dmt" section, or "enabled" is false: the stock engine would run.')
-        section = found
+        dmt = found
     built = call_factory(factory, model, "--model")
     own = None
     if isinstance(built, tuple) and len(built) == 2:
         built, own = built
     _require_module(built, model)
-    source, value = _batch(module, model, batch, own, section.transform.example_batch)
-    return Loaded(built, _fitting(value, built, source), section, ds_config, where)
+    source, value = _batch(module, model, batch, own, dmt.transform.example_batch)
+    return Loaded(built, _fitting(value, built, source), dmt, ds_config, read)
+
+
+def importable_here() -> None:
+    """Makes the current directory importable, as ``python -m`` does."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def find_config(path: str, module: ModuleType) -> Path:
@@ -89,8 +100,6 @@ def find_config(path: str, module: ModuleType) -> Path:
 
 
 def _require_module(built: Any, spec: str) -> None:
-    from torch import nn
-
     if isinstance(built, nn.Module):
         return
     hint = " Did you name the class without calling it?" if isinstance(built, type) else ""
@@ -125,29 +134,20 @@ def _batch(module: ModuleType, model: str, batch: str | None, own: Any, configur
     )
 
 
-def _fitting(value: Any, model: Any, source: str) -> Any:
+def _fitting(value: Any, model: nn.Module, source: str) -> ExampleBatch:
     """The batch as a call of the model that works, on a model that has weights."""
-    import torch
-
-    from dmt_plugin.capture.inputs import InputBinder, example_of
-    from dmt_plugin.model.same_outputs import can_run
-
     try:
         example = example_of(value, model)
         InputBinder(model.forward, example)
     except CaptureError as error:
         raise ConfigError(f"the example batch ({source}) does not fit the model. {error}") from error
     if can_run(model):
-        modes = [(m, m.training) for m in model.modules()]
         try:
-            with torch.no_grad():
-                model.eval()(*example.args, **example.kwargs)
+            with in_mode(model, training=False), torch.no_grad():
+                model(*example.args, **example.kwargs)
         except Exception as error:
             raise ConfigError(
                 f"the model does not take the example batch ({source}): {type(model).__name__} raised "
                 f"{type(error).__name__}: {error}{line_of(error)}. Give a batch that the model can be called with."
             ) from error
-        finally:
-            for part, mode in modes:
-                part.training = mode
     return example

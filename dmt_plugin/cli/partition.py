@@ -6,11 +6,18 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
+from dmt_plugin.checkpoint.folder import whole_file
 from dmt_plugin.cli.partition_flow import Request, make
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.partitioning.partition_model import plan_data, with_partition
+from dmt_plugin.report.partition.page import page_of
+from dmt_plugin.report.partition.picture import save_png
+from dmt_plugin.report.partition.view import table_of, view_of
+from dmt_plugin.topology.shape import Topology
 
 
 def command(
@@ -67,9 +74,6 @@ def command(
         missing, warm_up, try_steps, loss, lr, progress=not as_json,
     )  # fmt: skip
     made = make(request)
-    from dmt_plugin.partitioning.partition_model import plan_data, with_partition
-    from dmt_plugin.report.partition.view import table_of, view_of
-
     notes = []
     if (transform or topology) and made.model is None:
         raise ConfigError("--transform and --topology need --model and --data.")
@@ -79,13 +83,8 @@ def command(
         notes.append(f"affinity: {made.affinity.save(save_affinity)}")
     content = plan_data(made.partition, made.fingerprint)
     if transform is not None or topology is not None:
-        import torch
-
-        from dmt_plugin.checkpoint.folder import whole_file
-        from dmt_plugin.topology.shape import Topology
-
         where = Topology.parse(topology) if topology else None
-        towered = with_partition(made.model, made.example, made.section, made.partition, where)
+        towered = with_partition(made.model, made.example, made.config, made.partition, where)
         if topology is not None:
             content = towered.plan.to_dict()
         if transform is not None:
@@ -99,9 +98,6 @@ def command(
         notes.append(f'partition: {output}, for {fits}; "partition": {{"strategy": "file", "file": "{output}"}}')
     view = view_of(made.partition)
     if report is not None:
-        from dmt_plugin.report.partition.page import page_of
-        from dmt_plugin.report.partition.picture import save_png
-
         notes.append(f"picture: {save_png(view, report / 'partition.png')}")
         notes.append(f"page: {page_of(view).write(report / 'partition.html')}")
     if as_json:

@@ -12,26 +12,21 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
+from torch import nn
 
-from dmt_plugin.cli.partition_inputs import (
-    batches_of,
-    importable_here,
-    load_model,
-    loss_of,
-    read_section,
-    read_state,
-)
+from dmt_plugin.cli.load import importable_here
+from dmt_plugin.cli.partition_inputs import batches_of, load_model, loss_of, read_config, read_state
 from dmt_plugin.config.section import DMTConfig, PartitionConfig, read_dmt_config
 from dmt_plugin.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from dmt_plugin.partitioner import Affinity, Partition
-    from dmt_plugin.partitioning.feature_rows import FeatureRows
+from dmt_plugin.partitioner import Affinity, Partition, make_partition
+from dmt_plugin.partitioner.samples import affinity_of_ids, read_ids
+from dmt_plugin.partitioning.feature_rows import FeatureRows
+from dmt_plugin.partitioning.partition_model import choose_by_training, measure_affinity
+from dmt_plugin.partitioning.short_training import warm_up
+from dmt_plugin.plan.tower_plan import FeatureSpec
 
 _NO_AFFINITY = ("strided", "contiguous", "random", "greedy_balance")
 
@@ -67,7 +62,7 @@ class Made:
 
     Attributes:
         partition: the towers and how they came about.
-        section: the ``"dmt"`` section with the number of towers.
+        config: the ``"dmt"`` section with the number of towers.
         fingerprint: of the model; ``""`` without one.
         affinity: what was measured or read, if anything.
         model: the model, warmed up where that was asked for.
@@ -75,7 +70,7 @@ class Made:
     """
 
     partition: Partition
-    section: DMTConfig
+    config: DMTConfig
     fingerprint: str = ""
     affinity: Affinity | None = None
     model: Any = None
@@ -99,30 +94,27 @@ def make(request: Request) -> Made:
         DMTError: anything that cannot be found, read, captured, measured or kept.
     """
     importable_here()
-    section = read_section(request.config, request.model)
-    towers = request.towers or section.towers.count
+    config = read_config(request.config, request.model)
+    towers = request.towers or config.towers.count
     if towers == "auto":
         raise ConfigError("how many towers? Give --towers, or a --config with dmt.towers.count.")
-    section = section.model_copy(update={"towers": section.towers.model_copy(update={"count": int(towers)})})
-    config = _settings(section.partition, request)
-    _refuse_unread(request, config)
+    config = config.model_copy(update={"towers": config.towers.model_copy(update={"count": int(towers)})})
+    rules = _settings(config.partition, request)
+    _refuse_unread(request, rules)
     if request.model is None:
-        return _without_model(request, section, config, int(towers))
+        return _without_model(request, config, rules, int(towers))
     flat = _prepared(request)
-    if request.try_steps and config.objective == "auto" and config.strategy == "learned":
-        partition = _by_training(request, flat, section, config)
+    if request.try_steps and rules.objective == "auto" and rules.strategy == "learned":
+        partition = _by_training(request, flat, config, rules)
     else:
-        partition = _by_affinity(request, flat, int(towers), config)
+        partition = _by_affinity(request, flat, int(towers), rules)
     return Made(
-        _told(partition, request), section, flat.rows.fingerprint, partition.affinity, flat.model, flat.example
+        _told(partition, request), config, flat.rows.fingerprint, partition.affinity, flat.model, flat.example
     )
 
 
 def _prepared(request: Request) -> _Flat:
     """The model with its weights, and its data."""
-    from dmt_plugin.partitioning.feature_rows import FeatureRows
-    from dmt_plugin.partitioning.short_training import warm_up
-
     if request.data is None:
         raise ConfigError("--data is missing: package.module:function that returns an iterable of batches.")
     assert request.model is not None
@@ -137,14 +129,12 @@ def _prepared(request: Request) -> _Flat:
     return _Flat(model, FeatureRows(model, example), start, example)
 
 
-def _by_affinity(request: Request, flat: _Flat, towers: int, config: PartitionConfig) -> Partition:
-    from dmt_plugin.partitioner import Affinity, make_partition
-
+def _by_affinity(request: Request, flat: _Flat, towers: int, rules: PartitionConfig) -> Partition:
     affinity = None
-    if config.strategy not in _NO_AFFINITY:
-        affinity = Affinity.load(request.affinity) if request.affinity else _measured(request, flat, _kind(config))
+    if rules.strategy not in _NO_AFFINITY:
+        affinity = Affinity.load(request.affinity) if request.affinity else _measured(request, flat, _kind(rules))
     rows = flat.rows
-    return make_partition(rows.features, rows.tables, towers, config, affinity=affinity, model=rows.fingerprint)
+    return make_partition(rows.features, rows.tables, towers, rules, affinity=affinity, model=rows.fingerprint)
 
 
 def _settings(base: PartitionConfig, request: Request) -> PartitionConfig:
@@ -164,10 +154,10 @@ def _settings(base: PartitionConfig, request: Request) -> PartitionConfig:
         raise
 
 
-def _refuse_unread(request: Request, config: PartitionConfig) -> None:
+def _refuse_unread(request: Request, rules: PartitionConfig) -> None:
     """An option that nothing would read is a mistake, not a wish."""
-    objective = config.objective if config.strategy == "learned" else "-"
-    blind = f"the strategy {config.strategy} uses no affinity" if config.strategy in _NO_AFFINITY else ""
+    objective = rules.objective if rules.strategy == "learned" else "-"
+    blind = f"the strategy {rules.strategy} uses no affinity" if rules.strategy in _NO_AFFINITY else ""
     given = {
         "--try-steps": (request.try_steps, objective == "auto", "set --objective auto"),
         "--affinity": (request.affinity, not blind, blind),
@@ -186,44 +176,36 @@ def _refuse_unread(request: Request, config: PartitionConfig) -> None:
         raise ConfigError("--try-steps measures both kinds of affinity itself; leave out --affinity.")
 
 
-def _kind(config: PartitionConfig) -> Any:
-    return "mutual_information" if config.objective == "mutual_information" else "cosine"
+def _kind(rules: PartitionConfig) -> Any:
+    return "mutual_information" if rules.objective == "mutual_information" else "cosine"
 
 
 def _measured(request: Request, flat: _Flat, kind: Any) -> Affinity:
-    from dmt_plugin.partitioning.partition_model import measure_affinity
-
     return measure_affinity(
         flat.rows, flat.start(), kind, samples=request.samples, missing=request.missing, progress=request.progress
     )
 
 
-def _without_model(request: Request, section: DMTConfig, config: PartitionConfig, towers: int) -> Made:
+def _without_model(request: Request, config: DMTConfig, rules: PartitionConfig, towers: int) -> Made:
     """A partition of the features that an affinity file or a file of ids names; there are no tables to weigh."""
-    from dmt_plugin.partitioner import make_partition
-    from dmt_plugin.plan.tower_plan import FeatureSpec
-
     if request.affinity is None and request.ids is None:
         raise ConfigError(
             "give --model and --data, a file of --ids, or the --affinity file of a model that was measured before."
         )
-    if config.balance == "cost" or config.strategy == "greedy_balance":
+    if rules.balance == "cost" or rules.strategy == "greedy_balance":
         raise ConfigError("a balance by cost weighs tables, which only a model has. Give --model too.")
-    found = _read_affinity(request, config)
+    found = _read_affinity(request, rules)
     features = [FeatureSpec(name, (name,)) for name in found.features]
-    partition = make_partition(features, (), towers, config, affinity=found)
-    return Made(_told(partition, request), section, found.model, found)
+    partition = make_partition(features, (), towers, rules, affinity=found)
+    return Made(_told(partition, request), config, found.model, found)
 
 
-def _read_affinity(request: Request, config: PartitionConfig) -> Affinity:
+def _read_affinity(request: Request, rules: PartitionConfig) -> Affinity:
     """From its file, or measured on a file of ids."""
-    from dmt_plugin.partitioner import Affinity
-    from dmt_plugin.partitioner.samples import affinity_of_ids, read_ids
-
     if request.ids is None:
         assert request.affinity is not None
         return Affinity.load(request.affinity)
-    kind = _kind(config)
+    kind = _kind(rules)
     if kind == "cosine" and request.checkpoint is None:
         raise ConfigError(
             "--ids alone has no embeddings to compare. Add --objective mutual_information, which needs none, or the "
@@ -238,11 +220,8 @@ def _read_affinity(request: Request, config: PartitionConfig) -> Affinity:
     )
 
 
-def _by_training(request: Request, flat: _Flat, section: DMTConfig, config: PartitionConfig) -> Partition:
+def _by_training(request: Request, flat: _Flat, config: DMTConfig, rules: PartitionConfig) -> Partition:
     """Partitions by every objective; the one whose towers train best is taken."""
-    from dmt_plugin.partitioner import make_partition
-    from dmt_plugin.partitioning.partition_model import choose_by_training
-
     loss = loss_of(request.loss, "--try-steps")
     steps, held = request.try_steps, max(1, request.try_steps // 4)
     batches = list(itertools.islice(flat.start(), steps + held))
@@ -254,12 +233,12 @@ def _by_training(request: Request, flat: _Flat, section: DMTConfig, config: Part
     affinities = {kind: _measured(request, flat, kind) for kind in ("cosine", "mutual_information")}
     candidates = {}
     for objective in ("coherent", "diverse", "mutual_information"):
-        one = config.model_copy(update={"objective": objective})
+        one = rules.model_copy(update={"objective": objective})
         candidates[objective] = make_partition(
-            flat.rows.features, flat.rows.tables, int(section.towers.count), one, affinity=affinities[_kind(one)]
+            flat.rows.features, flat.rows.tables, int(config.towers.count), one, affinity=affinities[_kind(one)]
         )
     best, losses = choose_by_training(
-        flat.model, candidates, flat.example, section, batches[:steps], batches[steps:], loss, steps,
+        flat.model, candidates, flat.example, config, batches[:steps], batches[steps:], loss, steps,
         learning_rate=request.lr, progress=request.progress,
     )  # fmt: skip
     chosen = candidates[best]

@@ -1,33 +1,25 @@
 """What ``dmt partition`` reads: the model, a checkpoint, batches of data, a loss.
 
-The data factory is called anew for every pass over the data, so a generator serves as well as a loader.
+The data factory is called again for every pass over the data, so a generator serves as well as a loader.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from dmt_plugin.cli.load import find_config
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.user_code import call_factory, load_factory, load_module
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from dmt_plugin.partitioning.short_training import Loss
+from dmt_plugin.partitioning.short_training import Loss, loss_named
 
 
-def importable_here() -> None:
-    """Makes the current directory importable, as ``python -m`` does."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-
-
-def read_section(config: str | None, model: str | None) -> DMTConfig:
+def read_config(config: str | None, model: str | None) -> DMTConfig:
     """The ``"dmt"`` section of a configuration file, or the defaults.
 
     Raises:
@@ -53,9 +45,6 @@ def load_model(spec: str, checkpoint: Path | None, seed: int) -> nn.Module:
     Raises:
         ConfigError: no module, no such file, or a state that does not fit the model.
     """
-    import torch
-    from torch import nn
-
     torch.manual_seed(seed)
     built = call_factory(load_factory(spec, "--model"), spec, "--model")
     if isinstance(built, tuple) and len(built) == 2:
@@ -78,8 +67,6 @@ def read_state(checkpoint: Path) -> dict[str, Tensor]:
     Raises:
         ConfigError: no such file, or no state dict.
     """
-    import torch
-
     if not checkpoint.is_file():
         raise ConfigError(f"--checkpoint {checkpoint}: no such file.")
     try:
@@ -104,8 +91,6 @@ def batches_of(spec: str) -> Callable[[], Iterable[Any]]:
     Raises:
         ConfigError: what the factory returns is not an iterable of batches.
     """
-    from torch import Tensor
-
     factory = load_factory(spec, "--data")
 
     def start() -> Iterable[Any]:
@@ -127,8 +112,6 @@ def loss_of(spec: str | None, needed_for: str) -> Loss:
     Raises:
         ConfigError: none was given, or there is no such loss.
     """
-    from dmt_plugin.partitioning.short_training import loss_named
-
     if spec is None:
         raise ConfigError(
             f"{needed_for} trains, which needs --loss: logits or probabilities (binary cross-entropy with the last "

@@ -9,6 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dmt_plugin.report.run import tables as run_tables
+from dmt_plugin.report.run.page import page_of
+from dmt_plugin.report.run.records import read_run
+from dmt_plugin.report.run.summary import summary_of
+
 
 def command(
     folder: Annotated[
@@ -22,15 +27,9 @@ def command(
 
     Exit status: 0, or 2 if the records are missing or cannot be read.
     """
-    from dmt_plugin.report.run import tables as run_tables
-    from dmt_plugin.report.run.records import read_run
-    from dmt_plugin.report.run.summary import summary_of
-
     data = summary_of(read_run(folder))
     written = None
     if html is not None:
-        from dmt_plugin.report.run.page import page_of
-
         written = page_of(data, str(folder)).write(html)
     if as_json:
         typer.echo(json.dumps(data, indent=2))

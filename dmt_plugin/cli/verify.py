@@ -14,7 +14,8 @@ from rich.table import Table
 
 from dmt_plugin.cli.load import load
 from dmt_plugin.cli.options import Batch, Config, Hosts, Model
-from dmt_plugin.cli.shape import topology_shape
+from dmt_plugin.topology.shape import Topology
+from dmt_plugin.verification.laws import check_laws
 
 
 def command(
@@ -30,16 +31,13 @@ def command(
     cannot be found.
     """
     loaded = load(model, config, batch)
-    from dmt_plugin.topology.shape import Topology
-    from dmt_plugin.verification.laws import check_laws
-
-    topology = Topology(topology_shape(loaded.section, hosts, None)[0], 1)
-    verdicts = check_laws(loaded.model, loaded.batch, loaded.section, topology)
+    topology = Topology(*loaded.config.shape_without_launcher(hosts, 1))
+    verdicts = check_laws(loaded.model, loaded.batch, loaded.config, topology)
     kept = sum(v.holds for v in verdicts)
     if as_json:
         data = {
             "model": model,
-            "config": loaded.config,
+            "config": loaded.source,
             "topology": str(topology),
             "holds": kept == len(verdicts),
             "laws": [dataclasses.asdict(v) for v in verdicts],

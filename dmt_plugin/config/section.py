@@ -242,6 +242,16 @@ class DMTConfig(Section):
     transform: TransformConfig = Field(default=TransformConfig(), description="The rewrite of the model.")
     report: ReportConfig = Field(default=ReportConfig(), description="Reports.")
 
+    def shape_without_launcher(self, hosts: int | None = None, ranks_per_host: int | None = None) -> tuple[int, int]:
+        """Hosts, and ranks on each, where no process is started that could be asked.
+
+        As given; else this section's numbers; else one host per tower, or 2, with one rank each.
+        """
+        towers = 2 if self.towers.count == "auto" else self.towers.count
+        found_hosts = hosts or (towers if self.topology.hosts == "auto" else self.topology.hosts)
+        lanes = 1 if self.topology.ranks_per_host == "auto" else self.topology.ranks_per_host
+        return int(found_hosts), int(ranks_per_host or lanes)
+
 
 def load_ds_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     """Read a DeepSpeed configuration.

@@ -33,6 +33,10 @@ class PairingError(DMTError, ImportError):
     """The installed torch, fbgemm, deepspeed and torchrec do not belong together."""
 
 
+class NotInstalledError(PairingError):
+    """A package that this one can do without is not installed."""
+
+
 class ExchangeError(DMTError, RuntimeError):
     """A collective failed or ran into its time limit."""
 

@@ -17,7 +17,7 @@ from types import ModuleType
 
 from packaging.requirements import Requirement
 
-from dmt_plugin.core.errors import PairingError
+from dmt_plugin.core.errors import NotInstalledError, PairingError
 
 OURSELVES = "dmt-plugin"
 NEEDED = ("torch", "deepspeed")
@@ -76,12 +76,13 @@ def import_fbgemm() -> ModuleType:
     """Import ``fbgemm_gpu`` with its operators loaded.
 
     Raises:
-        PairingError: If it is not installed, does not fit, or cannot be loaded.
+        NotInstalledError: It is not installed.
+        PairingError: It does not fit, or cannot be loaded.
     """
     check_pairing()
     build = next((name for name in FBGEMM if _version(name) is not None), None)
     if build is None:
-        raise PairingError(
+        raise NotInstalledError(
             f"fbgemm is not installed. Mend it with: pip install '{OURSELVES}[{_extra()}]', "
             'or set "lookup": {"backend": "torch"} in the "dmt" section'
         )

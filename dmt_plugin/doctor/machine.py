@@ -13,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from dmt_plugin.core.errors import NotInstalledError
 from dmt_plugin.core.versions import check_pairing, import_fbgemm, installed_versions
 from dmt_plugin.doctor.check import Finding
 
@@ -40,9 +41,8 @@ def fbgemm() -> Finding:
         import_fbgemm()
     except Exception as error:
         text, _, change = str(error).partition(" Mend it with: ")
-        absent = "not installed" in text
         expected = "fbgemm with its operators; without it tables are looked up by plain torch, which is slower"
-        return Finding(text, "warn" if absent else "fail", expected, change)
+        return Finding(text, "warn" if isinstance(error, NotInstalledError) else "fail", expected, change)
     return Finding("loads, with its operators")
 
 

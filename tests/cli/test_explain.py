@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import dmt_plugin
 from dmt_plugin.cli import app
 from dmt_plugin.cli.explain import explain_data
+from dmt_plugin.cli.load import load
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.report.explain.words import uneven_hosts
 from tests.report.test_html import Checker
 
 runner = CliRunner()
 
-COMMAND = ["explain", "--model", "net.py:build", "--config", "ds.json"]
+COMMAND = ["explain", "--model", "net.py:build", "--config", "ds.json", "--ranks-per-host", "2"]
 
 
 def test_shows_plan_graphs_exchanges_and_findings(project: Path) -> None:
@@ -49,6 +51,17 @@ def test_without_a_config_the_defaults_are_explained(project: Path) -> None:
     result = runner.invoke(app, ["explain", "--model", "net.py:build"])
     assert result.exit_code == 0, result.output
     assert "module dlrm, c=1, p=0, D=4" in result.output
+
+
+@pytest.mark.parametrize("given", [{}, {"ranks_per_host": 2}, {"hosts": 3}])
+def test_one_configuration_has_one_plan(project: Path, given: dict[str, int]) -> None:
+    """What ``dmt explain`` shows is what ``transform`` makes, ``"auto"`` or not."""
+    config = {"dmt": {"towers": {"c": 1, "p": 1, "dim": 4}, "topology": given}}
+    (project / "shape.json").write_text(json.dumps(config))
+    data = explain_data("net.py:build", "shape.json")
+    loaded = load("net.py:build", None, None)
+    plan = dmt_plugin.transform(loaded.model, loaded.batch, config).plan
+    assert (data["topology"], data["plan_fingerprint"]) == (plan.topology, plan.fingerprint)
 
 
 def test_json_holds_what_the_text_shows(project: Path) -> None:
@@ -89,7 +102,7 @@ def test_sums_of_gradients(project: Path) -> None:
     config = json.loads((project / "ds.json").read_text())
     config["zero_optimization"] = {"stage": 1}
     (project / "zero.json").write_text(json.dumps(config))
-    zero = runner.invoke(app, ["explain", "--model", "net.py:build", "--config", "zero.json"]).output
+    zero = runner.invoke(app, [*COMMAND, "--config", "zero.json"]).output
     for output, words in (
         (text, "ZeRO stage 0 with dmt.comm.overlap"),
         (page.read_text().replace("<wbr>", ""), "ZeRO stage 0 with dmt.comm.overlap"),
@@ -125,7 +138,7 @@ def test_where_tables_are(project: Path) -> None:
     config["dmt"]["placement"] = {"overrides": {"tables.0": "row_wise", "tables.1": "column_wise"}}
     config["dmt"]["lookup"] = {"optimizer": "sgd"}
     (project / "split.json").write_text(json.dumps(config))
-    command = ["explain", "--model", "net.py:build", "--config", "split.json"]
+    command = [*COMMAND, "--config", "split.json"]
     result = runner.invoke(app, [*command, "--html", str(project / "split.html")])
     assert result.exit_code == 0, result.output
     folded = re.sub(r"\s+", " ", result.output)
@@ -199,7 +212,7 @@ def test_a_model_that_cannot_be_captured_says_where(project: Path) -> None:
 
 def test_a_rank_that_is_not_there(project: Path) -> None:
     with pytest.raises(ConfigError, match="--rank 4: the topology 2x2 has the ranks 0 to 3"):
-        explain_data("net.py:build", None, rank=4)
+        explain_data("net.py:build", None, ranks_per_host=2, rank=4)
 
 
 def test_the_keys_are_those_of_the_page(project: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dmt_plugin.core import versions as pairing
-from dmt_plugin.core.errors import PairingError
+from dmt_plugin.core.errors import NotInstalledError, PairingError
 from dmt_plugin.doctor import machine
 
 
@@ -36,10 +36,10 @@ def test_versions_that_do_not_belong_together_fail_with_the_command(monkeypatch)
 
 def test_no_fbgemm_is_a_warning_and_a_broken_one_a_failure(monkeypatch):
     def absent():
-        raise PairingError("fbgemm is not installed. Mend it with: pip install 'dmt-plugin[cpu]'")
+        raise NotInstalledError("fbgemm is not installed. Mend it with: pip install 'dmt-plugin[cpu]'")
 
     def broken():
-        raise PairingError("fbgemm-gpu 1.0 cannot be loaded: undefined symbol. Mend it with: pip install it again")
+        raise PairingError("fbgemm-gpu 1.0 cannot be loaded: CUDA is not installed. Mend it with: pip install it again")
 
     monkeypatch.setattr(machine, "import_fbgemm", absent)
     assert machine.fbgemm().status == "warn" and machine.fbgemm().change == "pip install 'dmt-plugin[cpu]'"
