@@ -72,9 +72,7 @@ def _exported(model: nn.Module, example: ExampleBatch) -> tuple[Any, str, str]:
             continue
         try:
             with left_as_it_was(model), _quiet():
-                program = torch.export.export(
-                    model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False
-                )
+                program = torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes, strict=False)
             return program, batches, ""
         except Exception as error:  # whatever export raises is only worth a line in a note
             problem = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error) else ''}"
@@ -93,10 +91,7 @@ def _free_batch(model: nn.Module, example: ExampleBatch) -> Any:
     )
     if len(leaves) != len(builtin) or any(p.kind is p.VAR_POSITIONAL for p in bound.signature.parameters.values()):
         return None
-    shapes = [
-        {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
-        for leaf in leaves
-    ]
+    shapes = [{0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None for leaf in leaves]
     return pytree.tree_unflatten(shapes, spec)
 
 

@@ -205,8 +205,7 @@ class ValueTracer(fx.Tracer):
     def _call_leaf(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Calls a layer with stand-ins for its state: a BatchNorm must not count this as a batch."""
         state: dict[str, Tensor] = {
-            name: self._fake(value)
-            for name, value in [*module.named_parameters(), *module.named_buffers()]
+            name: self._fake(value) for name, value in [*module.named_parameters(), *module.named_buffers()]
         }
         return torch.func.functional_call(module, state, args, kwargs)
 

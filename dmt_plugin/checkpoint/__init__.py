@@ -15,26 +15,14 @@ if TYPE_CHECKING:
     from dmt_plugin.checkpoint.single import load_checkpoint, read_state
 
 _HOMES = {
-    "Manifest": "manifest",
-    "find_checkpoint": "folder",
-    "gather_state": "logical",
-    "join_tables": "logical",
-    "load_checkpoint": "single",
-    "logical_name": "logical",
-    "read_state": "single",
-    "to_flat": "logical",
-}
+    "Manifest": "manifest", "find_checkpoint": "folder", "gather_state": "logical", "join_tables": "logical",
+    "load_checkpoint": "single", "logical_name": "logical", "read_state": "single", "to_flat": "logical",
+}  # fmt: skip
 
 __all__ = [
-    "Manifest",
-    "find_checkpoint",
-    "gather_state",
-    "join_tables",
-    "load_checkpoint",
-    "logical_name",
-    "read_state",
+    "Manifest", "find_checkpoint", "gather_state", "join_tables", "load_checkpoint", "logical_name", "read_state",
     "to_flat",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -122,4 +122,3 @@ def load_checkpoint(model: nn.Module, load_dir: str | Path, tag: str | None = No
         for name, value in state.items():
             own[name].copy_(value)
     return found.path
-

@@ -29,8 +29,7 @@ def layouts_of(layout: BatchLayout, blocks: int) -> tuple[BatchLayout, ...]:
     own = block_sizes(layout.own, blocks)
     sizes = [[block_sizes(rows, blocks) for rows in lane] for lane in layout.blocks]
     return tuple(
-        BatchLayout(own[block], tuple(tuple(host[block] for host in lane) for lane in sizes))
-        for block in range(blocks)
+        BatchLayout(own[block], tuple(tuple(host[block] for host in lane) for lane in sizes)) for block in range(blocks)
     )
 
 

@@ -157,4 +157,3 @@ def jagged_offsets(features: Any, key: str) -> Tensor:
 def jagged_weights(features: Any, key: str) -> Tensor:
     """The weight of each id of one key of a ``KeyedJaggedTensor``, ``(n,)``."""
     return features[key].weights()
-

@@ -71,9 +71,7 @@ class DLRMTower(nn.Module):
         init: ``"orthogonal"``, ``"identity"`` or ``"torch"``.
     """
 
-    def __init__(
-        self, features: int, width: int, dim: int, c: int = 1, p: int = 0, init: str = "orthogonal"
-    ) -> None:
+    def __init__(self, features: int, width: int, dim: int, c: int = 1, p: int = 0, init: str = "orthogonal") -> None:
         super().__init__()
         self.width = width
         self.out_features = dim * (c * features + p)

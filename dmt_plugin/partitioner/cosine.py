@@ -96,9 +96,7 @@ class CosineAccumulator:
         return Affinity(self.features, values.numpy(), "cosine", self.samples, model, notes)
 
 
-def refuse_absent(
-    absent: Sequence[str], samples: int, missing: str, what: str = "do not occur in any of"
-) -> None:
+def refuse_absent(absent: Sequence[str], samples: int, missing: str, what: str = "do not occur in any of") -> None:
     """An error that names the features that tell nothing, unless that is allowed.
 
     Args:

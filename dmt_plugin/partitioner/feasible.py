@@ -82,9 +82,7 @@ def settled(
         raise PlanError(f"{cannot} Drop one of them, or change the number of towers.")
     loads = packing.loads(opened[1])
     least = loads.max() / fair_share(packing.weights, packing.towers) if by_cost else loads.max() / max(1, loads.min())
-    raise PlanError(
-        f"{cannot} Set dmt.partition.bound to at least {np.ceil(least * 1000) / 1000:g}, or drop a rule."
-    )
+    raise PlanError(f"{cannot} Set dmt.partition.bound to at least {np.ceil(least * 1000) / 1000:g}, or drop a rule.")
 
 
 def _overfull(packing: Packing, units: Sequence[Unit], what: str) -> str:

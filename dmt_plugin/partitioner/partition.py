@@ -131,9 +131,7 @@ def make_partition(
     return Partition(result, provenance, loads, found, plane.layout if plane else None, tuple(names))
 
 
-def _affinity(
-    config: PartitionConfig, given: Affinity | None, names: Sequence[str], model: str
-) -> Affinity | None:
+def _affinity(config: PartitionConfig, given: Affinity | None, names: Sequence[str], model: str) -> Affinity | None:
     if config.strategy not in NEED_AFFINITY:
         return None
     if given is None and config.affinity is None:

@@ -81,9 +81,7 @@ def exchange_costs(
         return sum(s.hotness if s.hotness is not None else 1 + means.get(s.name, 1.0) for s in chosen)
 
     def weights(chosen: Sequence[IdSlot]) -> float:
-        return sum(
-            (s.hotness if s.hotness is not None else means.get(s.name, 1.0)) for s in chosen if s.weighted
-        )
+        return sum((s.hotness if s.hotness is not None else means.get(s.name, 1.0)) for s in chosen if s.weighted)
 
     def jagged(chosen: Sequence[IdSlot]) -> int:
         return sum(s.hotness is None for s in chosen)

@@ -51,9 +51,7 @@ class SourceCheck:
         self._column_slots = [i for i, k in zip(self.fixed, self.hotness, strict=True) for _ in range(k)]
         self._limits: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def __call__(
-        self, ids: Sequence[FeatureIds], device: torch.device
-    ) -> tuple[int, dict[int, Stream], Fault]:
+    def __call__(self, ids: Sequence[FeatureIds], device: torch.device) -> tuple[int, dict[int, Stream], Fault]:
         """Batch size, streams by slot, and the fault found (then without streams) or ``NO_FAULT``."""
         self._check_call(ids)
         fault = self._shape_fault(ids)
@@ -128,9 +126,7 @@ class SourceCheck:
             streams[i] = Stream(matrix[:, end - k : end])
         return NO_FAULT
 
-    def _jagged_streams(
-        self, ids: Sequence[FeatureIds], device: torch.device, streams: dict[int, Stream]
-    ) -> Fault:
+    def _jagged_streams(self, ids: Sequence[FeatureIds], device: torch.device, streams: dict[int, Stream]) -> Fault:
         if not self.jagged:
             return NO_FAULT
         lengths = torch.stack([_lengths_of(ids[i], device) for i in self.jagged])

@@ -122,9 +122,7 @@ class IdStage:
         self.dtype = wire_dtype(slots)
         self.weighted = any(slot.weighted for slot in slots)
 
-    def start_header(
-        self, wire: Wire, streams: Mapping[int, Stream], blocks: Sequence[int], fault: Fault
-    ) -> Pending:
+    def start_header(self, wire: Wire, streams: Mapping[int, Stream], blocks: Sequence[int], fault: Fault) -> Pending:
         """Announce to every member what it will get. With a fault ``streams`` is not read."""
         words: list[int] = []
         for selection in self.send:
@@ -181,9 +179,7 @@ class IdStage:
         row = sum(sum(part.hotness) for part in self.send) * self.dtype.itemsize
         return row * max(sum(header.blocks) for header in headers) <= BRIEF_BYTES
 
-    def finish_ids(
-        self, pending: tuple[Pending, Pending | None], headers: Sequence[Header]
-    ) -> dict[int, Stream]:
+    def finish_ids(self, pending: tuple[Pending, Pending | None], headers: Sequence[Header]) -> dict[int, Stream]:
         """Streams of this rank's slots, rows stacked in group order."""
         sizes = [(sum(header.blocks), list(header.counts)) for header in headers]
         streams = self.receive.unpack_ids(pending[0].wait(), sizes)
@@ -220,8 +216,7 @@ class _Selection:
         _fill_matrix(matrix, rows, [streams[i].values for i in self.fixed])
         if self.jagged:
             torch.cat(
-                [_lengths(streams[i], out.dtype) for i in self.jagged]
-                + [streams[i].values for i in self.jagged],
+                [_lengths(streams[i], out.dtype) for i in self.jagged] + [streams[i].values for i in self.jagged],
                 out=rest,
             )
 
@@ -233,9 +228,7 @@ class _Selection:
 
     def unpack_ids(self, received: Tensor, sizes: Sequence[tuple[int, list[int]]]) -> dict[int, Stream]:
         width, jagged = sum(self.hotness), len(self.jagged)
-        parts = received.split(
-            [size for rows, counts in sizes for size in (rows * width, rows * jagged, sum(counts))]
-        )
+        parts = received.split([size for rows, counts in sizes for size in (rows * width, rows * jagged, sum(counts))])
         matrix = _stack([p.view(-1, width) for p in parts[0::3]]) if width else received
         streams = {
             i: Stream(matrix[:, end - k : end])

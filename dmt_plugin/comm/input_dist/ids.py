@@ -103,14 +103,10 @@ def ids_from_bag_2d(x: Tensor, weights: Tensor | None = None, padding_idx: int |
     if x.dim() != 2:
         raise ValueError(f"a matrix of ids (B, L) expected; found shape {tuple(x.shape)}")
     if weights is not None and weights.shape != x.shape:
-        raise ValueError(
-            f"weights have shape {tuple(weights.shape)}, ids {tuple(x.shape)}; they must be equal"
-        )
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, ids {tuple(x.shape)}; they must be equal")
     batch, hotness = x.shape
     if padding_idx is None:
-        return FeatureIds(
-            x.reshape(-1), None, hotness, batch, None if weights is None else weights.reshape(-1)
-        )
+        return FeatureIds(x.reshape(-1), None, hotness, batch, None if weights is None else weights.reshape(-1))
     keep = x != padding_idx
     return FeatureIds(x[keep], keep.sum(1), None, batch, None if weights is None else weights[keep])
 

@@ -71,9 +71,7 @@ class IdsInFlight:
 class _Core:
     """What the start and wait nodes share."""
 
-    def __init__(
-        self, slots: Sequence[IdSlot], topology: Topology, rank: int, route: Route, name: str
-    ) -> None:
+    def __init__(self, slots: Sequence[IdSlot], topology: Topology, rank: int, route: Route, name: str) -> None:
         _check_slots(slots, topology)
         self.slots = tuple(slots)
         self.wire: Wire | None = None
@@ -88,16 +86,12 @@ class _Core:
         self.lanes_stage: IdStage | None = None
         if route == "hierarchical":
             self.first_stage = IdStage(f"{name}.peers", "peers", self.slots, by_host, by_host[host], 1)
-            self.lanes_stage = IdStage(
-                f"{name}.lanes", "lanes", self.slots, owned[host], self.owned, topology.hosts
-            )
+            self.lanes_stage = IdStage(f"{name}.lanes", "lanes", self.slots, owned[host], self.owned, topology.hosts)
         elif route == "flat":
             by_rank = [owned[topology.host_of(r)][topology.lane_of(r)] for r in range(topology.world_size)]
             self.first_stage = IdStage(f"{name}.world", "world", self.slots, by_rank, self.owned, 1)
         else:
-            raise ValueError(
-                f"unknown route {route!r}; expected 'hierarchical' or 'flat' (key dmt.comm.route)"
-            )
+            raise ValueError(f"unknown route {route!r}; expected 'hierarchical' or 'flat' (key dmt.comm.route)")
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no wire: process groups cannot be copied.
@@ -166,13 +160,10 @@ def _check_slots(slots: Sequence[IdSlot], topology: Topology) -> None:
         if not 0 <= slot.host < topology.hosts:
             raise ValueError(f"slot '{slot.name}': host {slot.host} does not exist in topology {topology}")
         if not slot.lanes or not all(0 <= lane < topology.ranks_per_host for lane in slot.lanes):
-            raise ValueError(
-                f"slot '{slot.name}': lanes {slot.lanes} expected to be lanes of topology {topology}"
-            )
+            raise ValueError(f"slot '{slot.name}': lanes {slot.lanes} expected to be lanes of topology {topology}")
         if slot.rows < 1 or (slot.hotness is not None and slot.hotness < 1):
             raise ValueError(
-                f"slot '{slot.name}': rows and hotness must be at least 1; "
-                f"found {slot.rows} and {slot.hotness}"
+                f"slot '{slot.name}': rows and hotness must be at least 1; found {slot.rows} and {slot.hotness}"
             )
 
 

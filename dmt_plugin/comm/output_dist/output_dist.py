@@ -141,9 +141,7 @@ class _Core:
         self, name: str, group: Group, send_width: int, recv_widths: Sequence[int], formats: tuple[Format, Format]
     ) -> None:
         if group not in ("lanes", "peers", "world"):
-            raise ValueError(
-                f"exchange '{name}': unknown group {group!r}; expected 'lanes', 'peers' or 'world'"
-            )
+            raise ValueError(f"exchange '{name}': unknown group {group!r}; expected 'lanes', 'peers' or 'world'")
         self.name = name
         self.group = group
         self.send_width = send_width
@@ -172,9 +170,7 @@ class _Core:
             )
         self.wire = wire
 
-    def all_to_all(
-        self, phase: Any, send: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]
-    ) -> Pending:
+    def all_to_all(self, phase: Any, send: Tensor, send_splits: Sequence[int], recv_splits: Sequence[int]) -> Pending:
         assert self.wire is not None
         return self.wire.all_to_all(self.name, phase, self.group, send, send_splits, recv_splits)
 
@@ -202,9 +198,7 @@ class _Core:
             raise RuntimeError(f"exchange '{self.name}' has no transport; call bind(transport) first")
         shape = self.shape(layout)
         if tuple(x.shape) != shape.sent:
-            raise ValueError(
-                f"exchange '{self.name}': rows of shape {shape.sent} expected, found {tuple(x.shape)}"
-            )
+            raise ValueError(f"exchange '{self.name}': rows of shape {shape.sent} expected, found {tuple(x.shape)}")
         if len(self.recv_widths) == 1:
             return RowsInFlight(x, None)
         flight = _Flight(self, shape)

@@ -87,9 +87,7 @@ def make_backends(
     return backends
 
 
-def column_runs(
-    sites: Sequence[LookupSite], backends: Sequence[Tables]
-) -> list[tuple[int, int, int]] | None:
+def column_runs(sites: Sequence[LookupSite], backends: Sequence[Tables]) -> list[tuple[int, int, int]] | None:
     """Slices ``(backend, start, end)`` of the outputs that give the sites' order; None if it is there already."""
     place: dict[str, tuple[int, int]] = {}
     for b, tables in enumerate(backends):

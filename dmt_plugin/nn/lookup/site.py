@@ -133,9 +133,7 @@ def check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor]) -> N
             raise ValueError(f"two lookups are named '{site.name}'")
         names.add(site.name)
         if site.pooling not in ("sum", "mean"):
-            raise ValueError(
-                f"lookup '{site.name}': pooling {site.pooling!r} found, 'sum' or 'mean' expected"
-            )
+            raise ValueError(f"lookup '{site.name}': pooling {site.pooling!r} found, 'sum' or 'mean' expected")
         if site.weighted and site.pooling == "mean":
             raise ValueError(
                 f"lookup '{site.name}': per-sample weights go with pooling 'sum' only, as in nn.EmbeddingBag"
@@ -147,5 +145,3 @@ def check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor]) -> N
                 f"lookup '{site.name}': table '{site.table}' of shape ({site.rows}, {site.dim}) expected, "
                 f"weights of shape {tuple(weights[site.table].shape)} found"
             )
-
-
