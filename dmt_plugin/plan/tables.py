@@ -79,6 +79,11 @@ class TableRange:
     step: int = 1
     host: int | None = None
 
+    @property
+    def span(self) -> range:
+        """Its rows or columns."""
+        return range(self.first, self.end, self.step)
+
 
 @dataclass(frozen=True)
 class TableSplit:
@@ -99,12 +104,8 @@ class TableSplit:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, without what is at its default: a plan keeps its fingerprint when there is more to say."""
-        needed = {"lane", "first", "end"}
-        ranges = [
-            {key: value for key, value in vars(one).items() if key in needed or value != getattr(TableRange, key)}
-            for one in self.ranges
-        ]
-        return {"kind": self.kind, "ranges": ranges}
+        known = {"step": 1, "host": None}.items()
+        return {"kind": self.kind, "ranges": [dict(x for x in vars(r).items() if x not in known) for r in self.ranges]}
 
 
 @dataclass(frozen=True)
@@ -136,12 +137,16 @@ class TableShard:
     @property
     def name(self) -> str:
         """Unique name: the table's if it is whole, else with the range, e.g. ``"users[rows 0:500]"``."""
-        if self.kind == "row_wise":
-            last = self.first_row + (self.rows - 1) * self.step
-            return f"{self.table.name}[rows {_shown(range(self.first_row, last + 1, self.step))}]"
+        if self.kind == "table_wise":
+            return self.table.name
+        return f"{self.table.name}[{self.kind.removesuffix('_wise')}s {_shown(self.span)}]"
+
+    @property
+    def span(self) -> range:
+        """Its columns where the table is divided by columns, else its rows."""
         if self.kind == "column_wise":
-            return f"{self.table.name}[columns {self.first_column}:{self.first_column + self.columns}]"
-        return self.table.name
+            return range(self.first_column, self.first_column + self.columns)
+        return range(self.first_row, self.first_row + (self.rows - 1) * self.step + 1, self.step)
 
     def of(self, model: nn.Module) -> Tensor:
         """The shard in ``model``'s own parameter: a ``(rows, columns)`` view."""
@@ -170,7 +175,7 @@ def shards_of(table: TableSpec, host: int, lane: int | None, split: TableSplit |
         return (TableShard(table, "table_wise", host, lane, 0, 1, table.rows, 0, table.dim),)
     shards = []
     for r in split.ranges:
-        count = len(range(r.first, r.end, r.step))
+        count = len(r.span)
         rows, columns = ((r.first, r.step, count), (0, table.dim))
         if split.kind == "column_wise":
             rows, columns = (0, 1, table.rows), (r.first, count)
@@ -190,13 +195,10 @@ def assembled(shards: Mapping[TableShard, Tensor]) -> Tensor:
     Raises:
         PlanError: shards are missing or overlap.
     """
-    table = next(iter(shards)).table
-    sample = next(iter(shards.values()))
+    first, sample = next(iter(shards.items()))
+    table, size = first.table, first.table.dim if first.kind == "column_wise" else first.table.rows
     whole = sample.new_empty((table.rows, table.dim) if sample.dim() == 2 else (table.rows,))
-    by_column = any(shard.kind == "column_wise" for shard in shards)
-    starts = [(s.first_column, s.columns, 1) if by_column else (s.first_row, s.rows, s.step) for s in shards]
-    spans = [range(first, first + count * step, step) for first, count, step in starts]
-    if not _cover(sorted(spans, key=lambda span: span.start), table.dim if by_column else table.rows):
+    if not _cover(sorted((shard.span for shard in shards), key=lambda span: span.start), size):
         raise PlanError(
             f"table {table.name!r} ({table.rows} x {table.dim}) cannot be put together from "
             f"{sorted(shard.name for shard in shards)}: each of its entries must be in one of them."
@@ -293,11 +295,8 @@ def _check_split(table: TableSpec, split: TableSplit, host: int, topology: Topol
     most = size if rows else 1
     if steps := sorted({r.step for r in split.ranges if not 1 <= r.step <= most}):
         raise PlanError(f"the {what} of table {table.name!r} are divided with the step {steps}; 1..{most} is possible.")
-    spans = [range(r.first, r.end, r.step) for r in split.ranges]
-    shown = ", ".join(
-        f"{_shown(span)} on {'' if r.host is None else f'host {r.host}, '}lane {r.lane}"
-        for span, r in zip(spans, split.ranges, strict=True)
-    ) or "nothing"
+    on_host = {r: "" if r.host is None else f"host {r.host}, " for r in split.ranges}
+    shown = ", ".join(f"{_shown(r.span)} on {on_host[r]}lane {r.lane}" for r in split.ranges) or "nothing"
     known = {(h, lane) for h in range(topology.hosts) for lane in range(topology.ranks_per_host)}
     if not known.issuperset(ranks) or len(set(ranks)) < len(ranks):
         own = all(r.host is None for r in split.ranges)
@@ -305,7 +304,7 @@ def _check_split(table: TableSpec, split: TableSplit, host: int, topology: Topol
             f"the {what} of table {table.name!r} are divided as {shown}; each range needs another lane "
             f"0..{topology.ranks_per_host - 1} of " + ("its host." if own else f"the hosts 0..{topology.hosts - 1}.")
         )
-    if not _cover(spans, size):
+    if not _cover([r.span for r in split.ranges], size):
         raise PlanError(
             f"the {what} of table {table.name!r} are divided as {shown}; the ranges must rise, hold something and "
             f"cover 0:{size} exactly once."
