@@ -1,13 +1,14 @@
 """Folders of checkpoints: how one comes into being at once, and which one is the newest that is whole.
 
-1. A checkpoint is written into ``<tag>.saving`` beside its place. Its manifest is the last file; every file and the
-   folder are synced to the disk before the folder is renamed to ``<tag>``: that is the moment from which it exists.
+1. A checkpoint is written into a folder of its own beside its place (:mod:`.unfinished`). Its manifest is the last
+   file; every file and the folder are synced to the disk before the folder is renamed to ``<tag>``: that is the moment
+   from which it exists.
 2. A checkpoint of the same tag moves out of the way first, to ``<tag>.replaced``, and is deleted last. While there is
    no ``<tag>``, ``<tag>.replaced`` is taken for it.
 3. ``latest`` is replaced at once, behind the rename. It is for people and other tools: what is loaded without a tag is
    the newest whole checkpoint that was saved with ``save_latest``, so that a run that died between the two goes on
    from its last one.
-4. The next save removes what was left over.
+4. The next save removes what was left over, and lets alone what another run is writing.
 
 Everything here is for one process to do, and needs no torch.
 """
@@ -24,15 +25,15 @@ from pathlib import Path
 from typing import IO
 
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest
+from dmt_plugin.checkpoint.unfinished import REPLACED, SAVING, is_abandoned, place_of, unfinished_name
 from dmt_plugin.core import files
 from dmt_plugin.core.errors import CheckpointError
-from dmt_plugin.core.files import DRAFT, sync_folder, synced
+from dmt_plugin.core.files import sync_folder, synced
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "dmt_checkpoint.json"
 LATEST = "latest"
-SAVING, REPLACED = DRAFT, ".replaced"
 #: Says that a folder named ``*.saving`` is one of ours.
 MARK = "unfinished_dmt_checkpoint"
 #: Folder of the tensors' files inside a checkpoint.
@@ -192,7 +193,7 @@ def begin(save_dir: str | Path, tag: str) -> Path:
     place = root / tag
     if place.exists() and not _is_ours(place):
         raise CheckpointError(f"{place} is there and is no checkpoint of ours; choose another tag, or move it away")
-    temporary = root / f"{tag}{SAVING}"
+    temporary = root / unfinished_name(tag)
     temporary.mkdir()
     (temporary / MARK).touch()
     for name in (STATE, RANKS):
@@ -201,13 +202,21 @@ def begin(save_dir: str | Path, tag: str) -> Path:
 
 
 def clean(root: Path) -> None:
-    """Removes what saves that did not finish left over, and finishes what can be finished."""
+    """Removes what saves that did not finish left over, and finishes what can be finished.
+
+    What another run may be writing stays, and so does what its commit moves out of the way.
+    """
+    busy = set()
     for path in _unfinished(root):
-        _remove(path)
+        if is_abandoned(path):
+            _remove(path)
+        else:
+            busy.add(place_of(path).name)
+            logger.info("%s may be written by another run: left alone", path)
     for path in root.glob(f"*{REPLACED}"):
-        if not _is_ours(path):
+        place = place_of(path)
+        if place.name in busy or not _is_ours(path):
             continue
-        place = _place_of(path)
         if (path / MANIFEST).is_file() and not place.exists():
             path.rename(place)
         else:  # its removal was under way
@@ -248,7 +257,7 @@ def commit(temporary: Path, manifest: Manifest) -> Path:
         The checkpoint's folder.
     """
     root = temporary.parent
-    place = _place_of(temporary)
+    place = place_of(temporary)
     with synced(temporary / MANIFEST) as stream:
         stream.write(manifest.to_json().encode())
     (temporary / MARK).unlink()
@@ -256,6 +265,8 @@ def commit(temporary: Path, manifest: Manifest) -> Path:
         sync_folder(folder)
     replaced = root / f"{place.name}{REPLACED}"
     if place.exists():
+        if replaced.exists():  # of another run's save
+            _remove(replaced)
         place.rename(replaced)
     temporary.rename(place)
     try:
@@ -307,7 +318,7 @@ def _folders(root: Path) -> list[Path]:
         if not path.name.endswith(SAVING) and (path / MANIFEST).is_file()
     ]
     names = {path.name for path in found}
-    return [path for path in found if not path.name.endswith(REPLACED) or _place_of(path).name not in names]
+    return [path for path in found if not path.name.endswith(REPLACED) or place_of(path).name not in names]
 
 
 def _unfinished(root: Path) -> list[Path]:
@@ -319,18 +330,12 @@ def _unfinished(root: Path) -> list[Path]:
 
 def _is_ours(path: Path) -> bool:
     """Whether a folder is a checkpoint, written or removed in part: it says so, and holds nothing else."""
-    if not path.is_dir():
+    try:
+        names = {p.name for p in path.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):  # gone meanwhile, or a file
         return False
-    names = {p.name for p in path.iterdir()}
     # An empty one: a save that died between making it and its mark, or a removal that died before its end.
     return names <= {MARK, MANIFEST, STATE, RANKS, COMMON} and (not names or bool(names & {MARK, MANIFEST}))
-
-
-def _place_of(path: Path) -> Path:
-    for suffix in (SAVING, REPLACED):
-        if path.name.endswith(suffix):
-            return path.with_name(path.name.removesuffix(suffix))
-    return path
 
 
 def shared_of(rank: int, ranks: int, files: Mapping[str, FileEntry]) -> list[str]:

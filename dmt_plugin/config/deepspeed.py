@@ -1,13 +1,12 @@
-"""The DeepSpeed configuration around the "dmt" section: the keys that matter here, each read in this one place.
+"""The DeepSpeed configuration around the "dmt" section: the keys that matter here, read once, each in this one place.
 
-Keys that are missing have DeepSpeed's defaults. A value is looked at when it is asked for: what DeepSpeed itself
-refuses, or replaces before it is used, need not be understood here.
+Keys that are missing have DeepSpeed's defaults. What DeepSpeed itself refuses, or replaces before it is used, need not
+be understood here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 MISSING = object()
@@ -18,15 +17,48 @@ DEFAULT_CLIPPING = 1.0
 _MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
 
 
-@dataclass(frozen=True)
 class DeepSpeedSettings:
     """A DeepSpeed configuration.
 
+    Args:
+        given: As the user gave it.
+
     Attributes:
-        given: As the user gave it; it is not changed.
+        given: The same; it is not changed.
+        zero_stage: The ZeRO stage.
+        overlap_comm: Whether ZeRO reduces gradients while the backward pass goes on.
+        reduce_bucket_size: Entries that ZeRO reduces at once, as given.
+        bf16: Whether towers and the dense part are in bf16.
+        wire: Format of gradients between ranks.
+        prescales: Whether gradients are divided before they are summed.
+        predivide_factor: What by, as given.
+        micro_batches: Of a step; 1 where DeepSpeed has to work it out.
+        kept_gradients: Type in which gradients are kept; None where none is named.
+        clipping: The norm that gradients are clipped to, as given; 0: they are not.
+        optimizer: Name of the optimizer; None where there is none.
+        scheduler: Name of the learning-rate scheduler; None where there is none.
+        monitored: Whether a monitor is on.
+        logs_collectives: Whether the comms logger is on.
     """
 
-    given: Mapping[str, Any]
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.given = given
+        zero = given.get("zero_optimization")
+        self.zero_stage = int(zero) if isinstance(zero, bool) else int(self.at("zero_optimization.stage", 0))
+        self.overlap_comm = bool(self.at("zero_optimization.overlap_comm", False))
+        self.reduce_bucket_size: Any = self.at("zero_optimization.reduce_bucket_size", DEFAULT_BUCKET)
+        self.bf16 = any(self.at(f"{key}.enabled") is True for key in ("bf16", "bfloat16"))
+        self.wire = str(given.get("communication_data_type") or ("bf16" if self.bf16 else "fp32")).lower()
+        self.prescales = bool(given.get("prescale_gradients"))
+        self.predivide_factor: Any = given.get("gradient_predivide_factor", 1.0)
+        steps = given.get("gradient_accumulation_steps")
+        self.micro_batches: int = steps if isinstance(steps, int) else 1
+        self.kept_gradients: Any = self.at("data_types.grad_accum_dtype")
+        self.clipping: Any = given.get("gradient_clipping", DEFAULT_CLIPPING)
+        self.optimizer: Any = self.at("optimizer.type")
+        self.scheduler: Any = self.at("scheduler.type")
+        self.monitored = any(self.at(f"{name}.enabled", False) for name in _MONITORS)
+        self.logs_collectives = bool(self.at("comms_logger.enabled", False))
 
     def at(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path, ``default`` where any part of it is missing."""
@@ -36,80 +68,3 @@ class DeepSpeedSettings:
             if value is MISSING:
                 return default
         return value
-
-    @property
-    def zero_stage(self) -> int:
-        """The ZeRO stage."""
-        section = self.given.get("zero_optimization", {})
-        return int(section) if isinstance(section, bool) else int(self.at("zero_optimization.stage", 0))
-
-    @property
-    def overlap_comm(self) -> bool:
-        """Whether ZeRO reduces gradients while the backward pass goes on."""
-        return bool(self.at("zero_optimization.overlap_comm", False))
-
-    @property
-    def reduce_bucket_size(self) -> int:
-        """Entries that ZeRO reduces at once."""
-        return int(self.at("zero_optimization.reduce_bucket_size", DEFAULT_BUCKET))
-
-    @property
-    def bf16(self) -> bool:
-        """Whether towers and the dense part are in bf16."""
-        return any(self.at(f"{key}.enabled") is True for key in ("bf16", "bfloat16"))
-
-    @property
-    def wire(self) -> str:
-        """Format of gradients between ranks."""
-        return str(self.given.get("communication_data_type") or ("bf16" if self.bf16 else "fp32")).lower()
-
-    @property
-    def prescales(self) -> bool:
-        """Whether gradients are divided before they are summed."""
-        return bool(self.given.get("prescale_gradients"))
-
-    @property
-    def predivide_factor(self) -> float:
-        """What gradients are divided by before they are summed."""
-        return self.given.get("gradient_predivide_factor", 1.0)
-
-    @property
-    def micro_batches(self) -> int:
-        """Of a step; 1 where DeepSpeed has to work it out."""
-        steps = self.given.get("gradient_accumulation_steps")
-        return steps if isinstance(steps, int) else 1
-
-    @property
-    def kept_gradients(self) -> str | None:
-        """Type in which gradients are kept, where it is named."""
-        return self.at("data_types.grad_accum_dtype")
-
-    @property
-    def clipping(self) -> float:
-        """The norm that gradients are clipped to; 0: they are not."""
-        return self.given.get("gradient_clipping", DEFAULT_CLIPPING)
-
-    @property
-    def clips_by_default(self) -> bool:
-        """Whether nobody said so."""
-        return "gradient_clipping" not in self.given
-
-    @property
-    def optimizer(self) -> Any:
-        """Name of the optimizer; None where the configuration has none."""
-        return self.at("optimizer.type")
-
-    @property
-    def scheduler(self) -> Any:
-        """Name of the learning-rate scheduler; None where the configuration has none."""
-        return self.at("scheduler.type")
-
-    @property
-    def monitored(self) -> bool:
-        """Whether a monitor is on."""
-        return any(self.at(f"{name}.enabled", False) for name in _MONITORS)
-
-    @property
-    def logs_collectives(self) -> bool:
-        """Whether the comms logger is on."""
-        return bool(self.at("comms_logger.enabled", False))

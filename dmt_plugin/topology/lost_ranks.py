@@ -7,8 +7,8 @@ rank makes it: a transport, or, where there is none yet, a rank's groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch.distributed as dist
@@ -30,40 +30,27 @@ def of_other_ranks(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "/gloo/" in str(error)
 
 
-class reporting:
+@contextmanager
+def reporting(
+    reporter: Reporter, place: str, what: str = "did not finish", only: Callable[[BaseException], bool] | None = None
+) -> Iterator[None]:
     """Turns what the backend raises in the ``with`` block into an ``ExchangeError``; errors of ours go on as they are.
 
     Args:
         reporter: makes the error.
-        place: what the block waits for; ``str`` of it is only asked for by a failure.
+        place: what the block waits for.
         what: what became of it.
         only: which errors are the backend's; by default every ``RuntimeError``.
 
     Raises:
         ExchangeError: a rank is gone, or the time is up.
     """
-
-    __slots__ = ("_only", "_place", "_reporter", "_what")
-
-    def __init__(
-        self,
-        reporter: Reporter,
-        place: object,
-        what: str = "did not finish",
-        only: Callable[[BaseException], bool] | None = None,
-    ) -> None:
-        self._reporter, self._place, self._what, self._only = reporter, place, what, only
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, RuntimeError) or isinstance(error, DMTError):
-            return
-        if self._only is None or self._only(error):
-            raise self._reporter.failure(str(self._place), self._what, error) from error
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DMTError) or (only is not None and not only(error)):
+            raise
+        raise reporter.failure(place, what, error) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ DeepSpeed has no plugin registry, so seven things have to be reached from the si
 4. DeepSpeed makes its process groups without a time limit, so that they get torch's, half an hour:
    :func:`limited_waits` passes one on, for the length of one call.
 5. The comms logger hears only of collectives that go through ``deepspeed.comm``, and waits for the device after each of
-   them: :func:`log_collective` tells it of one that was timed otherwise.
+   them: :func:`log_collective` hands it one that was timed otherwise.
 6. The optimizers of ZeRO and of bf16 keep parameters in flat vectors of their own, a range of them on each rank:
    :func:`optimizer_layout` says which entries of which parameter are where, and :func:`relink_states` lets DeepSpeed
    find states that were put there.

@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +114,7 @@ def test_a_removal_that_died_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
                 died = True
         found = find_checkpoint(root)
         assert found is not None and found.path.name == "kept"
-        assert bool(found.ignored) == (root / "broken.saving").exists()
+        assert bool(found.ignored) == unfinished.exists()
         save(root, "broken", "whole")
         if not died:
             break
@@ -123,13 +127,13 @@ def test_incomplete_ones_are_passed_over_and_said(tmp_path: Path) -> None:
     save(tmp_path, "three", "3")
     (tmp_path / "three" / COMMON).write_text("33")
     (tmp_path / "two" / COMMON).unlink()
-    folder.begin(tmp_path, "four")
+    four = folder.begin(tmp_path, "four")
     found = find_checkpoint(tmp_path)
     assert found is not None and found.path.name == "one"
     said = "\n".join(found.ignored)
     assert "three: common.pt has 2 bytes instead of 1" in said
     assert "two: the file common.pt is missing" in said
-    assert "four.saving: its save did not finish" in said
+    assert f"{four.name}: its save did not finish" in said and folder.place_of(four) == tmp_path / "four"
     with pytest.raises(CheckpointError, match=r"two is not whole: two: the file common\.pt is missing"):
         find_checkpoint(tmp_path, "two")
 
@@ -159,6 +163,63 @@ def test_only_folders_that_say_so_are_removed(tmp_path: Path) -> None:
     (tmp_path / "died.saving").mkdir()
     save(tmp_path, "a", "1")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "latest", "my.saving"]
+
+
+@pytest.fixture
+def _another_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Any]]:
+    """A context in which this process saves as another one does, which runs as long as the test."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+
+        @contextmanager
+        def as_the_other() -> Iterator[None]:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: process.pid)
+                yield
+
+        yield as_the_other
+        process.kill()
+
+
+@pytest.mark.parametrize("tag", ["mine", "theirs"])
+def test_what_another_run_is_saving_is_left_alone(tmp_path: Path, _another_run: Any, tag: str) -> None:
+    """Two runs save into one folder, under different tags or the same one."""
+    with _another_run():
+        temporary = folder.begin(tmp_path, "theirs")
+        (temporary / COMMON).write_bytes(b"their values")
+    save(tmp_path, tag, "my values")
+    with _another_run():
+        files = {COMMON: entry_of(temporary / COMMON)}
+        folder.commit(temporary, manifest("theirs", folder.next_sequence(tmp_path), **files))
+    assert content_of(tmp_path, "theirs") == "their values"
+    assert content_of(tmp_path, tag) == ("their values" if tag == "theirs" else "my values")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({tag, "theirs", "latest"})
+
+
+def test_what_another_run_moves_out_of_the_way_is_left_alone(tmp_path: Path, _another_run: Any) -> None:
+    """Between its two renames, when its checkpoint before is at no place of its own."""
+    with _another_run():
+        save(tmp_path, "theirs", "before")
+        temporary = folder.begin(tmp_path, "theirs")
+        (temporary / COMMON).write_bytes(b"their values")
+        moved = tmp_path / "theirs.replaced"
+        (tmp_path / "theirs").rename(moved)
+    save(tmp_path, "mine", "my values")
+    assert moved.is_dir() and temporary.is_dir() and not (tmp_path / "theirs").exists()
+    assert content_of(tmp_path, "theirs") == "before"
+
+
+def test_left_overs_go_when_their_process_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: process.pid)
+        folder.begin(tmp_path, "died")
+        patch.setattr("socket.gethostname", lambda: "another-machine")
+        elsewhere = folder.begin(tmp_path, "elsewhere")
+    (tmp_path / "old.saving").mkdir()
+    (tmp_path / "old.saving" / folder.MARK).touch()
+    save(tmp_path, "a", "1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a", "latest", elsewhere.name])
 
 
 def test_a_save_is_one_though_what_follows_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

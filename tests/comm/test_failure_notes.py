@@ -95,3 +95,25 @@ def test_an_exception_that_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> 
     sys.excepthook(type(error), error, None)
     assert seen == [(ZeroDivisionError, error, None)], "what was there before goes on"
     assert zero.waited(12, "x") == "Rank 1 failed, step 12: ZeroDivisionError: in the loss. "
+
+
+def test_hooks_of_trainings_that_are_over_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    stock = seen.append
+    monkeypatch.setattr(sys, "excepthook", lambda *args: stock(args))
+    before = sys.excepthook
+    for end in (FailureNotes.close, lambda notes: None):  # destroyed, or only dropped
+        for _ in range(3):
+            notes = ranks(2)[1]
+            notes.at_exit(lambda: 1)
+            end(notes)
+            del notes
+        zero, one = ranks(2)
+        one.at_exit(lambda: 2)
+        assert sys.excepthook.args[1] is before, "no more than one"  # type: ignore[attr-defined]
+        somebody = sys.excepthook
+        monkeypatch.setattr(sys, "excepthook", lambda *args, somebody=somebody: somebody(*args))
+        one.close()
+        sys.excepthook(ValueError, ValueError("later"), None)
+        assert seen.pop()[0] is ValueError and zero.waited(2, "x").startswith("Nothing was heard of rank 1")
+        monkeypatch.setattr(sys, "excepthook", before)

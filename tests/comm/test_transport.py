@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from datetime import timedelta
 from types import SimpleNamespace
@@ -53,6 +54,32 @@ def test_traffic_by_destination() -> None:
     assert traffic.totals("b").same_host == 7
     traffic.reset()
     assert traffic.as_dict() == {} and traffic.totals().messages == 0
+
+
+class Slow(int):
+    """A number of bytes whose addition takes until another thread has counted."""
+
+    meanwhile: Any
+
+    def __radd__(self, other: int) -> int:
+        self.meanwhile()
+        return other + int(self)
+
+
+def test_two_threads_count_all_bytes() -> None:
+    """Exchanges of this batch, and in a thread of their own the ids of the next one."""
+    traffic = Traffic(TOPOLOGY, 2)
+    size = Slow(5)
+    other = threading.Thread(target=lambda: traffic.record("a", "forward", [7], [3]))
+
+    def meanwhile() -> None:
+        other.start()
+        other.join(1.0)
+
+    size.meanwhile = meanwhile
+    traffic.record("a", "forward", [size], [3])
+    other.join()
+    assert traffic.totals().same_host == 12
 
 
 def test_the_real_buffer_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

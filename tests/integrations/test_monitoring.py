@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ import torch
 
 from dmt_plugin.comm.wire.measured import Trip
 from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.run_files import record_path
 from dmt_plugin.doctor import tiny
-from dmt_plugin.integrations.deepspeed.observer import _begin, _more, events_of
+from dmt_plugin.integrations.deepspeed.observer import Observer, _begin, _more, events_of
 from dmt_plugin.report.run.records import read_run
 from dmt_plugin.report.run.summary import summary_of
 from dmt_plugin.topology.shape import Topology
@@ -212,6 +215,34 @@ def test_events_are_named_for_monitors():
 
 def test_trips_carry_marks():
     assert Trip("a", "forward", 8, 0.0, 1.0, 2.0).sent == 8
+
+
+class Trips(list[Trip]):
+    """Trips of a step that ends, in another thread, while one of them is noted."""
+
+    ends: Any
+
+    def append(self, trip: Trip) -> None:
+        other = threading.Thread(target=self.ends)
+        other.start()
+        other.join(0.5)
+        super().append(trip)
+        self.other = other
+
+
+def test_a_trip_at_the_end_of_a_step_is_counted():
+    """The ids of the next batch arrive in a thread of their own, at any time."""
+    groups: Any = SimpleNamespace(device=torch.device("cpu"), rank=0)
+    observer = Observer(DMTConfig(report={"dir": None, "every": 10}), groups, False, False)
+    observer._engine = SimpleNamespace(global_steps=1)
+    trips = observer._step.trips = Trips()
+    trips.ends = observer._end_of_step
+    observer._step.last = 0.0
+    observer._note(Trip("index", "forward", 8, 0.0, 1.0, 2.0))
+    trips.other.join()
+    observer._step.last = 0.0
+    observer._end_of_step()
+    assert observer._sums.trips["index", "forward"][0] == 1
 
 
 def test_a_run_that_goes_on_keeps_its_records(tmp_path):

@@ -11,12 +11,12 @@ A wait that fails says that some rank is gone, not which. So:
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Protocol
 
 PATIENCE_S = 3.0
@@ -76,7 +76,8 @@ class FailureNotes:
         if self._store is not None and self._world > 1:
             self._step = step
             _drop_idle_hooks()
-            sys.excepthook = _ExitHook(self, sys.excepthook)
+            # Weakly: what the training holds must not live on to the end of the process.
+            sys.excepthook = functools.partial(_note_and_go_on, weakref.ref(self), sys.excepthook)
 
     def close(self) -> None:
         """This training is over: what ends the process later is not its failure."""
@@ -119,30 +120,23 @@ class FailureNotes:
         return f"Nothing was heard of rank{'s' * (len(silent) > 1)} {shown}: dead, hanging, or far behind. "
 
 
-class _ExitHook:
+def _note_and_go_on(
+    own: Callable[[], FailureNotes | None], before: Callable[..., Any], kind: Any, error: Any, trace: Any
+) -> None:
     """In the place of ``sys.excepthook``: notes the exception, then does what was done before."""
-
-    def __init__(self, notes: FailureNotes, before: Callable[..., Any]) -> None:
-        self._notes = weakref.ref(notes)  # what the training holds must not live on to the end of the process
-        self.before = before
-
-    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        notes = self._notes()
-        if notes is not None and notes._step is not None:
-            notes.failed(notes._step(), error)
-        self.before(kind, error, trace)
-
-    @property
-    def idle(self) -> bool:
-        """Whether its training is over."""
-        notes = self._notes()
-        return notes is None or notes._step is None
+    notes = own()
+    if notes is not None and notes._step is not None:
+        notes.failed(notes._step(), error)
+    before(kind, error, trace)
 
 
 def _drop_idle_hooks() -> None:
     """Hooks of trainings that are over go, as long as nobody else's is on top of them."""
-    while isinstance(sys.excepthook, _ExitHook) and sys.excepthook.idle:
-        sys.excepthook = sys.excepthook.before
+    while isinstance(hook := sys.excepthook, functools.partial) and hook.func is _note_and_go_on:
+        notes = hook.args[0]()
+        if notes is not None and notes._step is not None:
+            break
+        sys.excepthook = hook.args[1]
 
 
 def _within(seconds: float, action: Callable[[], None]) -> bool:

@@ -103,21 +103,21 @@ class Trip:
 
 
 class MeasuredTransport(Transport):
-    """A ``Transport`` that tells of every exchange when it has ended.
+    """A ``Transport`` that notes every exchange when it has ended.
 
     Args:
         groups: as for ``Transport``.
         traffic: as for ``Transport``.
         clock: where marks come from.
-        tell: called with each ``Trip``, in the thread that waited.
+        note: called with each ``Trip``, in the thread that waited.
         suffix: added to the names, for exchanges that nothing waits for at once.
     """
 
     def __init__(
-        self, groups: RankGroups, traffic: Traffic, clock: Clock, tell: Callable[[Trip], None], suffix: str = ""
+        self, groups: RankGroups, traffic: Traffic, clock: Clock, note: Callable[[Trip], None], suffix: str = ""
     ) -> None:
         super().__init__(groups, traffic)
-        self._clock, self._tell, self._suffix = clock, tell, suffix
+        self._clock, self._note, self._suffix = clock, note, suffix
 
     def all_to_all(
         self,
@@ -152,5 +152,5 @@ class _Watched:
         clock = self._transport._clock
         wanted = clock.mark()
         received = self._pending.wait()
-        self._transport._tell(Trip(*what, wanted, clock.mark()))
+        self._transport._note(Trip(*what, wanted, clock.mark()))
         return received

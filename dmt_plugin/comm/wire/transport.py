@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -156,19 +156,6 @@ class Wire(Protocol):
         """Start an exchange; see ``Transport.all_to_all``."""
 
 
-class Exchange(NamedTuple):
-    """Which exchange it is, for messages."""
-
-    name: str
-    phase: Phase
-    group: Group
-    ranks: Sequence[int]
-
-    def __str__(self) -> str:
-        """In words."""
-        return f"exchange '{self.name}' ({self.phase}, {self.group} group of ranks {', '.join(map(str, self.ranks))})"
-
-
 @dataclass
 class Arrived:
     """A finished exchange."""
@@ -209,6 +196,7 @@ class Transport:
         self._before_wait: list[Callable[[], None]] = []
         self._process_groups = {"peers": groups.peers, "lanes": groups.lanes, "world": groups.world}
         self._ranks = {name: group_ranks(groups.topology, groups.rank, name) for name in self._process_groups}
+        self._listed = {name: ", ".join(map(str, ranks)) for name, ranks in self._ranks.items()}
         if messages is None:
             messages = self.device.type == "cpu" and carries(groups.world)
         self._messages = {
@@ -250,7 +238,7 @@ class Transport:
         if len(ranks) == 1:
             return Arrived(send)
         received = send.new_empty(sum(recv_splits))
-        place = Exchange(name, phase, group, ranks)
+        place = f"exchange '{name}' ({phase}, {group} group of ranks {self._listed[group]})"
         with reporting(self, place, "could not start"):
             messages = None if brief else self._messages.get(group)
             work = self._start(messages, group, received, send, recv_splits, send_splits)
@@ -323,7 +311,7 @@ class _StartedPending:
     def __init__(
         self,
         transport: Transport,
-        place: Exchange,
+        place: str,
         work: Any,
         received: Tensor,
         send: Tensor,

@@ -197,7 +197,7 @@ def say_exceptions(settings: DeepSpeedSettings, lr_scheduler: Any = None, schedu
         schedule: ``dmt.lookup.schedule``.
     """
     if settings.clipping:
-        origin = ", DeepSpeed's default," if settings.clips_by_default else ""
+        origin = "" if "gradient_clipping" in settings.given else ", DeepSpeed's default,"
         logger.warning(
             "gradient_clipping = %s%s covers dense and tower parameters; tables are neither clipped nor part of the "
             "norm, as they would be in the flat model (0.0 switches clipping off)",
@@ -271,7 +271,7 @@ def _check_buckets(facts: Sequence[RankFacts], settings: DeepSpeedSettings) -> N
     unequal = len({f.tower_sizes for f in facts}) > 1
     if not flushes_in_hook_order or not unequal:
         return
-    bucket, needed = settings.reduce_bucket_size, max(f.trainable for f in facts)
+    bucket, needed = int(settings.reduce_bucket_size), max(f.trainable for f in facts)
     if bucket < needed:
         raise ConfigError(
             f"zero_optimization.reduce_bucket_size = {bucket} is smaller than the {needed} trainable elements of the "

@@ -1,4 +1,4 @@
-"""``save_checkpoint`` and ``load_checkpoint`` of a tower-decomposed model; all ranks call them together.
+"""``save_checkpoint``, ``load_checkpoint`` and ``save_16bit_model`` of a tower-decomposed model; all ranks call them.
 
 Saving:
 
@@ -21,18 +21,20 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.compare import check_tensors, check_towers
 from dmt_plugin.checkpoint.folder import COMMON, STATE, Found, check_content, entry_of, find_checkpoint, rank_file
+from dmt_plugin.checkpoint.logical import gather_state
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import read_pieces, stored_tensors, write_pieces
 from dmt_plugin.checkpoint.single import volumes_of
@@ -87,8 +89,8 @@ def save(
             ]  # fmt: skip
             mine = {piece.name: piece.entry for piece in pieces}
             shared = (view.scalars(), view.options())
-        everyone = gather(groups, (name, mine, shared, left_out))
-        _same_tag([told[0] for told in everyone])
+        tags, entries_of, shared_of, left_out_of = zip(*gather(groups, (name, mine, shared, left_out)), strict=True)
+        _same_tag(tags)
         temporary = _begin(engine, save_dir, name)
         write_pieces(pieces, temporary / STATE, groups.world)
         with together(groups, f"writing the checkpoint {name}"):
@@ -100,9 +102,8 @@ def save(
         place = None
         with together(groups, f"committing the checkpoint {name}"):
             if groups.rank == 0:
-                tensors = {key: entry for told in everyone for key, entry in told[1].items()}
-                left_out = sorted(set().union(*(told[3] for told in everyone)))
-                of_all = shared_state([told[2] for told in everyone])
+                tensors, of_all = _merged(entries_of), shared_state(shared_of)
+                left_out = sorted(set().union(*left_out_of))
                 place = _commit(engine, temporary, tensors, files, of_all, left_out, save_latest, view.name)
     if place is not None:
         logger.info("checkpoint %s of step %d is committed", place, engine.global_steps)
@@ -142,13 +143,13 @@ def load(
             pieces = [*table_pieces(dmt.lookup, dmt.plan, optimizer), *targets.pieces]
             planned = view.plan_load(manifest, common["optimizer"], states=optimizer)
             pieces += planned.pieces
-            told = [*(planned.problems if optimizer else []), *_schedulers(engine, manifest, scheduler)]
-        problems = gather(groups, told)
+            own = [*(planned.problems if optimizer else []), *_schedulers(engine, manifest, scheduler)]
+        problems = gather(groups, own)
         wanted = _merged(gather(groups, {piece.name: piece.entry for piece in pieces}))
         with together(groups, f"comparing {where} with this model"):
             ignored = () if optimizer else (OPTIMIZER, TABLE_OPTIMIZER)
             volumes = volumes_of(stored_tensors(found.state))
-            check_tensors(wanted, manifest, volumes, ignored, where, [text for own in problems for text in own])
+            check_tensors(wanted, manifest, volumes, ignored, where, [text for of_rank in problems for text in of_rank])
         if not same_ranks or module_only:
             engine.checkpointed.forget()
         else:
@@ -167,6 +168,26 @@ def load(
     return where, mine["client_state"]
 
 
+def write_model(engine: Trained, save_dir: str, save_filename: str, exclude_frozen: bool) -> None:
+    """Every rank gathers the whole model, rank 0 writes it; arguments as for ``DMTEngine.save_16bit_model``.
+
+    Raises:
+        CheckpointError: it could not be written.
+        ExchangeError: a rank is gone, or the time is up.
+    """
+    if not save_dir:
+        raise CheckpointError(f"save_dir must be a non-empty string, got {save_dir!r}")
+    placed, groups = engine.dmt.placed, engine.dmt.groups
+    with waits(engine, "save_16bit_model"):
+        state = gather_state(placed, groups)
+        frozen = gather(groups, frozen_names(placed))  # each rank knows of its own towers
+        with together(groups, "writing the model"):
+            if groups.rank == 0:
+                skipped = set().union(*frozen) if exclude_frozen else set()
+                with folder.whole_file(Path(save_dir) / save_filename) as stream:
+                    torch.save({name: value for name, value in state.items() if name not in skipped}, stream)
+
+
 def _check_moment(engine: Trained) -> None:
     """A checkpoint holds no gradients, so there must be none."""
     pending = engine.managed_gradient_accumulation() and engine.micro_steps % engine.gradient_accumulation_steps()
@@ -181,10 +202,12 @@ def _check_moment(engine: Trained) -> None:
 def _begin(engine: Trained, save_dir: str | Path, name: str) -> Path:
     """The temporary folder, which all ranks see."""
     groups = engine.dmt.groups
-    temporary = Path(save_dir) / f"{name}{folder.SAVING}"
-    with together(groups, f"making {temporary}"):
+    made: Path | None = None
+    with together(groups, f"making {Path(save_dir) / name}{folder.SAVING}"):
         if groups.rank == 0:
-            folder.begin(save_dir, name)
+            made = folder.begin(save_dir, name)
+    temporary = gather(groups, made)[0]
+    assert temporary is not None
     with together(groups, f"looking for {temporary}"):
         if not (temporary / folder.MARK).is_file():
             raise CheckpointError(
@@ -212,7 +235,7 @@ def _commit(
         files[str(path.relative_to(temporary))] = entry_of(path)
     logical = dmt.placed.logical
     manifest = Manifest(
-        tag=temporary.name.removesuffix(folder.SAVING),
+        tag=folder.place_of(temporary).name,
         sequence=folder.next_sequence(temporary.parent),
         save_latest=bool(save_latest),
         saved_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -316,7 +339,7 @@ def _restore_rank(
         )
 
 
-def _same_tag(tags: list[str]) -> None:
+def _same_tag(tags: Sequence[str]) -> None:
     others = [rank for rank, tag in enumerate(tags) if tag != tags[0]]
     if others:
         raise CheckpointError(
@@ -325,7 +348,7 @@ def _same_tag(tags: list[str]) -> None:
         )
 
 
-def _merged(of_ranks: list[dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
+def _merged(of_ranks: Sequence[dict[str, TensorEntry]]) -> dict[str, TensorEntry]:
     return {name: entry for wanted in of_ranks for name, entry in wanted.items()}
 
 

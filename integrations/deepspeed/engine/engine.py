@@ -34,8 +34,7 @@ from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
 
 from dmt_plugin.core.errors import CheckpointError, ConfigError, DMTError
 from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered, Stateful
-from dmt_plugin.integrations.deepspeed.checkpoint.save_load import load, save
-from dmt_plugin.integrations.deepspeed.checkpoint.whole_model import write_model
+from dmt_plugin.integrations.deepspeed.checkpoint.save_load import load, save, write_model
 from dmt_plugin.integrations.deepspeed.engine.adagrad import safe_for_zero
 from dmt_plugin.integrations.deepspeed.engine.failures import noting
 from dmt_plugin.integrations.deepspeed.engine.gradient_norm import clip, clip_by, exact_norm

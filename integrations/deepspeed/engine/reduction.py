@@ -2,7 +2,7 @@
 
 DeepSpeed sums gradients at stage 0 when the backward pass is over. Here:
 
-1. a hook on every parameter tells when its gradient is there;
+1. a hook on every parameter notes when its gradient is there;
 2. when the last gradient of the dense part is there, its sum over all ranks begins inside the host; between hosts it
    begins when no rows are under way any more: the rest of the backward pass waits for those, and for a gradient only
    the optimizer waits (:class:`dmt_plugin.comm.sums.HierarchicalSum`);

@@ -1,0 +1,63 @@
+"""Names of folders that a save writes into: ``<tag>.<machine>-<process>.saving``; whose they are can be told by them.
+
+Several runs may save into one folder. A save that died leaves its folder behind, and that has to go; one that is under
+way, of another run, must not. So:
+
+1. the name says which process of which machine writes it, where processes that cannot see each other (in two
+   containers) count as of two machines;
+2. a folder is abandoned if its process is this one, which writes one at a time, or one of this machine that has ended,
+   or if it names none, as those of earlier versions do;
+3. nothing is known of processes of other machines: theirs stay, until somebody deletes them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import zlib
+from pathlib import Path
+
+from dmt_plugin.core.files import DRAFT as SAVING
+
+REPLACED = ".replaced"
+"""End of the name of a checkpoint that one of the same tag takes the place of."""
+
+_OWNER = re.compile(rf"\.([0-9a-f]{{8}})-(\d+){re.escape(SAVING)}")
+
+
+def unfinished_name(tag: str) -> str:
+    """Name of the folder that this process writes a checkpoint into."""
+    return f"{tag}.{_machine()}-{os.getpid()}{SAVING}"
+
+
+def place_of(path: Path) -> Path:
+    """Where the checkpoint of a folder belongs that is unfinished, or replaced."""
+    name = path.name.removesuffix(REPLACED)
+    if name.endswith(SAVING):
+        owner = _OWNER.search(name)
+        name = name[: owner.start()] if owner is not None and owner.end() == len(name) else name.removesuffix(SAVING)
+    return path.with_name(name)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether nobody writes an unfinished folder any more, as far as that can be known."""
+    owner = _OWNER.search(path.name)
+    if owner is None:
+        return True
+    machine, process = owner[1], int(owner[2])
+    return machine == _machine() and (process == os.getpid() or not _runs(process))
+
+
+def _machine() -> str:
+    namespace = Path("/proc/self/ns/pid")
+    seen = namespace.stat().st_ino if namespace.exists() else 0
+    return f"{zlib.crc32(f'{socket.gethostname()} {seen}'.encode()):08x}"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)  # one that may not be signalled is somebody else's
+    return True
