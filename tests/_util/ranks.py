@@ -138,6 +138,11 @@ def _set_variables(variables: Mapping[str, str]) -> None:
 def _context(backend: str) -> Any:
     if backend != "gloo" or torch.cuda.is_available():
         return mp.get_context("spawn")
+    return server()
+
+
+def server() -> Any:
+    """The context of processes that are forked from what has imported everything."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["tests._util.warm"])
     forkserver.ensure_running()  # now: the variables of the first test's ranks are not for all others

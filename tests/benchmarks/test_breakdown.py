@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +21,7 @@ from benchmarks.step.breakdown_timeline import draw_timeline
 from benchmarks.step.breakdown_trace import KNOWN_REST, Span, spans_of, totals
 from benchmarks.step.document import filled
 from benchmarks.step.setting import Setting
+from tests._util.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -182,23 +180,9 @@ def test_pictures(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_small_measurement(_able: None, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pictures need matplotlib")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.step.breakdown",
-        "--repeats",
-        "2",
-        "--timeline",
-        str(tmp_path / "t.svg"),
-    ]
-    done = subprocess.run(
-        [*command, "--output", str(tmp_path / "b.json"), "--picture", str(tmp_path / "b.png")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    files = {"--timeline": "t.svg", "--output": "b.json", "--picture": "b.png"}
+    options = [word for option, name in files.items() for word in (option, tmp_path / name)]
+    done = run_program("benchmarks.step.breakdown", "--repeats", 2, *options, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "t.svg").exists() and (tmp_path / "b.png").exists()
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
@@ -219,6 +203,5 @@ def test_small_measurement(_able: None, tmp_path: Path) -> None:
 
 
 def test_unknown_variants_are_refused() -> None:
-    command = [sys.executable, "-m", "benchmarks.step.breakdown", "--variants", "torchrec_tw_fp32,fast"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_program("benchmarks.step.breakdown", "--variants", "torchrec_tw_fp32,fast")
     assert done.returncode == 2 and "no variants of this project" in " ".join(done.stderr.split())

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import kill_resume
+from tests._util.programs import run_program
 
 
 @pytest.mark.processes
 def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """In a process of its own: ranks are forked from it, and this one may have threads."""
     output = tmp_path / "kills.json"
-    command = [sys.executable, "-m", "benchmarks.kill_resume", "--kills", "4", "--seed", "3", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = run_program("benchmarks.kill_resume", "--kills", 4, "--seed", 3, "--output", output)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text())
     assert len(found["runs"]) == 4 and found["compared"] > 0

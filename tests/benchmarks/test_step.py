@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +16,7 @@ from benchmarks.step.profiles import PROFILES
 from benchmarks.step.setting import Setting
 from benchmarks.step.summary import differing, opponents, references, rows_of, table
 from benchmarks.step.variants import ABSENT, BASE, VARIANTS
+from tests._util.programs import run_program
 from tests.benchmarks.step_data import NAMES, found, ranks
 
 ROOT = Path(__file__).parents[2]
@@ -150,14 +148,9 @@ def test_small_measurement(_able: None, tmp_path: Path) -> None:
         *("torchrec_tw_fp16", "torchrec_tw_int8", "dmt_cr4_fp16", "dmt_cr4_int8"),
         *("torchrec_tower_cr4_fp32", "torchrec_tower_cr4_fp16", "torchrec_tower_cr4_int8"),
     ]
-    command = [sys.executable, "-m", "benchmarks.step", "--batch", "32", "--rate", "200mbit", "--repeats", "1"]
-    done = subprocess.run(
-        [*command, "--variants", ",".join(names), "--output", str(output)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
+    options = ["--batch", 32, "--rate", "200mbit", "--repeats", 1]
+    done = run_program(
+        "benchmarks.step", *options, "--variants", ",".join(names), "--output", output, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]  # 3 where variants train differently
     summary = json.loads(output.read_text())
@@ -172,5 +165,5 @@ def test_small_measurement(_able: None, tmp_path: Path) -> None:
         assert len(row["step_ms"]) == 1 and row["median_ms"] > 0
     assert rows["dmt_cr4_int8"]["best"] == "torchrec_tw_int8" and rows["dmt_cr4_int8"]["ratio_to_tower"] > 0
     assert rows["sptt_fp32"]["first_losses"] == pytest.approx(rows[BASE]["first_losses"], rel=1e-5)
-    wrong = subprocess.run([*command, "--variants", "fast"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    wrong = run_program("benchmarks.step", *options, "--variants", "fast", timeout=60)
     assert wrong.returncode == 2 and "unknown variants" in wrong.stderr

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from dmt_plugin.cli import app, main
 from dmt_plugin.cli.load import load
 from dmt_plugin.core.errors import ConfigError
+from tests._util.programs import run_program
 from tests.cli.conftest import MODEL
 
 runner = CliRunner()
@@ -102,7 +103,7 @@ def test_from_any_folder_a_file_is_run_once(project: Path, tmp_path_factory: pyt
         ["verify", "--model", path, "--config", "ds.json", "--batch", f"{project}/net.py:example_batch", "--json"],
     ):
         (project / "net.log").unlink(missing_ok=True)
-        done = subprocess.run([DMT, *arguments], cwd=elsewhere, capture_output=True, text=True, timeout=300)
+        done = run_program("-c", "from dmt_plugin.cli import main; main()", *arguments, cwd=elsewhere, timeout=300)
         assert done.returncode == 0, done.stderr
         data = json.loads(done.stdout)
         assert data.get("holds", True) and data.get("refused") is None
