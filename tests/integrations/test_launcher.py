@@ -24,7 +24,7 @@ from tests.test_placed_laws import launcher_env
 
 SCRIPT = Path(__file__).parent / "scripts" / "train.py"
 BIN = Path(sys.executable).parent
-LIMIT = 180  # seconds for one run of the launcher
+LIMIT = 400  # seconds for one run of the launcher
 
 DS_CONFIG = {
     "train_micro_batch_size_per_gpu": 8,
@@ -36,7 +36,7 @@ DS_CONFIG = {
 DMT = {"towers": {"module": "dlrm", "dim": 2}, "lookup": {"backend": "torch"}, "comm": {"timeout_s": 60}}
 
 
-TWO_HOSTS = {**DMT, "topology": {"hosts": 2, "ranks_per_host": 2}}
+TWO_HOSTS = {**DMT, "topology": {"hosts": 2, "ranks_per_host": "auto"}}
 
 
 def free_port() -> int:
@@ -94,9 +94,9 @@ def one_machine(folder: Path, config: str, *script: str, ranks: int = 4) -> dict
     return result_of(run_all([[*command, *script, "--deepspeed_config", config]], folder))
 
 
-def two_hosts(folder: Path, config: str, *script: str) -> dict:
+def two_hosts(folder: Path, config: str, *script: str, lanes: int = 2) -> dict:
     hostfile = folder / "hosts"
-    hostfile.write_text("alpha slots=2\nbeta slots=2\n")
+    hostfile.write_text(f"alpha slots={lanes}\nbeta slots={lanes}\n")
     master = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     launcher = [str(BIN / "deepspeed"), "--hostfile", str(hostfile), "--no_ssh", *master]
     rest = [*script, "--deepspeed_config", config]
@@ -107,15 +107,17 @@ def two_hosts(folder: Path, config: str, *script: str) -> dict:
 @pytest.mark.launcher
 @pytest.mark.campaign
 def test_every_way_in_gives_the_same_training(tmp_path):
-    """Each way of being told once, and the runner between hosts; ``test_same_script.py`` has the ways one by one."""
+    """On 2 x 2; ``test_same_script.py`` has each way, and more, on 2 x 1."""
     told = one_machine(tmp_path, config_in(tmp_path, TWO_HOSTS), str(SCRIPT), "--call", "dmt")
+    detected = two_hosts(tmp_path, config_in(tmp_path, DMT), str(SCRIPT), "--call", "dmt")
     unchanged = two_hosts(tmp_path, config_in(tmp_path, DMT), "--module", "dmt_plugin.run", str(SCRIPT))
-    for result in (told, unchanged):
+    for result in (told, detected, unchanged):
         assert result["engine"] == "DMTEngine"
         assert result["topology"] == "2x2"
         assert len(result["losses"]) == 5
         assert result["losses"] == pytest.approx(told["losses"], abs=1e-6)
     assert "CROSS_RANK" not in told["source"]
+    assert "CROSS_RANK" in detected["source"]
     assert "CROSS_RANK" in unchanged["source"]
 
 
