@@ -22,6 +22,7 @@ MODULES = (
     "dmt_plugin.checkpoint",
     "dmt_plugin.integrations.deepspeed",
     "dmt_plugin.nn.lookup.fbgemm",
+    "dmt_plugin.metrics",
     "dmt_plugin.report.explain.explanation",
     "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.runtime.zero.muon.muon_optimizer",
