@@ -8,21 +8,23 @@
 3. insert tower modules and repair the shapes behind them, if the config asks for them.
 
 A group that the layers behind it cannot take through tower modules is an error, or goes
-another way: ``transform.on_unsupported`` names one. That is found out by trying, so the
-compiler starts again from the capture, now knowing of the group.
+another way: ``transform.on_unsupported`` names one. That is found out by trying: the
+compiler starts again from a copy of the capture, now knowing of the group.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, capture
+from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, capture, copy_graph
 from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
@@ -32,7 +34,7 @@ from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.model.same_outputs import can_run, check_same_outputs
 from dmt_plugin.partitioner.files import GivenPartition, given_partition
 from dmt_plugin.partitioner.partition import Partition
-from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.base import PassContext, Refusal, run_passes
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
 from dmt_plugin.plan.file import read_json
 from dmt_plugin.plan.tower_plan import TowerPlan
@@ -98,17 +100,18 @@ def transform(
         settings = settings.model_copy(update={"towers": towers})
     example = example_of(example_batch, model)
     where = _topology(settings, topology)
-    blocked: dict[str, str] = {}
-    while True:
-        ctx = new_context(capture(model, example), settings, where, given)
-        try:
-            return _compile(ctx, model, example, blocked)
-        except TransformError as error:
-            group = _group_to_block(ctx, error, blocked)
-            if group is None:
-                raise
-            blocked[group] = next(f.reason for f in error.findings if f.code == "DMT401")
-            logger.warning("%s: %s; going on with %r", group, blocked[group], settings.transform.on_unsupported)
+    captured = capture(model, example)
+    verify = settings.transform.verify and can_run(model)
+    if verify:
+        check_same_outputs(model, captured.as_module(), example, "the capture")
+
+    def compiled(blocked: Mapping[str, str]) -> _Attempt:
+        own = dataclasses.replace(captured, graph_module=copy_graph(captured.graph_module))
+        ctx = new_context(own, settings, where, given)
+        ctx.blocked = dict(blocked)
+        return _compile(ctx, model, example if verify else None)
+
+    return _around_refusals(compiled, settings.transform.on_unsupported)
 
 
 def build_placed(
@@ -163,29 +166,82 @@ def _partition_on_disk(file: str | None, topology: Topology) -> GivenPartition |
     return GivenPartition(plan, file)
 
 
-def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch, blocked: Mapping[str, str]) -> TowerModel:
-    settings = ctx.config
-    verify = settings.transform.verify and can_run(model)
-    if verify:
-        check_same_outputs(model, ctx.captured.as_module(), example, "the capture")
-    ctx.blocked = dict(blocked)
-    run_passes(towers_passes(), ctx)
-    if verify:
-        check_same_outputs(model, GraphModel(ctx.gm, ctx.captured.binder), example, "inserting towers")
-    assert ctx.plan is not None
-    if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.groups):
-        run_passes(modules_passes(), ctx)
-    return TowerModel(
-        ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.groups, ctx.findings, ctx.repairs, ctx.results,
-        ctx.captured.batch_size,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Attempt:
+    """What became of compiling with some groups blocked: a model, or an error.
+
+    Attributes:
+        model: the tower model, if it worked.
+        error: why not, else.
+        refusal: the operation that cannot take tower modules, where that is why.
+    """
+
+    model: TowerModel | None = None
+    error: TransformError | None = None
+    refusal: Refusal | None = None
 
 
-def _group_to_block(ctx: PassContext, error: TransformError, blocked: Mapping[str, str]) -> str | None:
-    """The next group to take another way, where the config allows that."""
-    if ctx.config.transform.on_unsupported == "error" or not any(f.code == "DMT401" for f in error.findings):
-        return None
-    return next((name for name in ctx.unsupported if name not in blocked), None)
+def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch | None) -> _Attempt:
+    """Runs the passes on a captured model; with an example, the semantic-preserving part is checked on it."""
+    try:
+        run_passes(towers_passes(), ctx)
+        if example is not None:
+            check_same_outputs(model, GraphModel(ctx.gm, ctx.captured.binder), example, "inserting towers")
+        assert ctx.plan is not None
+        if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.facts.groups):
+            run_passes(modules_passes(), ctx)
+    except TransformError as error:
+        return _Attempt(error=error, refusal=ctx.refusal)
+    return _Attempt(
+        TowerModel(
+            ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.facts, ctx.findings, ctx.results, ctx.captured.batch_size
+        )
+    )
+
+
+def _around_refusals(compiled: Callable[[Mapping[str, str]], _Attempt], on_unsupported: str) -> TowerModel:
+    """Compiles, and blocks groups of features for as long as an operation refuses tower modules and that is allowed."""
+    blocked: dict[str, str] = {}
+    attempt = compiled(blocked)
+    while attempt.model is None:
+        assert attempt.error is not None
+        refusal = attempt.refusal
+        able = [] if refusal is None or on_unsupported == "error" else [g for g in refusal.groups if g not in blocked]
+        if refusal is None or not able:
+            raise attempt.error
+        guilty, attempt = _guilty(compiled, blocked, refusal, able)
+        for group in guilty:
+            blocked[group] = refusal.reason
+            logger.warning("%s: %s; going on with %r", group, refusal.reason, on_unsupported)
+    return attempt.model
+
+
+def _guilty(
+    compiled: Callable[[Mapping[str, str]], _Attempt], blocked: Mapping[str, str], refusal: Refusal, able: list[str]
+) -> tuple[list[str], _Attempt]:
+    """Which of the groups that reach an operation make it refuse, and what compiling without them gives.
+
+    1. It is the first group without which the operation no longer refuses.
+    2. If no group is that by itself, it is all of them, but for those that can stay all the same.
+    """
+
+    def without(groups: list[str]) -> tuple[bool, _Attempt]:
+        found = compiled({**blocked, **dict.fromkeys(groups, refusal.reason)})
+        return found.model is not None or (found.refusal is not None and found.refusal.node != refusal.node), found
+
+    if len(able) > 1:
+        for group in able:
+            through, attempt = without([group])
+            if through:
+                return [group], attempt
+    through, attempt = without(able)
+    guilty = able
+    for group in reversed(able) if through and len(able) > 2 else ():
+        fewer = [g for g in guilty if g != group]
+        through, found = without(fewer)
+        if through:
+            guilty, attempt = fewer, found
+    return guilty, attempt
 
 
 def _topology(config: DMTConfig, given: Topology | str | None) -> Topology:

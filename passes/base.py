@@ -2,8 +2,8 @@
 
 1. Every pass states a :class:`Contract`: what it provides, what must have run before,
    what it must not meet. :func:`validate` checks a whole list before anything runs.
-2. A pass works on a :class:`PassContext`: the graph, what earlier passes found, the plan,
-   and a list of coded findings. It returns how many places it matched and changed.
+2. A pass works on a :class:`PassContext`: the graph, the facts that earlier passes found,
+   the plan, and a list of coded findings. It returns how many places it matched and changed.
 3. After every pass the graph is linted and recompiled, and the counts are logged.
 
 A list of passes is data; nothing in it knows of process groups.
@@ -15,7 +15,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import fx, nn
 
@@ -24,6 +24,8 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.core.findings import Finding, Severity
 from dmt_plugin.partitioner.files import GivenPartition
+from dmt_plugin.passes.facts import Change, Mark, ModelFacts
+from dmt_plugin.passes.rank_facts import Placement
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -70,131 +72,23 @@ class PassResult:
     note: str = ""
 
 
-#: Which function of :mod:`dmt_plugin.comm.input_dist.ids` reads an index input, with its arguments.
-Ids = tuple[str, tuple[Any, ...], dict[str, Any]]
+Repair = Change
+"""The name under which models that version 0.1.0 pickled hold changes."""
 
 
 @dataclass(frozen=True)
-class Lookup:
-    """Rows of one table by one index input.
+class Refusal:
+    """An operation behind the towers that cannot take their streams.
 
     Attributes:
-        node: the node that gives them: ``(B, N)`` or ``(B, 1, N)``, for a sequence ``(B, L, N)``.
-        table: name of the table: the layer's, or the weight's where it belongs to no embedding
-            layer; with the range of rows where a table is shared by fields.
-        rows: rows of the table.
-        dim: ``N``.
-        pooling: ``"sum"`` or ``"mean"``, ``"none"`` for a sequence.
-        feature: name of the feature (see :attr:`key`).
-        key: structural key of the index input; equal keys mean the same ids.
-        ids: how the index input is read.
-        hotness: ids per sample if fixed, else ``None``.
-        weighted: whether the ids have weights.
-        weight: qualified name of the parameter that holds the table.
-        first_row: where the table begins in that parameter.
-        origin: key of the raw input that the index is computed from.
-        padding: id whose row is zero and stays so (sequences only; else such ids are dropped).
+        node: name of its node.
+        reason: why, for people.
+        groups: names of the groups whose streams reach it.
     """
 
-    node: fx.Node
-    table: str
-    rows: int
-    dim: int
-    pooling: str
-    feature: str
-    key: str
-    ids: Ids
-    hotness: int | None
-    weighted: bool
-    weight: str = ""
-    first_row: int = 0
-    origin: str = ""
-    padding: int | None = None
-
-    @property
-    def width(self) -> int:
-        """Entries per sample: ``N``, or ``L * N`` for a sequence."""
-        return self.dim * (self.hotness or 1) if self.pooling == "none" else self.dim
-
-
-@dataclass(frozen=True)
-class Region:
-    """What a model does to one feature before it meets others.
-
-    Attributes:
-        stream: the node that comes out, ``(B, W)`` or ``(B, 1, W)``.
-        lookups: the lookups that go in.
-        nodes: everything between, ``stream`` included, in order.
-        ids: index nodes that go in as well (for a mask).
-        layers: whether layers with parameters are among the nodes.
-    """
-
-    stream: fx.Node
-    lookups: tuple[fx.Node, ...]
-    nodes: tuple[fx.Node, ...]
-    ids: tuple[fx.Node, ...] = ()
-    layers: bool = False
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One marker of the user's (``dmt_plugin.mark_embeddings``).
-
-    Attributes:
-        name: the group's.
-        keys: a name for each feature; empty without keys.
-        sources: for each marked stream what feeds it: embedding calls, each with the field that is picked out of its
-            ``(B, F, N)``, or ``None`` for all of it.
-        joint: whether there is one stream only, which holds the vectors of several features.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    sources: tuple[frozenset[tuple[fx.Node, int | None]], ...]
-    joint: bool = False
-
-
-@dataclass
-class StreamGroup:
-    """Lookups whose results meet in the same joins.
-
-    Attributes:
-        name: ``group0``, ...
-        kind: ``"tower"`` or ``"transport"``.
-        lookups: the lookups, in the order in which they are joined.
-        streams: for each lookup the node that enters the joins.
-        joins: the nodes that join them, or use them in whatever way where the form is not
-            native (empty for a transport group).
-        width: width of a stream (0 when they differ).
-        reason: why a group is transport only, or cannot be in the native form.
-        meeting_point: name of the node where all branches behind the joins have met.
-        form: of a tower group: what the model behind it sees (see :class:`dmt_plugin.plan.tower_plan.GroupSpec`).
-    """
-
-    name: str
-    kind: str
-    lookups: list[Lookup]
-    streams: list[fx.Node]
-    joins: list[fx.Node]
-    width: int
-    reason: str = ""
-    meeting_point: str = ""
-    form: str = "native"
-
-
-@dataclass(frozen=True)
-class Repair:
-    """A parameter or module that starts anew because towers feed it: it changed its size, or is a decoder.
-
-    Attributes:
-        target: qualified name.
-        what: the change, e.g. ``"in_features 357 -> 189"``.
-        init: how the new values start.
-    """
-
-    target: str
-    what: str
-    init: str
+    node: str
+    reason: str
+    groups: tuple[str, ...]
 
 
 @dataclass
@@ -205,16 +99,15 @@ class PassContext:
         captured: the captured model; ``captured.graph_module`` is what passes change.
         config: the ``"dmt"`` section.
         topology: hosts and lanes.
-        lookups: filled by ``find_lookups``.
+        rank: the rank whose graph is made; no matter for the passes on the logical graph.
+        facts: what is known of the model.
+        placement: what is known of the rank; filled by the passes that make its graph.
         marks: what the user marked; filled by ``read_marks``.
-        regions: by lookup, what happens to its feature alone; filled by ``find_regions``.
-        groups: filled by ``find_joins``.
         plan: filled by ``partition_features``.
         given: towers, or a whole plan, that were decided before.
         findings: what passes have to say.
-        repairs: filled by ``repair_shapes``.
         results: what each pass did, in order.
-        unsupported: groups whose streams reach an operation that cannot be adapted; filled by ``repair_shapes``.
+        refusal: the operation that stands in the way of tower modules; filled by ``repair_shapes``.
         blocked: groups that must stay as they are, with the reason (see ``find_joins``).
         tags: what holds now (see :class:`Contract`).
     """
@@ -222,16 +115,15 @@ class PassContext:
     captured: CapturedModel
     config: DMTConfig
     topology: Topology
-    lookups: list[Lookup] = field(default_factory=list)
+    rank: int = 0
+    facts: ModelFacts = field(default_factory=ModelFacts)
+    placement: Placement = field(default_factory=Placement)
     marks: list[Mark] = field(default_factory=list)
-    regions: dict[fx.Node, Region] = field(default_factory=dict)
-    groups: list[StreamGroup] = field(default_factory=list)
     plan: TowerPlan | None = None
     given: GivenPartition | None = None
     findings: list[Finding] = field(default_factory=list)
-    repairs: list[Repair] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)
-    unsupported: list[str] = field(default_factory=list)
+    refusal: Refusal | None = None
     blocked: dict[str, str] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)
 

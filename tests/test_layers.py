@@ -14,7 +14,7 @@ PACKAGE = "dmt_plugin"
 FILES = files_of(PACKAGE, f"{PACKAGE}.passes", f"{PACKAGE}.integrations")
 
 GRAPHS = {"capture", "plan", "config", "comm", "nn", "planner", "partitioner", "fxtools", "topology", "core"}
-KNOWN = {"passes.base", "passes.facts"}
+KNOWN = {"passes.base", "passes.facts", "passes.rank_facts"}
 PASSES = GRAPHS | KNOWN
 MODEL = PASSES | {"passes.pipeline", "passes.rank", "passes.logical", "passes.ops", "passes.placement", "model"}
 RUNS = MODEL | {"compiler", "checkpoint", "data", "metrics", "partitioning", "verification", "integrations", "report"}
@@ -30,8 +30,9 @@ ALLOWED: dict[str, set[str]] = {
     "nn": {"core", "comm", "plan"},
     "planner": {"core", "plan", "config", "comm", "topology"},
     "partitioner": {"core", "plan", "config", "comm", "planner", "topology"},
-    "passes.base": GRAPHS,
-    "passes.facts": GRAPHS | {"passes.base"},
+    "passes.facts": GRAPHS,
+    "passes.rank_facts": GRAPHS,
+    "passes.base": GRAPHS | {"passes.facts", "passes.rank_facts"},
     "passes.ops": PASSES,
     "passes.resize": PASSES | {"passes.ops"},
     "passes.analysis": PASSES | {"passes.ops"},

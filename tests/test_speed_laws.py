@@ -101,7 +101,7 @@ def train(rank: int, case: Case) -> tuple[Trained, list[str]]:
     """The same on this rank of four, and what was not as the case says."""
     import dmt_plugin
     from dmt_plugin.checkpoint import gather_state
-    from dmt_plugin.passes.placement.rank_parts import BLOCK_META
+    from dmt_plugin.fxtools.names import BLOCK_META
 
     name, comm, stage, every = case
     torch.manual_seed(0 if rank == 0 else 1000 + rank)  # other ranks start from rank 0's weights

@@ -60,6 +60,14 @@ def graph_module_over(
     return module
 
 
+def copy_graph(source: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with its own copy of the graph, under the same names of nodes, and the same parameters."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(source.graph, values))
+    return graph_module_over(source, graph)
+
+
 def _keep_aliases(model: nn.Module, module: fx.GraphModule) -> None:
     """A layer that the model has under several names keeps them all, as its state does."""
     kept = {id(m): path for path, m in module.named_modules() if next(m.children(), None) is None}

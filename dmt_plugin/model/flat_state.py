@@ -1,24 +1,24 @@
-"""The state of a flat model and that of its tower model: what is the same, and what starts anew.
+"""The state of a flat model and that of its tower model: what is the same in both, and what only one of them has.
 
-A tower model keeps the user's names, so the map between both states is by name:
+A tower model keeps the user's names, so the map between the two states is by name, and is the same in both directions:
 
-1. tables and layers that the rewrite did not touch are the same, under the same names;
-2. a layer that changed its size starts anew, except a bias whose outputs stayed;
-3. towers and decoders are new;
-4. what only the flat model has (a list of pairs that was made for the new number of
-   streams, a layer that forward never calls) has no place.
+1. tables and layers that the rewrite did not touch stand under the same names;
+2. of a layer that changed (its size, say) those entries go on that the change keeps: a bias whose outputs stayed;
+3. towers and decoders are the tower model's alone;
+4. what only the flat model has (a list of pairs that was made for the old number of streams, a layer that forward
+   never calls) has no place in the tower model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dmt_plugin.core.errors import DMTError
-from dmt_plugin.passes.base import Repair
+from dmt_plugin.passes.facts import Change
 
 
 @dataclass(frozen=True)
@@ -36,42 +36,60 @@ class LoadedState:
     unused: tuple[str, ...]
 
 
-def new_parts(
-    own: Mapping[str, Tensor], flat: Mapping[str, Tensor], repairs: Sequence[Repair]
-) -> dict[str, Repair | None]:
-    """Names of a tower model's state that do not continue the flat model's, each with the repair that made it new."""
-    found: dict[str, Repair | None] = {}
-    for name, value in own.items():
-        repair = next((r for r in repairs if name == r.target or name.startswith(f"{r.target}.")), None)
-        if name not in flat or (repair is not None and not _kept(name, value, flat[name], repair)):
-            found[name] = repair
-    return found
+@dataclass(frozen=True)
+class StateMap:
+    """Which entries of two states are the same.
+
+    Attributes:
+        same: names that stand for the same values in the flat model and in the tower model.
+        new: names that the tower model has values of its own for, each with the change that made it so, if one did.
+    """
+
+    same: tuple[str, ...]
+    new: Mapping[str, Change | None]
+
+    def shared(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the state of one of the models, what it says about the other's."""
+        return {name: state[name] for name in self.same if name in state}
 
 
-def _kept(name: str, value: Tensor, before: Tensor, repair: Repair) -> bool:
-    """A bias continues where only the inputs of its layer changed."""
-    return name.endswith(".bias") and repair.what.startswith("in_") and "out_" not in repair.what and (
-        value.shape == before.shape
-    )
+def state_map(flat: Iterable[str], towers: Iterable[str], changes: Sequence[Change]) -> StateMap:
+    """The map between two states.
+
+    Args:
+        flat: names in the state of the flat model.
+        towers: names in the state of the tower model.
+        changes: what towers changed.
+    """
+    known = set(flat)
+    same: list[str] = []
+    new: dict[str, Change | None] = {}
+    for name in towers:
+        change = next((c for c in changes if c.covers(name)), None)
+        if name in known and (change is None or change.keeps(name)):
+            same.append(name)
+        else:
+            new[name] = change
+    return StateMap(tuple(same), new)
 
 
-def load_flat_state(own: Mapping[str, Tensor], anew: Collection[str], state: Mapping[str, Tensor]) -> LoadedState:
+def load_flat_state(own: Mapping[str, Tensor], found: StateMap, state: Mapping[str, Tensor]) -> LoadedState:
     """Puts the state of a trained flat model into a tower model, in place.
 
     Args:
         own: state of the tower model.
-        anew: names of it that do not continue the flat model's.
+        found: what it shares with that of the flat model.
         state: state of the flat model.
 
     Raises:
         DMTError: see :meth:`dmt_plugin.model.logical.TowerModel.load_flat_state`.
     """
-    wanted = [name for name in own if name not in anew]
-    missing = [name for name in wanted if name not in state]
+    given = found.shared(state)
+    missing = [name for name in found.same if name not in given]
     wrong = {
-        name: f"{tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != own[name].shape
+        name: f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in given.items()
+        if value.shape != own[name].shape
     }
     if missing or wrong:
         raise DMTError(
@@ -79,7 +97,6 @@ def load_flat_state(own: Mapping[str, Tensor], anew: Collection[str], state: Map
             "flat_model.state_dict() of the model that was transformed, before its layers changed their sizes."
         )
     with torch.no_grad():
-        for name in wanted:
-            own[name].copy_(state[name])
-    unused = tuple(name for name in state if name not in own or name in anew)
-    return LoadedState(tuple(wanted), tuple(anew), unused)
+        for name, value in given.items():
+            own[name].copy_(value)
+    return LoadedState(found.same, tuple(found.new), tuple(name for name in state if name not in given))

@@ -24,6 +24,7 @@ from dmt_plugin.comm.input_dist.input_dist import InputDist, RoutedIds
 from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.core.errors import ExchangeError
 from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES
+from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.passes.ops.batch_rows import writes_input
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ def _program(graph_module: fx.GraphModule, cut: Callable[[fx.Graph], None]) -> C
     values: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(graph_module.graph, values))
     cut(graph)
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    drop_unused(graph)
     return type(fx.GraphModule(graph_module, graph)).forward
 
 

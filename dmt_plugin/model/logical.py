@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import GraphModel, InputBinder
+from dmt_plugin.core.errors import DMTError
 from dmt_plugin.core.findings import Finding
-from dmt_plugin.model.flat_state import LoadedState, load_flat_state, new_parts
-from dmt_plugin.passes.base import PassResult, Repair, StreamGroup
+from dmt_plugin.model.flat_state import LoadedState, StateMap, load_flat_state, state_map
+from dmt_plugin.passes.base import PassResult
+from dmt_plugin.passes.facts import Change, ModelFacts, StoredFacts
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 
@@ -26,20 +28,20 @@ class TowerModel(GraphModel):
         binder: maps calls to graph inputs.
         flat: the user's model; shares tables and untouched layers.
         plan: features to towers to hosts.
-        groups: what the joins of the model are.
+        facts: lookups, groups and changes, about the nodes of ``graph_module``.
         findings: what the transformation had to say.
-        repairs: parameters that changed size and started anew.
         passes: what each pass did.
         batch_size: batch size of the example values in the graph.
 
     Attributes:
+        repairs: modules and parameters that the flat model has in another form, or not at all.
         group_reasons: for each group why it is not an ordinary tower group, or ``""``.
         meeting_points: for each group the node where all branches behind its joins have met.
     """
 
     plan: TowerPlan
     findings: tuple[Finding, ...]
-    repairs: tuple[Repair, ...]
+    repairs: tuple[Change, ...]
     passes: tuple[PassResult, ...]
     batch_size: int
     group_reasons: Mapping[str, str]
@@ -51,9 +53,8 @@ class TowerModel(GraphModel):
         binder: InputBinder,
         flat: nn.Module,
         plan: TowerPlan,
-        groups: Sequence[StreamGroup],
+        facts: ModelFacts,
         findings: Sequence[Finding],
-        repairs: Sequence[Repair],
         passes: Sequence[PassResult],
         batch_size: int,
     ) -> None:
@@ -62,12 +63,29 @@ class TowerModel(GraphModel):
             _dmt_flat=flat,
             plan=plan,
             findings=tuple(findings),
-            repairs=tuple(repairs),
+            repairs=tuple(facts.changes),
             passes=tuple(passes),
             batch_size=batch_size,
-            group_reasons={g.name: g.reason for g in groups},
-            meeting_points={g.name: g.meeting_point for g in groups},
+            group_reasons={g.name: g.reason for g in facts.groups},
+            meeting_points={g.name: g.meeting_point for g in facts.groups},
+            _dmt_facts=facts.stored(graph_module.graph),
         )
+
+    @property
+    def stored_facts(self) -> StoredFacts:
+        """What the passes found out about this model, for its graph or a copy of it.
+
+        Raises:
+            DMTError: an earlier version pickled the model without it.
+        """
+        found: StoredFacts | None = self.__dict__.get("_dmt_facts")
+        if found is None:
+            raise DMTError(
+                "this tower model was pickled by an earlier version, which kept too little of it: it runs in one "
+                "process, but can be neither placed on ranks nor start from a flat state. Call dmt_plugin.transform "
+                "on the flat model again, and load its state."
+            )
+        return found
 
     @property
     def semantic_preserving(self) -> bool:
@@ -89,9 +107,10 @@ class TowerModel(GraphModel):
         """
         return self.__dict__["_dmt_flat"] if self.semantic_preserving else self
 
-    def new_parts(self) -> dict[str, Repair | None]:
-        """Names of the state that do not continue the flat model's, each with the repair that made it new, if any."""
-        return new_parts(self.state_dict(), self.__dict__["_dmt_flat"].state_dict(), self.repairs)
+    @property
+    def state_map(self) -> StateMap:
+        """Which entries of this model's state are those of the flat model's."""
+        return state_map(self.__dict__["_dmt_flat"].state_dict(), self.state_dict(), self.stored_facts.changes)
 
     def load_flat_state(self, state: Mapping[str, Tensor]) -> LoadedState:
         """Starts from a trained flat model: its tables and every layer that kept its meaning.
@@ -107,4 +126,4 @@ class TowerModel(GraphModel):
             DMTError: a part that should continue is missing or has another shape; nothing is
                 loaded then.
         """
-        return load_flat_state(self.state_dict(), self.new_parts(), state)
+        return load_flat_state(self.state_dict(), self.state_map, state)

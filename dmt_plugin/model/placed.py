@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, InputBinder, graph_module_over
+from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, InputBinder, copy_graph, graph_module_over
+from dmt_plugin.capture.graph_state import load_graph_module, save_graph_module
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.wire.transport import Transport, Wire
 from dmt_plugin.config.section import DMTConfig
@@ -28,17 +29,8 @@ from dmt_plugin.model.id_prefetch import IdPrefetcher
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.passes.base import PassContext, PassResult, run_passes
-from dmt_plugin.passes.logical.find_lookups import FindLookups
-from dmt_plugin.passes.logical.find_regions import FindRegions
-from dmt_plugin.passes.placement.rank_parts import Placement
-from dmt_plugin.passes.rank.compile_towers import CompileTowers
-from dmt_plugin.passes.rank.faster_dot import FasterDot
-from dmt_plugin.passes.rank.feed_towers import FeedTowers
-from dmt_plugin.passes.rank.place import Place
-from dmt_plugin.passes.rank.remove_pass_through import RemovePassThrough
-from dmt_plugin.passes.rank.schedule import Schedule
-from dmt_plugin.passes.rank.split_blocks import SplitBlocks
-from dmt_plugin.passes.rank.towers_first import TowersFirst
+from dmt_plugin.passes.pipeline import KNOWN_OF_A_RANK, rank_passes
+from dmt_plugin.passes.rank_facts import Placement
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -67,6 +59,12 @@ class PlacedGraph:
     def plan(self) -> TowerPlan:
         """Features to towers to hosts."""
         return self.logical.plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "graph_module": save_graph_module(self.graph_module)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, graph_module=load_graph_module(state["graph_module"]))
 
 
 class PlacedModel(GraphModel):
@@ -171,16 +169,12 @@ def place_graph(logical: TowerModel, config: DMTConfig, topology: Topology, rank
         PlanError: the plan is for another topology.
     """
     logical.plan.check(model="", topology=topology)
-    graph_module = copy_graph(logical)
+    graph_module = copy_graph(logical.__dict__["graph_module"])
     captured = CapturedModel(graph_module, logical.binder, ExampleBatch(), logical.batch_size)
-    found = {"single_lookups", "joint_tables_split", "plan"}
-    ctx = PassContext(captured, config, topology, plan=logical.plan, tags=found)
-    placing = Place(rank)
-    blocks = SplitBlocks(placing.placement, config.comm.blocks_on(topology.hosts))
-    towers_first = TowersFirst(placing.placement, rank)
-    before = [FindLookups(), FindRegions(), RemovePassThrough(), placing, FeedTowers(), towers_first]
-    run_passes([*before, blocks, FasterDot(), CompileTowers(), Schedule()], ctx)
-    return PlacedGraph(ctx.gm, logical, topology, rank, placing.placement, tuple(ctx.results))
+    facts = logical.stored_facts.over(graph_module.graph)
+    ctx = PassContext(captured, config, topology, rank, facts, plan=logical.plan, tags=set(KNOWN_OF_A_RANK))
+    run_passes(rank_passes(), ctx)
+    return PlacedGraph(ctx.gm, logical, topology, rank, ctx.placement, tuple(ctx.results))
 
 
 def place(
@@ -236,12 +230,3 @@ def place(
     model = PlacedModel(placed, logical.binder, logical, topology, rank, graph.placement, lookup)
     model._keep(passes=graph.passes)
     return model
-
-
-def copy_graph(model: GraphModel) -> fx.GraphModule:
-    """A graph module with its own copy of the graph and the same parameters."""
-    source: fx.GraphModule = model.__dict__["graph_module"]
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(source.graph, values))
-    return graph_module_over(source, graph)

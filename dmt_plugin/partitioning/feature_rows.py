@@ -17,7 +17,8 @@ from dmt_plugin.capture import ExampleBatch, capture
 from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError
-from dmt_plugin.passes.base import Lookup, PassContext, run_passes
+from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.logical.find_lookups import FindLookups
 from dmt_plugin.passes.logical.partition_features import describe
 from dmt_plugin.passes.pipeline import towers_passes
@@ -54,10 +55,10 @@ class FeatureRows:
         passes = towers_passes()
         last = next(i for i, step in enumerate(passes) if isinstance(step, FindLookups))
         run_passes(passes[: last + 1], ctx)
-        self.tables, self.features = describe(ctx.lookups)
+        self.tables, self.features = describe(ctx.facts.lookups)
         self.fingerprint = model_fingerprint(self.tables, self.features)
         self._binder = ctx.captured.binder
-        shown = _widest(ctx.lookups)
+        shown = _widest(ctx.facts.lookups)
         self._names = [lookup.feature for lookup in shown]
         self._graph = _up_to(ctx.gm, [lookup.node for lookup in shown])
 

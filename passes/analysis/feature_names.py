@@ -4,8 +4,7 @@
 2. The key of the jagged input that it comes from, or the column of the id matrix.
 3. The widest table that it is looked up in.
 
-Names are made once, in the captured graph, and kept with its nodes: the plan is written in
-them, and every rank must find the same ones in its own part of the rewritten graph.
+Names are made once, in the captured graph, and kept with the lookups: the plan is written in them.
 """
 
 from __future__ import annotations
@@ -18,16 +17,12 @@ from torch import fx
 
 from dmt_plugin.nn.graph_ops import jagged_values
 from dmt_plugin.passes.analysis.marked_names import feature_name
-from dmt_plugin.passes.base import Lookup, PassContext
-
-FEATURE = "dmt_feature"
-"""Node meta of a lookup: the name of its feature."""
+from dmt_plugin.passes.base import PassContext
+from dmt_plugin.passes.facts import Lookup
 
 
 def named(ctx: PassContext, lookups: list[Lookup]) -> list[Lookup]:
     """The same lookups with names of their features."""
-    if all(FEATURE in lookup.node.meta for lookup in lookups):
-        return [replace(lookup, feature=lookup.node.meta[FEATURE]) for lookup in lookups]
     by_key: dict[str, list[Lookup]] = {}
     for lookup in lookups:
         by_key.setdefault(lookup.key, []).append(lookup)
@@ -40,14 +35,7 @@ def named(ctx: PassContext, lookups: list[Lookup]) -> list[Lookup]:
     for key, name in wanted.items():
         used[name] += 1
         names[key] = name if used[name] == 1 else f"{name}#{used[name]}"
-    return keep_names([replace(lookup, feature=names[lookup.key]) for lookup in lookups])
-
-
-def keep_names(lookups: list[Lookup]) -> list[Lookup]:
-    """Writes the names into the graph, where a later pass over a changed copy finds them."""
-    for lookup in lookups:
-        lookup.node.meta[FEATURE] = lookup.feature
-    return lookups
+    return [replace(lookup, feature=names[lookup.key]) for lookup in lookups]
 
 
 def _marked_name(ctx: PassContext, lookups: list[Lookup]) -> str | None:

@@ -23,7 +23,7 @@ from torch import fx
 from dmt_plugin.fxtools.constants import constant_of
 from dmt_plugin.passes.analysis.id_keys import key_of, origin_of
 from dmt_plugin.passes.analysis.table_calls import weight_of
-from dmt_plugin.passes.base import Ids, Lookup
+from dmt_plugin.passes.facts import Ids, Lookup
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 

@@ -27,8 +27,8 @@ import torch
 from torch import fx
 
 from dmt_plugin.passes.analysis.marked_names import group_name
-from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
-from dmt_plugin.passes.logical.find_regions import leading, stream_of
+from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import Lookup, StreamGroup
 from dmt_plugin.passes.logical.gather_streams import FEWEST, Members, fallback_form, gather
 
 _CONCATENATIONS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
@@ -42,9 +42,9 @@ class FindJoins(GraphPass):
     contract = Contract(provides=frozenset({"groups"}), requires=frozenset({"regions"}))
 
     def run(self, ctx: PassContext) -> PassResult:
-        """Fills ``ctx.groups``."""
-        lookups = leading(ctx)
-        streams = [stream_of(ctx, lookup) for lookup in lookups]
+        """Fills ``ctx.facts.groups``."""
+        lookups = ctx.facts.leading()
+        streams = [ctx.facts.stream_of(lookup) for lookup in lookups]
         position = {node: i for i, node in enumerate(ctx.gm.graph.nodes)}
         by_joins: dict[tuple[fx.Node, ...], list[int]] = {}
         for i, stream in enumerate(streams):
@@ -72,18 +72,19 @@ class FindJoins(GraphPass):
             users = sorted({u for i in members for u in streams[i].users}, key=position.__getitem__)
             group = _group(ctx, _name(ctx, [lookups[i] for i in members]), members, streams, users, how, reason)
             group.meeting_point = _meeting_point(behind, users)
-            ctx.groups.append(group)
+            ctx.facts.groups.append(group)
         if ctx.config.towers.module != "none":
             self._report(ctx, [x.table for x, s in zip(lookups, streams, strict=True) if not s.users], could)
-        return self.result(len(ctx.groups), note=", ".join(f"{g.name}:{g.kind}x{len(g.lookups)}" for g in ctx.groups))
+        note = ", ".join(f"{g.name}:{g.kind}x{len(g.lookups)}" for g in ctx.facts.groups)
+        return self.result(len(ctx.facts.groups), note=note)
 
     def _report(self, ctx: PassContext, unused: list[str], could: set[str]) -> None:
         """Findings: lookups that are ``unused``, and groups that only move, though some ``could`` do more."""
         if unused:
             ctx.find("DMT301", "info", unused[0], f"the model does not use the rows of {unused}; they are in no group")
-        joins = {join: g.name for g in ctx.groups if g.kind == "tower" for join in g.joins}
-        for group in (g for g in ctx.groups if g.kind == "transport"):
-            users = {user for x in group.lookups for user in stream_of(ctx, x).users}
+        joins = {join: g.name for g in ctx.facts.groups if g.kind == "tower" for join in g.joins}
+        for group in (g for g in ctx.facts.groups if g.kind == "transport"):
+            users = {user for x in group.lookups for user in ctx.facts.stream_of(x).users}
             joined = sorted({joins[user] for user in users if user in joins})
             if joined and users - joins.keys() and len(group.lookups) < FEWEST:
                 outside = sorted(user.name for user in users - joins.keys())
@@ -113,15 +114,15 @@ class FindJoins(GraphPass):
                 f"{group.name} ({len(group.lookups)} lookups) cannot go through tower modules: {group.reason}",
                 f"join the features with one torch.cat or torch.stack, or {WAYS_OUT}",
             )
-        if len(ctx.groups) == 1 and len(ctx.groups[0].lookups) == 1:
+        if len(ctx.facts.groups) == 1 and len(ctx.facts.groups[0].lookups) == 1:
             ctx.find(
                 "DMT305",
                 "warning" if ctx.config.transform.on_unsupported != "error" else "error",
-                ctx.groups[0].lookups[0].table,
+                ctx.facts.groups[0].lookups[0].table,
                 "the model looks up this feature alone; a tower compresses what several features have in common",
                 'set dmt.towers.module to "none" with one tower, or train the model as it is',
             )
-        elif not any(g.kind == "tower" for g in ctx.groups):
+        elif not any(g.kind == "tower" for g in ctx.facts.groups):
             ctx.find(
                 "DMT303",
                 "warning" if ctx.config.transform.on_unsupported != "error" else "error",
@@ -135,7 +136,7 @@ def _group(
     ctx: PassContext, name: str, members: list[int], streams: list[fx.Node], users: list[fx.Node], form: str, why: str
 ) -> StreamGroup:
     """A group; ``form`` is empty for one that only moves."""
-    entering = leading(ctx)
+    entering = ctx.facts.leading()
     lookups = [entering[i] for i in members]
     if form == "native" and name in ctx.blocked:
         form, why = fallback_form(ctx.config), ctx.blocked[name]
@@ -155,8 +156,8 @@ def _name(ctx: PassContext, lookups: list[Lookup]) -> str:
     """What the user's markers call the group, where they agree, else its number."""
     marked = {group_name(ctx, lookup.node) for lookup in lookups}
     name = marked.pop() if len(marked) == 1 else None
-    free = name is not None and name.isidentifier() and all(group.name != name for group in ctx.groups)
-    return name if name is not None and free else f"group{len(ctx.groups)}"
+    free = name is not None and name.isidentifier() and all(group.name != name for group in ctx.facts.groups)
+    return name if name is not None and free else f"group{len(ctx.facts.groups)}"
 
 
 def _in_order(members: list[int], streams: list[fx.Node]) -> list[int]:

@@ -29,7 +29,8 @@ from dmt_plugin.passes.analysis.feature_names import named
 from dmt_plugin.passes.analysis.id_keys import column_key, key_of, origin_of
 from dmt_plugin.passes.analysis.joint_columns import ranges_of_columns
 from dmt_plugin.passes.analysis.table_calls import TableCall, independent_calls, read_call, reads_samples, weight_of
-from dmt_plugin.passes.base import Contract, GraphPass, Ids, Lookup, PassContext, PassResult
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import Ids, Lookup
 from dmt_plugin.passes.logical.split_joint_tables import joint_fields
 
 
@@ -40,7 +41,7 @@ class FindLookups(GraphPass):
     contract = Contract(provides=frozenset({"lookups"}), requires=frozenset({"single_lookups", "joint_tables_split"}))
 
     def run(self, ctx: PassContext) -> PassResult:
-        """Fills ``ctx.lookups``."""
+        """Fills ``ctx.facts.lookups``."""
         found_calls = [call for n in ctx.gm.graph.nodes if (call := read_call(ctx.gm, n)) is not None]
         calls, dependent = independent_calls(found_calls)
         names = _one_name_per_weight(ctx.gm, calls)
@@ -64,7 +65,7 @@ class FindLookups(GraphPass):
                 "when ids are sent to the tables' owners: this table stays on every rank as a dense parameter",
                 "nothing, if it is small; else compute the ids outside the model",
             )
-        ctx.lookups = named(ctx, found)
+        ctx.facts.lookups = named(ctx, found)
         if not calls:
             ctx.find(
                 "DMT200",

@@ -25,10 +25,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from dmt_plugin.passes.analysis.feature_names import keep_names
 from dmt_plugin.passes.analysis.id_keys import key_of
 from dmt_plugin.passes.analysis.table_calls import weight_of
-from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import Region
 from dmt_plugin.passes.ops.per_sample import is_per_sample
 
 
@@ -58,34 +58,23 @@ class FindRegions(GraphPass):
     contract = Contract(provides=frozenset({"regions"}), requires=frozenset({"lookups"}))
 
     def run(self, ctx: PassContext) -> PassResult:
-        """Fills ``ctx.regions``; lookups that meet become one feature."""
+        """Fills ``ctx.facts.regions``; lookups that meet become one feature."""
         local = _local_nodes(ctx)
         ends = _ends(local)
-        ctx.regions = {}
+        ctx.facts.regions = {}
         for stream in dict.fromkeys(node for own in ends.values() if len(own) == 1 for node in own):
             region = _region_at(ctx, stream, local, ends)
             if region is not None:
-                ctx.regions.update(dict.fromkeys(region.lookups, region))
+                ctx.facts.regions.update(dict.fromkeys(region.lookups, region))
         _merge_features(ctx)
-        return self.result(len({region.stream for region in ctx.regions.values()}))
-
-
-def leading(ctx: PassContext) -> list[Lookup]:
-    """One lookup per stream, in their order: the first of those that meet in it."""
-    return [x for x in ctx.lookups if x.node not in ctx.regions or ctx.regions[x.node].lookups[0] is x.node]
-
-
-def stream_of(ctx: PassContext, lookup: Lookup) -> fx.Node:
-    """The node by which a lookup enters the rest of the model."""
-    region = ctx.regions.get(lookup.node)
-    return lookup.node if region is None else region.stream
+        return self.result(len({region.stream for region in ctx.facts.regions.values()}))
 
 
 # -- the walk --------------------------------------------------------------------------
 
 
 def _local_nodes(ctx: PassContext) -> dict[fx.Node, _Local]:
-    lookups = {lookup.node: lookup for lookup in ctx.lookups}
+    lookups = {lookup.node: lookup for lookup in ctx.facts.lookups}
     ids = _id_nodes(ctx)
     calls = Counter(str(n.target) for n in ctx.gm.graph.nodes if n.op == "call_module")
     local: dict[fx.Node, _Local] = {}
@@ -105,7 +94,7 @@ def _id_nodes(ctx: PassContext) -> dict[fx.Node, str]:
     """Nodes that are some lookup's index, or compute the same ids again, with the origin of the ids."""
     origins: dict[str, str] = {}
     forms: set[tuple[Any, ...]] = set()
-    for lookup in ctx.lookups:
+    for lookup in ctx.facts.lookups:
         index = lookup.ids[1][0]
         # Ids of bags of varying length have no sample in front.
         if lookup.hotness is not None and lookup.ids[0] != "ids_from_column" and isinstance(index, fx.Node):
@@ -160,7 +149,7 @@ def _region_at(
         return None
     if any(ends[lookup] != {stream} for lookup in found.lookups):
         return None
-    own = [x for x in ctx.lookups if x.node in found.lookups]
+    own = [x for x in ctx.facts.lookups if x.node in found.lookups]
     if found.ids:
         same_ids = all(key_of(n) == key_of(own[0].ids[1][0]) for n in found.ids)
         if len(own) > 1 or found.layers or own[0].hotness is None or not same_ids:
@@ -171,15 +160,15 @@ def _region_at(
 
 def _merge_features(ctx: PassContext) -> None:
     """Lookups that meet in a stream are of one feature, and so are all others with the same ids."""
-    leader = {lookup.feature: lookup.feature for lookup in ctx.lookups}
+    leader = {lookup.feature: lookup.feature for lookup in ctx.facts.lookups}
 
     def first(name: str) -> str:
         while leader[name] != name:
             name = leader[name]
         return name
 
-    feature = {lookup.node: lookup.feature for lookup in ctx.lookups}
-    for region in ctx.regions.values():
+    feature = {lookup.node: lookup.feature for lookup in ctx.facts.lookups}
+    for region in ctx.facts.regions.values():
         for node in region.lookups[1:]:
             leader[first(feature[node])] = first(feature[region.lookups[0]])
-    ctx.lookups = keep_names([replace(x, feature=first(x.feature)) for x in ctx.lookups])
+    ctx.facts.lookups = [replace(x, feature=first(x.feature)) for x in ctx.facts.lookups]

@@ -23,7 +23,6 @@ from torch import fx
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.passes.analysis.marked_names import group_name
 from dmt_plugin.passes.base import PassContext
-from dmt_plugin.passes.logical.find_regions import leading, stream_of
 
 #: Positions in the list of leading lookups (one per stream), and what keeps them from being a regular group.
 Members = tuple[list[int], str]
@@ -53,7 +52,7 @@ def gather(
     Returns:
         The groups that can keep their shapes, and what is left; both with reasons.
     """
-    lookups = leading(ctx)
+    lookups = ctx.facts.leading()
     alone = computed_alone(ctx)
     buckets: dict[tuple[str, int, int], list[int]] = {}
     met: Counter[str] = Counter()
@@ -88,10 +87,10 @@ def _reason(members: list[int], irregular: list[Members]) -> str:
 
 def computed_alone(ctx: PassContext) -> dict[fx.Node, bool]:
     """For each stream whether it is computed from no lookup but its own."""
-    bits = {lookup.node: 1 << i for i, lookup in enumerate(ctx.lookups)}
+    bits = {lookup.node: 1 << i for i, lookup in enumerate(ctx.facts.lookups)}
     own: Counter[fx.Node] = Counter()
-    for lookup in ctx.lookups:
-        own[stream_of(ctx, lookup)] |= bits[lookup.node]
+    for lookup in ctx.facts.lookups:
+        own[ctx.facts.stream_of(lookup)] |= bits[lookup.node]
     behind: dict[fx.Node, int] = {}
     for node in ctx.gm.graph.nodes:
         behind[node] = bits.get(node, 0)

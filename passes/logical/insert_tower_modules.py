@@ -27,7 +27,8 @@ from dmt_plugin.fxtools.names import GROUP, SEED, SEED_VALUE, decoder_path, towe
 from dmt_plugin.nn.decoders import build_decoder
 from dmt_plugin.nn.graph_ops import split_streams
 from dmt_plugin.nn.towers import build_tower_module
-from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, Repair, StreamGroup
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import Change, StreamGroup
 from dmt_plugin.plan.tower_plan import GroupSpec
 
 
@@ -45,25 +46,25 @@ class InsertTowerModules(GraphPass):
         """Replaces the modules of every tower group, and re-wires the joins of the native ones."""
         assert ctx.plan is not None
         splits = [n for n in ctx.gm.graph.nodes if n.target is split_streams]
-        groups = {g.name: g for g in ctx.groups}
+        groups = {g.name: g for g in ctx.facts.groups}
         specs = {g.name: g for g in ctx.plan.groups}
         changed = 0
         for split in splits:
             group = groups[split.meta[GROUP]]
             # Where the tables are, which need not be where the example batch is (weights without data).
-            self._like = ctx.gm.get_parameter(group.lookups[0].weight)
-            made = self._replace(ctx, split, specs[group.name])
+            like = ctx.gm.get_parameter(group.lookups[0].weight)
+            made = self._replace(ctx, split, specs[group.name], like)
             changed += len(made)
             if group.form == "native":
                 changed += self._rewire(ctx, split, group)
                 continue
-            decoders = self._decode(ctx, split, specs[group.name], made) if group.form == "decoder" else []
+            decoders = self._decode(ctx, split, specs[group.name], like, made) if group.form == "decoder" else []
             changed += len(decoders)
             if ctx.plan.module.kind != "preserve":
                 _report(ctx, group, made, decoders)
         return self.result(len(splits), changed)
 
-    def _replace(self, ctx: PassContext, split: fx.Node, spec: GroupSpec) -> list[nn.Module]:
+    def _replace(self, ctx: PassContext, split: fx.Node, spec: GroupSpec, like: Tensor) -> list[nn.Module]:
         """Builds the tower modules of a group; they are returned where they were built, on the CPU."""
         assert ctx.plan is not None
         built: list[nn.Module] = []
@@ -74,13 +75,13 @@ class InsertTowerModules(GraphPass):
             tower = tower_number(str(output.target))
             assert tower is not None
             module = build_tower_module(ctx.plan.module_of(spec, tower), features, width, tower)
-            _put(ctx, str(output.target), module, self._like)
+            _put(ctx, str(output.target), module, like)
             output.meta["val"] = value.new_empty(batch, _width(module))
             built.append(module)
         return built
 
     def _decode(
-        self, ctx: PassContext, split: fx.Node, spec: GroupSpec, modules: list[nn.Module]
+        self, ctx: PassContext, split: fx.Node, spec: GroupSpec, like: Tensor, modules: list[nn.Module]
     ) -> list[nn.Linear]:
         """Puts a decoder between each tower and the split, which stays as it is."""
         assert ctx.plan is not None
@@ -94,11 +95,11 @@ class InsertTowerModules(GraphPass):
             assert tower is not None
             decoder, start = build_decoder(module, ctx.plan.module_of(spec, tower), features, width, tower)
             path = decoder_path(spec.name, tower)
-            _put(ctx, path, decoder, self._like)
+            _put(ctx, path, decoder, like)
             with ctx.gm.graph.inserting_before(split):
                 node = ctx.gm.graph.call_module(path, (output,))
             node.meta["val"] = value.new_empty(batch, features * width)
-            ctx.repairs.append(Repair(path, f"new: {decoder.in_features} -> {decoder.out_features}", start))
+            ctx.facts.changes.append(Change(path, f"new: {decoder.in_features} -> {decoder.out_features}", start))
             decoded.append(node)
             built.append(decoder)
         split.args = (decoded, *split.args[1:])

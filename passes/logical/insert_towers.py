@@ -21,7 +21,8 @@ from torch import fx
 from dmt_plugin.fxtools.names import GROUP, tower_path
 from dmt_plugin.nn.graph_ops import pack_streams, split_streams
 from dmt_plugin.nn.towers import PassThroughTower
-from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, StreamGroup
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import StreamGroup
 
 
 class InsertTowers(GraphPass):
@@ -34,7 +35,7 @@ class InsertTowers(GraphPass):
 
     def run(self, ctx: PassContext) -> PassResult:
         """Inserts pass-through towers for every tower group."""
-        groups = [g for g in ctx.groups if g.kind == "tower"]
+        groups = [g for g in ctx.facts.groups if g.kind == "tower"]
         changed = sum(self._insert(ctx, group) for group in groups)
         return self.result(len(groups), changed)
 

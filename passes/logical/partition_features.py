@@ -17,7 +17,8 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.nn.towers import automatic_dim
 from dmt_plugin.partitioner.files import resolve
-from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, StreamGroup
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import Lookup, StreamGroup
 from dmt_plugin.passes.placement.table_placement import check_placement, check_settings, place
 from dmt_plugin.plan.tower_plan import (
     FeatureSpec,
@@ -38,7 +39,7 @@ class PartitionFeatures(GraphPass):
 
     def run(self, ctx: PassContext) -> PassResult:
         """Fills ``ctx.plan``."""
-        tables, features = describe(ctx.lookups)
+        tables, features = describe(ctx.facts.lookups)
         fingerprint = model_fingerprint(tables, features)
         given = ctx.given
         if given is not None and given.is_plan:
@@ -59,7 +60,7 @@ class PartitionFeatures(GraphPass):
         assigned = made.towers
         host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
         self._check_groups(ctx, assigned)
-        width = next((g.width for g in ctx.groups if g.kind == "tower"), 0)
+        width = next((g.width for g in ctx.facts.groups if g.kind == "tower"), 0)
         placed = place(ctx, tables, host_of)
         ctx.plan = TowerPlan(
             topology=str(ctx.topology),
@@ -67,7 +68,7 @@ class PartitionFeatures(GraphPass):
             features=features,
             groups=tuple(
                 GroupSpec(g.name, g.kind, g.width, tuple(x.feature for x in g.lookups), g.form, _dim(ctx.config, g))
-                for g in ctx.groups
+                for g in ctx.facts.groups
             ),
             towers=assigned,
             tower_hosts=hosts,
@@ -82,7 +83,7 @@ class PartitionFeatures(GraphPass):
         return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")
 
     def _check_groups(self, ctx: PassContext, towers: tuple[tuple[str, ...], ...]) -> None:
-        for group in ctx.groups:
+        for group in ctx.facts.groups:
             members = {lookup.feature for lookup in group.lookups}
             empty = [t for t, names in enumerate(towers) if not members & set(names)]
             if group.kind != "tower" or not empty or ctx.config.towers.module == "none":
@@ -122,13 +123,13 @@ def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:
 def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
     """Groups take the kind they have in the plan."""
     planned = {g.name: g for g in plan.groups}
-    found = {g.name: {x.feature for x in g.lookups} for g in ctx.groups}
+    found = {g.name: {x.feature for x in g.lookups} for g in ctx.facts.groups}
     if found != {name: set(g.features) for name, g in planned.items()}:
         raise PlanError(
             f"the plan joins the features as {[list(g.features) for g in plan.groups]}, this model as "
             f"{[sorted(f) for f in found.values()]}. Make a new plan for this model."
         )
-    for group in ctx.groups:
+    for group in ctx.facts.groups:
         spec = planned[group.name]
         if spec.kind == "transport":
             if group.kind == "tower":

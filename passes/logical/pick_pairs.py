@@ -28,7 +28,6 @@ import torch
 from torch import fx
 
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.logical.find_regions import leading, stream_of
 from dmt_plugin.passes.logical.gather_streams import computed_alone
 from dmt_plugin.passes.logical.insert_towers import bring_forward
 from dmt_plugin.passes.ops.axes import Axis, Unsupported
@@ -50,7 +49,7 @@ class PickPairs(GraphPass):
         """Rewrites every two joins that enumerate pairs."""
         if ctx.config.towers.module in ("none", "preserve"):
             return self.result(0)
-        streams = list(dict.fromkeys(stream_of(ctx, lookup) for lookup in leading(ctx)))
+        streams = list(dict.fromkeys(ctx.facts.stream_of(lookup) for lookup in ctx.facts.leading()))
         joins = {node: held for node in ctx.gm.graph.nodes if (held := _held(node, set(streams)))}
         lists = [node for node, held in joins.items() if len(set(held)) < len(held)]
         alone = computed_alone(ctx)

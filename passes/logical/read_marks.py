@@ -23,7 +23,8 @@ from torch import Tensor, fx
 
 from dmt_plugin.capture.marks import mark_embeddings
 from dmt_plugin.passes.analysis.table_calls import read_call
-from dmt_plugin.passes.base import Contract, GraphPass, Mark, PassContext, PassResult
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import Mark
 
 _LISTS = (torch.stack, torch.cat, torch.concat, torch.concatenate)
 _WHOLE = slice(None)

@@ -7,7 +7,7 @@
    the reason and the ways out. Nothing has been changed by then.
 3. Otherwise rebuild: layers and parameters get new sizes and start anew, with mean and
    spread of the old values, scaled to the new number of inputs; literals and index lists
-   are replaced. Every change is recorded as a repair.
+   are replaced. Every change is recorded, with what stays the same in the state.
 
 A layer whose size happens to stay but whose inputs mean something else also starts anew.
 """
@@ -22,10 +22,11 @@ from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture import graph_module_over
 from dmt_plugin.fxtools.names import SEED
-from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Repair
+from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Refusal
+from dmt_plugin.passes.facts import Change
 from dmt_plugin.passes.ops.names import shape_of
 from dmt_plugin.passes.ops.rules import rule_of
-from dmt_plugin.passes.resize.layers import anew, resized
+from dmt_plugin.passes.resize.layers import LIKE_BEFORE, anew, resized
 from dmt_plugin.passes.resize.literals import kept_numbers
 from dmt_plugin.passes.resize.sweep import Sweep, UnsupportedAt
 
@@ -37,21 +38,25 @@ class RepairShapes(GraphPass):
     contract = Contract(provides=frozenset({"shapes"}), requires=frozenset({"open_shapes"}))
 
     def run(self, ctx: PassContext) -> PassResult:
-        """Fills ``ctx.repairs`` and changes layers, parameters and literals."""
+        """Fills ``ctx.facts.changes`` and changes layers, parameters and literals; or fills ``ctx.refusal``."""
         sweep = Sweep(ctx.gm, rule_of)
         try:
             sweep.run()
         except UnsupportedAt as error:
-            ctx.unsupported = _groups_behind(error.node)
+            ctx.refusal = Refusal(
+                error.node.name,
+                f"the model behind the towers cannot be adapted at this operation: {error.reason}",
+                tuple(_groups_behind(error.node)),
+            )
             ctx.find(
                 "DMT401",
                 "error",
-                error.node.name,
-                f"the model behind the towers cannot be adapted at this operation: {error.reason}",
+                ctx.refusal.node,
+                ctx.refusal.reason,
                 f"{WAYS_OUT}; or choose c, p and dim so that streams keep their number and width",
             )
             return self.result(1)
-        known = len(ctx.repairs)  # decoders are listed already
+        known = len(ctx.facts.changes)  # decoders are listed already
         for kept in kept_numbers(sweep):
             ctx.find(
                 "DMT403",
@@ -68,10 +73,10 @@ class RepairShapes(GraphPass):
         for node, state in sweep.states.items():
             if state.changed:
                 node.meta["val"] = state.value
-        lookups = {lookup.node for lookup in ctx.lookups}
+        lookups = {lookup.node for lookup in ctx.facts.lookups}
         ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)
         ctx.captured.graph_module = graph_module_over(ctx.gm, ctx.gm.graph)
-        count = len(ctx.repairs) - known + len(sweep.edits)
+        count = len(ctx.facts.changes) - known + len(sweep.edits)
         return self.result(count, count)
 
     def _layers(self, ctx: PassContext, sweep: Sweep) -> None:
@@ -79,11 +84,11 @@ class RepairShapes(GraphPass):
         inputs = {t: tuple(a.new if a else None for a in axes) for t, axes in sweep.inputs.items() if any(axes)}
         for target in dict.fromkeys([*inputs, *outputs]):
             old = ctx.gm.get_submodule(target)
-            new, what, init = resized(old, inputs.get(target, ()), outputs.get(target), target)
+            new, what, init, kept = resized(old, inputs.get(target, ()), outputs.get(target), target)
             new.train(old.training)
             parent, _, name = target.rpartition(".")
             setattr(ctx.gm.get_submodule(parent), name, new)
-            ctx.repairs.append(Repair(target, what, init))
+            ctx.facts.changes.append(Change(target, what, init, kept))
 
     def _parameters(self, ctx: PassContext, sweep: Sweep) -> None:
         sizes: dict[str, dict[int, int]] = {}
@@ -99,9 +104,7 @@ class RepairShapes(GraphPass):
             old = getattr(owner, name)
             new = nn.Parameter(anew(old, shape, old.shape[-1], shape[-1], target), old.requires_grad)
             setattr(owner, name, new)
-            ctx.repairs.append(
-                Repair(target, f"{tuple(old.shape)} -> {tuple(shape)}", "mean and spread of the old values")
-            )
+            ctx.facts.changes.append(Change(target, f"{tuple(old.shape)} -> {tuple(shape)}", LIKE_BEFORE))
 
 
 def _groups_behind(node: fx.Node) -> list[str]:

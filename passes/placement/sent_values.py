@@ -1,4 +1,4 @@
-"""What the owner of a table sends on: the rows it looked up, or what their feature makes of them.
+"""What the owner of a table sends: the rows it looked up, or what their feature makes of them.
 
 Work on one feature alone (:mod:`dmt_plugin.passes.logical.find_regions`) may run in two places:
 
@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, fx
 
 from dmt_plugin.nn.graph_ops import graph_function
-from dmt_plugin.passes.base import Lookup, PassContext, Region
+from dmt_plugin.passes.base import PassContext
+from dmt_plugin.passes.facts import Lookup, Region
 
 
 @dataclass(frozen=True)
-class Carrier:
+class SentValue:
     """One lookup, and the logical node whose value its owner sends.
 
     Attributes:
@@ -43,23 +44,23 @@ class Carrier:
     region: Region | None = None
 
 
-def carriers_of(ctx: PassContext) -> list[Carrier]:
-    """One carrier per lookup of ``ctx``, in their order."""
+def sent_values_of(ctx: PassContext) -> list[SentValue]:
+    """One value per lookup of ``ctx``, in their order."""
     plan = ctx.plan
     assert plan is not None
     return [
-        _carrier(lookup, ctx.regions.get(lookup.node), plan.kind_of(lookup.table) == "table_wise")
-        for lookup in ctx.lookups
+        _sent_value(lookup, ctx.facts.regions.get(lookup.node), plan.kind_of(lookup.table) == "table_wise")
+        for lookup in ctx.facts.lookups
     ]
 
 
-def _carrier(lookup: Lookup, region: Region | None, whole: bool) -> Carrier:
-    # No owner of a divided table has the rows that the region works on; see passes.table_placement for its ids.
+def _sent_value(lookup: Lookup, region: Region | None, whole: bool) -> SentValue:
+    # No owner of a divided table has the rows that the region works on; table_placement refuses one that needs ids.
     if whole and region is not None and len(region.lookups) == 1 and not region.layers:
         width = math.prod(region.stream.meta["val"].shape[1:])
         if region.ids or width < lookup.width:
-            return Carrier(lookup, region.stream, width, region)
-    return Carrier(lookup, lookup.node, lookup.width)
+            return SentValue(lookup, region.stream, width, region)
+    return SentValue(lookup, lookup.node, lookup.width)
 
 
 @graph_function
@@ -93,6 +94,13 @@ def copied_region(graph: fx.Graph, region: Region, rows: Callable[[fx.Node], fx.
     """
     copies: dict[fx.Node, fx.Node] = {node: rows(node) for node in region.lookups}
     copies.update({node: ids(node) for node in region.ids})
+
+    def input_of(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            assert node.op == "get_attr", f"{node.name} is not of this feature alone"
+            copies[node] = graph.node_copy(node)  # an index that was made for other sizes
+        return copies[node]
+
     for node in region.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node] = graph.node_copy(node, input_of)
     return copies[region.stream]

@@ -7,22 +7,33 @@ read by different functions of its raw input (quotient and remainder).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from dmt_plugin.comm.input_dist import ids as id_readers
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.nn.graph_ops import graph_function
 from dmt_plugin.nn.lookup.site import LookupSite
-from dmt_plugin.passes.base import Ids, Lookup
-from dmt_plugin.passes.placement.table_shards import Piece
+from dmt_plugin.passes.facts import Ids, Lookup
+from dmt_plugin.passes.placement.table_shards import SentShard
 from dmt_plugin.plan.tower_plan import TowerPlan
 
-#: The functions that a graph calls to read the ids of a slot.
-READERS = {
-    name: graph_function(getattr(id_readers, name))
-    for name in ("ids_from_embedding", "ids_from_column", "ids_from_bag_2d", "ids_from_bag_offsets")
-}
+
+def _reader(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a node of a graph. A pickled graph finds it by its name in this module: that one is wrapped."""
+    wrapped = graph_function(function)
+    wrapped.__module__ = __name__
+    return wrapped
+
+
+ids_from_embedding = _reader(id_readers.ids_from_embedding)
+ids_from_column = _reader(id_readers.ids_from_column)
+ids_from_bag_2d = _reader(id_readers.ids_from_bag_2d)
+ids_from_bag_offsets = _reader(id_readers.ids_from_bag_offsets)
+
+READERS = {f.__name__: f for f in (ids_from_embedding, ids_from_column, ids_from_bag_2d, ids_from_bag_offsets)}
+"""The functions that a graph calls to read the ids of a slot."""
 
 
 def slots_of(lookups: Sequence[Lookup], plan: TowerPlan) -> dict[str, tuple[IdSlot, Ids]]:
@@ -49,14 +60,14 @@ def slots_of(lookups: Sequence[Lookup], plan: TowerPlan) -> dict[str, tuple[IdSl
     return slots
 
 
-def sites_of(pieces: Sequence[Piece], slot_by_key: Mapping[str, int]) -> tuple[LookupSite, ...]:
-    """What a rank looks up in its parts of tables: a sequence is one site per position."""
+def sites_of(shards: Sequence[SentShard], slot_by_key: Mapping[str, int]) -> tuple[LookupSite, ...]:
+    """What a rank looks up in its shards of tables: a sequence is one site per position."""
     sites: list[LookupSite] = []
-    for piece in pieces:
-        x, part = piece.carrier.lookup, piece.part
+    for sent in shards:
+        x, shard = sent.value.lookup, sent.shard
         site = LookupSite(
-            x.node.name, part.name, slot_by_key[x.key], part.rows, part.columns, x.pooling, x.weighted,
-            first_row=part.first_row if part.kind == "row_wise" else None,
+            x.node.name, shard.name, slot_by_key[x.key], shard.rows, shard.columns, x.pooling, x.weighted,
+            first_row=shard.first_row if shard.kind == "row_wise" else None,
         )  # fmt: skip
         if x.pooling != "none":
             sites.append(site)

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dmt_plugin.config.messages import one_of
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
-from dmt_plugin.passes.base import Lookup, PassContext
-from dmt_plugin.passes.placement.table_shards import Piece
+from dmt_plugin.passes.base import PassContext
+from dmt_plugin.passes.facts import Lookup
+from dmt_plugin.passes.placement.table_shards import SentShard
 from dmt_plugin.plan.tower_plan import TableSpec, TowerPlan
 from dmt_plugin.planner import PlacementRules, TablePlacement, place_tables
 from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, LaneLoad, Load, TableUse
@@ -46,7 +47,7 @@ def place(ctx: PassContext, tables: Sequence[TableSpec], host_of_feature: Mappin
             raise ConfigError(f"dmt.placement.overrides.{name}: {one_of(name, names)}.")
     uses = uses_of(ctx, tables)
     rules = PlacementRules(config.strategy, config.memory_limit, config.split_gain, config.overrides)
-    host_of = {x.table: host_of_feature[x.feature] for x in ctx.lookups}
+    host_of = {x.table: host_of_feature[x.feature] for x in ctx.facts.lookups}
     placed = place_tables(uses, host_of, ctx.topology, rules, cost_model(ctx.config, ctx.topology))
     if ctx.topology.ranks_per_host > 1:
         for use in uses:
@@ -59,7 +60,7 @@ def uses_of(ctx: PassContext, tables: Sequence[TableSpec]) -> list[TableUse]:
     return [
         TableUse(table, sum(map(ids_per_sample, own)), sum(x.width for x in own), _why_whole(ctx, own))
         for table in tables
-        if (own := [x for x in ctx.lookups if x.table == table.name])
+        if (own := [x for x in ctx.facts.lookups if x.table == table.name])
     ]
 
 
@@ -70,7 +71,7 @@ def ids_per_sample(lookup: Lookup) -> float:
 
 def _why_whole(ctx: PassContext, lookups: Sequence[Lookup]) -> str:
     for lookup in lookups:
-        region = ctx.regions.get(lookup.node)
+        region = ctx.facts.regions.get(lookup.node)
         if region is not None and region.ids:
             return (
                 f"what the model does to its rows up to {region.stream.name} needs their ids as well, and runs where "
@@ -161,21 +162,21 @@ def check_settings(config: DMTConfig, plan: TowerPlan, file: str, topology: Topo
 
 
 def lane_loads(
-    pieces: Sequence[Sequence[Piece]], config: DMTConfig, topology: Topology, widths: Sequence[int]
+    shards: Sequence[Sequence[SentShard]], config: DMTConfig, topology: Topology, widths: Sequence[int]
 ) -> tuple[LaneLoad, ...]:
     """The predicted load of every rank.
 
     Args:
-        pieces: what each rank looks up.
+        shards: what each rank looks up.
         config: the ``"dmt"`` section.
         topology: hosts and lanes.
         widths: entries per sample that each rank sends.
     """
     model = cost_model(config, topology)
     found = []
-    for rank, own in enumerate(pieces):
-        parts = {piece.part for piece in own}
-        lookups = [ids_per_sample(p.carrier.lookup) * p.part.rows / p.part.table.rows for p in own]
+    for rank, own in enumerate(shards):
+        parts = {p.shard for p in own}
+        lookups = [ids_per_sample(p.value.lookup) * p.shard.rows / p.shard.table.rows for p in own]
         memory = sum(model.memory(part.rows, part.columns) for part in parts)
         sent = model.exchange(Load(width=widths[rank]))
         found.append(

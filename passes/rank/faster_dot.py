@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture.masks import attribute, constant_of
+from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.ops.axes import Unsupported
@@ -50,7 +51,7 @@ class FasterDot(GraphPass):
             return self.result(0, 0, "switched off")
         candidates = [node for node in ctx.gm.graph.nodes if _picks_pairs(node)]
         rewritten = sum(_rewrite(ctx.gm, node) for node in candidates)
-        ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        drop_unused(ctx.gm.graph)
         return self.result(len(candidates), rewritten, f"{rewritten} dot interaction(s) with one product in backward")
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from torch import fx
 
 from dmt_plugin.fxtools.names import calls_tower
+from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.graph_ops import pack_streams, split_columns
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
@@ -41,7 +42,7 @@ class FeedTowers(GraphPass):
         """Rewrites the calls of towers in ``ctx.gm``."""
         calls = [n for n in ctx.gm.graph.nodes if calls_tower(n)]
         fed = sum(_feed(ctx.gm, call) for call in calls)
-        ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        drop_unused(ctx.gm.graph)
         return self.result(len(calls), fed, f"{fed} tower(s) take the blocks of the lanes")
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -29,64 +30,80 @@ from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.transport import Group
 from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, LOOKUP, SHAPE_META, start_path, tower_number, wait_path
+from dmt_plugin.fxtools.order import drop_unused, sort_nodes
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
-from dmt_plugin.passes.base import Contract, GraphPass, Lookup, PassContext, PassResult, Region
-from dmt_plugin.passes.placement.rank_parts import Column, Placement, sort_nodes
-from dmt_plugin.passes.placement.sent_values import Carrier, carriers_of, copied_region, shaped, slot_ids
+from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.facts import Lookup, Region
+from dmt_plugin.passes.placement.sent_values import SentValue, copied_region, sent_values_of, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.placement.table_placement import lane_loads
-from dmt_plugin.passes.placement.table_shards import Piece, arrived_columns, pieces_by_rank
+from dmt_plugin.passes.placement.table_shards import SentShard, arrived_columns, shards_by_rank
+from dmt_plugin.passes.rank_facts import SentColumn
 
 
 class Place(GraphPass):
-    """See the module's docstring.
-
-    Args:
-        rank: the rank to specialise for.
-    """
+    """See the module's docstring."""
 
     name = "place"
     contract = Contract(
         provides=frozenset({"placed"}), requires=frozenset({"no_pass_through"}), conflicts_with=frozenset({"placed"})
     )
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.placement = Placement()
-
     def run(self, ctx: PassContext) -> PassResult:
-        """Rewrites ``ctx.gm`` for ``self.rank``; fills ``self.placement``."""
+        """Rewrites ``ctx.gm`` for ``ctx.rank``; fills ``ctx.placement``."""
+        before = len(ctx.gm.graph.nodes)
+        _Rewrite(ctx)
+        sort_nodes(ctx.gm.graph)
+        drop_unused(ctx.gm.graph)
+        changed = abs(len(ctx.gm.graph.nodes) - before)
+        return self.result(len(ctx.facts.lookups), changed, f"rank {ctx.rank}")
+
+
+@dataclass(frozen=True)
+class _Column:
+    """What crosses hosts: a tower's output, or a lookup that passes by.
+
+    Attributes:
+        node: the logical node whose value it is.
+        width: entries per sample.
+        tower: path of the tower module, or ``""``.
+    """
+
+    node: fx.Node
+    width: int
+    tower: str = ""
+
+
+class _Rewrite:
+    """One graph that is specialised."""
+
+    def __init__(self, ctx: PassContext) -> None:
         assert ctx.plan is not None
-        self.ctx, self.plan, self.topology = ctx, ctx.plan, ctx.topology
-        self.graph = ctx.gm.graph
-        self.output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        self.carriers = carriers_of(ctx)
-        self.pieces = pieces_by_rank(self.carriers, self.plan, self.topology)
-        self.region_of = {region.stream: region for region in ctx.regions.values()}
-        before = len(self.graph.nodes)
+        self.ctx, self.plan, self.topology, self.rank = ctx, ctx.plan, ctx.topology, ctx.rank
+        self.graph, self.placement = ctx.gm.graph, ctx.placement
+        self.values = sent_values_of(ctx)
+        self.shards = shards_by_rank(self.values, self.plan, self.topology)
+        self.region_of = {region.stream: region for region in ctx.facts.regions.values()}
         self.placement.route = ctx.config.comm.route
-        with self.graph.inserting_before(self.output):
+        with self.graph.inserting_before(next(n for n in reversed(self.graph.nodes) if n.op == "output")):
             routed, layout = self._distribute()
             rows = self._look_up(routed)
             if ctx.config.comm.route == "flat":
                 self._flat(rows, layout)
             else:
                 self._hierarchical(rows, layout)
-        sort_nodes(self.graph)
-        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
-        return self.result(len(ctx.lookups), abs(len(self.graph.nodes) - before), f"rank {self.rank}")
 
     # -- steps ---------------------------------------------------------------------------
 
     def _distribute(self) -> tuple[fx.Node, fx.Node]:
-        slots = slots_of(self.ctx.lookups, self.plan)
+        slots = slots_of(self.ctx.facts.lookups, self.plan)
         exchange = InputDist([s for s, _ in slots.values()], self.topology, self.rank, self.ctx.config.comm.route)
         keys = list(slots)
         self.slot_by_key = {keys[slot]: i for i, slot in enumerate(exchange.owned)}
         self.placement.slots = tuple(slot for slot, _ in slots.values())
-        self.placement.sites = sites_of(self.pieces[self.rank], self.slot_by_key)
-        self.placement.rank_widths = widths = tuple(map(_width, self.pieces))
-        self.placement.loads = lane_loads(self.pieces, self.ctx.config, self.topology, widths)
+        self.placement.sites = sites_of(self.shards[self.rank], self.slot_by_key)
+        self.placement.rank_widths = widths = tuple(map(_width, self.shards))
+        self.placement.loads = lane_loads(self.shards, self.ctx.config, self.topology, widths)
         ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
         self._add("index", exchange)
         routed = self._exchange("index", tuple(ids), f"{len(exchange.owned)} id stream(s), H*L*B rows")
@@ -95,16 +112,16 @@ class Place(GraphPass):
 
     def _look_up(self, routed: fx.Node) -> fx.Node:
         """This rank's rows, and what their features make of them here."""
-        mine = self.pieces[self.rank]
+        mine = self.shards[self.rank]
         rows = self._call(LOOKUP, (routed,))
-        rows.meta[SHAPE_META] = f"(H*L*B, {sum(piece.looked_up for piece in mine)})"
-        carriers = [piece.carrier for piece in mine]
-        if not any(c.region for c in carriers):
+        rows.meta[SHAPE_META] = f"(H*L*B, {sum(sent.looked_up for sent in mine)})"
+        values = [sent.value for sent in mine]
+        if not any(c.region for c in values):
             return rows
-        columns = self._split([rows], [[piece.looked_up for piece in mine]])
+        columns = self._split([rows], [[sent.looked_up for sent in mine]])
         parts = [
             column if c.region is None else self._at_owner(c.lookup, c.region, column, routed)
-            for c, column in zip(carriers, columns, strict=True)
+            for c, column in zip(values, columns, strict=True)
         ]
         pooled = self.graph.call_function(side_by_side, (parts,))
         pooled.meta[SHAPE_META] = f"(H*L*B, {_width(mine)})"
@@ -122,10 +139,10 @@ class Place(GraphPass):
 
     def _hierarchical(self, rows: fx.Node, layout: fx.Node) -> None:
         host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
-        by_lane = [self.pieces[self.topology.rank_of(host, j)] for j in range(self.topology.ranks_per_host)]
+        by_lane = [self.shards[self.topology.rank_of(host, j)] for j in range(self.topology.ranks_per_host)]
         self._add("lanes", self._rows("lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
         blocks = self._exchange("lanes", (rows, layout), f"(H*B, {sum(_width(x) for x in by_lane)})")
-        column_of = {carrier.node: column for carrier, column in self._arrived(blocks, by_lane)}
+        column_of = {value.node: column for value, column in self._arrived(blocks, by_lane)}
         items = [self._columns_of(h) for h in range(self.topology.hosts)]
         own_outputs = [
             self._tower(column, column_of) if column.tower else column_of[column.node] for column in items[host]
@@ -138,7 +155,9 @@ class Place(GraphPass):
         parts = self._split(arrived, [[c.width for c in own] for own in items])
         for column, part in zip((c for own in items for c in own), parts, strict=True):
             self._substitute(column.node, part)
-        self.placement.host_columns = tuple(tuple(own) for own in items)
+        self.placement.host_columns = tuple(
+            tuple(SentColumn(c.node.name, c.width, c.tower) for c in own) for own in items
+        )
         if self.topology.hosts > 1:
             layers = [[path for c in own if c.tower for path in self._layers_of(c)] for own in items]
             self.placement.feature_layers = tuple(path for own in layers for path in own)
@@ -149,15 +168,15 @@ class Place(GraphPass):
         widths = self.placement.rank_widths
         self._add("world", self._rows("world", widths[self.rank], widths))
         blocks = self._exchange("world", (rows, layout), f"(B, {sum(widths)})")
-        for carrier, column in self._arrived(blocks, self.pieces):
-            self._substitute(carrier.node, column)
+        for value, column in self._arrived(blocks, self.shards):
+            self._substitute(value.node, column)
 
-    def _arrived(self, blocks: fx.Node, pieces: Sequence[Sequence[Piece]]) -> list[tuple[Carrier, fx.Node]]:
-        """Carriers and their columns, out of one block per sender."""
-        columns = self._split(blocks, [[piece.width for piece in own] for own in pieces])
-        return arrived_columns(self.graph, [piece for own in pieces for piece in own], columns)
+    def _arrived(self, blocks: fx.Node, shards: Sequence[Sequence[SentShard]]) -> list[tuple[SentValue, fx.Node]]:
+        """Values and their columns, out of one block per sender."""
+        columns = self._split(blocks, [[sent.width for sent in own] for own in shards])
+        return arrived_columns(self.graph, [sent for own in shards for sent in own], columns)
 
-    def _tower(self, column: Column, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
+    def _tower(self, column: _Column, column_of: dict[fx.Node, fx.Node]) -> fx.Node:
         """The tower module of this host on the rows of its peers."""
         pack = column.node.args[0]
         assert isinstance(pack, fx.Node) and pack.target is pack_streams
@@ -177,10 +196,10 @@ class Place(GraphPass):
 
     # -- helpers -------------------------------------------------------------------------
 
-    def _columns_of(self, host: int) -> list[Column]:
+    def _columns_of(self, host: int) -> list[_Column]:
         """What a host sends: outputs of its tower modules, then lookups without one."""
         towers = set(self.plan.towers_on(host))
-        columns: list[Column] = []
+        columns: list[_Column] = []
         packed: set[fx.Node] = set()
         for output in (n for n in self.graph.nodes if n.op == "call_module"):
             tower = tower_number(str(output.target))
@@ -192,15 +211,15 @@ class Place(GraphPass):
                 assert isinstance(stream, fx.Node)
                 packed.update(self.region_of[stream].lookups if stream in self.region_of else [stream])
             if tower in towers:
-                columns.append(Column(output, int(output.meta["val"].shape[1]), str(output.target)))
+                columns.append(_Column(output, int(output.meta["val"].shape[1]), str(output.target)))
         columns.extend(
-            Column(c.node, c.width)
-            for c in self.carriers
+            _Column(c.node, c.width)
+            for c in self.values
             if c.lookup.node not in packed and self.plan.host_of_table(c.lookup.table) == host
         )
         return columns
 
-    def _layers_of(self, column: Column) -> list[str]:
+    def _layers_of(self, column: _Column) -> list[str]:
         """The user's layers with parameters that a tower runs: those of one of its features alone."""
         pack = column.node.args[0]
         assert isinstance(pack, fx.Node)
@@ -241,5 +260,5 @@ class Place(GraphPass):
         old.replace_all_uses_with(new)
 
 
-def _width(pieces: Sequence[Piece]) -> int:
-    return sum(piece.width for piece in pieces)
+def _width(shards: Sequence[SentShard]) -> int:
+    return sum(sent.width for sent in shards)

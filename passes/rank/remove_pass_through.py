@@ -32,6 +32,6 @@ class RemovePassThrough(GraphPass):
             for read in list(split.users):
                 read.replace_all_uses_with(streams[int(read.args[1])])
             removed += len(outputs)
-        lookups = {lookup.node for lookup in ctx.lookups}  # also those that nothing uses: ids are read for them
+        lookups = {lookup.node for lookup in ctx.facts.lookups}  # also those that nothing uses: ids are read for them
         ctx.gm.graph.eliminate_dead_code(is_impure_node=lambda n: n.is_impure() or n in lookups)
         return self.result(len(splits), removed)

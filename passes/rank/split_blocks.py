@@ -28,10 +28,10 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META, calls_tower, is_start, is_wait
+from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.ops.batch_rows import is_by_rows, is_plumbing, open_view, writes_input
-from dmt_plugin.passes.placement.rank_parts import Placement
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 _BY_ROWS = ("none", "dlrm", "dcn", "preserve")
@@ -39,50 +39,53 @@ _BY_ROWS = ("none", "dlrm", "dcn", "preserve")
 
 
 class SplitBlocks(GraphPass):
-    """See the module's docstring.
-
-    Args:
-        placement: what :class:`dmt_plugin.passes.rank.place.Place` made.
-        blocks: number of blocks, at least 1.
-    """
+    """See the module's docstring."""
 
     name = "split_blocks"
     contract = Contract(
         provides=frozenset({"split"}), requires=frozenset({"placed"}), conflicts_with=frozenset({"scheduled"})
     )
 
-    def __init__(self, placement: Placement, blocks: int) -> None:
-        self.placement = placement
-        self.blocks = blocks
-
     def run(self, ctx: PassContext) -> PassResult:
         """Rewrites ``ctx.gm``."""
         assert ctx.plan is not None
-        if self.blocks == 1:
+        blocks = ctx.config.comm.blocks_on(ctx.topology.hosts)
+        if blocks == 1:
             return self.result(0, 0, "one block")
         # On the flat route towers run behind the last exchange, where a part that may mix samples sees the whole batch.
-        strange = _strange_modules(ctx.plan) if self.placement.route == "hierarchical" else ""
+        strange = _strange_modules(ctx.plan) if ctx.placement.route == "hierarchical" else ""
         if strange:
             return self.result(0, 0, f"one block: {strange} may mix samples, and runs between two exchanges")
-        self.ctx, self.graph = ctx, ctx.gm.graph
-        self.order = list(self.graph.nodes)
-        before = len(self.order)
-        index = self.placement.exchanges["index"]
+        index = ctx.placement.exchanges["index"]
         assert isinstance(index, InputDist)
-        index.sort_by_blocks(self.blocks)
+        index.sort_by_blocks(blocks)
+        before = len(ctx.gm.graph.nodes)
+        inside = _Split(ctx, blocks).inside
+        drop_unused(ctx.gm.graph)
+        behind = sum("val" in n.meta and isinstance(n.meta["val"], Tensor) for n in inside)
+        return self.result(len(inside), len(ctx.gm.graph.nodes) - before, f"{blocks} blocks, {behind} of the model")
+
+
+class _Split:
+    """One graph that is cut.
+
+    Attributes:
+        inside: the nodes that ran once for the whole batch, and now run once per block.
+    """
+
+    def __init__(self, ctx: PassContext, blocks: int) -> None:
+        self.ctx, self.graph, self.blocks = ctx, ctx.gm.graph, blocks
+        self.order = list(self.graph.nodes)
         self.constants = self._constants()
         start = next(n for n in self.order if _starts_rows(n))
         layout = start.args[1]
         assert isinstance(layout, fx.Node)
         self.layout = layout
         first = _entry(start)
-        inside = self._inside(first)
-        missed = [n.name for n in self.order if _is_row_exchange(n) and n not in inside]
+        self.inside = self._inside(first)
+        missed = [n.name for n in self.order if _is_row_exchange(n) and n not in self.inside]
         assert not missed, f"{missed} would carry the whole batch while others carry blocks"
-        self._clone(first, inside)
-        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
-        behind = sum("val" in n.meta and isinstance(n.meta["val"], Tensor) for n in inside)
-        return self.result(len(inside), len(self.graph.nodes) - before, f"{self.blocks} blocks, {behind} of the model")
+        self._clone(first, self.inside)
 
     # -- what runs per block ---------------------------------------------------------------
 

@@ -25,16 +25,10 @@ from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, SHAPE_META, calls
 from dmt_plugin.nn.graph_ops import pick_columns
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.placement.rank_parts import Placement
 
 
 class TowersFirst(GraphPass):
-    """See the module's docstring.
-
-    Args:
-        placement: what :class:`dmt_plugin.passes.rank.place.Place` made; its exchange ``lanes`` may be replaced.
-        rank: the rank that it was made for.
-    """
+    """See the module's docstring. The exchange ``lanes`` of ``ctx.placement`` may be replaced."""
 
     name = "towers_first"
     contract = Contract(
@@ -43,49 +37,46 @@ class TowersFirst(GraphPass):
         conflicts_with=frozenset({"split", "scheduled"}),
     )
 
-    def __init__(self, placement: Placement, rank: int) -> None:
-        self.placement = placement
-        self.rank = rank
-
     def run(self, ctx: PassContext) -> PassResult:
         """Rewrites the calls of towers in ``ctx.gm``."""
-        self.topology = ctx.topology
         calls = [n for n in ctx.gm.graph.nodes if calls_tower(n)]
-        moved = sum(self._move(ctx.gm, call) for call in calls)
+        moved = sum(_move(ctx, call) for call in calls)
         return self.result(len(calls), moved, f"{moved} tower(s) before the exchange inside the host")
 
-    def _move(self, gm: fx.GraphModule, call: fx.Node) -> bool:
-        tower = gm.get_submodule(str(call.target))
-        wait = call.args[0]
-        if type(tower) is not DLRMTower or tower.per_tower is not None or len(call.args) != 2:
-            return False
-        if not isinstance(wait, fx.Node) or wait.meta.get(EXCHANGE_META) != "lanes" or len(wait.users) > 1:
-            return False
-        exchange = self.placement.exchanges["lanes"]
-        assert isinstance(exchange, OutputDist) and isinstance(tower.per_feature, nn.Linear)
-        (start,) = wait.all_input_nodes
-        rows, layout = start.args
-        places: Any = call.args[1]
-        width, out = tower.width, tower.per_feature.out_features
-        graph = gm.graph
-        with graph.inserting_before(start):
-            own = graph.call_module(str(call.target), ((rows,), tuple(range(exchange.send_width // width))))
-        own.meta[SHAPE_META] = f"(H*L*B, {exchange.send_width // width * out})"
-        with graph.inserting_after(wait):
-            picked = graph.call_function(pick_columns, (wait, places, out))
-        picked.meta[SHAPE_META] = call.meta.get(SHAPE_META, "")
-        start.args = (own, layout)
-        wait.meta[SHAPE_META] = picked.meta[SHAPE_META]
-        call.replace_all_uses_with(picked)
-        graph.erase_node(call)
-        smaller = OutputDist(
-            exchange.name, exchange.group, exchange.send_width // width * out,
-            [own // width * out for own in exchange.recv_widths], exchange.formats,
-        )  # fmt: skip
-        gm.set_submodule(f"{EXCHANGES}.lanes", smaller)
-        self.placement.exchanges["lanes"] = smaller
-        topology = self.topology
-        of_lane = dict(zip(topology.lanes_of(self.rank), smaller.recv_widths, strict=True))
-        widths = [of_lane.get(rank, own) for rank, own in enumerate(self.placement.rank_widths)]
-        self.placement.rank_widths = tuple(widths)
-        return True
+
+def _move(ctx: PassContext, call: fx.Node) -> bool:
+    """Moves the call of one tower, if it can be moved."""
+    gm, placement = ctx.gm, ctx.placement
+    tower = gm.get_submodule(str(call.target))
+    wait = call.args[0]
+    if type(tower) is not DLRMTower or tower.per_tower is not None or len(call.args) != 2:
+        return False
+    if not isinstance(wait, fx.Node) or wait.meta.get(EXCHANGE_META) != "lanes" or len(wait.users) > 1:
+        return False
+    exchange = placement.exchanges["lanes"]
+    assert isinstance(exchange, OutputDist) and isinstance(tower.per_feature, nn.Linear)
+    (start,) = wait.all_input_nodes
+    rows, layout = start.args
+    places: Any = call.args[1]
+    width, out = tower.width, tower.per_feature.out_features
+    graph = gm.graph
+    with graph.inserting_before(start):
+        own = graph.call_module(str(call.target), ((rows,), tuple(range(exchange.send_width // width))))
+    own.meta[SHAPE_META] = f"(H*L*B, {exchange.send_width // width * out})"
+    with graph.inserting_after(wait):
+        picked = graph.call_function(pick_columns, (wait, places, out))
+    picked.meta[SHAPE_META] = call.meta.get(SHAPE_META, "")
+    start.args = (own, layout)
+    wait.meta[SHAPE_META] = picked.meta[SHAPE_META]
+    call.replace_all_uses_with(picked)
+    graph.erase_node(call)
+    smaller = OutputDist(
+        exchange.name, exchange.group, exchange.send_width // width * out,
+        [own // width * out for own in exchange.recv_widths], exchange.formats,
+    )  # fmt: skip
+    gm.set_submodule(f"{EXCHANGES}.lanes", smaller)
+    placement.exchanges["lanes"] = smaller
+    of_lane = dict(zip(ctx.topology.lanes_of(ctx.rank), smaller.recv_widths, strict=True))
+    widths = [of_lane.get(rank, own) for rank, own in enumerate(placement.rank_widths)]
+    placement.rank_widths = tuple(widths)
+    return True

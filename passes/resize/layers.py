@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,23 @@ LIKE_BEFORE = "mean and spread of the old values"
 AS_NEW = "as a new layer starts"
 
 
-def resized(old: nn.Module, sizes: tuple[int | None, ...], out: int | None, target: str) -> tuple[nn.Module, str, str]:
+class Resized(NamedTuple):
+    """A layer in place of another.
+
+    Attributes:
+        layer: the new layer.
+        what: what changed.
+        init: how its values start.
+        kept: names of the entries of its state that have the old values.
+    """
+
+    layer: nn.Module
+    what: str
+    init: str
+    kept: tuple[str, ...] = ()
+
+
+def resized(old: nn.Module, sizes: tuple[int | None, ...], out: int | None, target: str) -> Resized:
     """A layer of another size.
 
     Args:
@@ -28,27 +44,25 @@ def resized(old: nn.Module, sizes: tuple[int | None, ...], out: int | None, targ
             none at all, if they are what they were.
         out: its new number of outputs; ``None`` if they are what they were.
         target: its qualified name, which also seeds its new values.
-
-    Returns:
-        The new layer, what changed, and how its values start.
     """
     fan_in = sizes[0] if sizes else None
+    bias = ("bias",) if out is None and getattr(old, "bias", None) is not None else ()
     if isinstance(old, nn.Linear):
-        return *_linear(old, fan_in, out, target), LIKE_BEFORE
+        return Resized(*_linear(old, fan_in, out, target), LIKE_BEFORE, bias)
     if isinstance(old, nn.Conv1d):
-        return *_conv(old, fan_in, out, target), LIKE_BEFORE
+        return Resized(*_conv(old, fan_in, out, target), LIKE_BEFORE, bias)
     assert any(sizes) and out is None
     if isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
-        return *_norm_of_entries(old, sizes), AS_NEW
+        return Resized(*_norm_of_entries(old, sizes), AS_NEW)
     if isinstance(old, nn.Bilinear):
-        return *_bilinear(old, sizes, target), LIKE_BEFORE
+        return Resized(*_bilinear(old, sizes, target), LIKE_BEFORE, bias)
     assert fan_in is not None
     if isinstance(old, SEQUENCE_LAYERS):
-        return _renewed(old, target), "all of it (inputs mean something else)", LIKE_BEFORE
+        return Resized(_renewed(old, target), "all of it (inputs mean something else)", LIKE_BEFORE)
     if isinstance(old, nn.PReLU):
-        return *_slopes(old, fan_in, target), LIKE_BEFORE
+        return Resized(*_slopes(old, fan_in, target), LIKE_BEFORE)
     assert isinstance(old, nn.BatchNorm1d)
-    return *_norm_of_channels(old, fan_in), AS_NEW
+    return Resized(*_norm_of_channels(old, fan_in), AS_NEW)
 
 
 def anew(old: Tensor, shape: list[int] | tuple[int, ...], old_fan: int, new_fan: int, seed: str) -> Tensor:
@@ -73,8 +87,7 @@ def _linear(old: nn.Linear, fan_in: int | None, out: int | None, seed: str) -> t
     with torch.no_grad():
         new.weight.copy_(anew(old.weight, (rows, columns), old.in_features, columns, seed + ".weight"))
         if bias:
-            kept = rows == old.out_features and out is None
-            new.bias.copy_(old.bias if kept else anew(old.bias, (rows,), 1, 1, seed + ".bias"))
+            new.bias.copy_(old.bias if out is None else anew(old.bias, (rows,), 1, 1, seed + ".bias"))
     return new, _changes(("in_features", old.in_features, fan_in), ("out_features", old.out_features, out))
 
 

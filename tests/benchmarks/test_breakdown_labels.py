@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.step.breakdown_labels import PREFIX, STEP, Flight, Labels, autograd_count
 from benchmarks.step.breakdown_parts import Where
 from benchmarks.step.breakdown_trace import KNOWN_REST, spans_of, totals
+from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.model.placed import PlacedModel
 from tests._util.ranks import run_ranks
 from tests._util.simulated import SimulatedWire, SimulatedWorld
@@ -155,7 +156,7 @@ def test_marks_are_there_without_the_first_nodes() -> None:
     module.arrived.forward = lambda: routed[0]
     with graph.inserting_before(wait):
         wait.replace_all_uses_with(graph.call_module("arrived"))
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    drop_unused(graph)
     assert not any("index" in str(n.target) for n in graph.nodes)
     rest = torch.fx.GraphModule(module, graph)
     with profile(activities=[ProfilerActivity.CPU]) as trace, labels.tracing(), record_function(f"{PREFIX}/{STEP}"):

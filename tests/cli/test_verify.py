@@ -63,7 +63,7 @@ def test_json(project: Path) -> None:
 
 def test_a_wrong_rewrite_is_found_and_its_node_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def two_streams_swapped(ctx: PassContext) -> None:
-        join = ctx.groups[0].joins[0]
+        join = ctx.facts.groups[0].joins[0]
         entries = list(join.args[0])  # type: ignore[arg-type]
         entries[1], entries[2] = entries[2], entries[1]
         join.args = (entries, *join.args[1:])
@@ -92,7 +92,7 @@ def test_what_differs_in_train_mode_only_is_named(project: Path, monkeypatch: py
 
 def test_a_gradient_that_differs_alone_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(ctx: PassContext) -> None:
-        join = ctx.groups[0].joins[0]
+        join = ctx.facts.groups[0].joins[0]
         stream = list(join.args[0])[2]  # type: ignore[arg-type]
         with ctx.gm.graph.inserting_before(join):
             cut = ctx.gm.graph.call_method("detach", (stream,))

@@ -15,9 +15,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult, run_passes, validate
 from dmt_plugin.passes.logical.insert_towers import InsertTowers
-from dmt_plugin.passes.pipeline import modules_passes, towers_passes
-from dmt_plugin.passes.rank.place import Place
-from dmt_plugin.passes.rank.schedule import Schedule
+from dmt_plugin.passes.pipeline import KNOWN_OF_A_RANK, modules_passes, rank_passes, towers_passes
 from dmt_plugin.topology.shape import Topology
 from tests.passes.flat import Flat, cat, ids
 
@@ -43,7 +41,8 @@ def context(model: nn.Module | None = None, topology: Topology | None = None) ->
 def test_the_pipelines_are_valid_and_only_in_their_order() -> None:
     whole = [*towers_passes(), *modules_passes()]
     validate(whole)
-    validate([*towers_passes(), Place(0), Schedule()])
+    validate(rank_passes(), KNOWN_OF_A_RANK)
+    validate([*towers_passes(), *rank_passes()])
     for i in range(len(whole) - 1):
         turned = [*whole[:i], whole[i + 1], whole[i], *whole[i + 2 :]]
         with pytest.raises(ValueError, match="cannot run after"):
@@ -117,5 +116,5 @@ def test_tower_modules_before_and_after() -> None:
     (join,) = [n for n in ctx.gm.graph.nodes if n.target is torch.cat]
     assert [n.args[1] for n in join.args[0]] == [0, 1, 2, 3]
     assert [tuple(n.meta["val"].shape) for n in join.args[0]] == [(7, 2)] * 4
-    assert [r.target for r in ctx.repairs] == ["top"]
+    assert [r.target for r in ctx.facts.changes] == ["top"]
     assert ctx.gm.top.in_features == 8

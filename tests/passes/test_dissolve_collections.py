@@ -102,6 +102,6 @@ def test_weighted_collections_and_shared_features() -> None:
     model = towers(flat, *batch(5), towers={"module": "none"})
     assert torch.equal(model(*batch(8)), flat(*batch(8)))
     ctx = found(flat, *batch(5), towers={"module": "none"})
-    assert [(x.table.rpartition(".")[2], x.feature, x.weighted) for x in ctx.lookups] == [
+    assert [(x.table.rpartition(".")[2], x.feature, x.weighted) for x in ctx.facts.lookups] == [
         ("a", "x", True), ("a", "y", True), ("b", "x", True), ("c", "z", True),
     ]  # fmt: skip

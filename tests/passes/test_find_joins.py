@@ -52,7 +52,7 @@ def one_used_elsewhere(streams: list[Tensor], model: Any) -> Tensor:
 
 def joined_by(model: nn.Module, **dmt: Any) -> list[tuple[str, int, str]]:
     ctx = found(model, ids(4, 5), **{"towers": {"module": "none"}, **dmt})
-    return [(g.kind, len(g.lookups), g.reason) for g in ctx.groups]
+    return [(g.kind, len(g.lookups), g.reason) for g in ctx.facts.groups]
 
 
 def mixed() -> list[nn.Module]:
@@ -116,10 +116,10 @@ def test_reasons_why_not(model: Any, reason: str) -> None:
 
 def test_a_stream_that_is_not_joined_names_its_use() -> None:
     ctx = found(Flat(all_multiplied), ids(4, 5), towers={"module": "none"})
-    assert {g.kind for g in ctx.groups} == {"transport"}
-    assert len(ctx.groups) == 4  # each has a use of its own
+    assert {g.kind for g in ctx.facts.groups} == {"transport"}
+    assert len(ctx.facts.groups) == 4  # each has a use of its own
     ctx = found(Flat(lambda s, m: torch.add(torch.hstack(s), 0)), ids(4, 5), towers={"module": "none"})
-    (group,) = ctx.groups
+    (group,) = ctx.facts.groups
     assert "hstack" in group.reason and "not a cat or stack" in group.reason
 
 
@@ -196,7 +196,7 @@ def test_a_repeated_stream_is_never_towered() -> None:
             return self.top((rows * columns).sum(2))
 
     ctx = found(Product(), ids(3, 5), towers={"module": "none"})
-    assert all(g.kind == "transport" for g in ctx.groups)
+    assert all(g.kind == "transport" for g in ctx.facts.groups)
 
 
 def test_meeting_points() -> None:
@@ -209,4 +209,4 @@ def test_meeting_points() -> None:
 
 def test_the_order_of_a_group_is_that_of_its_join() -> None:
     ctx = found(Flat(lambda s, m: torch.cat([s[2], s[0], s[3], s[1]], 1)), ids(4, 5))
-    assert [x.table for x in ctx.groups[0].lookups] == ["tables.2", "tables.0", "tables.3", "tables.1"]
+    assert [x.table for x in ctx.facts.groups[0].lookups] == ["tables.2", "tables.0", "tables.3", "tables.1"]

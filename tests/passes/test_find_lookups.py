@@ -124,7 +124,7 @@ def test_a_table_that_no_id_of_the_batch_reads_stays_dense() -> None:
         return (t + model.positions(torch.arange(4))).flatten(1) + model.positions(torch.arange(t.size(1))).sum()
 
     ctx = found(Flat(with_positions), ids(4, 7), **SPTT)
-    assert [x.table for x in ctx.lookups] == [f"tables.{f}" for f in range(4)]
+    assert [x.table for x in ctx.facts.lookups] == [f"tables.{f}" for f in range(4)]
 
 
 def test_what_a_lookup_is() -> None:
@@ -185,9 +185,9 @@ def test_running_twice_finds_the_same() -> None:
     from dmt_plugin.passes.logical.find_lookups import FindLookups
 
     ctx = found(Flat(cat), ids(4, 5))
-    before = list(ctx.lookups)
+    before = list(ctx.facts.lookups)
     FindLookups().run(ctx)
-    assert ctx.lookups == before and not ctx.findings
+    assert ctx.facts.lookups == before and not ctx.findings
 
 
 class Functional(nn.Module):
@@ -212,7 +212,7 @@ def bag(index: Tensor, weight: Tensor, **options: Any) -> Tensor:
 @pytest.mark.parametrize("read", [nn.functional.embedding, bag])
 def test_a_functional_lookup_is_a_lookup(read: Any) -> None:
     ctx = found(Functional(read), torch.randint(0, 20, (5, 4)), **SPTT)
-    last = ctx.lookups[3]
+    last = ctx.facts.lookups[3]
     assert (last.table, last.weight, last.rows, last.dim) == ("extra", "extra", 20, 4)
     assert last.pooling == ("sum" if read is nn.functional.embedding else "mean") and not ctx.findings
 
@@ -240,7 +240,7 @@ def test_a_weight_of_two_names_is_one_table() -> None:
     model = Flat(cat)
     model.tables[2].weight = model.tables[1].weight
     ctx = found(model, ids(4, 5), **SPTT)
-    assert [x.table for x in ctx.lookups] == ["tables.0", "tables.1", "tables.1", "tables.3"]
+    assert [x.table for x in ctx.facts.lookups] == ["tables.0", "tables.1", "tables.1", "tables.3"]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_learned_positions_stay_dense(positions: Any) -> None:
         return (stacked + model.positions(positions(stacked[:, :, 0].long()))).flatten(1)
 
     ctx = found(Flat(with_positions), ids(4, 7), **SPTT)
-    assert [x.table for x in ctx.lookups] == [f"tables.{f}" for f in range(4)] and not ctx.findings
+    assert [x.table for x in ctx.facts.lookups] == [f"tables.{f}" for f in range(4)] and not ctx.findings
 
 
 def test_ids_made_of_rows_are_not_sent() -> None:
@@ -274,7 +274,7 @@ def test_ids_made_of_rows_are_not_sent() -> None:
 
     flat = Flat(with_codes)
     ctx = found(flat, ids(4, 7), **SPTT)
-    assert [x.table for x in ctx.lookups] == [f"tables.{f}" for f in range(4)]
+    assert [x.table for x in ctx.facts.lookups] == [f"tables.{f}" for f in range(4)]
     assert only(ctx.findings, "DMT209").module == "codes"
     logical = transform(flat, (ids(4, 7),), {"dmt": SPTT}, "2x1")
     placed = place(logical, DMTConfig.model_validate(SPTT), Topology(2, 1), 0)

@@ -66,10 +66,10 @@ ACCEPTED = {
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_work_on_one_feature_belongs_to_it(name: str) -> None:
     ctx = regions_of(ACCEPTED[name])
-    first = ctx.lookups[0]
+    first = ctx.facts.lookups[0]
     join = next(n for n in ctx.gm.graph.nodes if n.target is torch.cat)
     assert stream_of(ctx, first) is not first.node and stream_of(ctx, first).users.keys() <= {join, *join.users}
-    assert ctx.regions[first.node].layers == (name in ("own layer", "layer norm"))
+    assert ctx.facts.regions[first.node].layers == (name in ("own layer", "layer norm"))
 
 
 REFUSED = {
@@ -98,7 +98,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_needs_other_samples_or_others_stays(name: str) -> None:
     ctx = regions_of(REFUSED[name])
-    region = ctx.regions.get(ctx.lookups[0].node)
+    region = ctx.facts.regions.get(ctx.facts.lookups[0].node)
     forbidden = {"batch_norm", "tril", "sum", "softmax", "cumsum", "flip", "scale", "shared", "mul", "view"}
     forbidden |= {"softmin", "randn_like", "normalize", "truediv", "expand", "mul_"}
     inside = () if region is None else region.nodes
@@ -108,8 +108,8 @@ def test_what_needs_other_samples_or_others_stays(name: str) -> None:
 
 def test_a_sequence_is_pooled_beside_its_table_with_its_mask() -> None:
     ctx = regions_of(masked_mean)
-    lookup = next(x for x in ctx.lookups if x.pooling == "none")
-    region = ctx.regions[lookup.node]
+    lookup = next(x for x in ctx.facts.lookups if x.pooling == "none")
+    region = ctx.facts.regions[lookup.node]
     assert region.stream.meta["val"].shape[1:] == (4,) and region.ids and not region.layers
 
 
@@ -121,8 +121,8 @@ def test_a_mask_of_other_ids_stays_out() -> None:
         return (m.history(index) * mask).sum(dim=1)
 
     ctx = regions_of(other)
-    lookup = next(x for x in ctx.lookups if x.pooling == "none")
-    assert lookup.node not in ctx.regions
+    lookup = next(x for x in ctx.facts.lookups if x.pooling == "none")
+    assert lookup.node not in ctx.facts.regions
 
 
 def test_rows_of_one_raw_input_that_meet_are_one_feature() -> None:
@@ -131,9 +131,9 @@ def test_rows_of_one_raw_input_that_meet_are_one_feature() -> None:
         return m.history(first // 3) * rows[:, :4]
 
     ctx = regions_of(product)
-    features = {x.table: x.feature for x in ctx.lookups}
+    features = {x.table: x.feature for x in ctx.facts.lookups}
     names = [x for t, x in features.items() if "history" in t or t == "tables.0"]
-    assert len(set(names)) == 1 and len(ctx.regions) == 2
+    assert len(set(names)) == 1 and len(ctx.facts.regions) == 2
 
 
 def test_rows_of_two_inputs_that_meet_are_two_features() -> None:
@@ -141,4 +141,4 @@ def test_rows_of_two_inputs_that_meet_are_two_features() -> None:
         return m.history(index[:, 1]) * rows
 
     ctx = regions_of(product)
-    assert not ctx.regions and len({x.feature for x in ctx.lookups}) == 4
+    assert not ctx.facts.regions and len({x.feature for x in ctx.facts.lookups}) == 4

@@ -122,7 +122,7 @@ def test_too_few_and_first_order_streams_only_move() -> None:
 
 def test_a_table_read_by_what_other_rows_give_is_in_no_group() -> None:
     ctx = found(Chained(), ids(4, 5), **DECODER)
-    assert [(g.kind, [x.table for x in g.lookups]) for g in ctx.groups] == [
+    assert [(g.kind, [x.table for x in g.lookups]) for g in ctx.facts.groups] == [
         ("tower", [f"tables.{f}" for f in range(4)])
     ]
     assert only(ctx.findings, "DMT209").module == "tables.4"
@@ -134,7 +134,7 @@ def test_a_table_read_by_what_other_rows_give_is_in_no_group() -> None:
 def test_lookups_that_are_not_used_are_in_no_group() -> None:
     flat = Flat(lambda s, m: cat(s[:4], m), features=6)
     ctx = found(flat, ids(6, 5))
-    assert [(g.kind, len(g.lookups)) for g in ctx.groups] == [("tower", 4)]
+    assert [(g.kind, len(g.lookups)) for g in ctx.facts.groups] == [("tower", 4)]
     finding = only(ctx.findings, "DMT301")
     assert finding.severity == "info" and "tables.4" in finding.reason and "tables.5" in finding.reason
     model = towers(flat, ids(6, 5))

@@ -102,12 +102,12 @@ def test_lists_of_columns() -> None:
         return torch.cat(streams, 1)
 
     ctx = found(Flat(products(upper, cat), look=columns_of), ids(4, 5))
-    assert [(g.kind, g.form, len(g.joins)) for g in ctx.groups] == [("tower", "native", 1)]
+    assert [(g.kind, g.form, len(g.joins)) for g in ctx.facts.groups] == [("tower", "native", 1)]
 
 
 def test_the_order_is_that_of_the_join_that_holds_all() -> None:
     ctx = found(Flat(and_the_sum), ids(4, 5))
-    (group,) = ctx.groups
+    (group,) = ctx.facts.groups
     assert [x.table for x in group.lookups] == [f"tables.{f}" for f in (2, 0, 3, 1)] and len(group.joins) == 2
 
 
@@ -150,7 +150,7 @@ def used_apart(streams: list[Tensor], model: Any) -> Tensor:
 def test_what_enumerates_nothing_is_left_alone(join: Any) -> None:
     ctx = found(Flat(join), ids(4, 5), transform={"on_unsupported": "decoder"})
     assert next(r for r in ctx.results if r.name == "pick_pairs").changed == 0
-    assert {g.form for g in ctx.groups if g.kind == "tower"} == {"decoder"}
+    assert {g.form for g in ctx.facts.groups if g.kind == "tower"} == {"decoder"}
 
 
 def test_a_vector_that_depends_on_the_products() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin import compiler
+from dmt_plugin.capture import capture
 from dmt_plugin.compiler import transform
 from dmt_plugin.core.errors import TransformError
 from tests.passes import heads
@@ -150,6 +152,36 @@ def test_only_the_group_at_fault_moves_unchanged(swapped: bool) -> None:
     finding = only(model.findings, "DMT302")
     assert finding.severity == "warning" and "takes the slice" in finding.reason
     assert model(*batch(8, 4)).shape == (4, 1)
+
+
+class SomeGuilty(nn.Module):
+    """A slice behind the join of ``flats``: those of ``absorbed`` groups have passed a layer, which can be resized."""
+
+    def __init__(self, groups: int, absorbed: tuple[int, ...]) -> None:
+        super().__init__()
+        self.groups = groups
+        self.tables = nn.ModuleList(nn.Embedding(10, 8) for _ in range(4 * groups))
+        self.layers = nn.ModuleDict({str(g): nn.Linear(32, 32) for g in absorbed})
+        self.top = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        v = [t(ids[:, f]) for f, t in enumerate(self.tables)]
+        flats = [torch.cat(v[4 * g : 4 * g + 4], 1) for g in range(self.groups)]
+        flats = [self.layers[str(g)](flat) if str(g) in self.layers else flat for g, flat in enumerate(flats)]
+        return self.top(torch.cat(flats, 1)[:, -8:]) + x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(("groups", "absorbed"), [(2, (0,)), (3, (0, 2)), (3, (1,)), (2, (1,))])
+def test_a_group_that_only_passes_the_operation_at_fault_keeps_its_towers(
+    groups: int, absorbed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captures: list[Any] = []
+    monkeypatch.setattr(compiler, "capture", lambda *args: captures.append(args) or capture(*args))
+    config = {"dmt": {"towers": HALF, "transform": {"on_unsupported": "transport"}}}
+    model = transform(SomeGuilty(groups, absorbed), batch(4 * groups, 5), config, "2x1")
+    assert [g.kind for g in model.plan.groups] == ["tower" if g in absorbed else "transport" for g in range(groups)]
+    assert {r.target for r in model.repairs} == {f"layers.{g}" for g in absorbed}
+    assert len(captures) == 1
 
 
 @pytest.mark.parametrize("hidden", [DENSE, 8])

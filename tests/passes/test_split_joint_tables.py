@@ -56,10 +56,10 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_each_field_has_its_range_of_rows(spelling: str) -> None:
     ctx = found(Joint(SPELLINGS[spelling]), batch(), **SPTT)
-    assert [(x.table, x.first_row, x.rows) for x in ctx.lookups] == [
+    assert [(x.table, x.first_row, x.rows) for x in ctx.facts.lookups] == [
         ("table[0:3]", 0, 3), ("table[3:8]", 3, 5), ("table[8:10]", 8, 2), ("table[10:14]", 10, 4),
     ]  # fmt: skip
-    assert {x.weight for x in ctx.lookups} == {"table.weight"} and [g.kind for g in ctx.groups] == ["tower"]
+    assert {x.weight for x in ctx.facts.lookups} == {"table.weight"} and [g.kind for g in ctx.facts.groups] == ["tower"]
 
 
 def test_fields_are_named_by_the_input_and_shared_with_first_order_weights() -> None:
@@ -67,7 +67,7 @@ def test_fields_are_named_by_the_input_and_shared_with_first_order_weights() -> 
         return torch.cat([joint(model, ids), model.first(ids + model.offsets)], dim=2)
 
     ctx = found(Joint(both, features=20), batch(), **SPTT)
-    assert [x.feature for x in ctx.lookups] == [f"ids[{i}]" for i in range(4)] * 2
+    assert [x.feature for x in ctx.facts.lookups] == [f"ids[{i}]" for i in range(4)] * 2
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_fields_are_named_by_the_input_and_shared_with_first_order_weights() -> 
 def test_what_is_not_certainly_joint_stays_one_table(offsets: Any, rows: Any) -> None:
     ctx = found(Joint(rows, offsets, total=14 if 14 in offsets else 40), batch(), **SPTT)
     assert not [n for n in ctx.gm.graph.nodes if n.target is field_streams]
-    assert [(x.table, x.pooling) for x in ctx.lookups] == [("table", "none")]
+    assert [(x.table, x.pooling) for x in ctx.facts.lookups] == [("table", "none")]
 
 
 def test_a_picked_field_gets_its_stream() -> None:
@@ -100,7 +100,7 @@ def test_a_picked_field_gets_its_stream() -> None:
         return torch.cat([rows[:, 1], rows[:, -1, :], rows.select(1, 0), rows.sum(1)], dim=1)
 
     ctx = found(Joint(picked), batch(), **SPTT)
-    names = [x.node for x in ctx.lookups]
+    names = [x.node for x in ctx.facts.lookups]
     join = next(n for n in ctx.gm.graph.nodes if n.target is torch.cat)
     assert [names.index(n) for n in join.args[0][:3]] == [1, 3, 0]  # type: ignore[index]
 
@@ -112,7 +112,7 @@ def test_overlapping_reads_use_the_whole_table() -> None:
         return torch.cat([joint(model, ids).flatten(1), model.table(ids[:, 0])], dim=1)
 
     ctx = found(Joint(twice, features=20), batch(), **SPTT)
-    assert {(x.table, x.first_row, x.rows) for x in ctx.lookups} == {("table", 0, 14)}
+    assert {(x.table, x.first_row, x.rows) for x in ctx.facts.lookups} == {("table", 0, 14)}
 
 
 @pytest.mark.parametrize("padding", [None, 3, 9])
@@ -146,10 +146,10 @@ LOOPS = {
 @pytest.mark.parametrize("spelling", LOOPS)
 def test_fields_in_a_loop_have_their_ranges(spelling: str) -> None:
     ctx = found(Joint(LOOPS[spelling]), batch(), **SPTT)
-    assert [(x.table, x.first_row, x.rows) for x in ctx.lookups] == [
+    assert [(x.table, x.first_row, x.rows) for x in ctx.facts.lookups] == [
         ("table[0:3]", 0, 3), ("table[3:8]", 3, 5), ("table[8:10]", 8, 2), ("table[10:14]", 10, 4),
     ]  # fmt: skip
-    assert len({x.feature for x in ctx.lookups}) == 4
+    assert len({x.feature for x in ctx.facts.lookups}) == 4
 
 
 @pytest.mark.parametrize(
@@ -166,4 +166,4 @@ def test_fields_in_a_loop_have_their_ranges(spelling: str) -> None:
 )  # fmt: skip
 def test_a_table_of_several_columns_stays_one(rows: Any) -> None:
     ctx = found(Joint(rows, total=40), batch(), **SPTT)
-    assert {(x.table, x.first_row, x.rows) for x in ctx.lookups} == {("table", 0, 40)}
+    assert {(x.table, x.first_row, x.rows) for x in ctx.facts.lookups} == {("table", 0, 40)}

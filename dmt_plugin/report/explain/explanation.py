@@ -32,7 +32,8 @@ from dmt_plugin.core.findings import sort_findings
 from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
-from dmt_plugin.passes.base import PassContext, StreamGroup, run_passes
+from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.facts import StreamGroup
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.tower_plan import TowerPlan
@@ -129,7 +130,7 @@ def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
         **nothing,
         "refused": str(error).split("\n", 1)[0],
         "towers": _towers(plan) if plan else [],
-        "groups": [_found_group(g) for g in ctx.groups] if ctx else [],
+        "groups": [_found_group(g) for g in ctx.facts.groups] if ctx else [],
         "tower_modules": [],
         "findings": [dataclasses.asdict(f) for f in sort_findings(error.findings)],
         "repairs": [],
@@ -179,7 +180,7 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientS
         "compression": _compression(placed),
         "tower_modules": _tower_modules(logical),
         "findings": [dataclasses.asdict(f) for f in sort_findings(logical.findings)],
-        "repairs": [dataclasses.asdict(r) for r in logical.repairs],
+        "repairs": [{"target": r.target, "what": r.what, "init": r.init} for r in logical.repairs],
         "new_parameters": _new_parameters(logical),
         "passes": [dataclasses.asdict(r) for r in (*logical.passes, *placed.passes)],
         "lanes": [dataclasses.asdict(load) for load in placed.placement.loads],
@@ -262,7 +263,7 @@ def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
 def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
     """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
     tables = {t.parameter for t in logical.plan.tables}
-    anew = logical.new_parts()
+    anew = logical.state_map.new
     found = []
     for name, parameter in logical.named_parameters():
         if name not in anew or name in tables:

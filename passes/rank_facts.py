@@ -1,11 +1,11 @@
-"""What placement makes for one rank, and the names it gives in the rank's graph."""
+"""What the passes find out about one rank: which ids and rows it exchanges, looks up, and computes on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.comm.input_dist.input_dist import Route
@@ -15,23 +15,23 @@ from dmt_plugin.planner.load import LaneLoad
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column block that crosses hosts: a tower's output, or a lookup that passes by.
+class SentColumn:
+    """Columns that cross hosts: a tower's output, or a lookup that passes by.
 
     Attributes:
-        node: the logical node whose value it is.
+        name: of the node of the logical graph whose value it is.
         width: entries per sample.
         tower: path of the tower module, or ``""``.
     """
 
-    node: fx.Node
+    name: str
     width: int
     tower: str = ""
 
 
 @dataclass
 class Placement:
-    """What the pass made for one rank.
+    """What placement makes for one rank.
 
     Attributes:
         slots: id streams of the whole model.
@@ -51,7 +51,7 @@ class Placement:
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()
     feature_layers: tuple[str, ...] = ()
-    host_columns: tuple[tuple[Column, ...], ...] = ()
+    host_columns: tuple[tuple[SentColumn, ...], ...] = ()
     rank_widths: tuple[int, ...] = ()
     loads: tuple[LaneLoad, ...] = ()
     route: Route = "hierarchical"
@@ -61,30 +61,3 @@ class Placement:
         for exchange in self.exchanges.values():
             if isinstance(exchange, OutputDist):
                 exchange.compute_in(dtype)
-
-
-def sort_nodes(graph: fx.Graph) -> None:
-    """Sorts nodes so that each comes after its inputs, otherwise keeping their order."""
-    done: set[fx.Node] = set()
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
-
-    def visit(node: fx.Node) -> None:
-        stack = [(node, iter(node.all_input_nodes))]
-        waiting = {node}
-        while stack:
-            current, inputs = stack[-1]
-            pending = next((n for n in inputs if n not in done), None)
-            if pending is not None:
-                assert pending not in waiting, f"{pending.name} would wait for itself"
-                waiting.add(pending)
-                stack.append((pending, iter(pending.all_input_nodes)))
-                continue
-            stack.pop()
-            waiting.discard(current)
-            if current not in done:
-                done.add(current)
-                output.prepend(current)
-
-    for node in [n for n in graph.nodes if n is not output]:
-        if node not in done:
-            visit(node)

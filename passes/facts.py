@@ -1,0 +1,235 @@
+"""What passes find out about a model, and keep: typed, and found once.
+
+1. The passes on the logical graph fill :class:`ModelFacts`: the lookups, what the model does to one feature alone
+   (regions), the groups of features that meet, and the changes that towers made to the user's model.
+2. The tower model keeps them. A copied or unpickled graph has other nodes under the same names, so they are kept as
+   :class:`StoredFacts`, by the names of nodes, and are asked for over one graph.
+3. The passes that make a rank's graph read them; what they find out is in :mod:`dmt_plugin.passes.rank_facts`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+#: Which function of :mod:`dmt_plugin.comm.input_dist.ids` reads an index input, with its arguments.
+Ids = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of one table by one index input.
+
+    Attributes:
+        node: the node that gives them: ``(B, N)`` or ``(B, 1, N)``, for a sequence ``(B, L, N)``.
+        table: name of the table: the layer's, or the weight's where it belongs to no embedding
+            layer; with the range of rows where a table is shared by fields.
+        rows: rows of the table.
+        dim: ``N``.
+        pooling: ``"sum"`` or ``"mean"``, ``"none"`` for a sequence.
+        feature: name of the feature (see :attr:`key`).
+        key: structural key of the index input; equal keys mean the same ids.
+        ids: how the index input is read.
+        hotness: ids per sample if fixed, else ``None``.
+        weighted: whether the ids have weights.
+        weight: qualified name of the parameter that holds the table.
+        first_row: where the table begins in that parameter.
+        origin: key of the raw input that the index is computed from.
+        padding: id whose row is zero and stays so (sequences only; else such ids are dropped).
+    """
+
+    node: fx.Node
+    table: str
+    rows: int
+    dim: int
+    pooling: str
+    feature: str
+    key: str
+    ids: Ids
+    hotness: int | None
+    weighted: bool
+    weight: str = ""
+    first_row: int = 0
+    origin: str = ""
+    padding: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Entries per sample: ``N``, or ``L * N`` for a sequence."""
+        return self.dim * (self.hotness or 1) if self.pooling == "none" else self.dim
+
+
+@dataclass(frozen=True)
+class Region:
+    """What a model does to one feature before it meets others.
+
+    Attributes:
+        stream: the node that comes out, ``(B, W)`` or ``(B, 1, W)``.
+        lookups: the lookups that go in.
+        nodes: everything between, ``stream`` included, in order.
+        ids: index nodes that go in as well (for a mask).
+        layers: whether layers with parameters are among the nodes.
+    """
+
+    stream: fx.Node
+    lookups: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+    ids: tuple[fx.Node, ...] = ()
+    layers: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One marker of the user's (``dmt_plugin.mark_embeddings``).
+
+    Attributes:
+        name: the group's.
+        keys: a name for each feature; empty without keys.
+        sources: for each marked stream what feeds it: embedding calls, each with the field that is picked out of its
+            ``(B, F, N)``, or ``None`` for all of it.
+        joint: whether there is one stream only, which holds the vectors of several features.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    sources: tuple[frozenset[tuple[fx.Node, int | None]], ...]
+    joint: bool = False
+
+
+@dataclass
+class StreamGroup:
+    """Lookups whose results meet in the same joins.
+
+    Attributes:
+        name: ``group0``, ...
+        kind: ``"tower"`` or ``"transport"``.
+        lookups: the lookups, in the order in which they are joined.
+        streams: for each lookup the node that enters the joins.
+        joins: the nodes that join them, or use them in whatever way where the form is not
+            native (empty for a transport group).
+        width: width of a stream (0 when they differ).
+        reason: why a group is transport only, or cannot be in the native form.
+        meeting_point: name of the node where all branches behind the joins have met.
+        form: of a tower group: what the model behind it sees (see :class:`dmt_plugin.plan.tower_plan.GroupSpec`).
+    """
+
+    name: str
+    kind: str
+    lookups: list[Lookup]
+    streams: list[fx.Node]
+    joins: list[fx.Node]
+    width: int
+    reason: str = ""
+    meeting_point: str = ""
+    form: str = "native"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A module or parameter that the tower model has in another form than the flat model, or that only it has.
+
+    The states of both models have the same names, so that the map between them, in either direction, is which of the
+    names that a change covers it keeps.
+
+    Attributes:
+        target: qualified name.
+        what: the change for people, e.g. ``"in_features 357 -> 189"``.
+        init: how the new values start, for people.
+        kept: names below ``target`` whose values stay what they are in the flat model.
+    """
+
+    target: str
+    what: str
+    init: str
+    kept: tuple[str, ...] = ()
+
+    def covers(self, name: str) -> bool:
+        """Whether an entry of a state belongs to what changed."""
+        return name == self.target or name.startswith(f"{self.target}.")
+
+    def keeps(self, name: str) -> bool:
+        """Whether an entry stands for the same values in the state of the other model, flat or with towers."""
+        return name in {f"{self.target}.{kept}" for kept in self.kept}
+
+
+@dataclass
+class ModelFacts:
+    """What is known of a model, about the nodes of one graph.
+
+    Attributes:
+        lookups: filled by ``find_lookups``.
+        regions: by lookup, what happens to its feature alone; filled by ``find_regions``.
+        groups: filled by ``find_joins``.
+        changes: filled by ``insert_tower_modules`` and ``repair_shapes``.
+    """
+
+    lookups: list[Lookup] = field(default_factory=list)
+    regions: dict[fx.Node, Region] = field(default_factory=dict)
+    groups: list[StreamGroup] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+    def leading(self) -> list[Lookup]:
+        """One lookup per stream, in their order: the first of those that meet in it."""
+        return [
+            x for x in self.lookups if x.node not in self.regions or self.regions[x.node].lookups[0] is x.node
+        ]
+
+    def stream_of(self, lookup: Lookup) -> fx.Node:
+        """The node by which a lookup enters the rest of the model."""
+        region = self.regions.get(lookup.node)
+        return lookup.node if region is None else region.stream
+
+    def stored(self, graph: fx.Graph) -> StoredFacts:
+        """The facts by names of nodes; what is about nodes that are no longer in ``graph`` is left out."""
+        there = set(graph.nodes)
+        regions = {node: region for node, region in self.regions.items() if there.issuperset(region.nodes)}
+        groups = [
+            dataclasses.replace(g, **{key: [n for n in getattr(g, key) if n in there] for key in ("streams", "joins")})
+            for g in self.groups
+        ]
+        known = dataclasses.replace(self, regions=regions, groups=groups)
+        return StoredFacts(_replaced(known, lambda v: _Named(v.name) if isinstance(v, fx.Node) else v))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Stands for the node of that name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class StoredFacts:
+    """:class:`ModelFacts` as plain data, which outlive copying and pickling of their graph.
+
+    Attributes:
+        facts: the facts, with names in place of nodes.
+    """
+
+    facts: Any
+
+    @property
+    def changes(self) -> list[Change]:
+        """What towers changed; that is about names of modules, whatever the graph."""
+        return list(self.facts.changes)
+
+    def over(self, graph: fx.Graph) -> ModelFacts:
+        """The facts about the nodes of a graph, which is the one they were stored for or a copy of it."""
+        nodes = {node.name: node for node in graph.nodes}
+        found: ModelFacts = _replaced(self.facts, lambda v: nodes[v.name] if isinstance(v, _Named) else v)
+        return found
+
+
+def _replaced(value: Any, by: Callable[[Any], Any]) -> Any:
+    """A copy of facts with other values in place of nodes, or the other way round."""
+    if isinstance(value, (ModelFacts, Lookup, Region, StreamGroup)):
+        return type(value)(**{f.name: _replaced(getattr(value, f.name), by) for f in dataclasses.fields(value)})
+    if isinstance(value, dict):
+        return {_replaced(key, by): _replaced(item, by) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (list if isinstance(value, list) else tuple)(_replaced(item, by) for item in value)
+    return by(value)
