@@ -26,7 +26,7 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Layout:
+class FeatureLayout:
     """Where the features lie.
 
     Attributes:
@@ -72,7 +72,7 @@ def lay_out(
     steps: int = 400,
     learning_rate: float = 0.05,
     seed: int = 0,
-) -> Layout:
+) -> FeatureLayout:
     """Finds points whose distances follow ``distances``.
 
     Args:
@@ -102,7 +102,7 @@ def lay_out(
     best = int(stress.argmin())
     chosen = found[best] - found[best].mean(0)
     size = float(wanted.square().sum()) / 2
-    return Layout(
+    return FeatureLayout(
         chosen.numpy(),
         float(stress[best]),
         math.sqrt(float(stress[best]) / size) if size else 0.0,
@@ -146,7 +146,7 @@ def _classical(wanted: Tensor, dimensions: int) -> Tensor:
     return points
 
 
-def as_dict(layout: Layout) -> dict[str, Any]:
+def as_dict(layout: FeatureLayout) -> dict[str, Any]:
     """What a plan keeps of a layout."""
     return {
         "dimensions": layout.points.shape[1],

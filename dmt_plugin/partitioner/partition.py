@@ -26,7 +26,7 @@ from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import balance
 from dmt_plugin.partitioner.affinity import Affinity
 from dmt_plugin.partitioner.feasible import largest_crowd, settled
-from dmt_plugin.partitioner.layout import Layout, as_dict, distances, lay_out
+from dmt_plugin.partitioner.layout import FeatureLayout, as_dict, distances, lay_out
 from dmt_plugin.partitioner.packing import Labels, Packing
 from dmt_plugin.partitioner.strategies import IN_ORDER, NEED_AFFINITY, STRATEGIES, Case
 from dmt_plugin.partitioner.units import Rules, Unit, Units, make_units
@@ -50,7 +50,7 @@ class Partition:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     loads: tuple[float, ...] = ()
     affinity: Affinity | None = None
-    layout: Layout | None = None
+    layout: FeatureLayout | None = None
     features: tuple[str, ...] = ()
 
 
@@ -58,7 +58,7 @@ class Partition:
 class _Plane:
     """The layout that ``learned`` works on, with the objective it shows."""
 
-    layout: Layout
+    layout: FeatureLayout
     objective: str
     distances: NDArray[np.float64]
     stress_1: Mapping[str, float]
@@ -153,7 +153,7 @@ def _affinity(config: PartitionConfig, given: Affinity | None, names: Sequence[s
 def _plane(config: PartitionConfig, affinity: Affinity, names: Sequence[str]) -> _Plane:
     """Lays the features out by the objective asked for, or by both, and takes the one with less stress."""
     wanted = {"auto": ("coherent", "diverse"), "diverse": ("diverse",)}.get(config.objective, ("coherent",))
-    found: dict[str, tuple[Layout, NDArray[np.float64]]] = {}
+    found: dict[str, tuple[FeatureLayout, NDArray[np.float64]]] = {}
     for objective in wanted:
         apart = distances(affinity.values, objective, stretched=config.method == "refined")
         found[objective] = (
