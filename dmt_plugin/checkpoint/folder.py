@@ -312,11 +312,7 @@ def _folders(root: Path) -> list[Path]:
     """Folders of checkpoints: those with a manifest, one for each tag."""
     if not root.is_dir():
         return []
-    found = [
-        path
-        for path in sorted(root.iterdir())
-        if not path.name.endswith(SAVING) and (path / MANIFEST).is_file()
-    ]
+    found = [path for path in sorted(root.iterdir()) if not path.name.endswith(SAVING) and (path / MANIFEST).is_file()]
     names = {path.name for path in found}
     return [path for path in found if not path.name.endswith(REPLACED) or place_of(path).name not in names]
 

@@ -54,11 +54,7 @@ def plan_for(plan: TowerPlan, topology: Topology, optimizer: str) -> TowerPlan:
     rules = PlacementRules("table_wise", overrides={name: split.kind for name, split in plan.table_splits.items()})
     placed = place_tables(uses, host_of, topology, rules, CostModel(optimizer, topology.ranks_per_host))
     return dataclasses.replace(
-        plan,
-        topology=str(topology),
-        tower_hosts=hosts,
-        table_lanes=placed.lanes,
-        table_splits=placed.splits,
+        plan, topology=str(topology), tower_hosts=hosts, table_lanes=placed.lanes, table_splits=placed.splits
     )
 
 

@@ -58,9 +58,7 @@ class PointToPoint:
         self._index = index
         self._started = 0
 
-    def start(
-        self, received: Tensor, send: Tensor, recv_splits: Sequence[int], send_splits: Sequence[int]
-    ) -> Messages:
+    def start(self, received: Tensor, send: Tensor, recv_splits: Sequence[int], send_splits: Sequence[int]) -> Messages:
         """Start one exchange; arguments as for ``dist.all_to_all_single``, all tensors of one dimension.
 
         Raises:

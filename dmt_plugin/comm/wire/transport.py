@@ -181,9 +181,7 @@ class Transport:
         failure_notes: what ranks leave for each other when they end; by default nothing.
     """
 
-    def __init__(
-        self, groups: RankGroups, traffic: Traffic | None = None, messages: bool | None = None
-    ) -> None:
+    def __init__(self, groups: RankGroups, traffic: Traffic | None = None, messages: bool | None = None) -> None:
         self.topology = groups.topology
         self.rank = groups.rank
         self.device = groups.device
@@ -284,12 +282,7 @@ class Transport:
         if messages is not None:
             return messages.start(received, send, recv_splits, send_splits)
         return dist.all_to_all_single(
-            received,
-            send,
-            list(recv_splits),
-            list(send_splits),
-            group=self._process_groups[group],
-            async_op=True,
+            received, send, list(recv_splits), list(send_splits), group=self._process_groups[group], async_op=True
         )
 
     def failure(self, place: str, what: str, error: BaseException) -> ExchangeError:
@@ -309,13 +302,7 @@ class _StartedPending:
     """A started exchange; keeps the send buffer alive until it is done."""
 
     def __init__(
-        self,
-        transport: Transport,
-        place: str,
-        work: Any,
-        received: Tensor,
-        send: Tensor,
-        crosses: bool,
+        self, transport: Transport, place: str, work: Any, received: Tensor, send: Tensor, crosses: bool
     ) -> None:
         self._transport = transport
         self._crosses = crosses

@@ -320,9 +320,7 @@ def _forget_gradients(engine: Trained) -> None:
         engine.optimizer.zero_grad()
 
 
-def _restore_rank(
-    engine: Trained, mine: Mapping[str, Any], same_ranks: bool, module_only: bool, where: str
-) -> None:
+def _restore_rank(engine: Trained, mine: Mapping[str, Any], same_ranks: bool, module_only: bool, where: str) -> None:
     if same_ranks:
         load_own_buffers(engine.dmt.placed, mine["buffers"])
     if module_only:
