@@ -5,8 +5,7 @@ This is the only place of the package that imports DeepSpeed.
 
 from __future__ import annotations
 
-from dmt_plugin.integrations.deepspeed.engine.engine import DMTEngine
-from dmt_plugin.integrations.deepspeed.engine.state import DMTState
+from dmt_plugin.integrations.deepspeed.engine import DMTEngine, DMTState
 from dmt_plugin.integrations.deepspeed.initialize import initialize
 
 __all__ = ["DMTEngine", "DMTState", "initialize"]
