@@ -19,7 +19,7 @@ import logging
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -218,21 +218,23 @@ def clean(root: Path) -> None:
         if place.name in busy or not _is_ours(path):
             continue
         if (path / MANIFEST).is_file() and not place.exists():
-            path.rename(place)
+            with suppress(FileNotFoundError):
+                path.rename(place)
         else:  # its removal was under way
             _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder of ours; what tells that it is ours goes last, so that the next save can go on with it."""
-    for child in path.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child)
-        elif child.name not in (MARK, MANIFEST):
-            child.unlink()
-    for name in (MANIFEST, MARK):
-        (path / name).unlink(missing_ok=True)
-    path.rmdir()
+    """Removes a folder of ours; what shows that it is ours goes last, so that the next save can go on with it."""
+    with suppress(FileNotFoundError):  # another run removes it as well
+        for child in path.iterdir():
+            if child.is_dir():
+                shutil.rmtree(child)
+            elif child.name not in (MARK, MANIFEST):
+                child.unlink()
+        for name in (MANIFEST, MARK):
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()
 
 
 def next_sequence(root: Path) -> int:

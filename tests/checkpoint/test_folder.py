@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -220,6 +221,22 @@ def test_left_overs_go_when_their_process_has_ended(tmp_path: Path, monkeypatch:
     (tmp_path / "old.saving" / folder.MARK).touch()
     save(tmp_path, "a", "1")
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a", "latest", elsewhere.name])
+
+
+def test_two_runs_may_remove_the_same_left_overs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "old.saving"
+    for name in ("state", "ranks"):
+        (old / name).mkdir(parents=True)
+    (old / folder.MARK).touch()
+    stock = shutil.rmtree
+
+    def after_the_other(path: Path) -> None:
+        stock(old)
+        stock(path)
+
+    monkeypatch.setattr(shutil, "rmtree", after_the_other)
+    save(tmp_path, "a", "1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "latest"]
 
 
 def test_a_save_is_one_though_what_follows_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
