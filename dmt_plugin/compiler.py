@@ -83,7 +83,8 @@ def transform(
         topology: ``Topology`` or ``"HxL"`` that the towers are for. ``None``: the numbers in
             the config, else one host per tower with one rank each.
         partition: which features form which tower, or a whole plan, in place of what ``dmt.partition`` says: as objects
-            or as a partition file holds them. The number of towers follows where the config leaves it open.
+            or as a partition file holds them. The number of towers, and the topology of a plan, follow where nothing
+            else says them.
 
     Returns:
         The tower model; ``.plan``, ``.findings`` and ``.repairs`` say what was done.
@@ -98,6 +99,8 @@ def transform(
     if given is not None and given.towers and settings.towers.count == "auto":
         towers = settings.towers.model_copy(update={"count": given.towers})
         settings = settings.model_copy(update={"towers": towers})
+    if given is not None and given.is_plan and topology is None and settings.topology.hosts == "auto":
+        topology = str(given.data["topology"])
     example = example_of(example_batch, model)
     where = _topology(settings, topology)
     captured = capture(model, example)

@@ -188,7 +188,9 @@ class ModelFacts:
         there = set(graph.nodes)
         regions = {node: region for node, region in self.regions.items() if there.issuperset(region.nodes)}
         groups = [
-            dataclasses.replace(g, **{key: [n for n in getattr(g, key) if n in there] for key in ("streams", "joins")})
+            dataclasses.replace(
+                g, streams=[n for n in g.streams if n in there], joins=[n for n in g.joins if n in there]
+            )
             for g in self.groups
         ]
         known = dataclasses.replace(self, regions=regions, groups=groups)

@@ -18,6 +18,7 @@ from dmt_plugin.core.errors import CaptureError, ConfigError, PlanError, Transfo
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import place
 from dmt_plugin.model.same_outputs import check_same_outputs
+from dmt_plugin.partitioner import Partition
 from dmt_plugin.passes.base import PassContext
 from tests.passes.flat import Flat, cat, found, ids, only
 from tests.zoo.models import ZOO
@@ -259,6 +260,29 @@ def test_a_rewrite_that_returns_something_else_is_found_out(other: nn.Module, wo
     check_same_outputs(Returns(0.0, 1, None), Returns(0.0, 1, None), ON_ONES, "nothing")
     with pytest.raises(TransformError, match=rf"the rewrite changed the outputs .*\({words}\)"):
         check_same_outputs(Returns(0.0, 1, None), other, ON_ONES, "the rewrite")
+
+
+# -- a partition that is handed over ---------------------------------------------------------
+
+
+def test_a_partition_or_a_plan_is_handed_over() -> None:
+    names = [f"tables.{f}" for f in range(6)]
+    towers = (tuple(names[:1]), tuple(names[1:3]), tuple(names[3:]))
+
+    def plan_of(partition: Any, topology: str | None = None, dmt: Any = None) -> TowerPlan:
+        config = {"dmt": {"towers": {"module": "none"}, **(dmt or {})}}
+        return transform(flat(), (ids(6, 5),), config, topology, partition=partition).plan
+
+    made = plan_of(Partition(towers, {"strategy": "by hand"}))
+    assert made.towers == towers and made.topology == "3x1" and made.provenance == {"strategy": "by hand"}
+    assert plan_of({"towers": [list(t) for t in towers]}, "1x2").towers == towers
+    assert plan_of(made) == made and plan_of(made.to_dict(), "3x1") == made
+    elsewhere = {"strategy": "file", "file": "nowhere.json"}  # what is handed over counts
+    assert plan_of({"towers": [names]}, dmt={"partition": elsewhere}).towers == (tuple(names),)
+    with pytest.raises(PlanError, match="the partition that was given has 3 towers, this run needs 2"):
+        plan_of({"towers": [list(t) for t in towers]}, "2x1", {"towers": {"module": "none", "count": 2}})
+    with pytest.raises(PlanError, match=r"the partition that was given does not fit the model: unknown .*nobody"):
+        plan_of({"towers": [["nobody"], names]})
 
 
 # -- the result ------------------------------------------------------------------------------

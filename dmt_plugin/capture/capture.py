@@ -17,8 +17,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +37,7 @@ from dmt_plugin.capture.trace_environment import WrappedName
 from dmt_plugin.capture.tracer import Trace, WrappedFunctionFailed, trace_with_values
 from dmt_plugin.core.errors import CaptureError
 from dmt_plugin.core.findings import Finding
+from dmt_plugin.core.modes import in_mode
 
 #: Batch sizes of the two traces. Primes, so that no product of widths equals them by chance.
 TRACE_BATCHES = (7, 11)
@@ -103,15 +103,13 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
     except CaptureError as error:
         raise CaptureError([*error.findings, *what_export_sees(model, example)]) from error
     dropouts = differences(trace, other)
-    was_training = [(module, module.training) for module in followed.modules()]
-    graph_module = graph_module_over(followed, trace.graph, trace.constants)
-    for count, difference in enumerate(dropouts):
-        _replace_dropout(graph_module, difference.node, f"dmt_dropout_{count}")
-    graph_module.graph.lint()
-    graph_module.recompile()
-    graph_module.train(followed.training)
-    for module, training in was_training:
-        module.training = training
+    with in_mode(followed, followed.training):  # the user's modules keep their own modes, ours take that of the whole
+        graph_module = graph_module_over(followed, trace.graph, trace.constants)
+        for count, difference in enumerate(dropouts):
+            _replace_dropout(graph_module, difference.node, f"dmt_dropout_{count}")
+        graph_module.graph.lint()
+        graph_module.recompile()
+        graph_module.train(followed.training)
     return CapturedModel(graph_module, binder, example, sizes[0], findings)
 
 
@@ -132,7 +130,7 @@ def _traces(
     inside: BaseException | None = None
 
     def traced(which: int, *, training: bool) -> Trace:
-        with _mode(model, training=training):
+        with in_mode(model, training=training):
             trace = trace_with_values(model, binder, inputs[which], kept)
         drop_answers(trace.graph)
         return trace
@@ -156,17 +154,6 @@ def _traces(
             if isinstance(inside, CaptureError) and inside.findings[0].code == error.findings[0].code:
                 raise inside from None
             raise
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    states = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, before in states:
-            module.training = before
 
 
 def _beside_dropout(found: list[Difference]) -> list[Difference]:

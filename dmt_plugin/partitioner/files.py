@@ -71,7 +71,7 @@ class GivenPartition:
     def towers(self) -> int | None:
         """The number of towers it asks for by itself, if it does."""
         found = self.data.get("towers")
-        return len(found) if self.counts and isinstance(found, list) else None
+        return len(found) if self.counts and isinstance(found, (list, tuple)) else None
 
     @property
     def named(self) -> str:

@@ -17,6 +17,7 @@ from dmt_plugin.capture import ExampleBatch, capture
 from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.modes import in_mode
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.logical.find_lookups import FindLookups
@@ -69,14 +70,8 @@ class FeatureRows:
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         """The rows ``(B, N)`` of every feature for one batch, as the model would look them up in eval mode."""
         call = self.example(batch)
-        modes = [(module, module.training) for module in self._graph.modules()]
-        try:
-            self._graph.eval()  # the modules are the user's: their modes are given back
-            with torch.no_grad():
-                found = self._graph(*self._binder.inputs(call.args, call.kwargs))
-        finally:
-            for module, training in modes:
-                module.training = training
+        with in_mode(self._graph, training=False), torch.no_grad():
+            found = self._graph(*self._binder.inputs(call.args, call.kwargs))
         parts: dict[str, list[Tensor]] = {}
         for name, rows in zip(self._names, found, strict=True):
             flat = rows if rows.dim() == 2 else rows.reshape(len(rows), -1, rows.shape[-1]).sum(1)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dmt_plugin.capture.inputs import batch_size_of, example_of
 from dmt_plugin.core.errors import ConfigError, PlanError
+from dmt_plugin.core.modes import in_mode
 
 Loss = Callable[[Any, Any], Tensor]
 """Loss of a model's output on a batch, as the data loader gave it: a scalar."""
@@ -80,6 +81,8 @@ def warm_up(
 ) -> list[float]:
     """Trains a model in place with Adagrad, which takes dense and sparse gradients alike.
 
+    All of it trains meanwhile; every module goes back to its own mode, after an error too.
+
     Args:
         model: the model, flat or with towers.
         batches: what the data loader gives; fewer than ``steps`` are gone through again.
@@ -97,23 +100,21 @@ def warm_up(
         PlanError: no batches, or the loss is no longer finite.
     """
     optimiser = torch.optim.Adagrad([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
-    training = model.training
     losses: list[float] = []
-    model.train()
     steady = tqdm(itertools.islice(_again(batches), steps), "warm-up", steps, unit="step", disable=not progress)
-    for batch in steady:
-        call = example_of(batch, called_like or model)
-        value = loss(model(*call.args, **call.kwargs), batch)
-        if not torch.isfinite(value):
-            raise PlanError(
-                f"the loss is {value.item()} after {len(losses)} steps of warm-up. Lower the learning rate "
-                f"({learning_rate})."
-            )
-        optimiser.zero_grad()
-        value.backward()
-        optimiser.step()
-        losses.append(float(value.detach()))
-    model.train(training)
+    with in_mode(model, training=True):
+        for batch in steady:
+            call = example_of(batch, called_like or model)
+            value = loss(model(*call.args, **call.kwargs), batch)
+            if not torch.isfinite(value):
+                raise PlanError(
+                    f"the loss is {value.item()} after {len(losses)} steps of warm-up. Lower the learning rate "
+                    f"({learning_rate})."
+                )
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            losses.append(float(value.detach()))
     if len(losses) < steps:
         raise PlanError("the data gave no batch, so there is nothing to train on.")
     return losses
@@ -131,15 +132,13 @@ def mean_loss(
     model: nn.Module, batches: Iterable[Any], loss: Loss, *, called_like: nn.Module | None = None
 ) -> float:
     """Mean loss over batches in eval mode, each weighted by its samples; see :func:`warm_up` for the arguments."""
-    training, total, count = model.training, 0.0, 0
-    model.eval()
-    with torch.no_grad():
+    total, count = 0.0, 0
+    with in_mode(model, training=False), torch.no_grad():
         for batch in batches:
             call = example_of(batch, called_like or model)
             size = batch_size_of([*call.args, *call.kwargs.values()]) or 1
             total += float(loss(model(*call.args, **call.kwargs), batch)) * size
             count += size
-    model.train(training)
     if not count:
         raise PlanError("no held-out batch, so there is nothing to decide by.")
     return total / count

@@ -107,6 +107,21 @@ def test_warm_up_trains_in_place_and_says_its_losses() -> None:
     assert len(losses) == 20  # six batches, gone through again
     assert mean_loss(model, batches(seed=5), loss) < before - 0.05
     assert not model.training
+    model.train().head.eval()  # a module in a mode of its own
+    modes = [module.training for module in model.modules()]
+    mean_loss(model, batches(seed=5), loss)
+    warm_up(model, batches(), loss, 1)
+    assert [module.training for module in model.modules()] == modes
+
+    def broken(out: Tensor, batch: Any) -> Tensor:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        mean_loss(model, batches(), broken)
+    assert [module.training for module in model.modules()] == modes
+    with pytest.raises(RuntimeError, match="broken"):
+        warm_up(model.eval(), batches(), broken, 1)
+    assert not any(module.training for module in model.modules())
     with pytest.raises(PlanError, match="no batch"):
         warm_up(model, [], loss, 3)
     with pytest.raises(PlanError, match="loss is nan after 0 steps"):
