@@ -25,7 +25,7 @@ from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.core.errors import ExchangeError
 from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES
 from dmt_plugin.fxtools.order import drop_unused
-from dmt_plugin.passes.ops.batch_rows import writes_input
+from dmt_plugin.passes.ops.per_sample import writes_input
 
 logger = logging.getLogger(__name__)
 

@@ -8,21 +8,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-#: Operations on ids that make other ids of the same raw input.
-_DERIVED: set[Any] = {
-    operator.add, operator.sub, operator.mul, operator.mod, operator.floordiv, operator.truediv, operator.and_,
-    operator.rshift, operator.lshift, torch.add, torch.sub, torch.mul, torch.div, torch.remainder, torch.fmod,
-    torch.floor_divide, torch.floor, torch.clamp, torch.true_divide,
-    "long", "int", "to", "add", "sub", "mul", "div", "remainder", "fmod", "floor_divide", "floor", "clamp", "type",
-    "contiguous", "clone", "view", "reshape", "squeeze", "unsqueeze", "flatten",
-}  # fmt: skip
+from dmt_plugin.passes.ops.operations import has_trait
 
 
 def key_of(*values: Any) -> str:
@@ -38,7 +30,7 @@ def column_key(matrix: fx.Node, column: int) -> str:
 
 def origin_of(index: Any) -> str:
     """The key of the raw input that an index expression is computed from."""
-    while isinstance(index, fx.Node) and index.target in _DERIVED:
+    while isinstance(index, fx.Node) and has_trait(index, "keeps_ids"):
         tensors = [n for n in index.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
         sources = [n for n in tensors if n.op != "get_attr"]
         if len(sources) != 1:

@@ -15,6 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dmt_plugin.fxtools.arguments import arguments
+from dmt_plugin.fxtools.attributes import attribute
+from dmt_plugin.passes.ops.operations import has_trait
+
 _OPTIONS = ("padding_idx", "max_norm", "scale_grad_by_freq")
 
 
@@ -61,8 +65,7 @@ class TableCall:
 
 def weight_of(gm: fx.GraphModule, name: str) -> Tensor:
     """The tensor of that name, a parameter or a buffer."""
-    path, _, last = name.rpartition(".")
-    found = getattr(gm.get_submodule(path), last)
+    found = attribute(gm, name)
     assert isinstance(found, Tensor)
     return found
 
@@ -80,8 +83,7 @@ def _module_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
     layer = gm.get_submodule(str(node.target))
     if not isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return None
-    names = ("input", "offsets", "per_sample_weights")
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given = arguments(node, "input", "offsets", "per_sample_weights")
     options = {name: getattr(layer, name) for name in _OPTIONS}
     weight = f"{node.target}.weight"
     if isinstance(layer, nn.Embedding):
@@ -124,22 +126,13 @@ def reads_samples(node: fx.Node) -> bool:
         if source in seen or _tells_no_values(source):
             continue
         seen.add(source)
-        pending.extend(source.args[:1] if source.target in _LIKE_ANOTHER else source.all_input_nodes)  # type: ignore[arg-type]
+        pending.extend(source.all_input_nodes[:1] if has_trait(source, "reads_first") else source.all_input_nodes)
     return False
-
-
-#: Operations that take only the shape, device or type of the inputs behind the first.
-_LIKE_ANOTHER = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
-#: Operations whose values have nothing to do with those of their input.
-_MADE_ANEW = {
-    torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like,
-    "new_zeros", "new_ones", "new_empty", "new_full",
-}  # fmt: skip
 
 
 def _tells_no_values(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    if node.target in _MADE_ANEW or isinstance(value, (int, float, torch.device, torch.dtype)):
+    if has_trait(node, "reads_no_values") or isinstance(value, (int, float, torch.device, torch.dtype)):
         return True
     return isinstance(value, tuple) and all(isinstance(size, int) for size in value)
 

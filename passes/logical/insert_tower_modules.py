@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from dmt_plugin.fxtools.names import GROUP, SEED, SEED_VALUE, decoder_path, tower_number
+from dmt_plugin.fxtools.names import GROUP, SCATTERED, SEED, SEED_VALUE, decoder_path, tower_number
 from dmt_plugin.nn.decoders import build_decoder
 from dmt_plugin.nn.graph_ops import split_streams
 from dmt_plugin.nn.towers import build_tower_module
@@ -178,6 +178,8 @@ def _swap(join: fx.Node, old: list[fx.Node], new: list[fx.Node]) -> None:
     entries = list(join.args[0] if join.args else join.kwargs["tensors"])  # type: ignore[arg-type]
     gone = set(old)
     at = min(i for i, entry in enumerate(entries) if entry in gone)
+    side_by_side = all(entry in gone for entry in entries[at : at + len(gone)])
+    join.meta[SCATTERED] = join.meta.get(SCATTERED, False) or not side_by_side
     kept_before = [e for e in entries[:at] if e not in gone]
     kept_after = [e for e in entries[at:] if e not in gone]
     replaced = [*kept_before, *new, *kept_after]

@@ -25,7 +25,6 @@ from dmt_plugin.fxtools.names import SEED
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Refusal
 from dmt_plugin.passes.facts import Change
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.ops.rules import rule_of
 from dmt_plugin.passes.resize.layers import LIKE_BEFORE, anew, resized
 from dmt_plugin.passes.resize.literals import kept_numbers
 from dmt_plugin.passes.resize.sweep import Sweep, UnsupportedAt
@@ -39,7 +38,7 @@ class RepairShapes(GraphPass):
 
     def run(self, ctx: PassContext) -> PassResult:
         """Fills ``ctx.facts.changes`` and changes layers, parameters and literals; or fills ``ctx.refusal``."""
-        sweep = Sweep(ctx.gm, rule_of)
+        sweep = Sweep(ctx.gm)
         try:
             sweep.run()
         except UnsupportedAt as error:

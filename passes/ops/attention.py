@@ -1,4 +1,4 @@
-"""Rules for torch's own layers over sequences: attention, encoder layers, recurrent layers.
+"""Torch's own layers over sequences: attention, encoder layers, recurrent layers.
 
 1. Attention and encoder layers treat the vectors of a sequence alike, so the sequence may
    become longer or shorter: the axis of the features passes through. So does a batch.
@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from dmt_plugin.fxtools.arguments import arguments
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.ops.walk import Rule, Walk
+from dmt_plugin.passes.ops.registry import undescribed_layer
+from dmt_plugin.passes.ops.walk import Walk
 
 
 def attention(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
@@ -24,7 +26,7 @@ def attention(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
     module = walk.gm.get_submodule(str(node.target))
     assert isinstance(module, nn.MultiheadAttention)
     names = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
-    call: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    call = arguments(node, *names)
     query, key, value = (call[name] for name in names[:3])
     rank = len(shape_of(query))
     length, batch = _places(rank, module.batch_first)
@@ -49,9 +51,12 @@ def attention(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
 def encoder(walk: Walk, node: fx.Node) -> Axes:
     """``nn.TransformerEncoderLayer`` and stacks of it: ``(B, L, E)`` or ``(L, B, E)`` in and out."""
     module = walk.gm.get_submodule(str(node.target))
-    layer: Any = module.layers[0] if isinstance(module, nn.TransformerEncoder) else module
+    layers: list[Any] = list(module.layers) if isinstance(module, nn.TransformerEncoder) else [module]
+    if not layers or any(type(each).forward is not nn.TransformerEncoderLayer.forward for each in layers):
+        raise Unsupported(f"call_module {node.target} is not known to the shape repair")
+    layer = layers[0]
     names = ("src", "mask" if isinstance(module, nn.TransformerEncoder) else "src_mask", "src_key_padding_mask")
-    call: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    call = arguments(node, *names)
     source = call["src"]
     rank = len(shape_of(source))
     length, _ = _places(rank, layer.self_attn.batch_first)
@@ -70,16 +75,9 @@ def recurrent(walk: Walk, node: fx.Node) -> Axes:
     )
 
 
-def rule_of_sequence_layer(module: nn.Module) -> Rule | None:
-    """The rule of a layer, if it is one of those here and computes what torch's own does."""
-    if isinstance(module, nn.RNNBase):
-        return recurrent
-    if isinstance(module, nn.MultiheadAttention):
-        return attention if type(module).forward is nn.MultiheadAttention.forward else None
-    layers = list(module.layers) if isinstance(module, nn.TransformerEncoder) else [module]
-    forward = nn.TransformerEncoderLayer.forward
-    stock = bool(layers) and all(type(layer).forward is forward for layer in layers)
-    return encoder if stock and type(module).forward in (forward, nn.TransformerEncoder.forward) else None
+undescribed_layer(nn.RNNBase, forward=recurrent)
+undescribed_layer(nn.MultiheadAttention, forward=attention, inherited=True)
+undescribed_layer(nn.TransformerEncoderLayer, nn.TransformerEncoder, forward=encoder, inherited=True)
 
 
 def _places(rank: int, batch_first: bool) -> tuple[int, int | None]:

@@ -14,7 +14,7 @@ has changed all the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 
 class Unsupported(Exception):
@@ -35,6 +35,7 @@ class Segment:
         same_entries: True if only the vectors changed, not what one of them holds.
         free: True for what a layer or parameter gives anew: its entries have no meaning but
             that of what they are combined with.
+        in_place: True if it surely stands where it stood among the parts beside it.
     """
 
     old: int
@@ -45,6 +46,7 @@ class Segment:
     same_vectors: bool = False
     same_entries: bool = False
     free: bool = False
+    in_place: bool = field(default=False, compare=False, repr=False)
 
     @property
     def fixed(self) -> bool:
@@ -55,6 +57,10 @@ class Segment:
     def counted(self) -> bool:
         """Whether its entries are counted one by one, and are still as many."""
         return self.old == self.new and self.old_unit == self.new_unit == 1
+
+    def part(self, size: int) -> Segment:
+        """Some of the entries of a neighbour that did not change."""
+        return replace(self, old=size, new=size, old_unit=min(self.old_unit, size), new_unit=min(self.new_unit, size))
 
     @staticmethod
     def plain(size: int) -> Segment:
@@ -83,6 +89,36 @@ class Axis:
         """Whether all of it is given anew."""
         return all(s.free for s in self.segments)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether its parts surely stand in the order in which they stood."""
+        return len(self.segments) == 1 or all(s.in_place for s in self.segments)
+
+    def standing(self, in_place: bool) -> Axis:
+        """The same parts, of which it is known whether they stand where they stood."""
+        return Axis(tuple(replace(s, in_place=in_place) for s in self.segments))
+
+    def cut(self, sizes: Sequence[int]) -> list[Axis | int]:
+        """The dimension in pieces that had these sizes before; an int is a piece that did not change.
+
+        Raises:
+            Unsupported: a cut goes through what changed, so that it is not known what it separates.
+        """
+        left = list(self.segments) if self.in_place else []
+        pieces: list[Axis | int] = []
+        for size in sizes:
+            own: list[Segment] = []
+            while (missing := size - sum(s.old for s in own)) > 0:
+                whole = left.pop(0) if left else None
+                if whole is None or (whole.old > missing and (whole.changed or whole.old != whole.new)):
+                    raise Unsupported("cuts a dimension whose features changed into pieces")
+                if whole.old > missing:
+                    left.insert(0, whole.part(whole.old - missing))
+                    whole = whole.part(missing)
+                own.append(whole)
+            pieces.append(Axis(tuple(own)) if any(s.changed for s in own) else size)
+        return pieces
+
     def anew(self) -> Axis:
         """The same dimension, given by a layer or parameter that starts anew."""
         return Axis(tuple(replace(s, free=True) for s in self.segments))
@@ -109,12 +145,13 @@ class Axis:
         segments: list[Segment] = []
         for part in parts:
             if isinstance(part, int):
-                segments.append(Segment.plain(part) if unit else Segment(part, part, 1, 1, False))
+                one = Segment.plain(part) if unit else Segment(part, part, 1, 1, False)
+                segments.append(replace(one, in_place=True))
             elif unit and len(part.segments) == 1 and part.segments[0].old_unit == 1:
                 only = part.segments[0]
-                segments.append(replace(only, old_unit=only.old, new_unit=only.new))
+                segments.append(replace(only, old_unit=only.old, new_unit=only.new, in_place=True))
             else:
-                segments.extend(part.segments)
+                segments.extend(part.standing(part.in_place).segments)
         return Axis(tuple(segments))
 
     def with_layout_of(self, other: Axis) -> Axis:
@@ -127,12 +164,13 @@ class Axis:
             raise Unsupported(f"combines {self.new} with {other.new} entries")
         if self.free or other.free:
             return other if self.free else self
+        in_place = self.in_place and other.in_place
         if self._runs() == other._runs():
-            return self
+            return self.standing(in_place)
         both = self._over(other)
         if both is None or any(a.fixed and b.fixed and a != b for a, b in both):
             raise Unsupported(f"combines two dimensions of {self.new} entries that are made of different parts")
-        return Axis(tuple(a if a.fixed or (a.changed and not b.fixed) else b for a, b in both))
+        return Axis(tuple(a if a.fixed or (a.changed and not b.fixed) else b for a, b in both)).standing(in_place)
 
     def satisfies(self, wanted: Axis) -> bool:
         """Whether it is what another place asks for: the size, and at least what changes there."""

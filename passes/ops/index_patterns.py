@@ -80,18 +80,6 @@ def _read_off(walk: Walk, size: Any) -> Axis | None:
     return walk.states[source].axes.get(dim % len(source.meta["val"].shape))
 
 
-def triangle(walk: Walk, node: fx.Node) -> Axes:
-    """``torch.triu_indices`` and ``torch.tril_indices`` of sizes that changed: the list of pairs did too."""
-    sizes = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), int)]
-    value, offset = walk.states, node.args[2] if len(node.args) > 2 else node.kwargs.get("offset", 0)
-    if not sizes or not isinstance(offset, int) or len(node.args) < 2:
-        raise Unsupported("a triangle of pairs of a computed kind")
-    new = [value[a].value if isinstance(a, fx.Node) else a for a in node.args[:2]]
-    assert callable(node.target)
-    pairs = node.target(*new, offset).shape[1]
-    return {1: Axis.of(node.meta["val"].shape[1], pairs)}
-
-
 def enumerated_anew(pairs: Tensor, axis: Axis, ordered: bool = True) -> Tensor | None:
     """The pairs of ``axis.new`` things, enumerated as ``pairs`` enumerates those of ``axis.old``.
 

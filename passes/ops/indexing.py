@@ -1,9 +1,9 @@
-"""Rules for taking parts of a tensor: ``getitem``, ``select``, ``narrow``, ``index_select``, ``flip``.
+"""Parts of a tensor: ``getitem``, ``select``, ``narrow``, ``index_select``, ``flip``.
 
-Whole dimensions pass through. Of a dimension whose features changed nothing can be picked by
-position: an entry, a slice or a list for the old features still exists after the change, and
-means something else. Only lists that enumerate pairs of features are made anew
-(:mod:`dmt_plugin.passes.ops.index_patterns`, :mod:`dmt_plugin.passes.ops.pair_patterns`).
+Whole dimensions pass through. Of a dimension whose features changed nothing can be picked by position: an entry, a
+slice or a list for the old features still exists after the change, and means something else. Only lists that enumerate
+pairs of features are made for their new number (:mod:`dmt_plugin.passes.ops.index_patterns`,
+:mod:`dmt_plugin.passes.ops.pair_patterns`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dmt_plugin.fxtools.arguments import argument, arguments
 from dmt_plugin.passes.ops.axes import Axes, Unsupported
-from dmt_plugin.passes.ops.index_patterns import constant_value, regenerate
+from dmt_plugin.passes.ops.dims import Asked, Dims, Token, Tokens, asked_of, follow, is_tensor, leading, tensor
+from dmt_plugin.passes.ops.index_patterns import regenerate
 from dmt_plugin.passes.ops.names import name_of, shape_of
 from dmt_plugin.passes.ops.pair_patterns import new_list
+from dmt_plugin.passes.ops.registry import op
+from dmt_plugin.passes.ops.splits import element, whole_of
 from dmt_plugin.passes.ops.walk import Walk
 
 
@@ -39,21 +43,20 @@ class _Index:
     items: list[Any]
     kept: dict[int, int] = field(default_factory=dict)
     slices: dict[int, slice] = field(default_factory=dict)
-    entries: dict[int, int] = field(default_factory=dict)
+    entries: dict[int, Any] = field(default_factory=dict)
     lists: list[int] = field(default_factory=list)
     covered: list[int] = field(default_factory=list)
     place: int = 0
     adds: bool = False
 
 
-def _taken_apart(walk: Walk, node: fx.Node) -> _Index:
-    source: Any = node.args[0]
-    index: Any = node.args[1]
-    rank = len(shape_of(source))
-    found = _Index(list(index) if isinstance(index, tuple) or _has_slices(index) else [index])
+def _taken_apart(node: fx.Node) -> _Index:
+    source, index = node.args
+    rank = len(shape_of(tensor(source)))
+    found = _Index(list(index) if isinstance(index, tuple) or _has_slices(index) else [index])  # type: ignore[arg-type]
     if any(item is Ellipsis for item in found.items):
         at = next(i for i, item in enumerate(found.items) if item is Ellipsis)
-        consumed = sum(_span(walk, item) for item in found.items if item is not Ellipsis)
+        consumed = sum(_span(item) for item in found.items if item is not Ellipsis)
         found.items[at : at + 1] = [slice(None)] * (rank - consumed)
     frm = to = 0
     for position, item in enumerate(found.items):
@@ -65,7 +68,7 @@ def _taken_apart(walk: Walk, node: fx.Node) -> _Index:
             if item != slice(None):
                 found.slices[frm] = item
             frm, to = frm + 1, to + 1
-        elif isinstance(item, int) and not isinstance(item, bool):
+        elif _is_number(item):
             found.entries[frm] = item
             frm += 1
         else:
@@ -75,7 +78,7 @@ def _taken_apart(walk: Walk, node: fx.Node) -> _Index:
             elif position != found.lists[-1] + 1:
                 raise Unsupported("indexes by lists that are not side by side")
             found.lists.append(position)
-            span = _span(walk, item)
+            span = _span(item)
             found.covered.extend(range(frm, frm + span))
             frm += span
     found.kept.update({d: to + d - frm for d in range(frm, rank)})
@@ -86,14 +89,17 @@ def _has_slices(index: Any) -> bool:
     return isinstance(index, list) and any(not isinstance(item, int) for item in index)
 
 
-def _span(walk: Walk, item: Any) -> int:
+def _is_number(item: Any) -> bool:
+    value = item.meta.get("val") if isinstance(item, fx.Node) else item
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _span(item: Any) -> int:
     """How many dimensions of the source an item takes: a boolean mask takes as many as it has."""
     if item is None:
         return 0
-    value = constant_value(walk, item) if isinstance(item, (fx.Node, Tensor, list)) else None
-    if value is None and isinstance(item, fx.Node) and isinstance(item.meta.get("val"), Tensor):
-        value = item.meta["val"]
-    return value.dim() if value is not None and value.dtype == torch.bool else 1
+    value = item.meta.get("val") if isinstance(item, fx.Node) else item
+    return value.dim() if isinstance(value, Tensor) and value.dtype == torch.bool else 1
 
 
 def _rank(item: Any) -> int:
@@ -101,21 +107,15 @@ def _rank(item: Any) -> int:
     if isinstance(value, Tensor):
         return 1 if value.dtype == torch.bool else value.dim()
     if isinstance(item, fx.Node):
-        raise Unsupported("indexes by a computed number")
+        raise Unsupported("indexes by what is no tensor")
     return torch.as_tensor(value).dim()
 
 
-def index(walk: Walk, node: fx.Node) -> Axes | tuple[Axes, ...]:
-    """``x[...]`` of a tensor, or an element of a list, a shape or several tensors."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    state = walk.states[source]
-    if not isinstance(source.meta.get("val"), Tensor):
-        return state.part(node.args[1])
-    axes = state.axes
+def _index(walk: Walk, node: fx.Node) -> Axes:
+    axes = walk.states[tensor(node.args[0])].axes
     if not axes:
         return {}
-    found = _taken_apart(walk, node)
+    found = _taken_apart(node)
     for d, part in found.slices.items():
         if d in axes:
             raise Unsupported(f"takes the slice {part} of a dimension whose features changed")
@@ -142,44 +142,81 @@ def _picked(walk: Walk, node: fx.Node, found: _Index, axes: Axes) -> Axes:
     return {found.place + d: axis for d, axis in made.items()}
 
 
-def index_select(walk: Walk, node: fx.Node) -> Axes:
-    """``index_select(x, dim, index)``."""
-    call: dict[str, Any] = dict(zip(("input", "dim", "index"), node.args, strict=False)) | dict(node.kwargs)
-    source, dim = call["input"], _dim(call["dim"], shape_of(call["input"]))
-    axes = dict(walk.states[source].axes)
+def _asked(walk: Walk, node: fx.Node, wanted: Axes) -> Asked:
+    """An element of several tensors asks for the tensor that was cut into them."""
+    source = node.args[0]
+    if not is_tensor(source):
+        return whole_of(walk, node, wanted)
+    dims = _indexed(node)
+    return asked_of(dims, wanted) if dims is not None else []
+
+
+@op("getitem", forward=_index, several=element, producers=_asked)
+def _indexed(node: fx.Node) -> Dims | None:
+    """Whole dimensions pass through; what is picked is the result's alone."""
+    source = node.args[0]
+    if not is_tensor(source):
+        return None
+    assert isinstance(source, fx.Node)
+    found = _taken_apart(node)
+    tokens = leading(len(shape_of(source)))
+    kept: dict[int, Token] = {to: tokens[frm] for frm, to in found.kept.items() if frm not in found.slices}
+    result = tuple(kept.get(d, f"picked{d}") for d in range(len(shape_of(node))))
+    return Dims(((source, tokens),), result)
+
+
+def _dim_of(node: fx.Node) -> int:
+    dim = argument(node, 1, "dim")
+    if not isinstance(dim, int):
+        raise Unsupported("takes a part of a computed dimension")
+    return dim % len(shape_of(tensor(node.args[0] if node.args else node.kwargs["input"])))
+
+
+def _index_select(walk: Walk, node: fx.Node) -> Axes:
+    call, dim = arguments(node, "input", "dim", "index"), _dim_of(node)
+    axes = dict(walk.states[call["input"]].axes)
     if dim in axes:
         value, made = new_list(walk, node, axes[dim])
         axes[dim] = made[0]
-        walk.edits[node] = ((source, dim, value), {})
+        walk.edits[node] = ((call["input"], dim, value), {})
     return axes
 
 
-def part(walk: Walk, node: fx.Node) -> Axes:
-    """``select`` (one entry) and ``narrow`` (a range) of a dimension."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    dim = _dim(given, shape_of(source))
-    axes = walk.states[source].axes
-    if dim in axes:
+def _part(walk: Walk, node: fx.Node) -> Axes:
+    dims = _one_dimension(node)
+    if _dim_of(node) in walk.states[dims.terms[0][0]].axes:
         raise Unsupported("takes a part of a dimension whose features changed")
-    gone = name_of(node) == "select"
-    return {d - (1 if gone and d > dim else 0): axis for d, axis in axes.items()}
+    return follow(walk, node, dims)
 
 
-def flip(walk: Walk, node: fx.Node) -> Axes:
-    """Reversed dimensions: not those of features, whose order a layer behind may know."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    given: Any = node.args[1:] or node.kwargs["dims"]
-    dims = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
+@op("index_select", forward=_index_select)
+@op("select", "narrow", forward=_part)
+def _one_dimension(node: fx.Node) -> Dims:
+    """One entry of a dimension, which is gone then, or several of them."""
+    source = tensor(node.args[0] if node.args else node.kwargs["input"])
+    tokens = leading(len(shape_of(source)))
+    gone = tokens[_dim_of(node)]
+    one = name_of(node) == "select"
+    result: Tokens = tuple("part" if t == gone else t for t in tokens if not one or t != gone)
+    return Dims(((source, tokens),), result)
+
+
+def _flip(walk: Walk, node: fx.Node) -> Axes:
+    """Not along dimensions of features, whose order a layer behind may know."""
+    dims = _flipped(node)
+    (source, tokens) = dims.terms[0]
     axes = walk.states[source].axes
-    if any(_dim(d, shape_of(source)) in axes for d in dims):
+    if any(tokens[d] in dims.mixed for d in axes):
         raise Unsupported("reverses the order of features, or of the entries of their vectors")
     return dict(axes)
 
 
-def _dim(given: Any, shape: tuple[int, ...]) -> int:
-    if not isinstance(given, int):
+@op("flip", forward=_flip)
+def _flipped(node: fx.Node) -> Dims:
+    source = tensor(node.args[0] if node.args else node.kwargs["input"])
+    given: Any = node.args[1:] or node.kwargs["dims"]
+    dims = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
+    if not all(isinstance(d, int) for d in dims):
         raise Unsupported("takes a part of a computed dimension")
-    return given % len(shape)
+    tokens = leading(len(shape_of(source)))
+    return Dims(((source, tokens),), tokens, mixed=frozenset(tokens[d] for d in dims))

@@ -1,4 +1,4 @@
-"""The rule for ``cat`` and ``stack``: what lies beside the streams.
+"""Joins, ``cat`` and ``stack``: what lies beside the streams.
 
 1. A run of one group's new streams is one part of the joined dimension: as many vectors as
    there are streams now, of their new width.
@@ -10,14 +10,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
-from dmt_plugin.fxtools.names import SEED
-from dmt_plugin.passes.ops.axes import Axes, Axis, Segment
-from dmt_plugin.passes.ops.names import joined_dim, joined_parts, name_of, shape_of
+from dmt_plugin.fxtools.arguments import argument
+from dmt_plugin.fxtools.names import SCATTERED, SEED
+from dmt_plugin.passes.ops.axes import Axes, Axis, Segment, Unsupported
+from dmt_plugin.passes.ops.dims import Asked, Dims, Token, Tokens, is_tensor, leading
+from dmt_plugin.passes.ops.names import name_of, shape_of
+from dmt_plugin.passes.ops.registry import op
+from dmt_plugin.passes.ops.splits import joined_pieces
 from dmt_plugin.passes.ops.walk import Walk
 
+CONCATENATIONS = ("cat", "concat", "concatenate")
+STACKS = ("stack",)
+JOINS = (*CONCATENATIONS, *STACKS)
+
 Seed = tuple[str, int, int, int]
+
+
+def joined_dim(node: fx.Node) -> int:
+    """The dimension of a join's result along which its parts lie."""
+    return int(argument(node, 1, "dim|axis", 0)) % len(shape_of(node))
+
+
+def joined_parts(node: fx.Node) -> list[Any]:
+    """What a join puts side by side; empty where that is no list."""
+    given = argument(node, 0, "tensors")
+    return list(given) if isinstance(given, (list, tuple)) else []
 
 
 def parts_of(entries: list[fx.Node]) -> list[tuple[fx.Node, Seed | None, int]]:
@@ -35,7 +56,7 @@ def parts_of(entries: list[fx.Node]) -> list[tuple[fx.Node, Seed | None, int]]:
 def join(walk: Walk, node: fx.Node) -> Axes:
     """See the module's docstring."""
     entries, dim = joined_parts(node), joined_dim(node)
-    stacked = name_of(node) == "stack"
+    stacked = name_of(node) in STACKS
     along: list[Axis | int] = []
     across: dict[int, Axis] = {}
     widths: dict[int, int] = {}
@@ -69,5 +90,41 @@ def join(walk: Walk, node: fx.Node) -> Axes:
     result = dict(across)
     joined = Axis.joined(along, unit=flat)
     if joined is not None:
-        result[dim] = joined
+        result[dim] = joined.standing(False) if node.meta.get(SCATTERED) else joined
     return result
+
+
+def _parts(walk: Walk, node: fx.Node, wanted: Axes) -> Asked:
+    """Other entries of a joined dimension are asked of each part, another size only where it is clear of which."""
+    dim, parts = joined_dim(node), joined_parts(node)
+    stacked = name_of(node) in STACKS
+    across = {d - (stacked and d > dim): axis for d, axis in wanted.items() if d != dim}
+    if dim not in wanted:
+        return [(part, across) for part in parts]
+    if stacked:
+        return []
+    sizes = [shape_of(part)[dim] for part in parts]
+    segments = wanted[dim].segments
+    if [s.old for s in segments] == sizes:
+        along = [{dim: Axis((s,))} if s.changed else {} for s in segments]
+    elif wanted[dim].old == wanted[dim].new:
+        along = [{dim: Axis.of(size, size)} for size in sizes]
+    else:
+        return []
+    return [(part, across | own) for part, own in zip(parts, along, strict=True) if across | own]
+
+
+@op(*JOINS, forward=join, several=joined_pieces, producers=_parts)
+def _side_by_side(node: fx.Node) -> Dims:
+    """The joined dimension is no part's; all others are common."""
+    parts = joined_parts(node)
+    if not parts or not all(map(is_tensor, parts)):
+        raise Unsupported("joins what is not a list of tensors")
+    result: list[Token] = list(leading(len(shape_of(node))))
+    result[joined_dim(node)] = "joined"
+    stacked = name_of(node) in STACKS
+    own = (lambda at: tuple(t for t in result if t != "joined")) if stacked else (
+        lambda at: tuple(f"part{at}" if t == "joined" else t for t in result)
+    )
+    terms: list[tuple[fx.Node, Tokens]] = [(part, own(at)) for at, part in enumerate(parts)]
+    return Dims(tuple(terms), tuple(result))

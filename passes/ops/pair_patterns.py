@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from dmt_plugin.fxtools.arguments import arguments
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.index_patterns import constant_value, enumerated_anew
 from dmt_plugin.passes.ops.names import name_of, shape_of
@@ -28,7 +29,7 @@ from dmt_plugin.passes.ops.walk import Walk
 def picked(node: fx.Node) -> tuple[fx.Node, int, Any] | None:
     """``(source, dimension, list)`` of a node that picks entries of one dimension by a list, else ``None``."""
     if name_of(node) == "index_select":
-        call = dict(zip(("input", "dim", "index"), node.args, strict=False)) | dict(node.kwargs)
+        call = arguments(node, "input", "dim", "index")
         source, dim = call["input"], call["dim"]
         if isinstance(source, fx.Node) and isinstance(dim, int):
             return source, dim % len(shape_of(source)), call["index"]

@@ -1,125 +1,87 @@
-"""Products of tensors in letters: which dimensions run together, and which are left.
+"""Products of tensors: ``matmul``, ``einsum``, ``tensordot``, ``linear``, attention and the like, and such layers.
 
-``matmul``, ``einsum``, ``tensordot``, ``linear``, attention and the like all multiply entries
-and sum over some of them. Each is put down as an einsum would be: a token per dimension of
-every factor, and the tokens of the result. Dimensions with the same token have the same
-entries; one of size 1 beside larger ones is broadcast. Tokens are letters, or negative
-numbers for leading dimensions that are aligned from the right.
-
-An operation that is not purely such a product, or whose arguments are computed, is not put
-down: :func:`product_of` raises.
+All multiply entries and sum over some of them: in letters, what is summed over is not in the result. An operation that
+is not purely such a product, or whose arguments are computed, is not put down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx, nn
 
+from dmt_plugin.fxtools.arguments import arguments
 from dmt_plugin.passes.ops.axes import Axes, Unsupported
-
-Token = str | int
-Tokens = tuple[Token, ...]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product of tensors.
-
-    Attributes:
-        terms: factors (and summands, such as a bias) with a token per dimension.
-        result: tokens of the result.
-    """
-
-    terms: tuple[tuple[fx.Node, Tokens], ...]
-    result: Tokens
-
-    def size(self, token: Token) -> int:
-        """Captured size of what a token stands for."""
-        found = [_shape(node)[tokens.index(token)] for node, tokens in self.terms if token in tokens]
-        return max(found, default=1)
+from dmt_plugin.passes.ops.dims import Dims, Token, Tokens, follow, leading, tensor
+from dmt_plugin.passes.ops.names import shape_of
+from dmt_plugin.passes.ops.registry import layer, op, undescribed_layer
+from dmt_plugin.passes.ops.walk import Walk
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
-
-
-def _tensor(value: Any) -> fx.Node:
-    if not isinstance(value, fx.Node) or not isinstance(value.meta.get("val"), Tensor):
-        raise Unsupported("multiplies something that is not one tensor of the graph")
-    return value
-
-
-def _arguments(node: fx.Node, *names: str) -> dict[str, Any]:
+def _call(node: fx.Node, *names: str) -> dict[str, Any]:
     """Arguments by name; those of value ``None`` are as good as absent."""
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in arguments(node, *names).items() if value is not None}
 
 
-def _leading(count: int) -> Tokens:
-    """``count`` dimensions aligned from the right."""
-    return tuple(range(-count, 0))
+@op("matmul", "mm", "bmm", traits=("multiplies",))
+@op("mv")
+def _matmul(node: fx.Node) -> Dims:
+    call = _call(node, "input", "other|mat2|vec")
+    return _matrices(tensor(call["input"]), tensor(call.get("other")))
 
 
-# -- each operation ------------------------------------------------------------------------
+def _matrices(a: fx.Node, b: fx.Node) -> Dims:
+    ranks = len(shape_of(a)), len(shape_of(b))
+    left: Tokens = ("k",) if ranks[0] == 1 else (*leading(ranks[0] - 2), "i", "k")
+    right: Tokens = ("k",) if ranks[1] == 1 else (*leading(ranks[1] - 2), "k", "j")
+    result = (*leading(max(*ranks, 2) - 2), *(t for t in ("i", "j") if t in left + right))
+    return Dims(((a, left), (b, right)), result)
 
 
-def _matmul(node: fx.Node) -> Product:
-    call = _arguments(node, "input", "other")
-    a, b = _tensor(call["input"]), _tensor(call.get("other", call.get("mat2")))
-    return _matrices(a, b)
-
-
-def _matrices(a: fx.Node, b: fx.Node) -> Product:
-    ranks = len(_shape(a)), len(_shape(b))
-    left: Tokens = ("k",) if ranks[0] == 1 else (*_leading(ranks[0] - 2), "i", "k")
-    right: Tokens = ("k",) if ranks[1] == 1 else (*_leading(ranks[1] - 2), "k", "j")
-    result = (*_leading(max(*ranks, 2) - 2), *(t for t in ("i", "j") if t in left + right))
-    return Product(((a, left), (b, right)), result)
-
-
-def _added_matmul(node: fx.Node) -> Product:
+@op("addmm", "baddbmm")
+def _added_matmul(node: fx.Node) -> Dims:
     names = ("input", "mat1", "mat2") if _is("addmm", node) else ("input", "batch1", "batch2")
-    call = _arguments(node, *names)
-    summand, a, b = (_tensor(call[name]) for name in names)
+    call = _call(node, *names)
+    summand, a, b = (tensor(call[name]) for name in names)
     product = _matrices(a, b)
-    tokens = product.result[len(product.result) - len(_shape(summand)) :]
-    return Product((*product.terms, (summand, tokens)), product.result)
+    tokens = product.result[len(product.result) - len(shape_of(summand)) :]
+    return Dims((*product.terms, (summand, tokens)), product.result)
 
 
 def _is(name: str, node: fx.Node) -> bool:
     return name in (node.target if isinstance(node.target, str) else getattr(node.target, "__name__", ""))
 
 
-def _linear(node: fx.Node) -> Product:
-    call = _arguments(node, "input", "weight", "bias")
-    x, weight = _tensor(call["input"]), _tensor(call["weight"])
-    leading = _leading(len(_shape(x)) - 1)
-    if len(_shape(weight)) == 1:
-        return Product(((x, (*leading, "k")), (weight, ("k",))), leading)
-    terms: list[tuple[fx.Node, Tokens]] = [(x, (*leading, "k")), (weight, ("o", "k"))]
+@op("linear")
+def _linear(node: fx.Node) -> Dims:
+    call = _call(node, "input", "weight", "bias")
+    x, weight = tensor(call["input"]), tensor(call["weight"])
+    batch = leading(len(shape_of(x)) - 1)
+    if len(shape_of(weight)) == 1:
+        return Dims(((x, (*batch, "k")), (weight, ("k",))), batch)
+    terms: list[tuple[fx.Node, Tokens]] = [(x, (*batch, "k")), (weight, ("o", "k"))]
     if "bias" in call:
-        terms.append((_tensor(call["bias"]), ("o",)))
-    return Product(tuple(terms), (*leading, "o"))
+        terms.append((tensor(call["bias"]), ("o",)))
+    return Dims(tuple(terms), (*batch, "o"))
 
 
-def _bilinear(node: fx.Node) -> Product:
-    call = _arguments(node, "input1", "input2", "weight", "bias")
-    one, two = _tensor(call["input1"]), _tensor(call["input2"])
-    leading = _leading(len(_shape(one)) - 1)
-    terms: list[tuple[fx.Node, Tokens]] = [(one, (*leading, "i")), (two, (*leading, "j"))]
-    terms.append((_tensor(call["weight"]), ("o", "i", "j")))
+@op("bilinear")
+def _bilinear(node: fx.Node) -> Dims:
+    call = _call(node, "input1", "input2", "weight", "bias")
+    one, two = tensor(call["input1"]), tensor(call["input2"])
+    batch = leading(len(shape_of(one)) - 1)
+    terms: list[tuple[fx.Node, Tokens]] = [(one, (*batch, "i")), (two, (*batch, "j"))]
+    terms.append((tensor(call["weight"]), ("o", "i", "j")))
     if "bias" in call:
-        terms.append((_tensor(call["bias"]), ("o",)))
-    return Product(tuple(terms), (*leading, "o"))
+        terms.append((tensor(call["bias"]), ("o",)))
+    return Dims(tuple(terms), (*batch, "o"))
 
 
-def _tensordot(node: fx.Node) -> Product:
-    call = _arguments(node, "a", "b", "dims")
-    a, b, dims = _tensor(call["a"]), _tensor(call["b"]), call.get("dims", 2)
-    ranks = len(_shape(a)), len(_shape(b))
+@op("tensordot")
+def _tensordot(node: fx.Node) -> Dims:
+    call = _call(node, "a", "b", "dims")
+    a, b, dims = tensor(call["a"]), tensor(call["b"]), call.get("dims", 2)
+    ranks = len(shape_of(a)), len(shape_of(b))
     if isinstance(dims, int) and not isinstance(dims, bool):
         dims = (range(ranks[0] - dims, ranks[0]), range(dims))
     if not isinstance(dims, (list, tuple)) or len(dims) != 2:
@@ -133,18 +95,19 @@ def _tensordot(node: fx.Node) -> Product:
         right[y % ranks[1]] = left[x % ranks[0]]
     shared = set(left) & set(right)
     result = tuple(t for t in (*left, *right) if t not in shared)
-    return Product(((a, tuple(left)), (b, tuple(right))), result)
+    return Dims(((a, tuple(left)), (b, tuple(right))), result)
 
 
-def _einsum(node: fx.Node) -> Product:
+@op("einsum", traits=("multiplies",))
+def _einsum(node: fx.Node) -> Dims:
     equation, *given = node.args
     if len(given) == 1 and isinstance(given[0], (list, tuple)):
         given = list(given[0])
     if not isinstance(equation, str):
         raise Unsupported("an einsum whose equation is not a text")
-    operands = [_tensor(value) for value in given]
+    operands = [tensor(value) for value in given]
     left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = [_letters(text, len(_shape(o))) for text, o in zip(left.split(","), operands, strict=True)]
+    terms = [_letters(text, len(shape_of(o))) for text, o in zip(left.split(","), operands, strict=True)]
     for tokens in terms:
         if len(set(tokens)) != len(tokens):
             raise Unsupported("an einsum that takes a diagonal of one of its tensors")
@@ -155,71 +118,81 @@ def _einsum(node: fx.Node) -> Product:
             raise Unsupported("an einsum that sums over the dimensions of its ellipsis")
     else:
         letters = [t for tokens in terms for t in tokens if isinstance(t, str)]
-        result = (*_leading(spread), *sorted(t for t in letters if letters.count(t) == 1))
-    return Product(tuple(zip(operands, terms, strict=True)), result)
+        result = (*leading(spread), *sorted(t for t in letters if letters.count(t) == 1))
+    return Dims(tuple(zip(operands, terms, strict=True)), result)
 
 
 def _letters(text: str, rank: int) -> Tokens:
     before, ellipsis, after = text.partition("...")
     count = rank - len(before) - len(after)
-    return (*before, *(_leading(count) if ellipsis else ()), *after)
+    return (*before, *(leading(count) if ellipsis else ()), *after)
 
 
-def _attention(node: fx.Node) -> Product:
-    call = _arguments(node, "query", "key", "value", "attn_mask")
+@op("scaled_dot_product_attention", traits=("scales",))
+def _attention(node: fx.Node) -> Dims:
+    call = _call(node, "query", "key", "value", "attn_mask")
     if "attn_mask" in call:
         raise Unsupported("attention with a mask")
-    query, key, value = (_tensor(call[name]) for name in ("query", "key", "value"))
-    leading = [_leading(len(_shape(n)) - 2) for n in (query, key, value)]
-    terms = ((query, (*leading[0], "l", "e")), (key, (*leading[1], "s", "e")), (value, (*leading[2], "s", "v")))
-    return Product(terms, (*max(leading, key=len), "l", "v"))
+    query, key, value = (tensor(call[name]) for name in ("query", "key", "value"))
+    batches = [leading(len(shape_of(n)) - 2) for n in (query, key, value)]
+    terms = ((query, (*batches[0], "l", "e")), (key, (*batches[1], "s", "e")), (value, (*batches[2], "s", "v")))
+    return Dims(terms, (*max(batches, key=len), "l", "v"), mixed=frozenset("l"))  # a causal mask tells places apart
 
 
-def _similarity(node: fx.Node) -> Product:
+@op("cosine_similarity", "pairwise_distance")
+def _similarity(node: fx.Node) -> Dims:
     """Distances and similarities of vectors along one dimension."""
-    call = _arguments(node, "x1", "x2", "p" if _is("distance", node) else "dim")
-    one, two = _tensor(call["x1"]), _tensor(call["x2"])
-    ranks = len(_shape(one)), len(_shape(two))
+    call = _call(node, "x1", "x2", "p" if _is("distance", node) else "dim")
+    one, two = tensor(call["x1"]), tensor(call["x2"])
+    ranks = len(shape_of(one)), len(shape_of(two))
     dim = -1 if _is("distance", node) else call.get("dim", 1)
     if not isinstance(dim, int) or call.get("keepdim", False) is not False:
         raise Unsupported("compares vectors along a computed dimension")
-    full = _leading(max(ranks))
+    full = leading(max(ranks))
     gone = full[dim]
-    terms = ((one, _leading(ranks[0])), (two, _leading(ranks[1])))
-    return Product(terms, tuple(t for t in full if t != gone))
+    terms = ((one, leading(ranks[0])), (two, leading(ranks[1])))
+    return Dims(terms, tuple(t for t in full if t != gone))
 
 
-_PRODUCTS: dict[str, Callable[[fx.Node], Product]] = {
-    "matmul": _matmul, "mm": _matmul, "bmm": _matmul, "mv": _matmul, "addmm": _added_matmul, "baddbmm": _added_matmul,
-    "linear": _linear, "bilinear": _bilinear, "tensordot": _tensordot, "einsum": _einsum,
-    "scaled_dot_product_attention": _attention, "cosine_similarity": _similarity, "pairwise_distance": _similarity,
-}  # fmt: skip
-PRODUCTS = frozenset(_PRODUCTS)
+# -- layers ----------------------------------------------------------------------------------
 
 
-def product_of(node: fx.Node, name: str) -> Product:
-    """A node in letters.
-
-    Args:
-        node: a node whose operation is one of ``PRODUCTS``.
-        name: plain name of the operation.
-
-    Raises:
-        Unsupported: it cannot be put down with certainty.
-    """
-    return _PRODUCTS[name](node)
+@layer(nn.Linear, inherited=True)
+def _linear_layer(node: fx.Node, module: nn.Linear) -> Dims:
+    (source,) = node.all_input_nodes
+    batch = leading(len(shape_of(source)) - 1)
+    return Dims(((source, (*batch, "k")),), (*batch, "o"), own=frozenset("o"), sized=("k",))
 
 
-def factors(node: fx.Node, name: str, wanted: Axes) -> list[tuple[fx.Node, Axes]]:
-    """The factors that decide the sizes of the result, and what each must give for the result to be ``wanted``."""
-    product = product_of(node, name)
-    found: list[tuple[fx.Node, Axes]] = []
-    for source, tokens in product.terms:
-        axes = {
-            tokens.index(token): axis
-            for token, axis in ((product.result[d], axis) for d, axis in wanted.items())
-            if token in tokens and _shape(source)[tokens.index(token)] == product.size(token)
-        }
-        if axes:
-            found.append((source, axes))
-    return found
+@layer(nn.Bilinear, inherited=True)
+def _bilinear_layer(node: fx.Node, module: nn.Bilinear) -> Dims:
+    """``(..., I)`` and ``(..., J)`` to ``(..., O)``; the widths may differ, the rest is common."""
+    call = arguments(node, "input1", "input2")
+    one, two = tensor(call["input1"]), tensor(call["input2"])
+    batch = leading(len(shape_of(one)) - 1)
+    return Dims(((one, (*batch, "i")), (two, (*batch, "j"))), (*batch, "o"), sized=("i", "j"))
+
+
+def _convolution(walk: Walk, node: fx.Node) -> Axes:
+    (source,) = node.all_input_nodes
+    module = walk.gm.get_submodule(str(node.target))
+    assert isinstance(module, nn.Conv1d)
+    axes, positions = walk.states[source].axes, len(shape_of(source)) - 1
+    window = (module.kernel_size, module.stride, module.padding)
+    if positions in axes and window != ((1,), (1,), (0,)):
+        raise Unsupported("slides a window over features, or over the entries of their vectors")
+    if positions - 1 in axes and module.groups != 1:
+        raise Unsupported("convolves groups of channels whose number changed")
+    return follow(walk, node, _convolution_layer(node, module))
+
+
+@layer(nn.Conv1d, forward=_convolution, inherited=True)
+def _convolution_layer(node: fx.Node, module: nn.Conv1d) -> Dims:
+    """A full product over the channels of ``(B, C, L)`` or ``(C, L)``; the window slides over the positions."""
+    (source,) = node.all_input_nodes
+    batch = leading(len(shape_of(source)))[:-2]
+    return Dims(((source, (*batch, "c", "l")),), (*batch, "o", "l"), mixed=frozenset("l"), sized=("c",))
+
+
+undescribed_layer(nn.Conv2d, per_sample=lambda module, rank: rank > 3)
+undescribed_layer(nn.GroupNorm, per_sample=lambda module, rank: rank > 1)

@@ -46,18 +46,19 @@ def split_flat(axis: Axis, outer: int, inner: int) -> tuple[Axis | None, Axis | 
         )
     width = widths.pop()
     counts: list[Segment] = []
-    for i, segment in enumerate(axis.segments):
+    for i, segment in enumerate(axis.standing(axis.in_place).segments):
         if segment.old % inner:
             raise Unsupported(f"a part of {segment.old} entries is not a whole number of vectors of {inner}")
         rows = segment.old // inner
         if not segment.changed:
             if segment.new != rows * width:
                 return Need(i, rows * width)
-            counts.append(Segment(rows, rows, 1, 1, False, free=segment.free))
+            counts.append(Segment(rows, rows, 1, 1, False, free=segment.free, in_place=segment.in_place))
         elif segment.old_unit == inner:
-            counts.append(Segment(rows, segment.new // width, changed=not segment.same_vectors, free=segment.free))
+            new, same = segment.new // width, segment.same_vectors
+            counts.append(Segment(rows, new, changed=not same, free=segment.free, in_place=segment.in_place))
         elif segment.new == rows * width:
-            counts.append(Segment(rows, rows, free=segment.free))
+            counts.append(Segment(rows, rows, free=segment.free, in_place=segment.in_place))
         else:
             raise Unsupported(f"a part of {segment.old} entries became {segment.new}, not {rows} vectors of {width}")
     # Entries that went through a tower module are other entries, even at the same width.
@@ -84,6 +85,7 @@ def merge(outer: Axis | int, inner: Axis | int) -> Axis | int:
             Segment(
                 s.old * old_width, s.new * new_width, old_width, new_width, s.changed or not kept,
                 same_vectors=not s.changed, same_entries=kept, free=given and (s.free or not s.changed),
+                in_place=outer.in_place,
             )
             for s in outer.segments
         )

@@ -1,49 +1,56 @@
-"""Rules for what only moves entries: views, transpositions, ``expand`` and ``repeat``.
+"""What only sees entries in other dimensions: ``view``, ``reshape``, ``flatten`` and the like.
 
-1. A view whose input changed: its dimensions are aligned with those of the input in memory
-   order, never by comparing sizes (:func:`dmt_plugin.passes.ops.axes.view_axes`); literal sizes
-   are replaced, ``-1`` and sizes that the model computes stay.
-2. A view whose input did not change, but which reads a size from a tensor that did (such
-   as ``x.view(B, -1, d)`` with ``d`` the new width): it would cut ``x`` into other vectors.
-   That is right only if ``x`` comes from a layer whose output has no vectors but these;
-   so the layer is asked for them, starts anew, and anything else is refused.
+1. A view whose input changed: its dimensions are aligned with those of the input in memory order, never by comparing
+   sizes (:func:`dmt_plugin.passes.ops.reshaping.view_axes`), forward and backward alike; literal sizes are replaced,
+   ``-1`` and sizes that the model computes stay.
+2. A view whose input did not change, but which reads a size from a tensor that did (such as ``x.view(B, -1, d)`` with
+   ``d`` the new width): it would cut ``x`` into other vectors. That is right only if ``x`` comes from a layer whose
+   output has no vectors but these; so the layer is asked for them, starts again, and anything else is refused.
+3. Samples stay apart where the batch stays in front whatever its size: an open size, or the batch's own, stands there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.passes.ops.axes import Axes, Axis, Segment, Unsupported
-from dmt_plugin.passes.ops.joins import parts_of
-from dmt_plugin.passes.ops.names import JOINS, dim_order, joined_parts, name_of, shape_of
+from dmt_plugin.passes.ops.dims import Asked, is_samples, is_tensor
+from dmt_plugin.passes.ops.joins import CONCATENATIONS, joined_parts, parts_of
+from dmt_plugin.passes.ops.names import name_of, shape_of, tensor_inputs
+from dmt_plugin.passes.ops.registry import undescribed, undescribed_layer
 from dmt_plugin.passes.ops.reshaping import align, view_axes
+from dmt_plugin.passes.ops.shapes import free_of_batch, names_batch
+from dmt_plugin.passes.ops.sizes import sizes_of
 from dmt_plugin.passes.ops.walk import Walk
 
-#: Operations that are views without sizes among their arguments.
-_SIZELESS = ("flatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 
-
-def view(walk: Walk, node: fx.Node) -> Axes:
-    """``view``, ``reshape``, ``flatten`` and the like."""
+def _view(walk: Walk, node: fx.Node) -> Axes:
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    axes = walk.states[source].axes
-    found = view_axes(axes, shape_of(source), shape_of(node))
+    found = view_axes(walk.states[source].axes, shape_of(source), shape_of(node))
     if isinstance(found, tuple):
         dim, need = found
         _force_part(walk, source, dim, need.segment, need.size)
     assert isinstance(found, dict)
-    _ask_for_vectors(walk, node, source, found)
-    _edit_sizes(walk, node, found)
+    if name_of(node) in _SIZED:
+        sizes = sizes_of(node)
+        if name_of(node) != "unflatten" and len(sizes.given) == len(shape_of(node)):
+            _ask_for_vectors(walk, node, source, found, sizes.given)
+        first = int(argument(node, 1, "dim")) % len(shape_of(source)) if name_of(node) == "unflatten" else 0
+        walk.edits[node] = sizes.replaced(lambda at, size: _followed(size, found.get(first + at)))
     return found
+
+
+def _followed(size: Any, axis: Axis | None) -> Any:
+    return axis.new if axis is not None and isinstance(size, int) and size != -1 else size
 
 
 def _force_part(walk: Walk, join: fx.Node, dim: int, index: int, size: int) -> None:
     """Resizes one neighbour inside a joined dimension, found by its position in the join."""
-    while name_of(join) not in JOINS - {"stack"}:
+    while name_of(join) not in CONCATENATIONS:
         sources = join.all_input_nodes
         if len(sources) != 1 or shape_of(sources[0]) != shape_of(join):
             raise Unsupported(f"a vector beside the streams must become {size} wide, but its join was not found")
@@ -52,10 +59,9 @@ def _force_part(walk: Walk, join: fx.Node, dim: int, index: int, size: int) -> N
     walk.force(entry, dim, Axis.of(shape_of(entry)[dim], size))
 
 
-def _ask_for_vectors(walk: Walk, node: fx.Node, source: fx.Node, found: Axes) -> None:
+def _ask_for_vectors(walk: Walk, node: fx.Node, source: fx.Node, found: Axes, given: tuple[Any, ...]) -> None:
     """Step 2 of the module's docstring."""
     old_in, old_out = shape_of(source), shape_of(node)
-    given = _sizes(node)
     computed = {d: walk.states[s].value for d, s in enumerate(given) if isinstance(s, fx.Node)}
     computed = {d: s for d, s in computed.items() if s != old_out[d] and d not in found}
     for ins, outs in align(old_in, old_out):
@@ -76,46 +82,59 @@ def _ask_for_vectors(walk: Walk, node: fx.Node, source: fx.Node, found: Axes) ->
         walk.impose(source, {ins[0]: Axis((parts,))})
 
 
-def _sizes(node: fx.Node) -> list[Any]:
-    """The sizes a view or a reshape is given, one per dimension of its result, or none."""
-    if name_of(node) not in ("view", "reshape"):
-        return []
-    given = next((node.kwargs[k] for k in ("shape", "size") if k in node.kwargs), node.args[1:])
-    assert isinstance(given, (list, tuple))
-    sizes = list(given[0]) if len(given) == 1 and isinstance(given[0], (list, tuple)) else list(given)
-    return sizes if len(sizes) == len(shape_of(node)) else []
+def _viewed(walk: Walk, node: fx.Node, wanted: Axes) -> Asked:
+    source = tensor_inputs(node)[0]
+    before = view_axes(wanted, shape_of(node), shape_of(source))
+    return [(source, before)] if isinstance(before, dict) else []
 
 
-def _edit_sizes(walk: Walk, node: fx.Node, axes: Axes) -> None:
-    if node.op == "call_module" or name_of(node) in _SIZELESS:
-        return
-    args: list[Any] = list(node.args)
-    kwargs: dict[str, Any] = dict(node.kwargs)
-    key = next((k for k in ("shape", "size", "sizes") if k in kwargs), None)
-    if name_of(node) == "unflatten":
-        dim = int(args[1]) % len(shape_of(args[0]))
-        args[2] = tuple(_size(s, axes.get(dim + i)) for i, s in enumerate(args[2]))
-    elif key is not None:
-        kwargs[key] = type(kwargs[key])(_size(s, axes.get(i)) for i, s in enumerate(kwargs[key]))
-    elif len(args) == 2 and isinstance(args[1], (list, tuple)):
-        args[1] = [_size(s, axes.get(i)) for i, s in enumerate(args[1])]
-    else:
-        args[1:] = [_size(s, axes.get(i)) for i, s in enumerate(args[1:])]
-    walk.edits[node] = (tuple(args), kwargs)
+# -- samples stay apart ----------------------------------------------------------------------
 
 
-def _size(size: Any, axis: Axis | None) -> Any:
-    return axis.new if axis is not None and isinstance(size, int) and size != -1 else size
+def alone(node: fx.Node) -> bool:
+    """Whether the first argument holds samples, and no other does."""
+    first = node.args[0] if node.args else None
+    return is_samples(first) and not any(is_samples(n) for n in node.all_input_nodes if n is not first)
 
 
-def move(walk: Walk, node: fx.Node, order: Callable[[int], list[int]]) -> Axes:
-    """Dimensions in another order: ``order(rank)`` lists the old ones."""
-    source = node.args[0]
+def keeps_batch_in_front(node: fx.Node, batch: int) -> bool:
+    """Whether a ``view``, ``reshape`` or ``expand`` keeps the batch in front, whatever its size ``batch``."""
+    source = node.args[0] if node.args else None
+    if not is_tensor(source) or not alone(node) or not (len(node.args) > 1 or node.kwargs):
+        return False
     assert isinstance(source, fx.Node)
-    axes = walk.states[source].axes
-    return {to: axes[frm] for to, frm in enumerate(order(len(shape_of(source)))) if frm in axes}
+    sizes = sizes_of(node)
+    front = sizes.whole if sizes.whole is not None else sizes.given[0]
+    if not all(free_of_batch(n) for n in node.all_input_nodes if n is not source and n is not front):
+        return False
+    if name_of(node) == "expand" and len(shape_of(node)) != len(shape_of(source)):
+        return False  # a new dimension in front
+    if not isinstance(front, fx.Node):
+        return bool(front == -1)  # any other number is the size of the example's batch alone
+    return names_batch(front, batch) and front not in sizes.given[1:]
 
 
-def transpose(walk: Walk, node: fx.Node) -> Axes:
-    """``transpose``, ``permute``, ``t``."""
-    return move(walk, node, dim_order(node))
+def _behind_batch(node: fx.Node, batch: int) -> bool:
+    """Whether the first dimension that changes is given, and is not the batch."""
+    first = argument(node, 1, "dim|start_dim")
+    if not alone(node) or not isinstance(first, int):
+        return False
+    if not all(is_tensor(n) or free_of_batch(n) for n in node.all_input_nodes):
+        return False
+    return first % (len(shape_of(node.all_input_nodes[0])) + (name_of(node) == "unsqueeze")) != 0
+
+
+_SIZED = ("view", "reshape", "unflatten")
+undescribed(
+    "view", "reshape",
+    forward=_view, producers=_viewed, per_sample=keeps_batch_in_front, traits=("keeps_ids",),
+)  # fmt: skip
+undescribed("unflatten", forward=_view, producers=_viewed, per_sample=_behind_batch)
+undescribed(
+    "flatten", "squeeze", "unsqueeze",
+    forward=_view, producers=_viewed, per_sample=_behind_batch, traits=("keeps_ids",),
+)  # fmt: skip
+undescribed_layer(
+    nn.Flatten, forward=_view, producers=_viewed, per_sample=lambda module, rank: module.start_dim % rank != 0
+)
+undescribed("view_as", "reshape_as", traits=("reads_first",))

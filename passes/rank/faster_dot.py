@@ -26,15 +26,15 @@ from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.ops.axes import Unsupported
-from dmt_plugin.passes.ops.names import dim_order, name_of, shape_of
-from dmt_plugin.passes.ops.products import product_of
+from dmt_plugin.passes.ops.moves import order_of
+from dmt_plugin.passes.ops.names import shape_of
+from dmt_plugin.passes.ops.operations import dims_of, has_trait
 
 BUFFERS = "dmt_pairs"
 """Names of the index buffers begin so."""
 
-_TRANSPOSES = {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"}
-_PRODUCTS = {"bmm": {"input", "mat2"}, "matmul": {"input", "other"}, "einsum": set()}
-"""Operations that multiply, and the keywords under which they may get their factors."""
+_FACTORS = {"input", "other", "mat2"}
+"""Keywords under which a product may get its factors."""
 
 
 class FasterDot(GraphPass):
@@ -67,7 +67,7 @@ def _picks_pairs(node: fx.Node) -> bool:
 
 def _rewrite(gm: fx.GraphModule, node: fx.Node) -> bool:
     product: Any = node.args[0]
-    vectors = multiplied_by_itself(product)
+    vectors = multiplied_by_itself(gm, product)
     if vectors is None or len(product.users) != 1:
         return False
     size = int(product.meta["val"].shape[1])
@@ -86,16 +86,15 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
-def multiplied_by_itself(node: Any) -> fx.Node | None:
+def multiplied_by_itself(gm: fx.GraphModule, node: Any) -> fx.Node | None:
     """Step 2: the node ``x`` ``(B, V, N)`` if ``node`` is ``x @ x^T``, else ``None``."""
-    name = name_of(node) if isinstance(node, fx.Node) else ""
-    if name not in _PRODUCTS or set(node.kwargs) - _PRODUCTS[name]:
+    if not isinstance(node, fx.Node) or not has_trait(node, "multiplies") or set(node.kwargs) - _FACTORS:
         return None
     try:
-        product = product_of(node, name)
+        product = dims_of(gm, node)
     except Unsupported:
         return None
-    if len(product.terms) != 2 or any(len(shape_of(factor)) != 3 for factor, _ in product.terms):
+    if product is None or len(product.terms) != 2 or any(len(shape_of(factor)) != 3 for factor, _ in product.terms):
         return None
     (left, one), (right, two) = product.terms
     batch, row, summed = one
@@ -110,17 +109,10 @@ def multiplied_by_itself(node: Any) -> fx.Node | None:
 
 def _untransposed(node: fx.Node, tokens: tuple[Any, ...]) -> tuple[fx.Node, tuple[Any, ...]]:
     """The tensor that ``node`` is a transposition of, and the tokens of its dimensions."""
-    while True:
-        if node.target is getattr and node.args[1] == "mT":
-            order = [0, 2, 1]
-        elif name_of(node) in _TRANSPOSES:
-            order = dim_order(node)(len(tokens))
-        else:
-            return node, tokens
-        source: Any = node.args[0] if node.args else node.kwargs.get("input")
-        if not isinstance(source, fx.Node):
-            return node, tokens
+    while (order := order_of(node)) is not None:
+        source: Any = node.args[0] if node.args else node.kwargs["input"]
         node, tokens = source, tuple(token for _, token in sorted(zip(order, tokens, strict=True)))
+    return node, tokens
 
 
 def _pairs(gm: fx.GraphModule, picks: Any, vectors: int) -> tuple[Tensor, Tensor] | None:

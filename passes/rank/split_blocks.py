@@ -7,7 +7,7 @@ A pass over a placed graph, before it is scheduled:
 2. every exchange behind that, with the tower modules between them, runs once per block, with the batch layout of the
    block;
 3. so does what follows the last exchange, as far as it is proven to treat samples by themselves
-   (:mod:`dmt_plugin.passes.ops.batch_rows`). Values that do not depend on the exchange (a bottom MLP) are computed once
+   (:mod:`dmt_plugin.passes.ops.per_sample`). Values that do not depend on the exchange (a bottom MLP) are computed once
    and cut into the same blocks;
 4. where an operation needs the whole batch (batch normalisation, a sum over samples), or the model returns a value,
    the blocks are joined again.
@@ -31,7 +31,7 @@ from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_ME
 from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.ops.batch_rows import is_by_rows, is_plumbing, open_view, writes_input
+from dmt_plugin.passes.ops.per_sample import is_by_rows, is_plumbing, open_view, writes_input
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 _BY_ROWS = ("none", "dlrm", "dcn", "preserve")

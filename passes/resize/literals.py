@@ -18,12 +18,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dmt_plugin.passes.ops.names import name_of
+from dmt_plugin.passes.ops.operations import has_trait
 from dmt_plugin.passes.resize.sweep import Sweep
 
-_SCALES = {
-    "mul", "multiply", "div", "divide", "truediv", "true_divide", "pow", "scaled_dot_product_attention",
-}  # fmt: skip
 _COMMON = (0.5, 1.0, 2.0)
 
 
@@ -55,7 +52,7 @@ def kept_numbers(sweep: Sweep) -> list[KeptNumber]:
                 sizes.setdefault(axis.old, axis.new)
     found: list[KeptNumber] = []
     for node, state in sweep.states.items():
-        if not state.changed or not isinstance(state.value, Tensor) or name_of(node) not in _SCALES:
+        if not state.changed or not isinstance(state.value, Tensor) or not has_trait(node, "scales"):
             continue
         for number in _numbers((node.args, dict(node.kwargs))):
             for old, new in sizes.items():

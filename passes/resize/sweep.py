@@ -1,7 +1,7 @@
 """One walk over a rewritten graph that finds out which sizes must change, and how.
 
 Each node gets a :class:`State`: its new example value (shapes only) and the axes its
-dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.ops.rules`) derives them.
+dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.ops.operations`) derives them.
 
 1. A node none of whose inputs changed keeps its captured value.
 2. Otherwise its rule gives the axes; the operation is run on shapes; the two must agree
@@ -15,17 +15,18 @@ dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.ops.rules`) deri
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from dmt_plugin.fxtools.attributes import attribute
 from dmt_plugin.fxtools.names import SEED, SEED_VALUE
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
-from dmt_plugin.passes.ops.names import copied, is_linear, producers, shape_of, why_fixed
-from dmt_plugin.passes.ops.walk import Rule, State
+from dmt_plugin.passes.ops.names import shape_of
+from dmt_plugin.passes.ops.operations import own_dims, producers, rule_of, why_fixed
+from dmt_plugin.passes.ops.walk import State
 from dmt_plugin.passes.resize.resizable import check_resizable
 from dmt_plugin.passes.resize.state import check_value, resized_value, same_shapes, shapes_only
 
@@ -53,7 +54,6 @@ class Sweep:
 
     Args:
         gm: the rewritten graph.
-        rule_of: the rule of a node, or ``None`` if its operation is not known.
 
     Attributes:
         states: state of each node after :meth:`run`.
@@ -63,9 +63,8 @@ class Sweep:
         noted: calls of layers whose input was noted.
     """
 
-    def __init__(self, gm: fx.GraphModule, rule_of: Callable[[Sweep, fx.Node], Rule | None]) -> None:
+    def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
-        self._rule_of = rule_of
         self.forced: dict[tuple[fx.Node, int], Axis] = {}
         self._noted: set[tuple[fx.Node, int, Axis]] = set()
         self._reset()
@@ -131,7 +130,7 @@ class Sweep:
             for dim, axis in own.items():
                 shape_list[dim] = axis.new
             return State(_empty(shape_list, node), own, True)
-        rule = self._rule_of(self, node)
+        rule = rule_of(self, node)
         if rule is None:
             raise Unsupported(f"{node.op} {_name(node)} is not known to the shape repair")
         found = rule(self, node)
@@ -191,14 +190,11 @@ class Sweep:
             Restart: a size was noted at a layer or a parameter.
             Unsupported: nothing behind the node can be resized.
         """
-        last = len(shape_of(node)) - 1
         if node.op == "get_attr" and isinstance(self.attribute(node), nn.Parameter):
             self._note(node, wanted)
-        if node.op == "call_module" and last in wanted and is_linear(self.gm.get_submodule(str(node.target))):
-            self._note(node, {last: wanted[last]})
-        copies = {d: axis for d, axis in wanted.items() if copied(node, d)}
-        if copies:
-            self._note(node, copies)
+        own = own_dims(self.gm, node)
+        if decided := {d: axis for d, axis in wanted.items() if d in own}:
+            self._note(node, decided)
         for source, axes in producers(self, node, self.states[node].axes | wanted):
             if missing := self.states[source].lacks(axes):
                 self.impose(source, missing)
@@ -208,7 +204,7 @@ class Sweep:
             if axis.old == axis.new
             else f"{axis.new} entries instead of {axis.old} in dimension {dim} of {node.name}"
         )
-        raise Unsupported(f"needs {what}, and {why_fixed(self, node)}")
+        raise Unsupported(f"needs {what}, and {why_fixed(self.gm, node)}")
 
     def _note(self, node: fx.Node, wanted: Axes) -> None:
         if node.op in ("get_attr", "call_module"):
@@ -243,10 +239,7 @@ class Sweep:
 
     def attribute(self, node: fx.Node) -> Any:
         """The object a ``get_attr`` node reads."""
-        value: Any = self.gm
-        for atom in str(node.target).split("."):
-            value = getattr(value, atom)
-        return value
+        return attribute(self.gm, str(node.target))
 
 
 def _empty(shape: list[int], node: fx.Node) -> Tensor:

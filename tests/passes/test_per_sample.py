@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import ExampleBatch
 from dmt_plugin.capture.graph_state import graph_module_over
 from dmt_plugin.capture.inputs import InputBinder
 from dmt_plugin.capture.tracer import trace_with_values
-from dmt_plugin.passes.ops.names import POINTWISE, POINTWISE_MODULES
 from dmt_plugin.passes.ops.per_sample import is_per_sample
+from dmt_plugin.passes.ops.pointwise import POINTWISE_LAYERS
 from tests.passes.per_sample_cases import BATCH, TAKEN, UNKNOWN, UNSAFE, Case
 
 
@@ -101,33 +99,7 @@ def test_an_input_that_is_neither_constant_nor_of_samples_is_refused(shape: tupl
     assert not claimed(model, (torch.randn(BATCH, 4), torch.randn(shape)))
 
 
-@pytest.mark.parametrize("name", sorted(POINTWISE - {"dropout", "alpha_dropout", "zero", "where"}))
-def test_every_pointwise_operation_is(name: str) -> None:
-    """On tensors in which each sample is like no other: the list is of names, which may be anybody's."""
-    places = (F, Tensor, torch, operator)
-    operation = next(getattr(place, f) for f in (name, f"{name}_") for place in places if hasattr(place, f))
-    torch.manual_seed(0)
-    inputs: list[Any] = [torch.rand(BATCH, WHOLE_VECTORS) * 0.8 + 0.1 for _ in range(3)]
-    if name in ("and", "or", "xor", "invert"):
-        inputs = [x > 0.5 for x in inputs]
-    number = {"clamp": 0.5, "fill": 2.0, "full_like": 2.0}.get(name)
-    inputs = [inputs[0], number] if number else inputs
-    inputs = [inputs[0], inputs[1] > 0.5, 2.0] if name == "masked_fill" else inputs
-    counts = [len(inputs)] if not isinstance(inputs[-1], Tensor) else [1, 2, 3]
-
-    def result(rows: slice) -> Any:
-        given = [x[rows].clone() if isinstance(x, Tensor) else x for x in inputs]
-        for count in counts:
-            try:
-                return operation(*given[:count])
-            except TypeError:
-                continue  # takes more
-        raise AssertionError(f"{name} takes no tensors")
-
-    assert torch.equal(torch.cat([result(slice(0, 3)), result(slice(3, 6))]), result(slice(0, 6)))
-
-
-@pytest.mark.parametrize("kind", POINTWISE_MODULES)
+@pytest.mark.parametrize("kind", POINTWISE_LAYERS)
 def test_every_pointwise_layer_is(kind: type[nn.Module]) -> None:
     layer = (kind(0.1, 2.0) if kind is nn.Threshold else kind()).eval()
     inputs = torch.randn(BATCH, WHOLE_VECTORS)

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from dmt_plugin.compiler import transform
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.fxtools.names import SEED, SEED_VALUE
-from dmt_plugin.passes.ops.rules import rule_of
 from dmt_plugin.passes.resize.sweep import Sweep, UnsupportedAt
 from tests.passes import heads, heads_layers
 from tests.passes.flat import only
@@ -219,7 +218,7 @@ def test_a_parameter_has_one_size_wherever_it_is_read() -> None:
     for node, shape in [*((read, (8, 3)) for read in reads), *((product, (5, 3)) for product in products)]:
         node.meta["val"] = torch.empty(shape)
     with pytest.raises(UnsupportedAt, match="4 entries instead of 8 in dimension 1 of other"):
-        Sweep(fx.GraphModule(root, graph), rule_of).run()
+        Sweep(fx.GraphModule(root, graph)).run()
 
 
 def test_a_layer_cut_into_other_vectors_starts_anew() -> None:

@@ -11,10 +11,22 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from dmt_plugin.fxtools.arguments import argument
+from dmt_plugin.passes.ops.axes import Axes
 from dmt_plugin.passes.ops.names import name_of
+from dmt_plugin.passes.ops.registry import undescribed
+from dmt_plugin.passes.ops.walk import Walk
 
 _OF_THE_KIND = ("dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
 _ARITHMETIC = ("add", "sub", "mul", "floordiv", "neg")
+
+
+def evaluated_again(walk: Walk, node: fx.Node) -> Axes:
+    """The rule for sizes, and Python arithmetic on them: they follow by themselves."""
+    return {}
+
+
+undescribed("size", "dim", "ndimension", "numel", forward=evaluated_again, traits=("gives_sizes",))
 
 
 def is_size(node: fx.Node) -> bool:
@@ -86,5 +98,5 @@ def _entry(node: fx.Node) -> tuple[fx.Node, Any] | None:
     source = _of_tensor(node)
     if name_of(node) != "size" or source is None:
         return None
-    index = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    index = argument(node, 1, "dim")
     return (source, index) if isinstance(index, int) else None

@@ -1,0 +1,24 @@
+"""``torch.triu_indices`` and ``torch.tril_indices`` of sizes that changed: the list of pairs did too."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from dmt_plugin.fxtools.arguments import argument
+from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
+from dmt_plugin.passes.ops.names import shape_of
+from dmt_plugin.passes.ops.registry import undescribed
+from dmt_plugin.passes.ops.walk import Walk
+
+
+def _pairs(walk: Walk, node: fx.Node) -> Axes:
+    offset = argument(node, 2, "offset", 0)
+    computed = any(isinstance(n.meta.get("val"), int) for n in node.all_input_nodes)
+    if not computed or not isinstance(offset, int) or len(node.args) < 2:
+        raise Unsupported("a triangle of pairs of a computed kind")
+    new = [walk.states[size].value if isinstance(size, fx.Node) else size for size in node.args[:2]]
+    assert callable(node.target)
+    return {1: Axis.of(shape_of(node)[1], node.target(*new, offset).shape[1])}
+
+
+undescribed("tril_indices", "triu_indices", forward=_pairs)
