@@ -179,7 +179,9 @@ def train(name: str, dmt: dict[str, Any], stage: int, rank: int) -> tuple[list[A
         engine.backward(loss_of(out, seed))
         engine.step()
         outputs.append(out.detach().reshape(-1))
-    return outputs, gather_state(engine.dmt.placed, engine.dmt.groups)
+    state = gather_state(engine.dmt.placed, engine.dmt.groups)
+    engine.destroy()
+    return outputs, state
 
 
 def compare(rank: int, world: int, topology: str, cases: list[tuple[str, str, int, str]]) -> list[str]:

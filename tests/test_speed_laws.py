@@ -137,6 +137,7 @@ def train(rank: int, case: Case) -> tuple[Trained, list[str]]:
         "steps": (engine.global_steps, STEPS),
     }
     state = gather_state(placed, engine.dmt.groups)
+    engine.destroy()
     strange = [f"{what}: {is_} instead of {right}" for what, (is_, right) in facts.items() if is_ != right]
     return (losses, state), strange
 

@@ -164,6 +164,7 @@ def trained(rank: int, compile_towers: bool) -> tuple[list[torch.Tensor], dict[s
     state = gather_state(engine.dmt.placed, engine.dmt.groups)
     names = [name for name, _ in engine.module.named_parameters()] + list(engine.module.state_dict())
     assert not any("_orig_mod" in name for name in names)
+    engine.destroy()
     return outputs, state, counters["stats"]["unique_graphs"]
 
 

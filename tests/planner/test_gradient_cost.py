@@ -95,6 +95,7 @@ def trained(rank: int, world: int) -> list[tuple[str, bool, bool, list[Any], dic
         counted = {key: value for key, value in engine.dmt.traffic.as_dict().items() if key in ("dense", "towers")}
         told = [(c.name, c.other_hosts, c.same_host) for c in gradient_costs_of(engine.dmt.placed, sums)]
         found.append((name, sums.by == "hosts", engine._reduction is not None, told, counted))
+        engine.destroy()
     return found
 
 
