@@ -12,6 +12,7 @@ from rich.console import Console
 from dmt_plugin.cli.load import load
 from dmt_plugin.cli.options import Batch, Config, Hosts, Model
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.report.explain.content import Explanation
 from dmt_plugin.report.explain.explanation import explain
 from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
 from dmt_plugin.report.explain.page import page_of
@@ -29,7 +30,21 @@ def explain_data(
     batch_size: int | None = None,
     rank: int = 0,
 ) -> dict[str, Any]:
-    """What ``dmt explain`` shows, as plain data.
+    """What ``dmt explain`` shows, as plain data; see :func:`explained`."""
+    return explained(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank).as_dict()
+
+
+def explained(
+    model: str,
+    config: str | None,
+    hosts: int | None = None,
+    ranks_per_host: int | None = None,
+    *,
+    batch: str | None = None,
+    batch_size: int | None = None,
+    rank: int = 0,
+) -> Explanation:
+    """What ``dmt explain`` shows.
 
     Args:
         model: ``package.module:factory`` or ``path/to/file.py:factory``.
@@ -41,7 +56,7 @@ def explain_data(
         rank: whose exchanges to show.
 
     Returns:
-        See :func:`dmt_plugin.report.explain.explanation.explain`; ``"refused"`` says whether the model was refused.
+        ``refused`` says whether the model was refused.
 
     Raises:
         DMTError: anything that cannot be found or read, or does not fit.
@@ -86,27 +101,28 @@ def command(
 
     Exit status: 0, or 1 if the model is refused (the findings say why), or 2 if something cannot be found.
     """
-    data = explain_data(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank)
+    data = explained(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank)
     written = [*_write_pictures(data, svg)] if svg is not None else []
     if html is not None:
         written.append(page_of(data, model, config).write(html))
     if as_json:
-        typer.echo(json.dumps(data, indent=2))
+        typer.echo(json.dumps(data.as_dict(), indent=2))
     else:
         console = Console() if Console().is_terminal else Console(width=140)
         show(data, console)
         for path in written:
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    if data["refused"]:
+    if data.refused:
         raise typer.Exit(1)
 
 
-def _write_pictures(data: dict[str, Any], path: Path) -> list[Path]:
+def _write_pictures(data: Explanation, path: Path) -> list[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    for when, key in (("before", "graph_before"), ("after", "graph_after"), (f"rank{data['rank']}", "graph_placed")):
-        if data[key] is not None:
+    graphs = {"before": data.graph_before, "after": data.graph_after, f"rank{data.rank}": data.graph_placed}
+    for when, graph in graphs.items():
+        if graph is not None:
             target = path.with_name(f"{path.stem}-{when}.svg")
-            target.write_text(picture_of_graph(Graph.from_dict(data[key]), title=f"graph {when}"))
+            target.write_text(picture_of_graph(Graph.from_dict(graph), title=f"graph {when}"))
             written.append(target)
     return written

@@ -129,7 +129,7 @@ def test_hosts_that_send_unequal_parts(project: Path, hosts: int, sent: list[int
 
 
 def test_even_hosts_need_no_word() -> None:
-    assert [uneven_hosts({"sent_by_host": sent}) for sent in ([], [7], [36, 36], [100, 99, 100])] == [None] * 4
+    assert [uneven_hosts(sent) for sent in ([], [7], [36, 36], [100, 99, 100])] == [None] * 4
 
 
 def test_where_tables_are(project: Path) -> None:

@@ -290,7 +290,7 @@ def test_the_shape_repair_counts_its_own_repairs_only() -> None:
 def test_explaining_a_model_with_decoders() -> None:
     dmt = {"transform": {"on_unsupported": "decoder"}, "towers": {"overrides": {"1": {"p": 1}}}}
     config = DMTConfig.model_validate(dmt)
-    data = explain(Flat(pairs), (ids(4, 5),), config, Topology(2, 1))
+    data = explain(Flat(pairs), (ids(4, 5),), config, Topology(2, 1)).as_dict()
     assert [g["form"] for g in data["groups"]] == ["decoder"]
     assert [(m["tower"], m["module"], m["output"]) for m in data["tower_modules"]] == [
         (0, "dlrm", "(B, 4)"), (1, "dlrm", "(B, 6)"),

@@ -1,4 +1,4 @@
-"""Everything there is to say about one transformation, as plain data.
+"""Finds out everything there is to say about one transformation.
 
 1. Transform the model and place it for one rank of the topology; no process is started and no table is copied,
    so a model on the meta device serves.
@@ -11,9 +11,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
+from dmt_plugin.report.explain.content import (
+    Explanation,
+    Group,
+    NewParameter,
+    ParameterCounts,
+    Repair,
+    Tower,
+    TowerModule,
+)
 from dmt_plugin.report.explain.graph_data import condensed, node_lines
 from dmt_plugin.topology.shape import Topology
 
@@ -61,7 +71,7 @@ def explain(
     rank: int = 0,
     batch_size: int | None = None,
     ds_config: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Explanation:
     """Explains the transformation of ``model``.
 
     Args:
@@ -75,8 +85,8 @@ def explain(
             DeepSpeed's own defaults.
 
     Returns:
-        Plain data: plan, groups, findings, repairs, new parameters, passes, load by rank, collectives, graphs.
-        ``"refused"`` is ``None``, or the message of the refusal; then what could not be made is ``None`` or empty.
+        Plan, groups, findings, repairs, new parameters, passes, load by rank, collectives, graphs; of a model that
+        is refused, why, and what the analysis found.
 
     Raises:
         CaptureError: the batch is no call of the model.
@@ -84,11 +94,11 @@ def explain(
     example = example_of(batch, model)
     inputs = InputBinder(model.forward, example).inputs(example.args, example.kwargs)
     samples = batch_size or batch_size_of(inputs) or 1
-    shown = {"topology": str(topology), "rank": rank, "batch_size": samples, "route": config.comm.route}
+    shown = partial(_refused, topology=topology, rank=rank, batch_size=samples, route=config.comm.route)
     try:
         captured = capture(model, example)
     except CaptureError as error:
-        return {**_refused(error, None), **shown, "graph_before": None, "nodes_before": []}
+        return shown(error)
     flat = PassContext(captured, config, topology)
     run_passes([DissolveCollections()], flat)
     before = {
@@ -98,8 +108,7 @@ def explain(
     try:
         logical = transform(model, example, config, topology)
     except TransformError as error:
-        analysed = new_context(capture(model, example), config, topology)
-        return {**_refused(error, analysed), **shown, **before}
+        return replace(shown(error, new_context(capture(model, example), config, topology)), **before)
     by_host = {}
     for host in range(min(topology.hosts, _MOST_HOSTS)):
         graph = place_graph(logical, config, topology, topology.rank_of(host, 0))
@@ -107,7 +116,7 @@ def explain(
     placed = place_graph(logical, config, topology, rank)
     placed.placement.compute_in(compute_dtype(ds_config or {}))
     sums = gradient_sums(ds_config or {}, config)
-    return {**describe(placed, samples, sums), **before, "graphs_by_host": by_host}
+    return replace(describe(placed, samples, sums), graphs_by_host=by_host, **before)
 
 
 def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
@@ -115,7 +124,7 @@ def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
     return torch.bfloat16 if DeepSpeedSettings(ds_config).bf16 else torch.float32
 
 
-def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
+def _refused(error: FindingsError, ctx: PassContext | None = None, **shown: Any) -> Explanation:
     """What is known of a model that cannot be rewritten: as much as the analysis of ``ctx`` finds out by itself."""
     for step in towers_passes() if ctx else ():
         assert ctx is not None
@@ -123,28 +132,17 @@ def _refused(error: FindingsError, ctx: PassContext | None) -> dict[str, Any]:
             run_passes([step], ctx)
         except TransformError:
             break
-    missing = ("plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed")
-    nothing = dict.fromkeys(missing)
-    plan = ctx.plan if ctx else None
-    return {
-        **nothing,
-        "refused": str(error).split("\n", 1)[0],
-        "towers": _towers(plan) if plan else [],
-        "groups": [_found_group(g) for g in ctx.facts.groups] if ctx else [],
-        "tower_modules": [],
-        "findings": [dataclasses.asdict(f) for f in sort_findings(error.findings)],
-        "repairs": [],
-        "new_parameters": [],
-        "passes": [dataclasses.asdict(r) for r in ctx.results] if ctx else [],
-        "lanes": [],
-        "collectives": [],
-        "sent_by_host": [],
-        "nodes_after": [],
-        "graphs_by_host": {},
-    }
+    return Explanation(
+        refused=str(error).split("\n", 1)[0],
+        towers=_towers(ctx.plan) if ctx and ctx.plan else [],
+        groups=[_found_group(g) for g in ctx.facts.groups] if ctx else [],
+        findings=list(sort_findings(error.findings)),
+        passes=list(ctx.results) if ctx else [],
+        **shown,
+    )
 
 
-def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientSums) -> dict[str, Any]:
+def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientSums) -> Explanation:
     """What was made of a model, from one rank's graph: all of :func:`explain` but the flat graph and other hosts.
 
     Args:
@@ -156,64 +154,56 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientS
     plan = logical.plan
     graph: fx.GraphModule = placed.__dict__["graph_module"]
     size = logical.batch_size
-    return {
-        "refused": None,
-        "topology": str(placed.topology),
-        "rank": placed.rank,
-        "batch_size": batch_size,
-        "route": placed.placement.route,
-        "plan": plan.to_dict(),
-        "plan_fingerprint": plan.fingerprint,
-        "towers": _towers(plan),
-        "groups": [
-            {
-                "name": g.name,
-                "kind": g.kind,
-                "form": g.form,
-                "features": len(g.features),
-                "width": g.width,
-                "reason": logical.group_reasons[g.name],
-                "meets_at": logical.meeting_points[g.name],
-            }
+    reasons, meeting_points = logical.group_reasons, logical.meeting_points
+    return Explanation(
+        refused=None,
+        topology=placed.topology,
+        rank=placed.rank,
+        batch_size=batch_size,
+        route=placed.placement.route,
+        plan=plan,
+        towers=_towers(plan),
+        groups=[
+            Group(g.name, g.kind, g.form, len(g.features), g.width, reasons[g.name], meeting_points[g.name])
             for g in plan.groups
         ],
-        "compression": _compression(placed),
-        "tower_modules": _tower_modules(logical),
-        "findings": [dataclasses.asdict(f) for f in sort_findings(logical.findings)],
-        "repairs": [{"target": r.target, "what": r.what, "init": r.init} for r in logical.repairs],
-        "new_parameters": _new_parameters(logical),
-        "passes": [dataclasses.asdict(r) for r in (*logical.passes, *placed.passes)],
-        "lanes": [dataclasses.asdict(load) for load in placed.placement.loads],
-        "collectives": [
-            dataclasses.asdict(c) for c in (*costs_of(placed, batch_size), *gradient_costs_of(placed, sums))
-        ],
-        "sent_by_host": sent_by_host(placed),
-        "gradient_sums": dataclasses.asdict(sums),
-        "graph_after": condensed(logical.__dict__["graph_module"], size),
-        "graph_placed": condensed(graph, size),
-        "nodes_after": node_lines(graph, size),
-        "parameters": _parameters(logical),
-    }
+        compression=_compression(placed),
+        tower_modules=_tower_modules(logical),
+        findings=list(sort_findings(logical.findings)),
+        repairs=[Repair(r.target, r.what, r.init) for r in logical.repairs],
+        new_parameters=_new_parameters(logical),
+        passes=[*logical.passes, *placed.passes],
+        lanes=list(placed.placement.loads),
+        collectives=[*costs_of(placed, batch_size), *gradient_costs_of(placed, sums)],
+        sent_by_host=sent_by_host(placed),
+        gradient_sums=sums,
+        graph_after=condensed(logical.__dict__["graph_module"], size),
+        graph_placed=condensed(graph, size),
+        nodes_after=node_lines(graph, size),
+        parameters=_parameters(logical),
+    )
 
 
 def write_report(placed: PlacedModel, batch_size: int, sums: GradientSums, folder: str | Path) -> None:
     """Writes ``plan.json`` (usable as ``partition.file``) and ``transform.json`` into a folder, which is made."""
     target = Path(folder)
     placed.plan.save(target / "plan.json")
+    data = describe(placed, batch_size, sums).as_dict()
+    of_one_rank = {k: v for k, v in data.items() if k not in ("graph_before", "nodes_before", "graphs_by_host")}
     with whole_file(target / "transform.json") as stream:
-        stream.write((json.dumps(describe(placed, batch_size, sums), indent=2) + "\n").encode())
+        stream.write((json.dumps(of_one_rank, indent=2) + "\n").encode())
 
 
-def _towers(plan: TowerPlan) -> list[dict[str, Any]]:
+def _towers(plan: TowerPlan) -> list[Tower]:
     widths = {t.name: t.dim for t in plan.tables}
     return [
-        {
-            "tower": t,
-            "host": plan.tower_hosts[t],
-            "features": list(names),
-            "width": sum(widths[table] for f in plan.features if f.name in names for table in f.tables),
-            "rows": sum(plan.table(x).rows for x in _tables_of(plan, names)),
-        }
+        Tower(
+            t,
+            plan.tower_hosts[t],
+            list(names),
+            width=sum(widths[table] for f in plan.features if f.name in names for table in f.tables),
+            rows=sum(plan.table(x).rows for x in _tables_of(plan, names)),
+        )
         for t, names in enumerate(plan.towers)
     ]
 
@@ -222,19 +212,12 @@ def _tables_of(plan: TowerPlan, features: Sequence[str]) -> set[str]:
     return {table for f in plan.features if f.name in features for table in f.tables}
 
 
-def _found_group(group: StreamGroup) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "kind": group.kind,
-        "form": group.form,
-        "features": len(group.lookups),
-        "width": group.width,
-        "reason": group.reason,
-        "meets_at": group.meeting_point,
-    }
+def _found_group(group: StreamGroup) -> Group:
+    many = len(group.lookups)
+    return Group(group.name, group.kind, group.form, many, group.width, group.reason, group.meeting_point)
 
 
-def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
+def _tower_modules(logical: TowerModel) -> list[TowerModule]:
     """Every module between a tower's streams and what crosses hosts, with its shapes."""
     found = []
     for node in logical.graph.nodes:
@@ -246,33 +229,31 @@ def _tower_modules(logical: TowerModel) -> list[dict[str, Any]]:
         (packed,) = node.args
         module = logical.get_submodule(str(node.target))
         found.append(
-            {
-                "path": str(node.target),
-                "group": group.name,
-                "tower": tower,
-                "host": logical.plan.tower_hosts[tower],
-                "module": logical.plan.module_of(group, tower).kind,
-                "input": f"(B, {', '.join(map(str, packed.meta['val'].shape[1:]))})",
-                "output": f"(B, {node.meta['val'].shape[1]})",
-                "parameters": sum(p.numel() for p in module.parameters()),
-            }
+            TowerModule(
+                str(node.target),
+                group.name,
+                tower,
+                logical.plan.tower_hosts[tower],
+                logical.plan.module_of(group, tower).kind,
+                input=f"(B, {', '.join(map(str, packed.meta['val'].shape[1:]))})",
+                output=f"(B, {node.meta['val'].shape[1]})",
+                parameters=sum(p.numel() for p in module.parameters()),
+            )
         )
     return found
 
 
-def _new_parameters(logical: TowerModel) -> list[dict[str, Any]]:
+def _new_parameters(logical: TowerModel) -> list[NewParameter]:
     """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
     tables = {t.parameter for t in logical.plan.tables}
-    anew = logical.state_map.new
+    new = logical.state_map.new
     found = []
     for name, parameter in logical.named_parameters():
-        if name not in anew or name in tables:
+        if name not in new or name in tables:
             continue
-        repair = anew[name]
+        repair = new[name]
         why, init = ("new", _start(logical.plan, name)) if repair is None else (repair.what, repair.init)
-        found.append(
-            {"name": name, "shape": list(parameter.shape), "count": parameter.numel(), "why": why, "init": init}
-        )
+        found.append(NewParameter(name, list(parameter.shape), parameter.numel(), why, init))
     return found
 
 
@@ -329,7 +310,7 @@ def _compression(placed: PlacedGraph | PlacedModel) -> float | None:
     return looked_up / sent
 
 
-def _parameters(model: TowerModel) -> dict[str, int]:
+def _parameters(model: TowerModel) -> ParameterCounts:
     tables = {t.parameter for t in model.plan.tables}
     counts = {"tables": 0, "towers": 0, "dense": 0}
     for name, parameter in model.named_parameters():
@@ -337,4 +318,4 @@ def _parameters(model: TowerModel) -> dict[str, int]:
         inside = part is not None and part.kind == "tower"  # a decoder is a layer of the dense part
         kind = "tables" if name in tables else "towers" if inside else "dense"
         counts[kind] += parameter.numel()
-    return counts
+    return ParameterCounts(**counts)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.planner.load import LaneLoad
+from dmt_plugin.report.explain.content import Explanation, ParameterCounts
 
 _MOST_RANKS = 32
 """How many ranks are listed one by one."""
@@ -11,62 +14,65 @@ _EVEN = 1.02
 """Largest to mean that still counts as even."""
 
 
-def headline(data: Mapping[str, Any]) -> str:
+def headline(data: Explanation) -> str:
     """What becomes of the model, in one line."""
-    hosts, lanes = data["topology"].split("x")
-    where = f"{hosts} host(s) x {lanes} rank(s), route {data['route']}"
-    if data["refused"]:
-        return f"{where}: refused, {data['refused']}"
-    ratio = data["compression"]
-    strategy = data["plan"]["provenance"].get("strategy", "file")
+    route = f"{data.topology.hosts} host(s) x {data.topology.ranks_per_host} rank(s), route {data.route}"
+    if data.plan is None:
+        return f"{route}: refused, {data.refused}"
+    ratio = data.compression
+    strategy = data.plan.provenance.get("strategy", "file")
     modules = f"compression ratio {ratio:.2f}" if ratio else "no tower modules: the same numbers by another route"
-    return f"{where}, {len(data['towers'])} tower(s), strategy {strategy}, {modules}"
+    return f"{route}, {len(data.towers)} tower(s), strategy {strategy}, {modules}"
 
 
-def tower_note(data: Mapping[str, Any]) -> str:
+def tower_note(plan: TowerPlan | None) -> str:
     """What kind of tower module a group goes through."""
-    if not data["plan"]:
+    if plan is None:
         return ""
-    module = data["plan"]["module"]
-    letters = f", c={module['c']}, p={module['p']}" if module["kind"] == "dlrm" else ""
-    return f"module {module['kind']}" + (f"{letters}, D={module['dim']}" if module["kind"] != "none" else "")
+    module = plan.module
+    letters = f", c={module.c}, p={module.p}" if module.kind == "dlrm" else ""
+    return f"module {module.kind}" + (f"{letters}, D={module.dim}" if module.kind != "none" else "")
 
 
-def lanes_of(data: Mapping[str, Any], table: str) -> str:
-    """Where a table is on its host: its lane, or ``rows 0+1``, ``columns 0+1`` for the lanes of its ranges."""
-    plan = data["plan"]
-    split = plan.get("table_splits", {}).get(table)
-    if split is None:
-        return str(plan["table_lanes"][table])
-    kind = split["kind"].removesuffix("_wise") + "s"
-    return f"{kind} " + "+".join(str(r["lane"]) for r in split["ranges"])
-
-
-def feature_with_lanes(data: Mapping[str, Any], feature: str) -> str:
+def feature_with_lanes(plan: TowerPlan | None, feature: str) -> str:
     """A feature's name with the lanes of its tables, in brackets, where the plan is known."""
-    features = data["plan"]["features"] if data["plan"] else []
-    own: list[str] = next((f["tables"] for f in features if f["name"] == feature), [])
-    return f"{feature} ({', '.join(lanes_of(data, t) for t in own)})" if own else feature
+    own = next((f.tables for f in plan.features if f.name == feature), ()) if plan else ()
+    return f"{feature} ({', '.join(_lanes_of(plan, t) for t in own)})" if plan and own else feature
 
 
-def loads_shown(data: Mapping[str, Any]) -> tuple[str, list[Mapping[str, Any]]]:
+def _lanes_of(plan: TowerPlan, table: str) -> str:
+    """Where a table is on its host: its lane, or ``rows 0+1``, ``columns 0+1`` for the lanes of its shards."""
+    kind, lanes = plan.kind_of(table), "+".join(str(shard.lane) for shard in plan.shards_of(table))
+    return lanes if kind == "table_wise" else f"{kind.removesuffix('_wise')}s {lanes}"
+
+
+def parameters_in_words(counts: ParameterCounts) -> str:
+    """How many numbers there are in tables, in tower modules and in the dense part."""
+    return f"{counts.tables:,} in tables, {counts.towers:,} in tower modules, {counts.dense:,} dense"
+
+
+def loads_shown(data: Explanation) -> tuple[str, list[LaneLoad]]:
     """A heading and the predicted loads to show: of every rank, or of those that exchange most where there are many."""
-    loads: list[Mapping[str, Any]] = data["lanes"]
+    loads = data.lanes
     if len(loads) <= _MOST_RANKS:
         return "predicted load of every rank", loads
-    dearest = sorted(loads, key=lambda x: (-x["exchange"], -x["lookups"], x["host"], x["lane"]))[:_MOST_RANKS]
-    return f"predicted load of the {_MOST_RANKS} of {len(loads)} ranks that exchange most", dearest
+    busiest = sorted(loads, key=lambda x: (-x.exchange, -x.lookups, x.host, x.lane))[:_MOST_RANKS]
+    return f"predicted load of the {_MOST_RANKS} of {len(loads)} ranks that exchange most", busiest
 
 
-def notes_on_exchanges(data: Mapping[str, Any]) -> list[str]:
+def notes_on_exchanges(data: Explanation) -> list[str]:
     """What there is to know beside the list of exchanges."""
-    uneven = uneven_hosts(data)
-    return [data["gradient_sums"]["note"], *([uneven] if uneven else [])]
+    sums = [data.gradient_sums.note] if data.gradient_sums else []
+    uneven = uneven_hosts(data.sent_by_host)
+    return [*sums, *([uneven] if uneven else [])]
 
 
-def uneven_hosts(data: Mapping[str, Any]) -> str | None:
-    """How much longer than an even share the exchange between hosts takes, where that is something."""
-    sent: list[int] = data["sent_by_host"]
+def uneven_hosts(sent: Sequence[int]) -> str | None:
+    """How much longer than an even share the exchange between hosts takes, where that is something.
+
+    Args:
+        sent: entries of a sample that each host sends to the others.
+    """
     if len(sent) < 2 or max(sent) <= _EVEN * sum(sent) / len(sent):
         return None
     return (
@@ -74,10 +80,3 @@ def uneven_hosts(data: Mapping[str, Any]) -> str | None:
         f"between them takes {max(sent) * len(sent) / sum(sent):.2f} times as long as an even one, both ways (features "
         'of one width are even where hosts divide their number; for mixed widths see dmt.partition.balance = "cost")'
     )
-
-
-def sum_of_bytes(data: Mapping[str, Any]) -> tuple[int, int]:
-    """Bytes of a step to other hosts and inside the host."""
-    away = sum(c["other_hosts"] for c in data["collectives"])
-    near = sum(c["same_host"] for c in data["collectives"])
-    return away, near

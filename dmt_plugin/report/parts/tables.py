@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import rich.box
+import rich.table
+from rich.markup import escape
 
 from dmt_plugin.report.parts.escape import inline
-
-if TYPE_CHECKING:
-    import rich.table
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Column:
         format: format specification for numbers, such as `".4f"` or `",.0f"`.
         note: second, smaller line of the heading: a unit, or how the figures were obtained.
         text: cells are text, set flush left and broken into lines, rather than figures.
+        styles: how the terminal shows some of the cells, by their text, such as ``{"error": "red"}``.
     """
 
     key: str
@@ -29,6 +31,7 @@ class Column:
     format: str = ""
     note: str = ""
     text: bool = False
+    styles: Mapping[str, str] = field(default_factory=dict)
 
     def show(self, row: Mapping[str, object]) -> str:
         """The text of this column's cell in `row`; a dash where there is no value."""
@@ -56,10 +59,6 @@ class Table:
 
     def to_rich(self, title: str | None = None) -> rich.table.Table:
         """The table for the terminal."""
-        import rich.box
-        import rich.table
-        from rich.markup import escape
-
         shown = rich.table.Table(
             title=None if title is None else escape(title),
             caption=escape("\n".join(self.notes).replace("`", "")) or None,
@@ -70,13 +69,16 @@ class Table:
             title_justify="left",
         )
         for place, column in enumerate(self.columns):
-            heading = column.title.replace(" ", "\n")  # narrow columns: a terminal has 80 characters
-            heading += f"\n[dim]{column.note.replace(' ', chr(10))}[/dim]" if column.note else ""
+            gap = " " if column.text else "\n"  # narrow columns of figures: a terminal has 80 characters
+            heading = column.title.replace(" ", gap)
+            heading += f"\n[dim]{column.note.replace(' ', gap)}[/dim]" if column.note else ""
+            no_wrap = not (place or column.text)
             justify: Literal["left", "right"] = "right" if place and not column.text else "left"
-            shown.add_column(heading, justify=justify, vertical="bottom", no_wrap=not place)
+            shown.add_column(heading, justify=justify, vertical="bottom", overflow="fold", no_wrap=no_wrap)
         for row in self.rows:
-            cells = [column.show(row) for column in self.columns]
-            shown.add_row(*map(escape, cells), style="bold" if cells[0] == self.emphasis else None)
+            cells = [(column.show(row), column.styles) for column in self.columns]
+            marked = [f"[{styles[cell]}]{cell}" if cell in styles else escape(cell) for cell, styles in cells]
+            shown.add_row(*marked, style="bold" if cells[0][0] == self.emphasis else None)
         return shown
 
     def to_html(self) -> str:
