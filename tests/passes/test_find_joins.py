@@ -109,7 +109,7 @@ def test_a_stream_may_be_a_column_of_its_own() -> None:
 )
 def test_reasons_why_not(model: Any, reason: str) -> None:
     flat = model()
-    found_groups = found(flat, ids(flat.features, 5), towers={"module": "none"}).groups
+    found_groups = found(flat, ids(flat.features, 5), towers={"module": "none"}).facts.groups
     assert [(g.kind, g.reason) for g in found_groups] == [("transport", reason)]
     assert all(g.joins == [] and g.streams == [x.node for x in g.lookups] for g in found_groups)
 
@@ -202,9 +202,9 @@ def test_a_repeated_stream_is_never_towered() -> None:
 def test_meeting_points() -> None:
     """Where all branches behind the streams have met: the one join they all enter, or what comes behind several."""
     model, batch = ZOO["deepfm"]()
-    groups = found(model, *batch(5, 0), towers={"module": "none"}).groups
+    groups = found(model, *batch(5, 0), towers={"module": "none"}).facts.groups
     assert [g.meeting_point for g in groups if g.kind == "tower"] == ["cat_1"]
-    assert found(Flat(two_cats), ids(4, 5)).groups[0].meeting_point == "add"
+    assert found(Flat(two_cats), ids(4, 5)).facts.groups[0].meeting_point == "add"
 
 
 def test_the_order_of_a_group_is_that_of_its_join() -> None:

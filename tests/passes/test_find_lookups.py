@@ -110,7 +110,7 @@ def test_a_sequence_is_one_lookup() -> None:
     def look(model: Any, index: Tensor) -> list[Tensor]:
         return [*(t(index[:, f]) for f, t in enumerate(model.tables[:3])), model.tables[3](index).sum(1)]
 
-    lookup = found(Flat(cat, look=look), ids(4, 5), **SPTT).lookups[3]
+    lookup = found(Flat(cat, look=look), ids(4, 5), **SPTT).facts.lookups[3]
     assert (lookup.pooling, lookup.hotness, lookup.width) == ("none", 4, 16)
 
 
@@ -142,7 +142,7 @@ def test_what_a_lookup_is() -> None:
         single = [t[0](index[:, :2]), t[1](index[:, 2]), t[2](index[:, 3:4]).squeeze(1)]
         return [*single, t[3](index[:, :3], per_sample_weights=weights)]
 
-    lookups = found(Flat(cat, bags, look), ids(4, 5), **SPTT).lookups
+    lookups = found(Flat(cat, bags, look), ids(4, 5), **SPTT).facts.lookups
     assert [(x.table, x.rows, x.dim, x.pooling, x.hotness, x.weighted) for x in lookups] == [
         ("tables.0", ROWS, 3, "mean", 2, False),
         ("tables.1", ROWS, 3, "sum", 1, False),
@@ -162,7 +162,7 @@ def test_one_feature_in_two_tables_is_one_feature() -> None:
         t = model.tables
         return [t[0](index[:, 0] % 5), t[1](index[:, 0] % 5), t[2](index[:, 0] % 3), t[3](index[:, 1])]
 
-    lookups = found(Flat(cat, pair, look), ids(4, 5), **SPTT).lookups
+    lookups = found(Flat(cat, pair, look), ids(4, 5), **SPTT).facts.lookups
     assert [x.feature for x in lookups] == ["tables.1", "tables.1", "tables.2", "tables.3"]
 
 
@@ -171,13 +171,13 @@ def test_a_shared_table_serves_two_features() -> None:
         t = model.tables
         return [t[0](index[:, 0]), t[0](index[:, 1]), t[1](index[:, 2]), t[2](index[:, 3])]
 
-    lookups = found(Flat(cat, look=look), ids(4, 5), **SPTT).lookups
+    lookups = found(Flat(cat, look=look), ids(4, 5), **SPTT).facts.lookups
     assert [(x.table, x.feature) for x in lookups][:2] == [("tables.0", "tables.0"), ("tables.0", "tables.0#2")]
 
 
 def test_jagged_features_keep_their_keys() -> None:
     model, batch = ZOO["torchrec_dlrm"]()
-    lookups = found(model, *batch(5, 0)).lookups
+    lookups = found(model, *batch(5, 0)).facts.lookups
     assert [x.feature for x in lookups] == [f"cat_{f}" for f in range(6)]
 
 

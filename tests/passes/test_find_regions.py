@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin.passes.base import PassContext
-from dmt_plugin.passes.logical.find_regions import stream_of
 from tests.passes.flat import ROWS, Flat, cat, found, ids
 
 SPTT = {"towers": {"module": "none"}}
@@ -68,7 +67,8 @@ def test_work_on_one_feature_belongs_to_it(name: str) -> None:
     ctx = regions_of(ACCEPTED[name])
     first = ctx.facts.lookups[0]
     join = next(n for n in ctx.gm.graph.nodes if n.target is torch.cat)
-    assert stream_of(ctx, first) is not first.node and stream_of(ctx, first).users.keys() <= {join, *join.users}
+    stream = ctx.facts.stream_of(first)
+    assert stream is not first.node and stream.users.keys() <= {join, *join.users}
     assert ctx.facts.regions[first.node].layers == (name in ("own layer", "layer norm"))
 
 

@@ -55,7 +55,7 @@ class Chained(nn.Module):
 
 
 def groups_of(model: nn.Module, features: int = 4, **dmt: Any) -> list[tuple[str, str, list[str]]]:
-    groups = found(model, ids(features, 5), **dmt).groups
+    groups = found(model, ids(features, 5), **dmt).facts.groups
     return [(g.kind, g.form, [x.table.removeprefix("tables.") for x in g.lookups]) for g in groups]
 
 
