@@ -101,7 +101,7 @@ def explain(
         return shown(error)
     flat = PassContext(captured, config, topology)
     run_passes([DissolveCollections()], flat)
-    before = {
+    before: dict[str, Any] = {
         "graph_before": condensed(flat.gm, captured.batch_size),
         "nodes_before": node_lines(flat.gm, captured.batch_size),
     }

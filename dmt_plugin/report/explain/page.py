@@ -89,6 +89,7 @@ def _findings(data: Explanation) -> list[str]:
 
 
 def _graphs(data: Explanation) -> list[str]:
+    assert data.graph_before is not None
     shown = [html.figure(_picture(data.graph_before, "before"), "As the model was written.", "Before")]
     if data.graph_after:
         caption = "With towers, in one process: the reference that every rank's graph is held against."
@@ -108,6 +109,7 @@ def _parameters(data: Explanation) -> list[str]:
 
 
 def _placed(data: Explanation) -> list[str]:
+    assert data.graph_placed is not None
     rank = html.figure(
         _picture(data.graph_placed, f"rank {data.rank}"),
         "H hosts, L ranks on each, B samples per rank. Orange: data moves between ranks.",
