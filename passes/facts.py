@@ -174,9 +174,7 @@ class ModelFacts:
 
     def leading(self) -> list[Lookup]:
         """One lookup per stream, in their order: the first of those that meet in it."""
-        return [
-            x for x in self.lookups if x.node not in self.regions or self.regions[x.node].lookups[0] is x.node
-        ]
+        return [x for x in self.lookups if x.node not in self.regions or self.regions[x.node].lookups[0] is x.node]
 
     def stream_of(self, lookup: Lookup) -> fx.Node:
         """The node by which a lookup enters the rest of the model."""

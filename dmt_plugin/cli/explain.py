@@ -86,8 +86,7 @@ def command(
         int | None, typer.Option(min=1, help="Ranks per host; default: the config, else 1.")
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Samples per rank for the byte counts; default: the config's micro batch."),
+        int | None, typer.Option(min=1, help="Samples per rank for the byte counts; default: the config's micro batch.")
     ] = None,
     rank: Annotated[int, typer.Option(min=0, help="Whose graph and exchanges to show.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,

@@ -108,9 +108,7 @@ def make(request: Request) -> Made:
         partition = _by_training(request, flat, config, rules)
     else:
         partition = _by_affinity(request, flat, int(towers), rules)
-    return Made(
-        _told(partition, request), config, flat.rows.fingerprint, partition.affinity, flat.model, flat.example
-    )
+    return Made(_told(partition, request), config, flat.rows.fingerprint, partition.affinity, flat.model, flat.example)
 
 
 def _prepared(request: Request) -> _Flat:

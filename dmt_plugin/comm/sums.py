@@ -47,12 +47,7 @@ class HierarchicalSum:
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        name: str,
-        entries: int,
-        lanes: dist.ProcessGroup,
-        peers: dist.ProcessGroup | None,
+        self, transport: Transport, name: str, entries: int, lanes: dist.ProcessGroup, peers: dist.ProcessGroup | None
     ) -> None:
         self._transport, self._name = transport, name
         self._place = f"the sum over ranks of the gradients ({name})"

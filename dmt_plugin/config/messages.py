@@ -60,7 +60,7 @@ def _say(path: tuple[str, ...], detail: Any, model: type[BaseModel]) -> str:
     # Of a union, pydantic hands over the value itself once per branch: the first will do.
     value = detail["input"]
     if detail["loc"][-1] == "[key]":
-        return f'the key {_show(value)} is not a string, expected {_show(str(value))}'
+        return f"the key {_show(value)} is not a string, expected {_show(str(value))}"
     if (section := _section(annotation)) is not None:
         inner = next(iter(section.model_fields))
         return f'found {_show(value)}, expected an object such as {{"{inner}": ...}}'

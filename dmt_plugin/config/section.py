@@ -151,8 +151,7 @@ class CommConfig(Section):
     )
     intra_dtype: Format = Field(default="fp32", description="Wire format of rows inside a host.")
     peer_grad_dtype: FormatOrAuto = Field(
-        default="auto",
-        description='Wire format of gradients between hosts; "auto": peer_dtype, but "bf16" for "fp16".',
+        default="auto", description='Wire format of gradients between hosts; "auto": peer_dtype, but "bf16" for "fp16".'
     )
     intra_grad_dtype: FormatOrAuto = Field(
         default="auto",
@@ -219,8 +218,7 @@ class ReportConfig(Section):
     """What is written for people."""
 
     dir: str | None = Field(
-        default=None,
-        description="Folder for plan.json, transform.json and each rank's records of the run; null: none.",
+        default=None, description="Folder for plan.json, transform.json and each rank's records of the run; null: none."
     )
     every: int = Field(
         default=10,

@@ -68,7 +68,7 @@ class TowersConfig(Section):
     dim: IntOrAuto = Field(default="auto", description="Width D of a tower module's outputs.")
     init: Init = Field(
         default="orthogonal",
-        description="How the linear layers of tower modules start; \"torch\" is nn.Linear's default."
+        description='How the linear layers of tower modules start; "torch" is nn.Linear\'s default.',
     )
     seed: int = Field(default=0, ge=0, description="Seed of that initialisation, the same on every rank.")
     compile: bool = Field(
@@ -102,7 +102,7 @@ class TowersConfig(Section):
             if tower.module == "dlrm" and tower.c == 0 and tower.p == 0:
                 raise ValueError(
                     f'dmt.towers{where}: c = 0 and p = 0 leave a "dlrm" tower without outputs; set c or p to at least '
-                    '1' + (', or "module": "none"' if not where else "")
+                    "1" + (', or "module": "none"' if not where else "")
                 )
         for key, override in self.overrides.items():
             place, given = f"dmt.towers.overrides.{key}", override.model_dump(exclude_none=True)

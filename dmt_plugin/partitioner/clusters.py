@@ -22,11 +22,7 @@ from dmt_plugin.partitioner.packing import Labels, Packing
 
 
 def balanced_clusters(
-    points: NDArray[np.float64],
-    plane: NDArray[np.float64],
-    unit_of: NDArray[np.int64],
-    packing: Packing,
-    seed: int,
+    points: NDArray[np.float64], plane: NDArray[np.float64], unit_of: NDArray[np.int64], packing: Packing, seed: int
 ) -> Labels:
     """Clusters near points together under limits and rules.
 

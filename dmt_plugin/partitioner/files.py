@@ -106,9 +106,7 @@ def resolve(
     return make_partition(features, tables, towers, config, model=model)
 
 
-def from_given(
-    features: Sequence[FeatureSpec], towers: int, given: GivenPartition, model: str = ""
-) -> Partition:
+def from_given(features: Sequence[FeatureSpec], towers: int, given: GivenPartition, model: str = "") -> Partition:
     """Towers as they were decided before.
 
     Raises:

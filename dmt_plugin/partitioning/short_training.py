@@ -128,9 +128,7 @@ def _again(batches: Iterable[Any]) -> Iterator[Any]:
     yield from itertools.cycle(kept)
 
 
-def mean_loss(
-    model: nn.Module, batches: Iterable[Any], loss: Loss, *, called_like: nn.Module | None = None
-) -> float:
+def mean_loss(model: nn.Module, batches: Iterable[Any], loss: Loss, *, called_like: nn.Module | None = None) -> float:
     """Mean loss over batches in eval mode, each weighted by its samples; see :func:`warm_up` for the arguments."""
     total, count = 0.0, 0
     with in_mode(model, training=False), torch.no_grad():

@@ -25,7 +25,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise PlanError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
     if not isinstance(data, dict):
-        raise PlanError(f"{path} holds a {type(data).__name__}; expected an object with the entry \"towers\".")
+        raise PlanError(f'{path} holds a {type(data).__name__}; expected an object with the entry "towers".')
     return data
 
 

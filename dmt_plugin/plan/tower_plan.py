@@ -272,7 +272,7 @@ class TowerPlan:
         if self.topology != str(topology):
             raise PlanError(
                 f"the plan was made for {self.topology} (hosts x ranks per host), this run is {topology}. Make a plan "
-                "for this topology, or keep only its towers: a partition file may hold just {\"towers\": [[...], ...]}."
+                'for this topology, or keep only its towers: a partition file may hold just {"towers": [[...], ...]}.'
             )
 
     @property
@@ -313,9 +313,7 @@ class TowerPlan:
             return cls(
                 topology=str(data["topology"]),
                 tables=tuple(TableSpec(**t) for t in data["tables"]),
-                features=tuple(
-                    FeatureSpec(f["name"], tuple(f["tables"]), f.get("hotness")) for f in data["features"]
-                ),
+                features=tuple(FeatureSpec(f["name"], tuple(f["tables"]), f.get("hotness")) for f in data["features"]),
                 groups=tuple(
                     GroupSpec(
                         g["name"], g["kind"], g["width"], tuple(g["features"]), g.get("form", "native"), g.get("dim", 0)

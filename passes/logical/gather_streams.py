@@ -39,9 +39,7 @@ def fallback_form(config: DMTConfig) -> str:
     return chosen if chosen in ("decoder", "preserve") else ""
 
 
-def gather(
-    ctx: PassContext, streams: list[fx.Node], irregular: list[Members]
-) -> tuple[list[Members], list[Members]]:
+def gather(ctx: PassContext, streams: list[fx.Node], irregular: list[Members]) -> tuple[list[Members], list[Members]]:
     """Forms groups of the streams of ``irregular``.
 
     Args:

@@ -20,14 +20,7 @@ from dmt_plugin.partitioner.files import resolve
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, StreamGroup
 from dmt_plugin.passes.placement.table_placement import check_placement, check_settings, place
-from dmt_plugin.plan.tower_plan import (
-    FeatureSpec,
-    GroupSpec,
-    TableSpec,
-    TowerModuleSpec,
-    TowerPlan,
-    model_fingerprint,
-)
+from dmt_plugin.plan.tower_plan import FeatureSpec, GroupSpec, TableSpec, TowerModuleSpec, TowerPlan, model_fingerprint
 from dmt_plugin.planner import towers_to_hosts
 
 
@@ -165,9 +158,7 @@ def _to_transport(group: StreamGroup, reason: str) -> None:
 def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[FeatureSpec, ...]]:
     """Tables and features of a model, in the order of their first lookup."""
     tables = {
-        x.table: TableSpec(
-            x.table, x.rows, x.dim, "" if x.weight == f"{x.table}.weight" else x.weight, x.first_row
-        )
+        x.table: TableSpec(x.table, x.rows, x.dim, "" if x.weight == f"{x.table}.weight" else x.weight, x.first_row)
         for x in lookups
     }
     features: dict[str, FeatureSpec] = {}

@@ -116,11 +116,7 @@ def _counts(pairs: Tensor, n: int, either_way: bool) -> Tensor:
 
 def _enumerations() -> Iterator[Callable[[int], Tensor]]:
     """Known ways to list the pairs of ``n`` things: functions of ``n`` that give ``(2, pairs)``."""
-    triangles = [
-        _triangle(function, offset)
-        for function in TRIANGLES
-        for offset in (-1, 0, 1)
-    ]
+    triangles = [_triangle(function, offset) for function in TRIANGLES for offset in (-1, 0, 1)]
     yield from triangles
     yield from (_columns_first(build) for build in triangles)
     yield _by_distance
@@ -154,9 +150,7 @@ def _diagonal(n: int) -> Tensor:
     return torch.arange(n).expand(2, -1)
 
 
-def regenerate(
-    walk: Walk, node: fx.Node, positions: Sequence[int], items: Sequence[Any], axes: Axes, dim: int
-) -> Axis:
+def regenerate(walk: Walk, node: fx.Node, positions: Sequence[int], items: Sequence[Any], axes: Axes, dim: int) -> Axis:
     """Replaces the pair index of ``node`` by one for the new number of features.
 
     Args:

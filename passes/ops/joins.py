@@ -17,7 +17,7 @@ from torch import fx
 from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.fxtools.names import SCATTERED, SEED
 from dmt_plugin.passes.ops.axes import Axes, Axis, Segment, Unsupported
-from dmt_plugin.passes.ops.dims import Asked, Dims, Token, Tokens, is_tensor, leading
+from dmt_plugin.passes.ops.dims import Asked, Dims, Token, is_tensor, leading
 from dmt_plugin.passes.ops.names import name_of, shape_of
 from dmt_plugin.passes.ops.registry import op
 from dmt_plugin.passes.ops.splits import joined_pieces
@@ -123,8 +123,6 @@ def _side_by_side(node: fx.Node) -> Dims:
     result: list[Token] = list(leading(len(shape_of(node))))
     result[joined_dim(node)] = "joined"
     stacked = name_of(node) in STACKS
-    own = (lambda at: tuple(t for t in result if t != "joined")) if stacked else (
-        lambda at: tuple(f"part{at}" if t == "joined" else t for t in result)
-    )
-    terms: list[tuple[fx.Node, Tokens]] = [(part, own(at)) for at, part in enumerate(parts)]
+    own = [t for t in result if t != "joined"] if stacked else result
+    terms = [(part, tuple(f"part{at}" if t == "joined" else t for t in own)) for at, part in enumerate(parts)]
     return Dims(tuple(terms), tuple(result))

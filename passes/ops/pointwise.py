@@ -79,6 +79,7 @@ def converted(node: fx.Node) -> Dims:
 
 # -- along one dimension ---------------------------------------------------------------------
 
+
 def _along(source: fx.Node, given: Any) -> Dims:
     """Entries along a dimension that is given read each other; all do, if it is computed or told by the rank."""
     tokens = leading(len(shape_of(source)))

@@ -179,7 +179,5 @@ def lane_loads(
         lookups = [ids_per_sample(p.value.lookup) * p.shard.rows / p.shard.table.rows for p in own]
         memory = sum(model.memory(part.rows, part.columns) for part in parts)
         sent = model.exchange(Load(width=widths[rank]))
-        found.append(
-            LaneLoad(topology.host_of(rank), topology.lane_of(rank), len(parts), memory, sum(lookups), sent)
-        )
+        found.append(LaneLoad(topology.host_of(rank), topology.lane_of(rank), len(parts), memory, sum(lookups), sent))
     return tuple(found)

@@ -59,10 +59,7 @@ class SourceCheck:
         if fault.rank >= 0:
             return batch, {}, fault
         streams: dict[int, Stream] = {}
-        faults = [
-            self._fixed_streams(ids, batch, device, streams),
-            self._jagged_streams(ids, device, streams),
-        ]
+        faults = [self._fixed_streams(ids, batch, device, streams), self._jagged_streams(ids, device, streams)]
         fault = min((f for f in faults if f.rank >= 0), key=lambda f: f.slot, default=NO_FAULT)
         if fault.rank >= 0:
             return batch, {}, fault
@@ -113,8 +110,7 @@ class SourceCheck:
         if not self.fixed:
             return NO_FAULT
         matrix = torch.cat(
-            [ids[i].values.to(device).view(batch, k) for i, k in zip(self.fixed, self.hotness, strict=True)],
-            dim=1,
+            [ids[i].values.to(device).view(batch, k) for i, k in zip(self.fixed, self.hotness, strict=True)], dim=1
         )
         bad = (matrix < 0) | (matrix >= self._device_limits(device)[0])
         if bool(bad.any()):

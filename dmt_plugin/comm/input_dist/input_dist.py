@@ -222,12 +222,7 @@ class InputDist(nn.Module):
     """
 
     def __init__(
-        self,
-        slots: Sequence[IdSlot],
-        topology: Topology,
-        rank: int,
-        route: Route = "hierarchical",
-        name: str = "index",
+        self, slots: Sequence[IdSlot], topology: Topology, rank: int, route: Route = "hierarchical", name: str = "index"
     ) -> None:
         super().__init__()
         self._core = _Core(slots, topology, rank, route, name)

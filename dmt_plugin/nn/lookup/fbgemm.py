@@ -28,11 +28,7 @@ from dmt_plugin.nn.lookup.border import watched
 from dmt_plugin.nn.lookup.site import LookupSite, Rule
 from dmt_plugin.nn.lookup.site_ids import SiteIds, ids_of, joined
 
-OPTIMIZERS = {
-    "sgd": "EXACT_SGD",
-    "adagrad": "EXACT_ADAGRAD",
-    "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD",
-}
+OPTIMIZERS = {"sgd": "EXACT_SGD", "adagrad": "EXACT_ADAGRAD", "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD"}
 
 
 _LOCATIONS = {
@@ -80,9 +76,7 @@ class FbgemmTables:
         import_fbgemm()
         from fbgemm_gpu.split_embedding_configs import EmbOptimType
         from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, PoolingMode
-        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-            SplitTableBatchedEmbeddingBagsCodegen,
-        )
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 
         tables = {site.table: site for site in sites}
         self._index = {table: index for index, table in enumerate(tables)}

@@ -16,9 +16,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import networkx as nx
 
 
-def classes(
-    looks: Mapping[str, Hashable], edges: Iterable[tuple[str, str]], least: int
-) -> list[list[str]]:
+def classes(looks: Mapping[str, Hashable], edges: Iterable[tuple[str, str]], least: int) -> list[list[str]]:
     """Groups of nodes to draw as one; most groups have one member.
 
     Args:

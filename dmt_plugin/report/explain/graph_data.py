@@ -55,9 +55,7 @@ def kinds_of(gm: fx.GraphModule) -> dict[fx.Node, str]:
     return kinds
 
 
-def _kind(
-    gm: fx.GraphModule, node: fx.Node, sources: list[fx.Node], kinds: dict[fx.Node, str], sparse: bool
-) -> str:
+def _kind(gm: fx.GraphModule, node: fx.Node, sources: list[fx.Node], kinds: dict[fx.Node, str], sparse: bool) -> str:
     if node.op in _ENDS:
         return "input" if node.op == "placeholder" else "output"
     if EXCHANGE_META in node.meta:
@@ -100,9 +98,7 @@ def condensed(gm: fx.GraphModule, batch: int) -> dict[str, Any]:
         home.update(dict.fromkeys(part, place))
         boxes.add_node(place)
     for node in nodes:
-        boxes.add_edges_from(
-            (home[s], home[node]) for s in node.all_input_nodes if s in home and home[s] != home[node]
-        )
+        boxes.add_edges_from((home[s], home[node]) for s in node.all_input_nodes if s in home and home[s] != home[node])
     if sum(kinds[part[0]] in ("dense", "interaction") for part in parts.values()) > _MOST_LAYERS:
         _join_rows(boxes, parts, kinds)
     return {

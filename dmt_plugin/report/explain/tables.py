@@ -86,9 +86,7 @@ def loads_table(data: Explanation) -> Table:
         Column("exchange", "exchanged", ",.0f", "bytes per sample"),
     ]
     _, loads = loads_shown(data)
-    return Table(
-        columns, [{**asdict(x), "rank": f"{x.host}, {x.lane}", "memory": say_bytes(x.bytes)} for x in loads]
-    )
+    return Table(columns, [{**asdict(x), "rank": f"{x.host}, {x.lane}", "memory": say_bytes(x.bytes)} for x in loads])
 
 
 def exchanges_table(data: Explanation) -> Table:

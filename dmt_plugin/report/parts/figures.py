@@ -55,9 +55,7 @@ def stacked_bars(
             )
             left = [start + value for start, value in zip(left, values, strict=True)]
         for row, end in enumerate(left):
-            axes.annotate(
-                label(end), (end, row), (6, 0), textcoords="offset points", va="center", color=COLOURS["ink"]
-            )
+            axes.annotate(label(end), (end, row), (6, 0), textcoords="offset points", va="center", color=COLOURS["ink"])
         axes.set_yticks(range(len(bars)), bars)
         axes.invert_yaxis()
         axes.set_xlim(0, max(left, default=1.0) * 1.1 or 1.0)
@@ -99,9 +97,7 @@ def stacked_areas(
 
     def draw(axes: Any) -> None:
         shown = [COLOURS[colour] for colour in colours[: len(parts)]]
-        axes.stackplot(
-            x, *parts.values(), labels=list(parts), colors=shown, edgecolor=COLOURS["card"], linewidth=0.5
-        )
+        axes.stackplot(x, *parts.values(), labels=list(parts), colors=shown, edgecolor=COLOURS["card"], linewidth=0.5)
         axes.set_xlim(x[0], x[-1])
         axes.set_ylim(0)
         axes.set_xlabel(x_label)

@@ -128,10 +128,7 @@ def _exchanges(data: Mapping[str, Any]) -> list[str]:
 def _ranks(data: Mapping[str, Any]) -> list[str]:
     found = []
     shown = sorted(sorted(data["ranks"], key=lambda r: -r["busy_s"])[:_BARS], key=lambda r: r["rank"])
-    times = {
-        "busy": [r["busy_s"] * 1e3 for r in shown],
-        "waited for other ranks": [r["waited_s"] * 1e3 for r in shown],
-    }
+    times = {"busy": [r["busy_s"] * 1e3 for r in shown], "waited for other ranks": [r["waited_s"] * 1e3 for r in shown]}
     names = [f"rank {r['rank']} (host {r['host']})" for r in shown]
     svg = stacked_bars(
         names, times, unit="ms of a step", label="{:,.1f}".format, colours=("part-2", "part-5"), name="ranks"
