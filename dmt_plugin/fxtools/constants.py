@@ -1,8 +1,8 @@
 """Values that a graph computes the same way in every call.
 
-A constant is a buffer, a number, or an operation on constants only. ``x.new_tensor(values)``
-counts as well: of ``x`` it takes the device and the type, not the data. Parameters never
-count, since training changes them.
+A constant is a buffer, a number, or an operation of torch or Python on constants only, that draws no random numbers,
+leaves no entries as they come, and writes into none of its inputs. ``x.new_tensor(values)`` counts as well: of ``x`` it
+takes the device and the type, not the data. Parameters never count, since training changes them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dmt_plugin.fxtools.attributes import attribute
 
 #: Methods of which only the arguments matter, not the tensor they are called on.
 _MADE_FROM_ARGUMENTS = {"new_tensor"}
@@ -21,6 +24,16 @@ _CONVERSIONS = {"to", "type_as", "cpu", "cuda", "contiguous", "clone", "detach"}
 
 class _NotConstant(Exception):
     pass
+
+
+class _SameEveryTime(TorchDispatchMode):
+    """Refuses what draws random numbers, leaves memory as it comes, or writes into its inputs, before it is done."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        unset = func.overloadpacket.__name__.startswith(("empty", "new_empty"))
+        if unset or torch.Tag.nondeterministic_seeded in func.tags or func._schema.is_mutable:
+            raise _NotConstant
+        return func(*args, **(kwargs or {}))
 
 
 def constant_of(gm: fx.GraphModule, value: Any) -> Tensor | None:
@@ -34,7 +47,8 @@ def constant_of(gm: fx.GraphModule, value: Any) -> Tensor | None:
         A tensor on the CPU; ``None`` also for a buffer on the meta device, which holds no data.
     """
     try:
-        found = _evaluate(gm, value, {})
+        with _SameEveryTime():
+            found = _evaluate(gm, value, {})
     except _NotConstant:
         return None
     return found if isinstance(found, Tensor) and not found.is_meta else None
@@ -52,8 +66,7 @@ def _evaluate(gm: fx.GraphModule, value: Any, memo: dict[fx.Node, Any]) -> Any:
 
 def _evaluate_node(gm: fx.GraphModule, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
-        path, _, name = str(node.target).rpartition(".")
-        found = getattr(gm.get_submodule(path), name)
+        found = attribute(gm, str(node.target))
         if not isinstance(found, Tensor) or isinstance(found, nn.Parameter):
             raise _NotConstant
         return found.detach().cpu()
@@ -67,6 +80,8 @@ def _evaluate_node(gm: fx.GraphModule, node: fx.Node, memo: dict[fx.Node, Any]) 
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     assert callable(node.target)
+    if (getattr(node.target, "__module__", "") or "torch").split(".")[0] not in ("torch", "_operator", "builtins"):
+        raise _NotConstant  # a function of the user's may do anything
     return node.target(*args, **kwargs)
 
 
