@@ -23,6 +23,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from dmt_plugin.fxtools.arguments import arguments
+from dmt_plugin.fxtools.attributes import attribute
+
 _PLAIN_FUNCTIONS = {
     operator.getitem, operator.invert, operator.and_, operator.or_, operator.eq, operator.ne, operator.gt,
     operator.ge, operator.lt, operator.le, torch.logical_not, torch.tril, torch.triu, torch.eq, torch.ne, torch.gt,
@@ -34,14 +37,6 @@ _PLAIN_METHODS = {
 }  # fmt: skip
 _EXPANDS = {"expand", "expand_as", torch.broadcast_to}
 _VIEWS = {"view", "reshape", torch.reshape}
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """What a ``get_attr`` node reads."""
-    value: Any = root
-    for atom in path.split("."):
-        value = getattr(value, atom)
-    return value
 
 
 def constant_of(node: Any, root: nn.Module) -> Tensor | None:
@@ -83,7 +78,7 @@ def selection_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """``(x, mask)`` if ``node`` picks the entries of ``x`` where ``mask`` is true, as one flat list."""
     if node.target not in (torch.masked_select, "masked_select", operator.getitem):
         return None
-    named = dict(zip(("input", "mask"), node.args, strict=False)) | node.kwargs
+    named = arguments(node, "input", "mask")
     x, mask = named.get("input"), named.get("mask")
     if not isinstance(x, fx.Node) or not isinstance(mask, fx.Node):
         return None

@@ -38,7 +38,7 @@ from dmt_plugin.capture.gradients import detach_what_has_no_gradient, note_surro
 from dmt_plugin.capture.identities import drop_identities
 from dmt_plugin.capture.inputs import InputBinder, is_jagged
 from dmt_plugin.capture.leaves import is_leaf, leaf_value
-from dmt_plugin.capture.masks import attribute, indices_of, selected, spell_masks_by_row
+from dmt_plugin.capture.masks import indices_of, selected, spell_masks_by_row
 from dmt_plugin.capture.mutations import make_mutations_explicit
 from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueProxy, unknown
 from dmt_plugin.capture.source_lines import calling_line, raising_line, refusal, shown
@@ -53,6 +53,7 @@ from dmt_plugin.capture.trace_environment import (
     wrapped_on_stack,
 )
 from dmt_plugin.core.errors import CaptureError
+from dmt_plugin.fxtools.attributes import attribute
 from dmt_plugin.fxtools.names import MUTATED, SOURCE
 
 #: Entries of a numpy array up to which it is written into the graph as a list.

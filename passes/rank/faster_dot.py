@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dmt_plugin.capture.masks import attribute, constant_of
+from dmt_plugin.capture.masks import constant_of
+from dmt_plugin.fxtools.attributes import attribute
 from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
