@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from dmt_plugin.fxtools.arguments import argument
+
 _FLATTENS = ("flatten", torch.flatten)
 
 
@@ -25,8 +27,7 @@ def drop_identities(graph: fx.Graph) -> None:
 
 def _over_one_dimension(node: fx.Node, source: fx.Node) -> bool:
     value = source.meta.get("val")
-    named = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
-    start, end = named.get("start_dim", 0), named.get("end_dim", -1)
+    start, end = argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)
     if not isinstance(value, Tensor) or not value.dim() or not isinstance(start, int) or not isinstance(end, int):
         return False
     return start % value.dim() == end % value.dim()

@@ -26,10 +26,12 @@ import networkx as nx
 import torch
 from torch import fx
 
+from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.passes.analysis.marked_names import group_name
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, StreamGroup
 from dmt_plugin.passes.logical.gather_streams import FEWEST, Members, fallback_form, gather
+from dmt_plugin.passes.ops.joins import joined_parts
 
 _CONCATENATIONS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
 _STACKS: set[Callable[..., Any]] = {torch.stack}
@@ -162,17 +164,8 @@ def _name(ctx: PassContext, lookups: list[Lookup]) -> str:
 
 def _in_order(members: list[int], streams: list[fx.Node]) -> list[int]:
     """Members in the order in which they are joined."""
-    entered = _list_argument(next(iter(streams[members[0]].users)))
+    entered = joined_parts(next(iter(streams[members[0]].users)))
     return sorted(members, key=lambda i: entered.index(streams[i]))
-
-
-def _list_argument(node: fx.Node) -> list[Any]:
-    first = node.args[0] if node.args else node.kwargs.get("tensors")
-    return list(first) if isinstance(first, (list, tuple)) else []
-
-
-def _dim_of(node: fx.Node) -> Any:
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
 
 
 def _why_not(lookups: list[Lookup], streams: list[fx.Node], joins: list[fx.Node]) -> str:
@@ -193,12 +186,12 @@ def _why_not(lookups: list[Lookup], streams: list[fx.Node], joins: list[fx.Node]
     rank = len(next(iter(shapes)))
     orders = []
     for join in joins:
-        entered = _list_argument(join)
+        entered = joined_parts(join)
         if join.op != "call_function" or join.target not in _CONCATENATIONS | _STACKS or not entered:
             return f"its features are used by {join.name} ({join.op} {join.target}), which is not a cat or stack"
         if any(entered.count(s) != 1 for s in streams):
             return f"{join.name} holds one of its features more than once"
-        dim = _dim_of(join)
+        dim = argument(join, 1, "dim|axis", 0)
         # (B, 1, N) streams lie side by side along either dimension behind the batch.
         allowed = {1, 1 - rank, rank - 1, -1} if join.target in _CONCATENATIONS else {1, -rank}
         if dim not in allowed or (join.target in _STACKS and rank != 2):

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.logical.gather_streams import computed_alone
 from dmt_plugin.passes.logical.insert_towers import bring_forward
@@ -71,8 +72,7 @@ def _held(node: fx.Node, streams: set[fx.Node]) -> list[fx.Node]:
     """The streams that a join lays along a dimension of their own, ``(B, n, N)``; empty for any other node."""
     if node.op != "call_function" or node.target not in _STACKS | _CONCATENATIONS:
         return []
-    call = dict(zip(("tensors", "dim"), node.args, strict=False)) | dict(node.kwargs)
-    held, dim = call["tensors"], call.get("dim", call.get("axis", 0))
+    held, dim = argument(node, 0, "tensors"), argument(node, 1, "dim|axis", 0)
     if not isinstance(held, (list, tuple)) or any(entry not in streams for entry in held):
         return []
     rank = 2 if node.target in _STACKS else 3
