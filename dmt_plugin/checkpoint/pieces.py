@@ -28,22 +28,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    LoadPlanner,
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from dmt_plugin.checkpoint.manifest import TensorEntry
@@ -79,9 +65,9 @@ class Piece:
         return TensorEntry(self.kind, self.size if self.shape is None else self.shape, dtype)
 
     @property
-    def chunk(self) -> ChunkStorageMetadata:
+    def chunk(self) -> dcp.ChunkStorageMetadata:
         """Its place."""
-        return ChunkStorageMetadata(torch.Size(self.offsets), self.values.shape)
+        return dcp.ChunkStorageMetadata(torch.Size(self.offsets), self.values.shape)
 
 
 def vector(name: str, kind: str, values: Tensor) -> Piece:
@@ -132,10 +118,10 @@ def read_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup 
         )
 
 
-def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+def stored_tensors(folder: Path) -> dict[str, dcp.TensorStorageMetadata]:
     """Sizes and pieces of the tensors in a folder."""
     metadata = dcp.FileSystemReader(folder).read_metadata()
-    return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, TensorStorageMetadata)}
+    return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, dcp.TensorStorageMetadata)}
 
 
 def blocks(pieces: Iterable[Piece], limit: int = BLOCK) -> list[Piece]:
@@ -160,11 +146,11 @@ class SavePlanner(DefaultSavePlanner):
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self._pieces = {(piece.name, tuple(piece.offsets)): piece for piece in pieces}
 
-    def create_local_plan(self) -> SavePlan:
+    def create_local_plan(self) -> dcp.SavePlan:
         """One item for each piece."""
-        self.plan = SavePlan(
+        self.plan = dcp.SavePlan(
             [
-                WriteItem(
+                dcp.WriteItem(
                     index=MetadataIndex(piece.name, torch.Size(piece.offsets)),
                     type=WriteItemType.SHARD,
                     tensor_data=TensorWriteData(
@@ -188,46 +174,46 @@ class SavePlanner(DefaultSavePlanner):
         return self._pieces[index.fqn, tuple(index.offset)]
 
 
-class _LoadPlanner(LoadPlanner):
+class _LoadPlanner(dcp.LoadPlanner):
     """Plans what is read into pieces."""
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self._pieces = pieces
-        self._metadata: Metadata | None = None
+        self._metadata: dcp.Metadata | None = None
 
     def set_up_planner(
-        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+        self, state_dict: dict[str, Any], metadata: dcp.Metadata | None = None, is_coordinator: bool = False
     ) -> None:
         self._metadata = metadata
 
-    def create_local_plan(self) -> LoadPlan:
+    def create_local_plan(self) -> dcp.LoadPlan:
         assert self._metadata is not None
-        items: list[ReadItem] = []
+        items: list[dcp.ReadItem] = []
         for number, piece in enumerate(self._pieces):
             stored = self._metadata.state_dict_metadata[piece.name]
-            assert isinstance(stored, TensorStorageMetadata)
+            assert isinstance(stored, dcp.TensorStorageMetadata)
             # Two pieces may be the same part of the same tensor, so each is known by its number.
             place = MetadataIndex(str(number))
             found = create_read_items_for_chunk_list(piece.name, stored, [piece.chunk])
             items += [dataclasses.replace(item, dest_index=place) for item in found]
-        return LoadPlan(items)
+        return dcp.LoadPlan(items)
 
-    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+    def create_global_plan(self, global_plan: list[dcp.LoadPlan]) -> list[dcp.LoadPlan]:
         return global_plan
 
-    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+    def finish_plan(self, central_plan: dcp.LoadPlan) -> dcp.LoadPlan:
         return central_plan
 
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+    def load_bytes(self, read_item: dcp.ReadItem, value: io.BytesIO) -> None:
         raise AssertionError("pieces are tensors")
 
-    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+    def resolve_tensor(self, read_item: dcp.ReadItem) -> Tensor:
         target = self._pieces[int(read_item.dest_index.fqn)].values.detach()
         for dim, (first, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             target = target.narrow(dim, first, length)
         return target
 
-    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+    def commit_tensor(self, read_item: dcp.ReadItem, tensor: Tensor) -> None:
         pass
 
 

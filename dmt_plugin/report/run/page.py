@@ -8,17 +8,8 @@ from typing import Any
 from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.report.parts import html
 from dmt_plugin.report.parts.figures import curves, stacked_areas, stacked_bars
+from dmt_plugin.report.run import tables
 from dmt_plugin.report.run.summary import PARTS
-from dmt_plugin.report.run.tables import (
-    exchanges_table,
-    headline,
-    parts_table,
-    ranks_table,
-    say_slowest,
-    slowest,
-    tables_table,
-    towers_table,
-)
 
 _BARS = 16
 _COLOURS = ("part-5", "part-2", "part-3", "series-4", "part-1", "part-4")
@@ -34,23 +25,23 @@ def page_of(data: Mapping[str, Any], folder: str) -> html.Page:
     page = html.Page(
         title="A run, step by step",
         kicker="dmt report",
-        lead=headline(data) + ".",
+        lead=tables.headline(data) + ".",
         footer=f"`dmt report {folder} --html ...`: means of one step, without the first record of each start.",
     )
     page.section("", html.tiles(_tiles(data)), html.facts(_facts(data, folder)))
     if data["notes"]:
         page.section("What is missing", *(html.paragraph(note) for note in data["notes"]))
-    page.section("Time by part of a step", *_time(data), parts_table(data).to_html())
+    page.section("Time by part of a step", *_time(data), tables.parts_table(data).to_html())
     if data["exchanges"]:
-        page.section("Exchanges", *_exchanges(data), exchanges_table(data).to_html())
-    page.section("Ranks", *_ranks(data), ranks_table(data).to_html())
-    page.section("Towers", *_towers(data), towers_table(data).to_html())
-    page.section("Tables", html.details(f"{len(data['tables'])} tables", tables_table(data).to_html()))
+        page.section("Exchanges", *_exchanges(data), tables.exchanges_table(data).to_html())
+    page.section("Ranks", *_ranks(data), tables.ranks_table(data).to_html())
+    page.section("Towers", *_towers(data), tables.towers_table(data).to_html())
+    page.section("Tables", html.details(f"{len(data['tables'])} tables", tables.tables_table(data).to_html()))
     return page
 
 
 def _tiles(data: Mapping[str, Any]) -> list[html.Tile]:
-    ranks, one = data["ranks"], slowest(data)
+    ranks, one = data["ranks"], tables.slowest(data)
     mean = sum(r["busy_s"] for r in ranks) / len(ranks)
     waited = sum(r["waited_s"] for r in ranks) / len(ranks)
     away = sum(r["other_hosts"] for r in ranks)
@@ -135,7 +126,7 @@ def _ranks(data: Mapping[str, Any]) -> list[str]:
     )
     left = len(data["ranks"]) - len(shown)
     more = f" The {len(shown)} busiest ranks of {len(data['ranks'])}." if left else ""
-    found.append(html.figure(svg, say_slowest(data) + more, "Busy and waiting"))
+    found.append(html.figure(svg, tables.say_slowest(data) + more, "Busy and waiting"))
     over = [entry for entry in data["over_time"] if entry["slowest_to_mean"]]
     if len(over) > 1 and len(data["ranks"]) > 1:
         steps = [float(entry["step"]) for entry in over]

@@ -31,24 +31,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from dmt_plugin.checkpoint import folder
+from dmt_plugin.checkpoint import folder, state
 from dmt_plugin.checkpoint.compare import check_tensors, check_towers
 from dmt_plugin.checkpoint.folder import COMMON, STATE, Found, check_content, entry_of, find_checkpoint, rank_file
 from dmt_plugin.checkpoint.logical import gather_state
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import read_pieces, stored_tensors, write_pieces
 from dmt_plugin.checkpoint.single import volumes_of
-from dmt_plugin.checkpoint.state import (
-    OPTIMIZER,
-    TABLE_OPTIMIZER,
-    frozen_names,
-    load_own_buffers,
-    module_pieces,
-    module_targets,
-    own_buffers,
-    parameter_names,
-    table_pieces,
-)
 from dmt_plugin.core.errors import CheckpointError, DMTError, ExchangeError
 from dmt_plugin.integrations.deepspeed.checkpoint import rank_state
 from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState, scheduler_state, shared_state
@@ -77,11 +66,11 @@ def save(
         with together(groups, f"preparing the checkpoint {name}"):
             _check_moment(engine)
             dmt.lookup.settle()
-            view = OptimizerState(engine.optimizer, parameter_names(dmt.placed))
-            left_out = frozen_names(dmt.placed) if exclude_frozen else []
+            view = OptimizerState(engine.optimizer, state.parameter_names(dmt.placed))
+            left_out = state.frozen_names(dmt.placed) if exclude_frozen else []
             pieces = [
-                *table_pieces(dmt.lookup, dmt.plan),
-                *module_pieces(
+                *state.table_pieces(dmt.lookup, dmt.plan),
+                *state.module_pieces(
                     dmt.placed, view.masters_to_write(), first=groups.rank == 0, first_of_host=groups.lane == 0,
                     left_out=left_out,
                 ),
@@ -138,16 +127,16 @@ def load(
             mine = rank_state.read(found.path / rank_file(groups.rank if same_ranks else 0))
             if same_ranks and not module_only:
                 engine.checkpointed.check(mine["registered"], where)
-            view = OptimizerState(engine.optimizer, parameter_names(dmt.placed))
-            targets = module_targets(dmt.placed, view.masters(), manifest.left_out)
-            pieces = [*table_pieces(dmt.lookup, dmt.plan, optimizer), *targets.pieces]
+            view = OptimizerState(engine.optimizer, state.parameter_names(dmt.placed))
+            targets = state.module_targets(dmt.placed, view.masters(), manifest.left_out)
+            pieces = [*state.table_pieces(dmt.lookup, dmt.plan, optimizer), *targets.pieces]
             planned = view.plan_load(manifest, common["optimizer"], states=optimizer)
             pieces += planned.pieces
             own = [*(planned.problems if optimizer else []), *_schedulers(engine, manifest, scheduler)]
         problems = gather(groups, own)
         wanted = _merged(gather(groups, {piece.name: piece.entry for piece in pieces}))
         with together(groups, f"comparing {where} with this model"):
-            ignored = () if optimizer else (OPTIMIZER, TABLE_OPTIMIZER)
+            ignored = () if optimizer else (state.OPTIMIZER, state.TABLE_OPTIMIZER)
             volumes = volumes_of(stored_tensors(found.state))
             check_tensors(wanted, manifest, volumes, ignored, where, [text for of_rank in problems for text in of_rank])
         if not same_ranks or module_only:
@@ -179,13 +168,13 @@ def write_model(engine: Trained, save_dir: str, save_filename: str, exclude_froz
         raise CheckpointError(f"save_dir must be a non-empty string, got {save_dir!r}")
     placed, groups = engine.dmt.placed, engine.dmt.groups
     with waits(engine, "save_16bit_model"):
-        state = gather_state(placed, groups)
-        frozen = gather(groups, frozen_names(placed))  # each rank knows of its own towers
+        whole = gather_state(placed, groups)
+        frozen = gather(groups, state.frozen_names(placed))  # each rank knows of its own towers
         with together(groups, "writing the model"):
             if groups.rank == 0:
                 skipped = set().union(*frozen) if exclude_frozen else set()
                 with folder.whole_file(Path(save_dir) / save_filename) as stream:
-                    torch.save({name: value for name, value in state.items() if name not in skipped}, stream)
+                    torch.save({name: value for name, value in whole.items() if name not in skipped}, stream)
 
 
 def _check_moment(engine: Trained) -> None:
@@ -266,7 +255,7 @@ _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 def _of_rank(engine: Trained, client_state: Any) -> dict[str, Any]:
     return {
         "random": rank_state.random_states(),
-        "buffers": own_buffers(engine.dmt.placed),
+        "buffers": state.own_buffers(engine.dmt.placed),
         "registered": engine.checkpointed.states(),
         "client_state": dict(client_state or {}),
     }
@@ -322,7 +311,7 @@ def _forget_gradients(engine: Trained) -> None:
 
 def _restore_rank(engine: Trained, mine: Mapping[str, Any], same_ranks: bool, module_only: bool, where: str) -> None:
     if same_ranks:
-        load_own_buffers(engine.dmt.placed, mine["buffers"])
+        state.load_own_buffers(engine.dmt.placed, mine["buffers"])
     if module_only:
         return
     if same_ranks:
