@@ -33,7 +33,7 @@ demo: $(STAMP)  ## train the example four ways through the deepspeed launcher an
 
 # Workers of the tests; ranks of one test are processes of their own beside them.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS)
 
 test: $(STAMP)  ## run the tests
 	$(PYTEST)

@@ -1,40 +1,47 @@
 """How the tests are spread over the workers of ``make test``; alone, in one process, they run in the same order.
 
-1. Tests that share a fixture of a module or of the session run on one worker, so that it is made once: a group by the
-   name of its file. All tests on emulated clusters are one group; each cluster sweeps away what dead owners left.
-2. What starts processes, or is otherwise slow, runs first, so that no worker is alone with it at the end.
+1. A file with a fixture of its module runs on one worker, so that the fixture is made once. So do all files that make
+   emulated clusters, as each cluster sweeps away what dead owners left, and those that read the demo's data.
+2. Every other test is handed out by itself. What starts processes, or is otherwise slow, comes first, so that no worker
+   is alone with it at the end.
 3. No test depends on either: each worker has folders, ports and a server for ranks of its own.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-CLUSTERS = "clusters"
+ROOT = Path(__file__).parents[1]
 SLOW = ("launcher", "processes", "slow")
 """Markers, in the order in which tests that have them run."""
+TOGETHER = {"_able": "clusters", "cluster: Callable": "clusters", "flights.Flights": "flights"}
+"""What a file's text has, and the group that it belongs to."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    groups = {item.nodeid: _group(item) for item in items}
-    for item in items:
-        if name := groups[item.nodeid]:
-            item.add_marker(pytest.mark.xdist_group(name))
-    rank: dict[str, int] = {}
-    for item in items:  # a group is as slow as the slowest of its tests
-        name = groups[item.nodeid] or item.nodeid
-        rank[name] = min(_rank(item), rank.get(name, len(SLOW)))
-    items.sort(key=lambda item: rank[groups[item.nodeid] or item.nodeid])
+    items.sort(key=lambda item: next((n for n, name in enumerate(SLOW) if item.get_closest_marker(name)), len(SLOW)))
 
 
-def _group(item: pytest.Item) -> str:
-    if marker := item.get_closest_marker("xdist_group"):
-        return str(marker.args[0])
-    definitions = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009 - no public way to it
-    shared = {d.baseid for of_name in definitions for d in of_name if d.scope != "function" and d.baseid}
-    return CLUSTERS if any(base.startswith("tests/benchmarks") for base in shared) else max(shared, default="")
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0]) or nodeid
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
 
 
-def _rank(item: pytest.Item) -> int:
-    return next((n for n, marker in enumerate(SLOW) if item.get_closest_marker(marker)), len(SLOW))
+@cache
+def group_of(file: str) -> str:
+    """The group that a file's tests run in, one after the other; empty where each runs by itself."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    named = [name for part, name in TOGETHER.items() if part in text]
+    return named[0] if named else file if 'scope="module"' in text else ""

@@ -26,7 +26,7 @@ from tests.integrations.test_launcher import (
     two_hosts,
 )
 
-pytestmark = [pytest.mark.launcher, pytest.mark.xdist_group("clusters")]
+pytestmark = pytest.mark.launcher
 __all__ = ["_able", "cluster"]
 
 ROOT = Path(__file__).parents[2]
