@@ -14,7 +14,7 @@ from dmt_plugin.passes.logical.find_lookups import FindLookups
 from dmt_plugin.passes.logical.find_regions import FindRegions
 from dmt_plugin.passes.logical.insert_tower_modules import InsertTowerModules
 from dmt_plugin.passes.logical.insert_towers import InsertTowers
-from dmt_plugin.passes.logical.partition_features import PartitionFeatures
+from dmt_plugin.passes.logical.make_tower_plan import MakeTowerPlan
 from dmt_plugin.passes.logical.pick_pairs import PickPairs
 from dmt_plugin.passes.logical.read_marks import ReadMarks
 from dmt_plugin.passes.logical.repair_shapes import RepairShapes
@@ -39,7 +39,7 @@ def towers_passes() -> list[GraphPass]:
         FindRegions(),
         PickPairs(),
         FindJoins(),
-        PartitionFeatures(),
+        MakeTowerPlan(),
         InsertTowers(),
     ]
 

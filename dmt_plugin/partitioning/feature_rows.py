@@ -21,7 +21,7 @@ from dmt_plugin.core.modes import in_mode
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.logical.find_lookups import FindLookups
-from dmt_plugin.passes.logical.partition_features import describe
+from dmt_plugin.passes.logical.make_tower_plan import describe
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.tower_plan import model_fingerprint
 from dmt_plugin.topology.shape import Topology

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dmt_plugin.passes.ops.operations import has_trait
+from dmt_plugin.passes.ops.queries import has_trait
 
 
 def key_of(*values: Any) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.fxtools.arguments import arguments
 from dmt_plugin.fxtools.attributes import attribute
-from dmt_plugin.passes.ops.operations import has_trait
+from dmt_plugin.passes.ops.queries import has_trait
 
 _OPTIONS = ("padding_idx", "max_norm", "scale_grad_by_freq")
 

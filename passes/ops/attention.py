@@ -17,7 +17,7 @@ from torch import fx, nn
 from dmt_plugin.fxtools.arguments import arguments
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.ops.registry import undescribed_layer
+from dmt_plugin.passes.ops.registry import layer_by_rules
 from dmt_plugin.passes.ops.walk import Walk
 
 
@@ -75,9 +75,9 @@ def recurrent(walk: Walk, node: fx.Node) -> Axes:
     )
 
 
-undescribed_layer(nn.RNNBase, forward=recurrent)
-undescribed_layer(nn.MultiheadAttention, forward=attention, inherited=True)
-undescribed_layer(nn.TransformerEncoderLayer, nn.TransformerEncoder, forward=encoder, inherited=True)
+layer_by_rules(nn.RNNBase, forward=recurrent)
+layer_by_rules(nn.MultiheadAttention, forward=attention, inherited=True)
+layer_by_rules(nn.TransformerEncoderLayer, nn.TransformerEncoder, forward=encoder, inherited=True)
 
 
 def _places(rank: int, batch_first: bool) -> tuple[int, int | None]:

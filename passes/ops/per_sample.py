@@ -2,7 +2,7 @@
 
 Such an operation may run where the rows are, on other samples than the rank's own batch, or on a part of the batch, and
 gives each sample what it would have got. Most is answered by the register of operations
-(:func:`dmt_plugin.passes.ops.operations.samples_stay_apart`); here is what holds for all of them:
+(:func:`dmt_plugin.passes.ops.queries.samples_stay_apart`); here is what holds for all of them:
 
 1. Dimension 0 of every input and of the result is the batch. What has none (constants only) is no sample's.
 2. Numbers read from a shape may be used, unless they are the batch's own size: that one may only stand where a view
@@ -28,7 +28,7 @@ from dmt_plugin.passes.ops import products
 from dmt_plugin.passes.ops.axes import Unsupported
 from dmt_plugin.passes.ops.dims import is_samples, is_tensor
 from dmt_plugin.passes.ops.names import is_linear, name_of
-from dmt_plugin.passes.ops.operations import entry_of, samples_stay_apart
+from dmt_plugin.passes.ops.queries import entry_of, samples_stay_apart
 from dmt_plugin.passes.ops.shapes import is_size
 from dmt_plugin.passes.ops.sizes import sizes_of
 from dmt_plugin.passes.ops.splits import cut_of, is_several

@@ -16,7 +16,7 @@ from dmt_plugin.passes.ops.axes import Axes
 from dmt_plugin.passes.ops.dims import Dims, Token, follow, leading
 from dmt_plugin.passes.ops.index_patterns import mask_anew
 from dmt_plugin.passes.ops.names import name_of, shape_of, tensor_inputs
-from dmt_plugin.passes.ops.registry import layer, never, op, undescribed
+from dmt_plugin.passes.ops.registry import layer, never, op, op_by_rules
 from dmt_plugin.passes.ops.walk import Walk
 
 POINTWISE_LAYERS = (
@@ -65,7 +65,7 @@ def entry_by_entry(node: fx.Node, module: nn.Module | None = None) -> Dims:
     return _by_entry(node)
 
 
-undescribed("empty_like", "new_empty", traits=("reads_no_values",))
+op_by_rules("empty_like", "new_empty", traits=("reads_no_values",))
 
 
 @op("to", "type", traits=("keeps_ids", "reads_first"))

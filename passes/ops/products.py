@@ -14,7 +14,7 @@ from dmt_plugin.fxtools.arguments import arguments
 from dmt_plugin.passes.ops.axes import Axes, Unsupported
 from dmt_plugin.passes.ops.dims import Dims, Token, Tokens, follow, leading, tensor
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.ops.registry import layer, op, undescribed_layer
+from dmt_plugin.passes.ops.registry import layer, layer_by_rules, op
 from dmt_plugin.passes.ops.walk import Walk
 
 
@@ -194,5 +194,5 @@ def _convolution_layer(node: fx.Node, module: nn.Conv1d) -> Dims:
     return Dims(((source, (*batch, "c", "l")),), (*batch, "o", "l"), mixed=frozenset("l"), sized=("c",))
 
 
-undescribed_layer(nn.Conv2d, per_sample=lambda module, rank: rank > 3)
-undescribed_layer(nn.GroupNorm, per_sample=lambda module, rank: rank > 1)
+layer_by_rules(nn.Conv2d, per_sample=lambda module, rank: rank > 3)
+layer_by_rules(nn.GroupNorm, per_sample=lambda module, rank: rank > 1)

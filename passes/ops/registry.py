@@ -5,7 +5,7 @@ An entry has names of functions and methods, or types of layers, and a descripti
 inputs decide a size, and whether samples stay apart. An answer is given apart only where an operation needs it. What
 an entry neither describes nor answers is refused, as is an operation without an entry.
 
-Files of families make entries when they are imported; :mod:`dmt_plugin.passes.ops.operations` imports them all, and is
+Files of families make entries when they are imported; :mod:`dmt_plugin.passes.ops.queries` imports them all, and is
 what others ask.
 """
 
@@ -107,13 +107,13 @@ def op(*names: str, traits: tuple[Trait, ...] = (), **answers: Any) -> Callable[
     """
 
     def enter(dims: Described) -> Described:
-        undescribed(*names, traits=traits, dims=dims, **answers)
+        op_by_rules(*names, traits=traits, dims=dims, **answers)
         return dims
 
     return enter
 
 
-def undescribed(*names: str, traits: tuple[Trait, ...] = (), **answers: Any) -> None:
+def op_by_rules(*names: str, traits: tuple[Trait, ...] = (), **answers: Any) -> None:
     """Enters operations that letters do not describe, with the answers that are known."""
     for name in names:
         assert name not in OPS, f"the operation {name} is entered twice"
@@ -124,13 +124,13 @@ def layer(*kinds: type[nn.Module], **answers: Any) -> Callable[[Described], Desc
     """Enters layers; decorates their description ``(node, layer) -> Dims``."""
 
     def enter(dims: Described) -> Described:
-        undescribed_layer(*kinds, dims=dims, **answers)
+        layer_by_rules(*kinds, dims=dims, **answers)
         return dims
 
     return enter
 
 
-def undescribed_layer(*kinds: type[nn.Module], **answers: Any) -> None:
+def layer_by_rules(*kinds: type[nn.Module], **answers: Any) -> None:
     """Enters layers that letters do not describe, with the answers that are known."""
     assert not any(kind in entry.kinds for entry in LAYERS for kind in kinds)
     LAYERS.append(Layer(kinds, **answers))

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.passes.ops.axes import Axes
 from dmt_plugin.passes.ops.names import name_of
-from dmt_plugin.passes.ops.registry import undescribed
+from dmt_plugin.passes.ops.registry import op_by_rules
 from dmt_plugin.passes.ops.walk import Walk
 
 _OF_THE_KIND = ("dtype", "device", "ndim", "layout", "is_cuda", "requires_grad")
@@ -26,7 +26,7 @@ def evaluated_again(walk: Walk, node: fx.Node) -> Axes:
     return {}
 
 
-undescribed("size", "dim", "ndimension", "numel", forward=evaluated_again, traits=("gives_sizes",))
+op_by_rules("size", "dim", "ndimension", "numel", forward=evaluated_again, traits=("gives_sizes",))
 
 
 def is_size(node: fx.Node) -> bool:

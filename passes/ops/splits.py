@@ -20,7 +20,7 @@ from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.passes.ops.axes import Axes, Axis, Segment, Unsupported
 from dmt_plugin.passes.ops.dims import Asked
 from dmt_plugin.passes.ops.names import name_of, shape_of
-from dmt_plugin.passes.ops.registry import undescribed
+from dmt_plugin.passes.ops.registry import op_by_rules
 from dmt_plugin.passes.ops.walk import Walk
 
 _VALUES = {"values": 0, "indices": 1}
@@ -121,7 +121,7 @@ def _edit(walk: Walk, node: fx.Node, cut: Cut, new: list[int]) -> None:
         walk.edits[node] = (node.args, {k: followed if k in _HOW else v for k, v in node.kwargs.items()})
 
 
-undescribed(*_CUTS, several=_pieces)
+op_by_rules(*_CUTS, several=_pieces)
 
 
 def whole_of(walk: Walk, taken: fx.Node, wanted: Axes) -> Asked:
@@ -168,7 +168,7 @@ def extremes(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
     return own, dict(own)
 
 
-undescribed("median", "sort", "topk", several=extremes)
+op_by_rules("median", "sort", "topk", several=extremes)
 
 
 def element(walk: Walk, node: fx.Node) -> Axes | tuple[Axes, ...]:

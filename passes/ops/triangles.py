@@ -7,7 +7,7 @@ from torch import fx
 from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.ops.registry import undescribed
+from dmt_plugin.passes.ops.registry import op_by_rules
 from dmt_plugin.passes.ops.walk import Walk
 
 
@@ -21,4 +21,4 @@ def _pairs(walk: Walk, node: fx.Node) -> Axes:
     return {1: Axis.of(shape_of(node)[1], node.target(*new, offset).shape[1])}
 
 
-undescribed("tril_indices", "triu_indices", forward=_pairs)
+op_by_rules("tril_indices", "triu_indices", forward=_pairs)

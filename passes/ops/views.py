@@ -20,7 +20,7 @@ from dmt_plugin.passes.ops.axes import Axes, Axis, Segment, Unsupported
 from dmt_plugin.passes.ops.dims import Asked, is_samples, is_tensor
 from dmt_plugin.passes.ops.joins import CONCATENATIONS, joined_parts, parts_of
 from dmt_plugin.passes.ops.names import name_of, shape_of, tensor_inputs
-from dmt_plugin.passes.ops.registry import undescribed, undescribed_layer
+from dmt_plugin.passes.ops.registry import layer_by_rules, op_by_rules
 from dmt_plugin.passes.ops.reshaping import align, view_axes
 from dmt_plugin.passes.ops.shapes import free_of_batch, names_batch
 from dmt_plugin.passes.ops.sizes import sizes_of
@@ -125,16 +125,16 @@ def _behind_batch(node: fx.Node, batch: int) -> bool:
 
 
 _SIZED = ("view", "reshape", "unflatten")
-undescribed(
+op_by_rules(
     "view", "reshape",
     forward=_view, producers=_viewed, per_sample=keeps_batch_in_front, traits=("keeps_ids",),
 )  # fmt: skip
-undescribed("unflatten", forward=_view, producers=_viewed, per_sample=_behind_batch)
-undescribed(
+op_by_rules("unflatten", forward=_view, producers=_viewed, per_sample=_behind_batch)
+op_by_rules(
     "flatten", "squeeze", "unsqueeze",
     forward=_view, producers=_viewed, per_sample=_behind_batch, traits=("keeps_ids",),
 )  # fmt: skip
-undescribed_layer(
+layer_by_rules(
     nn.Flatten, forward=_view, producers=_viewed, per_sample=lambda module, rank: module.start_dim % rank != 0
 )
-undescribed("view_as", "reshape_as", traits=("reads_first",))
+op_by_rules("view_as", "reshape_as", traits=("reads_first",))

@@ -27,9 +27,9 @@ from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.ops.axes import Unsupported
-from dmt_plugin.passes.ops.moves import order_of
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.ops.operations import dims_of, has_trait
+from dmt_plugin.passes.ops.queries import dims_of, has_trait
+from dmt_plugin.passes.ops.transposes import order_of
 
 BUFFERS = "dmt_pairs"
 """Names of the index buffers begin so."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dmt_plugin.passes.ops.operations import has_trait
+from dmt_plugin.passes.ops.queries import has_trait
 from dmt_plugin.passes.resize.sweep import Sweep
 
 _COMMON = (0.5, 1.0, 2.0)

@@ -1,7 +1,7 @@
 """One walk over a rewritten graph that finds out which sizes must change, and how.
 
 Each node gets a :class:`State`: its new example value (shapes only) and the axes its
-dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.ops.operations`) derives them.
+dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.ops.queries`) derives them.
 
 1. A node none of whose inputs changed keeps its captured value.
 2. Otherwise its rule gives the axes; the operation is run on shapes; the two must agree
@@ -25,7 +25,7 @@ from dmt_plugin.fxtools.attributes import attribute
 from dmt_plugin.fxtools.names import SEED, SEED_VALUE
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.names import shape_of
-from dmt_plugin.passes.ops.operations import own_dims, producers, rule_of, why_fixed
+from dmt_plugin.passes.ops.queries import own_dims, producers, rule_of, why_fixed
 from dmt_plugin.passes.ops.walk import State
 from dmt_plugin.passes.resize.resizable import check_resizable
 from dmt_plugin.passes.resize.state import check_value, resized_value, same_shapes, shapes_only

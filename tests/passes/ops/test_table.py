@@ -14,9 +14,9 @@ from dmt_plugin.capture.inputs import InputBinder
 from dmt_plugin.capture.tracer import trace_with_values
 from dmt_plugin.passes.ops.axes import Axis
 from dmt_plugin.passes.ops.names import name_of
-from dmt_plugin.passes.ops.operations import producers
 from dmt_plugin.passes.ops.per_sample import is_per_sample
 from dmt_plugin.passes.ops.pointwise import elementwise
+from dmt_plugin.passes.ops.queries import producers
 from dmt_plugin.passes.ops.registry import LAYERS, OPS
 from dmt_plugin.passes.ops.walk import State
 from dmt_plugin.passes.resize.sweep import Sweep, UnsupportedAt

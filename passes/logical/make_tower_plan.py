@@ -24,7 +24,7 @@ from dmt_plugin.plan.tower_plan import FeatureSpec, GroupSpec, TableSpec, TowerM
 from dmt_plugin.planner import towers_to_hosts
 
 
-class PartitionFeatures(GraphPass):
+class MakeTowerPlan(GraphPass):
     """See the module's docstring."""
 
     name = "partition_features"

@@ -17,7 +17,6 @@ from dmt_plugin.passes.ops import (
     attention,
     indexing,
     joins,
-    moves,
     norms,
     pointwise,
     products,
@@ -25,6 +24,7 @@ from dmt_plugin.passes.ops import (
     repeats,
     shapes,
     splits,
+    transposes,
     triangles,
     views,
 )
@@ -37,8 +37,8 @@ from dmt_plugin.passes.ops.splits import in_pieces
 from dmt_plugin.passes.ops.walk import Rule, Walk
 
 FAMILIES = (
-    attention, indexing, joins, moves, norms, pointwise, products, reductions, repeats, shapes, splits, triangles,
-    views,
+    attention, indexing, joins, norms, pointwise, products, reductions, repeats, shapes, splits, transposes,
+    triangles, views,
 )  # fmt: skip
 """Files that enter operations; importing them does."""
 
