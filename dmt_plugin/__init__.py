@@ -13,11 +13,12 @@ from dmt_plugin.core.run_files import describe_with
 from dmt_plugin.moved import MovedModules
 
 if TYPE_CHECKING:
-    from dmt_plugin.api import initialize, transform
+    from dmt_plugin.api import initialize
     from dmt_plugin.capture.adapters import register_adapter, unregister_adapter, with_forward
     from dmt_plugin.capture.inputs import ExampleBatch
     from dmt_plugin.capture.marks import mark_embeddings
     from dmt_plugin.checkpoint import load_checkpoint, to_flat
+    from dmt_plugin.compiler import transform
     from dmt_plugin.config.section import DMTConfig
     from dmt_plugin.core.errors import DMTError
     from dmt_plugin.model.logical import TowerModel
@@ -41,7 +42,7 @@ _HOMES = {
     "mark_embeddings": "capture.marks",
     "register_adapter": "capture.adapters",
     "to_flat": "checkpoint.logical",
-    "transform": "api",
+    "transform": "compiler",
     "unregister_adapter": "capture.adapters",
     "with_forward": "capture.adapters",
 }

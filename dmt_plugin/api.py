@@ -6,6 +6,7 @@ from typing import Any
 
 from dmt_plugin.checkpoint.logical import to_flat
 from dmt_plugin.compiler import build_placed, read_config, transform
+from dmt_plugin.integrations.deepspeed.initialize import initialize as deepspeed_initialize
 
 __all__ = ["build_placed", "initialize", "read_config", "to_flat", "transform"]
 
@@ -16,6 +17,4 @@ def initialize(*args: Any, **kwargs: Any) -> Any:
     Accepts ``example_batch=`` besides. Without a ``"dmt"`` section, or with ``"enabled": false``,
     the stock engine is returned. See :func:`dmt_plugin.integrations.deepspeed.initialize`.
     """
-    from dmt_plugin.integrations.deepspeed import initialize as deepspeed_initialize
-
     return deepspeed_initialize(*args, **kwargs)

@@ -20,7 +20,7 @@ from dmt_plugin.passes.ops.dims import Asked, Dims, Token, Tokens, asked_of, fol
 from dmt_plugin.passes.ops.index_patterns import regenerate
 from dmt_plugin.passes.ops.names import name_of, shape_of
 from dmt_plugin.passes.ops.pair_patterns import new_list
-from dmt_plugin.passes.ops.registry import op
+from dmt_plugin.passes.ops.registry import never, op
 from dmt_plugin.passes.ops.splits import element, whole_of
 from dmt_plugin.passes.ops.walk import Walk
 
@@ -211,7 +211,7 @@ def _flip(walk: Walk, node: fx.Node) -> Axes:
     return dict(axes)
 
 
-@op("flip", forward=_flip)
+@op("flip", forward=_flip, per_sample=never)
 def _flipped(node: fx.Node) -> Dims:
     source = tensor(node.args[0] if node.args else node.kwargs["input"])
     given: Any = node.args[1:] or node.kwargs["dims"]

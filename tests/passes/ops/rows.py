@@ -204,8 +204,8 @@ ROWS: dict[str, Row] = {
     "select": Row(lambda x: x.select(2, 0), (M,)),
     "narrow": Row(lambda x: x.narrow(2, 0, 2), (M,)),
     "index_select": Row(lambda x, i: x.index_select(2, i), (M, (2,)), kind="int", apart=False),
-    "flip": Row(lambda x: x.flip(2), (M,)),
-    "flip, of the changed": Row(lambda x: x.flip(1), (M,), out="reverses the order"),
+    "flip": Row(lambda x: x.flip(2), (M,), apart=False),
+    "flip, of the changed": Row(lambda x: x.flip(1), (M,), out="reverses the order", apart=False),
     "tril_indices": Row(lambda x: torch.tril_indices(x.shape[1], x.shape[1]), apart=False, asked=()),
     "triu_indices": Row(lambda x: torch.triu_indices(x.shape[1], x.shape[1]), apart=False, asked=()),
     # joins
