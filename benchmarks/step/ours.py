@@ -80,7 +80,7 @@ class OursVariant:
         lookup, plan = self.engine.dmt.lookup, self.engine.dmt.plan
         held: dict[int, list[Part]] = {}
         for name in lookup.tables:
-            part = plan.part(name)
+            part = plan.shard(name)
             block = Part(lookup.table_weight(name), part.first_row, part.first_column)
             held.setdefault(self._features[part.table.name], []).append(block)
         return held
