@@ -1,4 +1,4 @@
-"""What passes find out about a model, and keep: typed, and found once.
+"""The results of the analysis passes (lookups, regions, groups, changes), found once and kept with the tower model.
 
 1. The passes on the logical graph fill :class:`ModelFacts`: the lookups, what the model does to one feature alone
    (regions), the groups of features that meet, and the changes that towers made to the user's model.

@@ -1,4 +1,4 @@
-"""The lists of passes, as data: nothing else runs.
+"""The compiler's three lists of passes, in the order in which they run; a pass that is in no list never runs.
 
 1. :func:`towers_passes`: from a captured model to the same model with pass-through towers.
 2. :func:`modules_passes`: from pass-through towers to tower modules.

@@ -1,4 +1,4 @@
-"""What the passes find out about one rank: which ids and rows it exchanges, looks up, and computes on."""
+"""The results of placement for one rank: which ids and rows it exchanges, looks up, and computes on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""What forward says about gradients and precision beside its operations: a graph of operations would lose it, and no
-output would show that.
+"""Keeps, or refuses, what a model's forward does to gradients and precision other than by operations.
+
+A recorded graph holds operations only: ``no_grad`` blocks, custom backwards, hooks and autocast would be lost without a
+difference in any output. While a model is captured:
 
 1. Operations under ``torch.no_grad()`` are noted while they are recorded. Once all is recorded, what leaves such a
    block is detached: the same values, and no gradient through them. (The block may be in a helper, or a decorator.)

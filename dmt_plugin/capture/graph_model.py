@@ -1,4 +1,4 @@
-"""A captured graph behind the user's own calling convention.
+"""The module that a capture returns: a ``torch.fx`` graph, called with the same arguments as the user's model.
 
 A :class:`GraphModel` is called as the user's model was. Its state (parameters, buffers,
 submodules) *is* the graph module's state, under the user's own names: the module tables

@@ -1,8 +1,8 @@
-"""Selections by a mask: their size is data, unless the mask is a constant of the model.
+"""Rewrites selections by a constant boolean mask to indexing, whose result has a known size and one row per sample.
 
-A dot interaction may pick its pairs with ``torch.masked_select(gram, self.mask)``. Example
-values have no entries, so nobody can count what a mask picks; but a mask that is made of
-the model's buffers alone is there while the model is captured.
+How many entries a mask selects depends on its values, unless it is a constant of the model. A dot interaction may pick
+its pairs with ``torch.masked_select(gram, self.mask)``. Example values have no entries, so nobody can count what a mask
+picks; but a mask that is made of the model's buffers alone is there while the model is captured.
 
 1. An index or mask is constant if it is computed from buffers and constants by operations
    that neither draw random numbers nor read an input; ``expand`` over the batch is looked

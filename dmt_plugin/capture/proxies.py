@@ -1,4 +1,7 @@
-"""Proxies that answer Python's questions from the example value of their node.
+"""The stand-ins for tensors that a model's forward is called with while it is recorded as a graph.
+
+Every operation on a proxy becomes a node; what Python itself asks of a tensor is answered from the example value of
+its node:
 
 1. ``len``, iteration, ``int``, ``bool``, ``in`` are answered from the value. What that
    bakes into the graph shows when two traces are compared.

@@ -1,7 +1,7 @@
-"""Names of folders that a save writes into: ``<tag>.<machine>-<process>.saving``; whose they are can be told by them.
+"""Names and ownership of unfinished checkpoints: which folders of saves that died may be deleted.
 
-Several runs may save into one folder. A save that died leaves its folder behind, and that has to go; one that is under
-way, of another run, must not. So:
+A save writes into ``<tag>.<machine>-<process>.saving`` and renames that folder when it is complete. Several runs may
+save into one parent folder: what a dead process left behind has to go, what a live one is writing must stay. So:
 
 1. the name says which process of which machine writes it, where processes that cannot see each other (in two
    containers) count as of two machines;

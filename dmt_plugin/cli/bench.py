@@ -1,8 +1,8 @@
-"""``dmt bench``: the benchmarks of a checkout, run in it.
+"""``dmt bench``: finds a source checkout of this project and runs one of its benchmarks there, with this Python.
 
-They bring up an emulated cluster and compare with other libraries, and are not part of the installed package. So this
-looks for a checkout (``--checkout``, else this folder and those above it, else where this package lies when installed
-in place) and runs its module there with this Python.
+Benchmarks bring up an emulated cluster and compare with other libraries, so they are not part of the installed package.
+A checkout is looked for at ``--checkout``, else in this folder and those above it, else where this package lies when it
+was installed in place.
 """
 
 from __future__ import annotations

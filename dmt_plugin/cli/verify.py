@@ -1,4 +1,7 @@
-"""``dmt verify``: the laws of the transformation, on the user's own model and batch."""
+"""``dmt verify``: runs the user's model and its rewritten graphs on one batch and compares outputs and gradients.
+
+Prints a verdict for each law (:mod:`dmt_plugin.verification.laws`), with the first node that differs where one fails.
+"""
 
 from __future__ import annotations
 

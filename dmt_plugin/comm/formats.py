@@ -1,6 +1,6 @@
-"""Wire formats: in which type the entries of a row travel between ranks, and how many bytes a row then takes.
+"""Names and sizes of the wire formats: the type in which a row travels between ranks, and its bytes.
 
-:mod:`dmt_plugin.comm.wire.codecs` turns tensors into them and back. Names and sizes are apart from that because the
+:mod:`dmt_plugin.comm.wire.codecs` encodes and decodes tensors. Names and sizes are apart from that because the
 configuration and the cost formula need no torch.
 """
 

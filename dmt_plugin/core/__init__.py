@@ -1,1 +1,1 @@
-"""What every room uses and no room owns: errors and findings, sizes, versions, the user's own functions."""
+"""Shared by all packages: errors and findings, sizes, files, versions, equality of values, the user's own functions."""

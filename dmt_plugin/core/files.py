@@ -1,4 +1,7 @@
-"""Files that are there as a whole or not at all, and that are on the disk when a call says so."""
+"""Writes files atomically and durably: complete or as they were before, and synced to the disk.
+
+A file is written under a temporary name, synced, and renamed: a process that dies leaves no half-written file.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tower models: the logical one that runs in one process, and the placed one that a rank runs."""
+"""Tower models: the logical one, which runs whole in one process, and the placed one, the part that one rank runs."""

@@ -1,4 +1,4 @@
-"""Compiles what a rank computes between its exchanges.
+"""Runs a placed model through ``torch.compile``: the dense layers and towers between its exchanges.
 
 1. Exchanges, the reading of ids and the lookup are kept out of the compiler: each is a break in the graph that it sees,
    and runs as before. What lies between two of them, towers and dense part, is compiled as one piece, forward and

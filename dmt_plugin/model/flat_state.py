@@ -1,6 +1,6 @@
-"""The state of a flat model and that of its tower model: what is the same in both, and what only one of them has.
+"""Maps state dicts between a flat model and its tower model: loads the weights of one into the other.
 
-A tower model keeps the user's names, so the map between the two states is by name, and is the same in both directions:
+A tower model keeps the user's names, so the map is by name, and is the same in both directions:
 
 1. tables and layers that the rewrite did not touch stand under the same names;
 2. of a layer that changed (its size, say) those entries go on that the change keeps: a bias whose outputs stayed;

@@ -1,4 +1,4 @@
-"""Distributes the ids of the next batch while this one is computed.
+"""Runs the input distribution of the next batch (its ids travel to the ranks that hold the rows) during this one.
 
 1. The caller announces the next batch before the step of this one (``announce``).
 2. When this batch's forward pass has returned and the rank next waits for an exchange (``begin``), the announced ids

@@ -1,4 +1,4 @@
-"""The logical tower model: a rank-free graph of towers that runs in one process.
+"""The logical tower model: the user's model with towers, in one process and without exchanges between ranks.
 
 It is the reference of everything that runs on several ranks, the model that quality
 studies train, and what a checkpoint describes. Its parameters carry the user's names;

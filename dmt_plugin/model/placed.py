@@ -1,4 +1,4 @@
-"""One rank's model: the logical tower graph, specialised, with its share of the tables.
+"""The placed model: makes of the logical tower model the part of one rank, with its exchanges and share of the tables.
 
 1. Copy the logical graph (parameters stay shared) and run the placement and scheduling
    passes for this rank. The result holds no table: it is there to be looked at, whatever

@@ -1,4 +1,4 @@
-"""Checks a rewritten graph against the model it came from, on the user's own batch."""
+"""Checks that a rewritten graph gives the outputs of the model it came from, bit for bit, on the example batch."""
 
 from __future__ import annotations
 

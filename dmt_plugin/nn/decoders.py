@@ -1,10 +1,11 @@
-"""Decoders: what gives a model its old streams back where nothing behind the towers can change.
+"""Decoders: linear layers that turn a tower's compressed output back into vectors of the features' old shapes.
 
-A decoder is ``Linear(O_t -> F_t*N)`` behind the peer exchange, so the compressed output is
-what crosses hosts, and the interaction of the model sees streams of the shapes it was
-written for. It is a dense layer: every rank has it, and the data-parallel group reduces it.
+They serve models whose layers behind the towers cannot take other shapes. A decoder is
+``Linear(O_t -> F_t*N)`` behind the peer exchange, so the compressed output is what crosses hosts,
+and the interaction of the model sees the shapes it was written for. It is a dense layer: every
+rank has it, and its gradients are summed over all ranks.
 
-How one starts:
+How one is initialized:
 
 1. The tower module is run on the zero input and on every unit vector; that is its matrix
    ``W`` and offset ``b``, if it is affine when it starts, which random inputs confirm (a

@@ -1,7 +1,8 @@
-"""Questions about packings that want a proof: is there any, how tight can it be, which rules exclude each other.
+"""Solves the assignment of units to towers exactly: whether one exists, the best balance, which rules contradict.
 
-Asked of ortools' CP-SAT with one thread, a fixed seed and a limit in its own deterministic time, so that an answer is
-the same on every machine and in every run.
+The heuristics in :mod:`dmt_plugin.partitioner.packing` may fail where an assignment exists; these are the proofs. They
+run ortools' CP-SAT with one thread, a fixed seed and a limit in its own deterministic time, so that an answer is the
+same on every machine and in every run.
 
 1. ``any_assignment``: a variable per unit and tower; exactly one tower per unit, limits and rules as constraints.
 2. ``tightest``: the same with the limits as variables; minimises the spread, or the heaviest tower.

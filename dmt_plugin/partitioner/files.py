@@ -1,6 +1,7 @@
-"""Towers that were decided before, by a file or by the caller; and the short way in for those that need no settings.
+"""Partitions that exist already: checks towers from a file, a plan or the caller against the features of this model.
 
-Files are read by the caller: a partition may also lie in a folder of checkpoints, which this room knows nothing of.
+:func:`partition_features` is the short entry point for strategies that need neither affinities nor settings. Other
+files are read by the caller: a partition may also lie in a folder of checkpoints, which this package does not know.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What moves as one, and what the user said about where it goes.
+"""Groups features into units, the smallest things that a partition assigns to a tower, with the user's constraints.
 
 1. Features that share a table, and features that the user keeps together, form one unit.
-2. A unit has the pin and the group of its members.
+2. A unit has the constraints of its members: the tower they are pinned to, the group they belong to.
 3. Rules that contradict each other are refused here where a look at them is enough, by naming the pair at fault; what
    only shows when loads are counted is found by :mod:`dmt_plugin.partitioner.exact`.
 """

@@ -1,7 +1,7 @@
-"""Where two runs part: a bisect by numbers that names the first node that differs.
+"""Runs two versions of a model on one batch and names the first node, gradient or layer whose numbers differ.
 
-Two graphs of one model share node names, since what a rewrite keeps keeps its name. Both are run on one batch with the
-same random numbers, and every value that carries a common name is compared:
+The versions are two graphs of one model. They share node names, since a rewrite does not rename the nodes it keeps.
+Both are run with the same random numbers, and every value that carries a common name is compared:
 
 1. :func:`first_value` follows the order of computation and names the first node whose value differs;
 2. :func:`first_gradient` goes backwards from the loss and names the first node whose gradient differs;

@@ -1,6 +1,6 @@
-"""The private names of DeepSpeed that this integration touches, all of them except those the engine subclass overrides.
+"""All access to private names of DeepSpeed and torch, in one file, except what the engine subclass overrides.
 
-DeepSpeed has no plugin registry, so seven things have to be reached from the side:
+DeepSpeed has no plugin interface, so seven things are reached by names that a new version may change:
 
 1. ``deepspeed.initialize`` looks up ``DeepSpeedEngine`` among its module's globals when it builds the engine:
    :func:`engine_class` puts another constructor there for the length of one call and takes it away again.

@@ -1,4 +1,4 @@
-"""Towers as DeepSpeed knows experts.
+"""Wraps tower modules as experts of an MoE layer, so that DeepSpeed trains them on the ranks that hold them.
 
 DeepSpeed trains parameters that only some ranks hold if they look like the experts of an MoE layer: parameters
 marked ``allreduce = False`` with the name of their group. It then broadcasts them inside the expert-data-parallel
@@ -25,7 +25,7 @@ from dmt_plugin.topology.shape import Topology
 
 
 class TowerShell(MoE):
-    """One tower module of this host, dressed as the one local expert of an MoE layer.
+    """One tower module of this host, wrapped as the single local expert of an MoE layer.
 
     Args:
         tower: The tower module; its parameters are marked as this host's.

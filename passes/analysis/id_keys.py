@@ -1,4 +1,4 @@
-"""When two lookups read the same ids, as texts that can be compared.
+"""Gives every index expression a key, a text that is equal where two lookups read the same ids.
 
 * The *key* of an index expression is equal for structurally equal expressions of the model's
   inputs: the same ids, in the same order.

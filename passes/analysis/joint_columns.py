@@ -1,7 +1,7 @@
-"""Ranges of rows where a table is shared by fields that are looked up one by one.
+"""Finds tables shared by several fields that are looked up one by one, and the range of rows of each field.
 
 ``table(x[:, i] + offsets[i])``, in a loop over the fields, is a joint table as much as
-``table(x + offsets)`` is. It is told by the constants, one number per call:
+``table(x + offsets)`` is. It is recognised by the constants, one number per call:
 
 1. every lookup of the table adds one constant to its ids (or none, which is 0), and gives one
    vector per sample;

@@ -1,4 +1,4 @@
-"""What the user's markers call a lookup's feature and its group.
+"""Names of features and groups that the user's markers give to the lookups under them.
 
 A marker (:func:`dmt_plugin.mark_embeddings`) was read as the embedding calls that feed the marked streams. A lookup is
 one such call, or one field of a joint table's: it has the name that all marks over it agree on, or none.

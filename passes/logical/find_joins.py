@@ -11,7 +11,7 @@
    gets streams of the old shapes (``"decoder"``, ``"preserve"``): then it does not matter
    what uses them. :mod:`dmt_plugin.passes.logical.gather_streams` forms those groups.
 5. What is left is transport only: moved by the hierarchical route, numbers unchanged.
-6. Post-dominators (networkx on the reversed graph) tell where all branches behind a
+6. Post-dominators (networkx on the reversed graph) say where all branches behind a
    group's joins have met; that bounds what a change of width can touch and is reported.
 
 Rules look at the graph, never at the name of a class or of a variable.

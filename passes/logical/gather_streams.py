@@ -1,9 +1,9 @@
-"""Gathers streams for towers behind which nothing changes its shape.
+"""Forms tower groups of features whose towers give the streams back in their old shapes.
 
 Where the model behind a group gets streams of the old shapes, from a decoder or from tower
 modules that keep number and width, it does not matter what uses them: pairs listed with
 repeats, slices, chunks, the model's results. So the streams that no regular group took are
-gathered anew:
+grouped again:
 
 1. A stream takes part if it is one vector per sample of width above 1, is used, and is
    computed from its own lookups alone (streams of one tower are packed before any of them

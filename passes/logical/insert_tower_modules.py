@@ -8,7 +8,7 @@
    stood.
 3. Decoder form: a linear layer ``(B, O_t) -> (B, F_t*N)`` behind each tower gives the old
    streams back. It is a layer of the dense part, trained with it; the group's finding says
-   what it costs, and it is listed among the parameters that start anew.
+   what it costs, and it is listed among the parameters that start from new values.
 4. Form that preserves: the output *is* ``(B, F_t*N)``, and nothing else changes.
 
 In the native form the nodes behind the joins now see other sizes; ``repair_shapes`` adapts

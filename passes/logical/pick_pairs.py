@@ -1,4 +1,4 @@
-"""Pairs listed as vectors become pairs picked by number.
+"""Rewrites pairs of features that are listed as vectors to pairs gathered by index from one join.
 
 Product networks build two lists of vectors in Python, ``[v0, v0, v1]`` and ``[v1, v2, v2]``,
 and join each. The lists hold features several times, so they cannot take other streams as
@@ -13,7 +13,7 @@ they are. The same values come of one join of all vectors and two index lists:
 3. Put one join of those streams before them, and ``join[:, list]`` in the place of each.
 
 The rest is that of a model written with index lists: the group is regular, and the shape
-repair makes the lists anew. Values are the same bit for bit; the gradient of a vector is
+repair makes new lists. Values are the same bit for bit; the gradient of a vector is
 added up in another order, so this is done only where tower modules change the model anyway.
 """
 

@@ -5,11 +5,11 @@
    vector in a dot interaction, the list of feature pairs.
 2. If any operation cannot be adapted with certainty, refuse with a finding that names it,
    the reason and the ways out. Nothing has been changed by then.
-3. Otherwise rebuild: layers and parameters get new sizes and start anew, with mean and
+3. Otherwise rebuild: layers and parameters get new sizes and are re-initialized, with mean and
    spread of the old values, scaled to the new number of inputs; literals and index lists
    are replaced. Every change is recorded, with what stays the same in the state.
 
-A layer whose size happens to stay but whose inputs mean something else also starts anew.
+A layer whose size happens to stay but whose inputs mean something else is re-initialized too.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 1. Attention and encoder layers treat the vectors of a sequence alike, so the sequence may
    become longer or shorter: the axis of the features passes through. So does a batch.
 2. Their width is tied to ``embed_dim`` in many places (heads, residuals): it must stay what
-   it is. If its entries now mean something else, the whole layer starts anew.
+   it is. If its entries now mean something else, the whole layer is re-initialized.
 3. A mask or a bias that counts the vectors is refused where their number or meaning changed.
 4. A recurrent layer reads the features in their order, and a tower's outputs have none.
 """
@@ -88,7 +88,7 @@ def _places(rank: int, batch_first: bool) -> tuple[int, int | None]:
 
 
 def _require_width(walk: Walk, node: fx.Node, widths: list[Axis | None], size: int, name: str) -> None:
-    """The width must stay; the layer is noted, to start anew if its entries are others."""
+    """The width must stay; the layer is noted, to be re-initialized if its entries are others."""
     changed = [axis for axis in widths if axis is not None]
     for axis in changed:
         if axis.new != axis.old:

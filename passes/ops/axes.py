@@ -4,7 +4,7 @@ A tower changes how many streams there are (``F -> F'``) and how wide they are
 (``N -> D``). Every dimension that this reaches carries an :class:`Axis`; a dimension
 without one is what it was. An axis is a run of :class:`Segment` s, because dense and tower
 streams lie side by side in one dimension, and each segment knows the width of the vectors
-it is made of. That is what tells "8 features of width 8" from "4 features of width 16",
+it is made of. That is what separates "8 features of width 8" from "4 features of width 16",
 which no comparison of sizes can.
 
 An axis is also there when old and new size happen to be equal: what the dimension means
@@ -33,7 +33,7 @@ class Segment:
         changed: False for a neighbour that only shares the dimension.
         same_vectors: True if only the width of its vectors changed, not which ones there are.
         same_entries: True if only the vectors changed, not what one of them holds.
-        free: True for what a layer or parameter gives anew: its entries have no meaning but
+        free: True for what a re-initialized layer or parameter gives: its entries have no meaning but
             that of what they are combined with.
         in_place: True if it surely stands where it stood among the parts beside it.
     """
@@ -86,7 +86,7 @@ class Axis:
 
     @property
     def free(self) -> bool:
-        """Whether all of it is given anew."""
+        """Whether all of it comes from a re-initialized layer or parameter."""
         return all(s.free for s in self.segments)
 
     @property
@@ -120,7 +120,7 @@ class Axis:
         return pieces
 
     def anew(self) -> Axis:
-        """The same dimension, given by a layer or parameter that starts anew."""
+        """The same dimension, given by a layer or parameter that is re-initialized."""
         return Axis(tuple(replace(s, free=True) for s in self.segments))
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""How the dimensions of an operation's inputs become those of its result, in letters, and all that follows from it.
+"""Describes operations by letters per dimension, as einsum does, and derives the rules of shape repair from that.
 
-An operation is put down as an einsum would be: a token per dimension of every input, and the tokens of the result.
+An operation is described as an einsum would be: a token per dimension of every input, and the tokens of the result.
 Dimensions with the same token run together; one of size 1 beside larger ones is broadcast. Tokens are letters, or
 negative numbers for leading dimensions that are aligned from the right. From that one description follow
 
@@ -9,7 +9,7 @@ negative numbers for leading dimensions that are aligned from the right. From th
 3. whether *samples stay apart*: the batch is the same token in front of every input and of the result, no constant
    reaches along it, and no entry reads others along it (:func:`keeps_samples_apart`).
 
-An operation whose arguments do not say it with certainty is not put down: its description raises ``Unsupported``.
+An operation whose arguments do not say it with certainty is not described: its description raises ``Unsupported``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Index constants that enumerate pairs of features, recognised by value and made anew.
+"""Index constants that enumerate pairs of features, recognised by value and rebuilt for the new number.
 
 A dot interaction picks the lower or upper triangle of an ``n x n`` matrix, spelled as two
 index vectors (a buffer, a list built in Python) or as a boolean mask. When ``n`` changes,
@@ -84,7 +84,7 @@ def enumerated_anew(pairs: Tensor, axis: Axis, ordered: bool = True) -> Tensor |
     """The pairs of ``axis.new`` things, enumerated as ``pairs`` enumerates those of ``axis.old``.
 
     For few things several enumerations agree. They may differ in order only, which does not
-    matter, as everything behind the pairs starts anew.
+    matter, as everything behind the pairs is re-initialized.
 
     Args:
         pairs: rows and columns, ``(2, pairs)``.

@@ -1,4 +1,4 @@
-"""Joins, ``cat`` and ``stack``: what lies beside the streams.
+"""Joins, ``cat`` and ``stack``: the new shape where changed streams are joined with each other and with other tensors.
 
 1. A run of one group's new streams is one part of the joined dimension: as many vectors as
    there are streams now, of their new width.

@@ -1,4 +1,4 @@
-"""Pairs of features picked by two index lists over one dimension, made anew together.
+"""Pairs of features picked by two index lists over one dimension, rebuilt together.
 
 Product networks write ``x[:, row] * x[:, col]`` with lists that enumerate the pairs of the
 ``n`` vectors of ``x``. When ``n`` grows, old lists are still in range and miss pairs. So:

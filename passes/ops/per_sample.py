@@ -1,7 +1,7 @@
 """Which operations treat every sample by itself.
 
 Such an operation may run where the rows are, on other samples than the rank's own batch, or on a part of the batch, and
-gives each sample what it would have got. Most is answered by the register of operations
+gives each sample what it would have got. Most is answered by the registry of operations
 (:func:`dmt_plugin.passes.ops.queries.samples_stay_apart`); here is what holds for all of them:
 
 1. Dimension 0 of every input and of the result is the batch. What has none (constants only) is no sample's.

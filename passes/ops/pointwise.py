@@ -81,7 +81,7 @@ def converted(node: fx.Node) -> Dims:
 
 
 def _along(source: fx.Node, given: Any) -> Dims:
-    """Entries along a dimension that is given read each other; all do, if it is computed or told by the rank."""
+    """Entries along a dimension that is given read each other; all do, if it is computed or follows from the rank."""
     tokens = leading(len(shape_of(source)))
     fixed = isinstance(given, int) and not isinstance(given, bool)
     mixed: set[Token] = {tokens[given]} if fixed and tokens else set(tokens)

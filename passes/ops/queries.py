@@ -1,4 +1,4 @@
-"""What the register knows of a node: what passes ask of operations.
+"""The questions that passes ask the registry about the operation or layer of a graph node.
 
 1. :func:`rule_of`: what the operation does to changed dimensions.
 2. :func:`producers`: which inputs decide the sizes of its result; :func:`own_dims`: which of them it decides itself.

@@ -1,12 +1,30 @@
-"""The register of operations: one entry for each, or for each family, and how an entry is made.
+"""The registry of operations: one entry per operation or group of them, and the functions that make an entry.
 
 An entry has names of functions and methods, or types of layers, and a description
 (:class:`dmt_plugin.passes.ops.dims.Dims`) from which three answers follow: what becomes of changed dimensions, which
 inputs decide a size, and whether samples stay apart. An answer is given apart only where an operation needs it. What
 an entry neither describes nor answers is refused, as is an operation without an entry.
 
-Files of families make entries when they are imported; :mod:`dmt_plugin.passes.ops.queries` imports them all, and is
-what others ask.
+:func:`op` and :func:`layer` decorate a description; :func:`op_by_rules` and :func:`layer_by_rules` enter what has none,
+with its answers. Each family of operations has a file in this package, which makes its entries when it is imported:
+
+=================  ==================================================================================================
+``pointwise``      arithmetic, activations, conversions, softmax, masks and weights
+``products``       ``matmul``, ``einsum``, ``linear`` and layers that multiply
+``reductions``     sums, means, norms over dimensions
+``norms``          normalisation layers and functions, ``prelu``
+``attention``      attention, encoder and recurrent layers
+``joins``          ``cat``, ``stack``
+``splits``         ``split``, ``chunk``, ``max`` with a dimension: several results
+``views``          ``view``, ``reshape``, ``flatten``
+``transposes``     ``transpose``, ``permute``
+``indexing``       ``getitem``, ``select``, ``narrow``, ``index_select``, ``flip``
+``repeats``        ``expand``, ``repeat``; tensors filled with one value or at random
+``triangles``      ``triu_indices``, ``tril_indices``
+``shapes``         numbers read from shapes
+=================  ==================================================================================================
+
+:mod:`dmt_plugin.passes.ops.queries` imports them all, and is what other packages ask.
 """
 
 from __future__ import annotations

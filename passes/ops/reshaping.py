@@ -1,4 +1,4 @@
-"""How a view or a flattening carries changed dimensions: by memory order, never by comparing sizes.
+"""Maps changed dimensions through a view or a flattening: by memory order, never by comparing sizes.
 
 1. The dimensions before and after are grouped so that each group holds the same entries.
 2. One dimension seen as ``(n, w)`` is cut at its vectors, which must be ``w`` wide; a

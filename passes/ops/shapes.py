@@ -1,4 +1,4 @@
-"""Numbers that a model reads from the shapes of its tensors: which of them are the size of the batch.
+"""Numbers that a model reads from shapes (``x.size(1)``): which of them follow the size of the batch.
 
 A batch cut in parts, or another rank's, has another size: an operation that divides by it, or
 cuts by it, gives another result. All other sizes are the same for any batch.

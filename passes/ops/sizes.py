@@ -1,4 +1,7 @@
-"""The sizes, or numbers of copies, that a call is given, however they are spelled; and the call with others."""
+"""Reads the sizes, or numbers of copies, among a call's arguments in every spelling that torch allows, and sets others.
+
+``x.view(b, n)``, ``x.view((b, n))`` and ``torch.reshape(x, shape=(b, n))`` are read alike.
+"""
 
 from __future__ import annotations
 

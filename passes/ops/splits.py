@@ -1,4 +1,4 @@
-"""Several tensors at once: what splits a tensor into them, and what takes or joins them.
+"""Operations with several results (``split``, ``chunk``, ``max``), and those that take or join these results.
 
 1. ``split``, ``chunk`` and the like cut a dimension by position. One whose features changed may be cut only between its
    parts: beside streams that changed, or inside a neighbour that did not. Sizes among the arguments follow.

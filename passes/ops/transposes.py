@@ -1,4 +1,4 @@
-"""Transpositions: dimensions in another order."""
+"""Operations that reorder dimensions: ``transpose``, ``permute``, ``movedim`` and the like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``torch.triu_indices`` and ``torch.tril_indices`` of sizes that changed: the list of pairs did too."""
+"""``torch.triu_indices`` and ``torch.tril_indices``: index pairs of a triangle, whose number follows its sizes."""
 
 from __future__ import annotations
 

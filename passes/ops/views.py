@@ -1,4 +1,4 @@
-"""What only sees entries in other dimensions: ``view``, ``reshape``, ``flatten`` and the like.
+"""Operations that arrange the same entries in other dimensions: ``view``, ``reshape``, ``flatten`` and the like.
 
 1. A view whose input changed: its dimensions are aligned with those of the input in memory order, never by comparing
    sizes (:func:`dmt_plugin.passes.ops.reshaping.view_axes`), forward and backward alike; literal sizes are replaced,

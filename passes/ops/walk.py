@@ -1,4 +1,4 @@
-"""What a rule about an operation needs of the walk that asks it, and what the walk knows of a node.
+"""The interface between an operation's rules and the walk that infers new shapes: states of nodes, and requests.
 
 The walk itself is :class:`dmt_plugin.passes.resize.sweep.Sweep`. A rule takes it and a node, and returns what became of
 the dimensions of the node's result; it may read the states of the node's inputs, replace arguments, or ask for another

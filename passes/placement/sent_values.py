@@ -1,4 +1,4 @@
-"""What the owner of a table sends: the rows it looked up, or what their feature makes of them.
+"""Decides, per feature, whether a table's owner sends looked-up rows or the feature's finished stream.
 
 Work on one feature alone (:mod:`dmt_plugin.passes.logical.find_regions`) may run in two places:
 

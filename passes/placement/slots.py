@@ -1,4 +1,4 @@
-"""Which ids travel, and what is looked up with them: id streams of a model, lookups of a rank.
+"""Lists the id inputs that are exchanged (slots), and the lookups that one rank computes with them.
 
 Every distinct index input of the model is one slot. A feature has several where its tables are
 read by different functions of its raw input (quotient and remainder).

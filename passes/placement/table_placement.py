@@ -1,4 +1,4 @@
-"""Tables to lanes: asks the placer, and refuses what would not compute the same numbers.
+"""Assigns tables, or shards of them, to the lanes of their host, and refuses what would change the numbers.
 
 1. For every table: ids per sample and entries that its lookups give, and whether it can be divided. It cannot where
    the model does something to its rows that needs their ids as well (a masked sum of a sequence): that runs at the

@@ -1,4 +1,4 @@
-"""Lookups of divided tables: what each rank looks up and sends, and what is made of it where it arrives.
+"""Places the lookups of sharded tables: what each rank looks up and sends, and how the receiver combines the shards.
 
 1. A lookup of a whole table is sent by the table's owner. Of a table in row ranges every lane that holds a range sends
    full width: the sum over the ids of that range. Of a table in column ranges each sends those columns.

@@ -1,8 +1,8 @@
-"""Specialises the logical tower graph to one rank: sharded lookups and visible exchanges.
+"""Makes the graph of one rank from the logical tower graph: sharded lookups, and nodes for every exchange.
 
-Hierarchical route, on rank ``(host, lane)`` (the letters of the step table are the design's):
+Hierarchical route, on rank ``(host, lane)``:
 
-1. every id stream of the model is read in one common form and enters the index exchange
+1. every id stream of the model is read in one common form and enters the input distribution
    (peers first, then the lanes of the host);
 2. this rank's tables are looked up for the whole batch that arrives: ``(rows, own widths)``;
 3. the exchange inside the host brings every lane the columns of all its tables, and those of

@@ -1,7 +1,7 @@
-"""Layers of other sizes: what repair puts in place of a layer whose inputs or outputs changed.
+"""Makes the layers of new sizes that replace those whose inputs or outputs changed.
 
-A new layer of the same kind and options starts anew: weights with mean and spread of the
-old values, scaled to the new number of inputs; norms as they start.
+A new layer has the kind and options of the old one and is re-initialized: weights are drawn with
+mean and spread of the old values, scaled to the new number of inputs; norms as they start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a layer or a parameter may be replaced by one of another size."""
+"""Checks whether a layer or parameter may be replaced by one of another size: nothing else may use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dmt_plugin.passes.ops.axes import Unsupported
 
 
 def check_resizable(gm: fx.GraphModule, node: fx.Node) -> None:
-    """A layer or parameter is made anew only if nothing else depends on the object it replaces.
+    """A layer or parameter is replaced only if nothing else depends on the object it replaces.
 
     Raises:
         Unsupported: it is shared, frozen, or has hooks.

@@ -1,4 +1,4 @@
-"""Example values of shapes without data: made, compared, and checked against what dimensions carry."""
+"""Example values on the meta device: makes and compares them, and checks their shapes against the inferred axes."""
 
 from __future__ import annotations
 

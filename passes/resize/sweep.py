@@ -1,7 +1,8 @@
-"""One walk over a rewritten graph that finds out which sizes must change, and how.
+"""Infers the new shapes behind the towers, and which layers, parameters and arguments must change for them.
 
-Each node gets a :class:`State`: its new example value (shapes only) and the axes its
-dimensions carry. A rule per operation (:mod:`dmt_plugin.passes.ops.queries`) derives them.
+The graph is walked once from the towers on, and again for every new size that is found. Each node gets a
+:class:`State`: its new example value (shapes only) and the axes its dimensions carry. A rule per operation
+(:mod:`dmt_plugin.passes.ops.queries`) derives them.
 
 1. A node none of whose inputs changed keeps its captured value.
 2. Otherwise its rule gives the axes; the operation is run on shapes; the two must agree
@@ -227,7 +228,7 @@ class Sweep:
         """Notes the input axes of the layer that ``node`` calls, mostly one; all its calls must agree.
 
         Raises:
-            Unsupported: they do not, or the layer cannot be made anew.
+            Unsupported: they do not, or the layer cannot be replaced.
         """
         target = str(node.target)
         self.noted.add(node)

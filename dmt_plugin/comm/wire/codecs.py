@@ -1,4 +1,4 @@
-"""Wire formats: how rows of numbers look while they travel.
+"""Encodes rows of tensors to the bytes of a wire format (fp32, bf16, fp16, int8) and decodes what arrived.
 
 An exchange hands over blocks, each ``(rows, width)``, and gets back the blocks that arrived:
 

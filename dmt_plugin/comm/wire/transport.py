@@ -4,7 +4,7 @@ One exchange goes like this:
 
 1. the caller hands over a flat send buffer with one split per member of the group, in group order;
 2. the bytes of each split are counted by destination (same rank, same host, other host);
-3. the exchange starts, by the library's collective or, on gloo, as single messages (``comm.point_to_point``),
+3. the exchange starts, by the library's collective or, on gloo, as single messages (``comm.wire.point_to_point``),
    and ``Pending.wait`` returns the flat receive buffer;
 4. a dead peer or a timeout, at the start or at the wait, becomes an ``ExchangeError`` that says where and
    what.

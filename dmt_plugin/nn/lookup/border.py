@@ -1,10 +1,10 @@
-"""The border between a lookup and the model: dtype and scale of what crosses it.
+"""Autograd functions between the lookup and the model: they convert dtypes and scale the gradients of looked-up rows.
 
-1. On the way out rows take the dtype that the model computes in; tables and what is pooled from them are fp32.
-2. On the way in gradients become fp32 and are multiplied by a scale, once: of all rows in one piece, or, where the
-   rows were cut into micro-blocks, block by block as they arrive, into their place in the whole.
-3. A lookup that holds its gradients back gives rows that no gradient flows through: :func:`watched` hands the gradient
-   to whoever wants it later.
+1. Forward: pooled rows are cast from fp32, in which tables are kept, to the dtype that the model computes in.
+2. Backward: gradients are cast to fp32 and multiplied by a scale, once: all rows together, or, where the rows were cut
+   into micro-blocks, block by block as their gradients arrive, into one buffer for the whole batch.
+3. A lookup that delays its table updates must not get gradients from autograd: :func:`watched` returns the same rows
+   and hands their gradient to a callback instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What the lookup of one rank is made of.
+"""Types that describe the embedding lookup of one rank: its pooled lookups, the tables' optimizer, and the backend.
 
-1. A site is one pooled lookup: which ids it reads, of which table, pooled how.
-2. A rule says how tables are trained.
-3. A backend (FBGEMM or PyTorch) holds tables, pools the sites on them, and applies the rule.
+1. A *site* is one pooled lookup: which ids it reads, from which table, pooled how.
+2. A *rule* is the optimizer of the tables: SGD, Adagrad or row-wise Adagrad, with its options.
+3. A *backend* (FBGEMM or PyTorch) holds the tables' values, computes the sites on them, and updates them by the rule.
 """
 
 from __future__ import annotations

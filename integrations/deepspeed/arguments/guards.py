@@ -1,4 +1,4 @@
-"""What a tower-decomposed model cannot be trained with, refused by name before anything starts.
+"""Checks the arguments of ``initialize`` and the DeepSpeed configuration, and refuses what towers do not support.
 
 1. :func:`check_call` looks at the arguments of ``initialize``;
 2. :func:`check_config` at the DeepSpeed configuration; both are the same on every rank and need no process group;

@@ -1,7 +1,7 @@
-"""``model_parameters``, written for the flat model, for the placed one.
+"""Translates the ``model_parameters`` of ``initialize`` from the user's flat model to the placed model.
 
-Users pass parameters, or groups of parameters with options, of the model they know. After the rewrite tables are
-gone (they have their own optimizer), layers may have been resized, and there are tower modules. So:
+Users pass parameters, or groups of parameters with options, of the model they know. After the rewrite its tables are
+gone (the lookup trains them), layers may have been resized, and there are tower modules. So:
 
 1. remember the flat model's names before anything is rewritten (:class:`FlatParameters`);
 2. a parameter that is still in the placed model stays in its group; one whose name is still there but whose object is

@@ -1,4 +1,7 @@
-"""What saving and loading need of an engine."""
+"""The interface of an engine that checkpoints are saved from and loaded into.
+
+Saving and loading take this protocol, not the engine class, so that neither file imports the other.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plugin keeps beside DeepSpeed's engine, and gives back when that is destroyed."""
+"""The state that the plugin attaches to a DeepSpeed engine as ``engine.dmt``, and releases when that is destroyed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Tables that follow the learning rate of the dense part (``dmt.lookup.schedule`` = "follow").
+"""Sets the tables' learning rate before each use so that it follows the dense optimizer's schedule.
 
-The rate of the tables is ``dmt.lookup.lr * lr / initial_lr``, of the first parameter group that has parameters:
+Tables are trained inside the lookup, where no scheduler reaches them (``dmt.lookup.schedule`` = "follow"). The rate of
+the tables is ``dmt.lookup.lr * lr / initial_lr``, of the first parameter group that has parameters:
 
 1. ``initial_lr`` is the name under which torch's schedulers keep in a group what its rate was before they came; where
    none does, it is written here before a scheduler of DeepSpeed, which keeps nothing, changes ``lr``. So it is in
