@@ -1,6 +1,6 @@
 """What one rank of ``H x L`` does in a step on its own device, part by part, with nobody to talk to.
 
-1. Sizes follow from the setting as placement has them: features are dealt to hosts, then to lanes; this is rank 0.
+1. Sizes follow from the setting as placement has them: features go to hosts in turn, then to lanes; this is rank 0.
 2. Exchanges run as in training over a wire that answers at once: what is sent goes nowhere, and what arrives is a
    buffer of the right size. So their time is that of packing, encoding, decoding and cutting.
 3. Every part is a chain of steps; each gets what the one before returned, and has the bytes of the rows it handles.

@@ -185,7 +185,7 @@ def _wait_for(what: Any, ranks: Sequence[Any], limit: float) -> None:
     end = time.monotonic() + limit
     while not what():
         if time.monotonic() > end or not all(process.is_alive() for process in ranks):
-            return  # told by the ranks' logs
+            return  # reported by the ranks' logs
         time.sleep(0.0005)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.planted                                # table, build/quality/planted.json
     python -m benchmarks.planted --page docs/partitioner.md     # the same, put into the page
 
-1. Plant: the features of a block share a direction that is drawn anew for each sample; each feature adds noise of its
+1. Plant: the features of a block share a direction that is drawn again for each sample; each feature adds noise of its
    own. The affinity is measured on these rows as on a model's. Blocks are shuffled: the features' order says nothing.
 2. Score: adjusted Rand index of towers against blocks, 1 for the same grouping and 0 for chance, mean and standard
    deviation over draws.

@@ -200,7 +200,7 @@ def passes(model: nn.Module, data: Data, tuning: Tuning, seed: int) -> Iterator[
     """Trains in place; yields the number of passes so far after each pass over the training rows."""
     tables = [p for n, p in model.named_parameters() if n.startswith("tables.")]
     dense = [p for n, p in model.named_parameters() if not n.startswith("tables.")]
-    optimiser = torch.optim.Adam(
+    optimizer = torch.optim.Adam(
         [{"params": tables, "lr": tuning.lr_tables}, {"params": dense, "lr": tuning.lr_dense}], fused=True
     )
     generator = torch.Generator().manual_seed(seed)
@@ -210,9 +210,9 @@ def passes(model: nn.Module, data: Data, tuning: Tuning, seed: int) -> Iterator[
         order = rows[torch.randperm(len(rows), generator=generator)]
         for x, ids, label in batches(data, order, tuning.batch):
             loss = binary_cross_entropy_with_logits(model(x, ids), label)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         yield epoch
 
 

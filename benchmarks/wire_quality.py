@@ -3,7 +3,7 @@
     python -m benchmarks.wire_quality                              # 16 seeds, about 5 minutes of one core
     python -m benchmarks.wire_quality --seeds 5 --formats fp32 int8 int8/bf16
 
-1. Model, data, batches, optimiser and towers are the demo's (`examples/`, `ds_dmt.json`), on its 2 hosts of 2 ranks.
+1. Model, data, batches, optimizer and towers are the demo's (`examples/`, `ds_dmt.json`), on its 2 hosts of 2 ranks.
 2. One process trains the logical graph on the batches of all four ranks together. What leaves a host is what its tower
    module returns, so that is encoded and decoded, by the codecs that ranks use; and so is its gradient on the way back,
    at the size it has on a rank, whose loss is the mean over its own samples. Ranks compute the same, to the order of
@@ -50,7 +50,7 @@ CHOSEN = ("fp32", "bf16", "fp16", "int8", "int8/bf16")
 
 
 def formats_of(name: str) -> tuple[Format, Format]:
-    """The formats of both directions: `"fp16"` sends gradients as the plugin does by default, `"int8/bf16"` as told.
+    """The formats of both directions: `"fp16"` sends gradients as the plugin does by default, `"int8/bf16"` as named.
 
     Raises:
         ValueError: there is no such format.

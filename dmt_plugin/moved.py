@@ -55,7 +55,7 @@ _ROOMS = {
         "report.run": "run_page=page run_records=records run_summary=summary run_tables=tables traffic",
     },
 }
-"""Old room -> new room -> modules, with ``old=new`` where the name of the file changed too."""
+"""Old package -> new package -> modules, with ``old=new`` where the name of the file changed too."""
 
 MOVED = {
     f"{old_room}.{name.partition('=')[0]}".lstrip("."): f"{room}.{name.rpartition('=')[2]}"

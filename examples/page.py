@@ -212,7 +212,7 @@ def _how(summary: Mapping[str, Any]) -> dict[str, str]:
         "command": "; ".join(f"`{command}`" for command in how["commands"]),
         "data": how["data"],
         "training": how["training"],
-        "samples/s": "training steps only: forward, backward, optimiser; without the first 20 steps and evaluations",
+        "samples/s": "training steps only: forward, backward, optimizer; without the first 20 steps and evaluations",
         "bytes": "what each exchange hands to ranks of the other host, summed over ranks and divided by samples",
         "model of the all-reduce": (
             "a ring over G ranks in host order: each rank sends 2(G\u22121)/G times the gradients, and one of the "

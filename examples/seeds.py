@@ -2,7 +2,7 @@
 
     python -m examples.seeds --seeds 8
 
-Trains the same model, batches and optimiser as the demo, flat and with the tower modules of `ds_dmt.json`, and prints
+Trains the same model, batches and optimizer as the demo, flat and with the tower modules of `ds_dmt.json`, and prints
 the difference of the test AUC for each seed, its mean and standard deviation.
 """
 

@@ -1,6 +1,6 @@
 """Every way of training that the engine offers is the single-process logical graph: the factors, pairwise.
 
-Four optimiser steps of each case through ``dmt_plugin.initialize`` on its topology, against the same steps of the
+Four optimizer steps of each case through ``dmt_plugin.initialize`` on its topology, against the same steps of the
 logical graph in one process: all dense and tower parameters (their fp32 masters in bf16), all tables, and the norm of
 the gradients of dense part and towers. Everything is trained by SGD, so that an error in a gradient shows at its own
 size, towards targets far away, so that gradients of samples do not cancel; batches of unequal size in one step. At

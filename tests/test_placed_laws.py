@@ -1,6 +1,6 @@
 """What runs on many ranks under DeepSpeed is the single-process logical graph.
 
-Three optimiser steps on 1x2, 2x1 and 2x2, ZeRO 0, 1, 2, with and without tower modules, and
+Three optimizer steps on 1x2, 2x1 and 2x2, ZeRO 0, 1, 2, with and without tower modules, and
 with towers behind which the model keeps its shapes (a decoder is a dense layer as any other):
 outputs, every dense, tower and table parameter. Tolerance: 2e-6 on values of order one
 (fp32; sums over ranks are added in another order). Tables and dense parameters are trained by

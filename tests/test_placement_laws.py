@@ -1,6 +1,6 @@
 """Training with divided tables is training with whole ones: simulated ranks against one process, step after step.
 
-Outputs of every step, all dense and tower parameters, all tables and their optimisers' states after three steps, for
+Outputs of every step, all dense and tower parameters, all tables and their optimizers' states after three steps, for
 tables in row ranges, in column ranges and mixed, on both backends and under every update rule. Tolerance: 2e-6 on
 values of order one; epsilon is large enough for Adagrad not to blow up rounding where gradients cancel.
 """
@@ -70,7 +70,7 @@ State = tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
 def one_process(logical: TowerModel, rule: str, batches: list[list[Any]]) -> State:
-    """Outputs by step and rank, parameters, optimiser states."""
+    """Outputs by step and rank, parameters, optimizer states."""
     model = copy.deepcopy(logical).train()
     named = dict(model.named_parameters())
     names = {t.parameter for t in model.plan.tables}
@@ -121,7 +121,7 @@ def many_ranks(logical: TowerModel, config: DMTConfig, topology: Topology, batch
 
 @torch.no_grad()
 def update_dense(models: list[PlacedModel]) -> None:
-    """What the engine's all-reduce and optimiser do: the sum over the ranks that have a gradient, divided by all."""
+    """What the engine's all-reduce and optimizer do: the sum over the ranks that have a gradient, divided by all."""
     named = [dict(model.named_parameters()) for model in models]
     for name in {n for own in named for n in own}:
         holders = [own[name] for own in named if name in own]

@@ -1,6 +1,6 @@
-"""The C library's allocator, told to keep what is freed: for every rank, so for every variant.
+"""The C library's allocator, set to keep what is freed: for every rank, so for every variant.
 
-By default glibc gives large blocks back to the kernel and gets them anew, page by page, whenever a tensor is made.
+By default glibc gives large blocks back to the kernel and gets them again, page by page, whenever a tensor is made.
 Serious training on CPUs runs with an allocator that keeps them; this has the same effect and needs nothing installed.
 """
 

@@ -1,9 +1,9 @@
 """Parts of a training step, and which part each node of a placed graph belongs to.
 
-1. Exchanges, the lookup and tower modules are told by the path of their module. What an exchange is called begins
+1. Exchanges, the lookup and tower modules are identified by the path of their module. What an exchange is called begins
    with what it carries, so that several of one kind (a batch in blocks) are one part.
-2. Every other node is told by what it stands between: which exchanges its inputs have come through, and which is the
-   next that its value goes to.
+2. Every other node is identified by what it stands between: which exchanges its inputs have come through, and which is
+   the next that its value goes to.
 3. What only moves what an exchange has brought (cuts it up, puts pieces together) belongs to that exchange, and so does
    what only puts in order what it is to send.
 4. A module under the exchanges' path whose name begins with no known kind belongs to ``rest``, under its own name.

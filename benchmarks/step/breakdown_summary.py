@@ -2,7 +2,7 @@
 
 1. Of every rank the middle half of its steps by duration (a machine that does other things makes outliers); the mean
    of each part over them, then over the ranks. Means add up where medians do not; the median is written beside each.
-2. Blocked time is told apart by what was waited for, in which pass, and by whether a rank was behind or the bytes
+2. Blocked time is split by what was waited for, in which pass, and by whether a rank was behind or the bytes
    were under way (``_late``).
 3. An exchange is exposed as far as the main thread is blocked for it. When its bytes were really there nobody knows
    but by waiting, so the time from posting it to collecting it stands beside, which is no measure of the link.
@@ -166,7 +166,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def sentences(rows: Mapping[str, Mapping[str, Any]], crowd: float) -> list[str]:
-    """What is exposed, variant by variant, and what could not be told.
+    """What is exposed, variant by variant, and what could not be determined.
 
     Args:
         rows: see :func:`rows_of`.

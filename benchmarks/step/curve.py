@@ -35,7 +35,7 @@ def measure_curve(
     Args:
         families: settings to measure.
         repeats: of each variant, instead of the settings' own.
-        command: that the figures are told to come from.
+        command: that the figures are reported to come from.
 
     Yields:
         After each setting all that is measured so far: ``setting`` (where the figures come from) and ``points``:

@@ -48,7 +48,7 @@ def peak_memory(rank: int, setting: Setting, name: str) -> Peak:
     """Of one variant, on one rank."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; else it would be the parent's
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins again; else it would be the parent's
     begin = _status("VmRSS")
     dist.init_process_group("gloo", timeout=timedelta(seconds=300))
     variant = VARIANTS[name].make(setting)

@@ -61,7 +61,7 @@ class OursVariant:
         self._coming, self._next = batches, next(batches, None)
 
     def step(self, batch: Batch) -> Tensor:
-        """One optimiser step; the rank's loss before it. Ends when the next batch's ids are here as well."""
+        """One optimizer step; the rank's loss before it. Ends when the next batch's ids are here as well."""
         if self._coming is not None:
             if self._next is not batch:
                 raise RuntimeError("another batch than look_ahead() named for this step")

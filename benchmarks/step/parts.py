@@ -1,8 +1,8 @@
 """What a rank holds of the tables, and what became of it: comparable between any two ways to cut tables up.
 
 1. A rank holds whole tables, or parts of them: a block of rows and columns each.
-2. The change of a part is told by three numbers that add up over the parts of a table: its squared norm, its product
-   with a random matrix (the same for everyone, a block of it for a part), and how many entries it has.
+2. The change of a part is described by three numbers that add up over the parts of a table: its squared norm, its
+   product with a random matrix (the same for everyone, a block of it for a part), and how many entries it has.
 3. Two variants have trained a table alike if the sums over all ranks agree, and if each holds every entry once.
 """
 

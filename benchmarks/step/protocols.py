@@ -18,7 +18,7 @@ class Variant(Protocol):
         """A batch as this variant takes it; not timed."""
 
     def step(self, prepared: Any) -> Tensor:
-        """One optimiser step; the rank's loss before it."""
+        """One optimizer step; the rank's loss before it."""
 
     def tables(self) -> Held:
         """What this rank holds of the tables."""

@@ -39,7 +39,7 @@ def run(profile: Profile, command: str) -> dict[str, Any]:
 
     Args:
         profile: what to measure.
-        command: that the figures are told to come from.
+        command: that the figures are reported to come from.
 
     Returns:
         The summary: ``setting``, ``rows``, ``absent`` and, where asked for, ``memory``.

@@ -1,6 +1,6 @@
 """TorchRec's ``DistributedModelParallel`` with its flat shardings: the baselines.
 
-``tw`` deals whole tables to the ranks in turn; ``cw`` cuts each table into two halves of columns, dealt out alike;
+``tw`` assigns whole tables to the ranks in turn; ``cw`` cuts each table into two halves of columns, assigned alike;
 ``twrw`` deals tables to hosts and cuts their rows over the host's ranks; ``rw`` cuts rows over all ranks; ``planner``
 is what TorchRec's own planner chooses.
 """

@@ -83,7 +83,7 @@ class PipelinedTrainer:
         self._batches = batches
 
     def step(self, prepared: Any) -> Tensor:
-        """One optimiser step on the next batch; the rank's loss before it."""
+        """One optimizer step on the next batch; the rank's loss before it."""
         if self._batches is None:
             raise RuntimeError("a pipelined variant draws its batches itself; give it them by look_ahead()")
         with messages_everywhere(self._setting.lanes):

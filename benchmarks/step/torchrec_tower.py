@@ -2,7 +2,7 @@
 
 1. Towers, the features of each and its host are those of this project's plan; so are all starting weights: tables,
    tower modules, dense part. With equal losses, the two differ in speed alone.
-2. Inside a host each table is one rank's, dealt out in turn. TorchRec's towers take table-column-wise or
+2. Inside a host each table is one rank's, assigned in turn. TorchRec's towers take table-column-wise or
    table-row-wise sharding only; a table-column-wise one of a single block of columns is a whole table, which moves the
    fewest bytes.
 3. Each tower module is under DDP inside its host, the rest under DDP over all ranks, as TorchRec does it.

@@ -1,8 +1,8 @@
 """Training with a model of TorchRec's: what its sharded variants have in common.
 
 1. Tables are FBGEMM's with the optimizer fused into the backward pass; the dense part is under DDP.
-2. Weights are copied in after sharding: TorchRec makes its tables anew.
-3. The all-to-all goes as this project's does (:mod:`benchmarks.step.messages`), unless told otherwise.
+2. Weights are copied in after sharding: TorchRec makes new tables.
+3. The all-to-all goes as this project's does (:mod:`benchmarks.step.messages`), unless set otherwise.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class TorchRecTrainer:
         return batch.dense, keyed(self._setting, batch.ids), batch.labels
 
     def step(self, prepared: Any) -> Tensor:
-        """One optimiser step; the rank's loss before it."""
+        """One optimizer step; the rank's loss before it."""
         if not self._messages:
             return self._step(*prepared)
         with messages_everywhere(self._setting.lanes):

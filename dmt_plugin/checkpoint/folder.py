@@ -83,7 +83,7 @@ def find_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found | Non
 
     Raises:
         CheckpointError: there is none of that tag, or it is not whole; without a tag, there are checkpoints and none
-            of them is whole any more: to begin anew then would lose a run.
+            of them is whole any more: to begin again then would lose a run.
     """
     root = Path(load_dir)
     if tag is None and (root / MANIFEST).is_file():

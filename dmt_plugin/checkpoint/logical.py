@@ -60,7 +60,7 @@ def join_tables(plan: TowerPlan, shards: Mapping[str, Tensor]) -> dict[str, Tens
 
     Args:
         plan: the plan that divided them.
-        shards: by a shard's name its values ``(rows, columns)``, or what its optimiser keeps per row ``(rows,)``.
+        shards: by a shard's name its values ``(rows, columns)``, or what its optimizer keeps per row ``(rows,)``.
 
     Returns:
         By the parameter's name all its rows, ``(parameter rows, dim)`` or ``(parameter rows,)``.

@@ -59,7 +59,7 @@ def plan_for(plan: TowerPlan, topology: Topology, optimizer: str) -> TowerPlan:
 
 
 def table_bytes(plan: TowerPlan, manifest_tensors: Mapping[str, Any]) -> list[int]:
-    """Bytes of tables and of their optimiser's state on each rank, in rank order.
+    """Bytes of tables and of their optimizer's state on each rank, in rank order.
 
     Args:
         plan: where tables are.

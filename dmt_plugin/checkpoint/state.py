@@ -3,7 +3,7 @@
 | name of the whole | what it is | stored as |
 |---|---|---|
 | ``model.<parameter>`` of a table | the shards that this rank's lookup holds | ``(rows, dim)`` |
-| ``table_optimizer.<key>.<parameter>`` | what the tables' optimiser keeps | ``(rows,)`` or ``(rows, dim)`` |
+| ``table_optimizer.<key>.<parameter>`` | what the tables' optimizer keeps | ``(rows,)`` or ``(rows, dim)`` |
 | ``model.<name>`` | dense and tower parameters and buffers | a vector |
 
 1. Names are the user's and the logical model's, whatever the placement and DeepSpeed call them.
@@ -77,7 +77,7 @@ def table_pieces(lookup: Any, plan: TowerPlan, optimizer: bool = True) -> list[P
     Args:
         lookup: this rank's tables.
         plan: the plan that divided them.
-        optimizer: also of their optimiser's state.
+        optimizer: also of their optimizer's state.
     """
     sizes = table_sizes(plan)
     found: list[Piece] = []

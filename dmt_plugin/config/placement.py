@@ -27,14 +27,14 @@ class PlacementConfig(Section):
     )
     memory_per_rank: PositiveInt | str = Field(
         default="auto",
-        description='Bytes that tables and their optimiser state may take on a rank, or a size such as "16GiB"; "auto" '
+        description='Bytes that tables and their optimizer state may take on a rank, or a size such as "16GiB"; "auto" '
         "sets no limit.",
     )
     split_gain: float = Field(
         default=1.5,
         ge=1,
         description='With "auto", a table is divided for balance where this lowers the predicted cost of the host\'s '
-        "dearest lane by at least this factor.",
+        "most expensive lane by at least this factor.",
     )
     overrides: dict[str, PlacementKind] = Field(default={}, description="Tables that are placed in a way of their own.")
 

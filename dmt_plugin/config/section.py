@@ -235,7 +235,7 @@ class DMTConfig(Section):
     towers: TowersConfig = Field(default=TowersConfig(), description="Towers and their modules.")
     partition: PartitionConfig = Field(default=PartitionConfig(), description="Features to towers.")
     placement: PlacementConfig = Field(default=PlacementConfig(), description="Tables to the lanes of their host.")
-    lookup: LookupConfig = Field(default=LookupConfig(), description="Embedding lookup and its optimiser.")
+    lookup: LookupConfig = Field(default=LookupConfig(), description="Embedding lookup and its optimizer.")
     comm: CommConfig = Field(default=CommConfig(), description="Exchanges.")
     transform: TransformConfig = Field(default=TransformConfig(), description="The rewrite of the model.")
     report: ReportConfig = Field(default=ReportConfig(), description="Reports.")

@@ -2,7 +2,7 @@
 
 All of them are ``DMTError``; each is also the builtin error that a caller would expect in its place, so that
 ``except ValueError`` around a configuration error works as usual. Messages say what was found, what was
-expected, and which key or call mends it.
+expected, and which key or call fixes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ConfigError(DMTError, ValueError):
 
 
 class TopologyError(DMTError, RuntimeError):
-    """Hosts and ranks per host cannot be told, are impossible, or differ between ranks."""
+    """Hosts and ranks per host cannot be determined, are impossible, or differ between ranks."""
 
 
 class PlanError(DMTError, ValueError):

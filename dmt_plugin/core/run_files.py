@@ -1,6 +1,6 @@
 """The files of ``dmt.report.dir``: what the run that writes them and the reports that read them both know.
 
-1. At its start a run describes how the model was rewritten. Who can do that lies above the rooms that train, so the
+1. At its start a run describes how the model was rewritten. Who can do that lies above the packages that train, so the
    package puts it in its place here when it is imported (:func:`describe_with`).
 2. While it goes on, every rank writes its records, one line of JSON each, behind a header with the files' version.
 """

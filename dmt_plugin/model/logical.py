@@ -120,7 +120,7 @@ class TowerModel(GraphModel):
                 the flat model that this one was made from, so that gets the values too.
 
         Returns:
-            What was loaded, what starts anew, and what had no place.
+            What was loaded, what starts from new values, and what had no place.
 
         Raises:
             DMTError: a part that should continue is missing or has another shape; nothing is

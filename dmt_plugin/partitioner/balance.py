@@ -48,7 +48,7 @@ def feature_costs(
 ) -> dict[str, int]:
     """Cost of every feature, in parts of :data:`COST_TOTAL`.
 
-    Counted as for the placement of tables: bytes with the optimiser's state, and the same number of ids assumed where
+    Counted as for the placement of tables: bytes with the optimizer's state, and the same number of ids assumed where
     it varies. A table that several features read is shared out among them.
 
     Args:

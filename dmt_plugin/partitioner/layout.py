@@ -91,12 +91,12 @@ def lay_out(
     starts = torch.randn(restarts, count, dimensions, generator=generator, dtype=torch.float64) * scale
     starts[0] = _classical(wanted, dimensions)
     points = starts.requires_grad_()
-    optimiser = torch.optim.Adam([points], lr=learning_rate * scale)
+    optimizer = torch.optim.Adam([points], lr=learning_rate * scale)
     for step in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate * scale * 0.5 * (1 + math.cos(math.pi * step / steps))
         points.grad = _gradient(points.detach(), wanted)
-        optimiser.step()
+        optimizer.step()
     found = points.detach()
     stress = _stress(found, wanted)
     best = int(stress.argmin())

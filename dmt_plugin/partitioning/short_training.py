@@ -1,6 +1,6 @@
 """Short trainings in one process: to warm a model up before its embeddings are looked at, and to compare partitions.
 
-One optimiser (Adagrad, which takes dense and sparse gradients alike), no schedule, the batches as they come: what
+One optimizer (Adagrad, which takes dense and sparse gradients alike), no schedule, the batches as they come: what
 compares two models this way is fair to both, and nothing here is meant to train a model to its end.
 """
 
@@ -99,7 +99,7 @@ def warm_up(
     Raises:
         PlanError: no batches, or the loss is no longer finite.
     """
-    optimiser = torch.optim.Adagrad([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
+    optimizer = torch.optim.Adagrad([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     losses: list[float] = []
     steady = tqdm(itertools.islice(_again(batches), steps), "warm-up", steps, unit="step", disable=not progress)
     with in_mode(model, training=True):
@@ -111,9 +111,9 @@ def warm_up(
                     f"the loss is {value.item()} after {len(losses)} steps of warm-up. Lower the learning rate "
                     f"({learning_rate})."
                 )
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             value.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(float(value.detach()))
     if len(losses) < steps:
         raise PlanError("the data gave no batch, so there is nothing to train on.")

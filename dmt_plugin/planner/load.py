@@ -9,7 +9,7 @@ Per sample that arrives at a lane, with ``k`` ids looked up in a table of width 
    cheaper than a byte on a link between ranks: :data:`MEMORY_BYTE`.
 
 A range of rows reads its share of the ids, if ids are spread evenly, but gets all of them and sends full width. A range
-of columns reads all ids and sends its own columns. Memory is that of the values and of the optimiser's state.
+of columns reads all ids and sends its own columns. Memory is that of the values and of the optimizer's state.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Load:
     """What a lane, or a shard of a table, has to carry.
 
     Attributes:
-        memory: bytes of values and optimiser state.
+        memory: bytes of values and optimizer state.
         lookups: rows read per sample.
         ids: ids that arrive per sample.
         width: entries sent per sample.
@@ -93,7 +93,7 @@ class CostModel:
     formats: tuple[Format, Format] = ("fp32", "fp32")
 
     def memory(self, rows: int, columns: int) -> int:
-        """Bytes of a rectangle of a table and of its optimiser state."""
+        """Bytes of a rectangle of a table and of its optimizer state."""
         state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": columns}[self.optimizer]
         return _FP32 * rows * (columns + state)
 
@@ -123,7 +123,7 @@ class LaneLoad:
         host: its host.
         lane: its lane.
         tables: tables that it holds, whole or in part.
-        bytes: bytes of their values and optimiser state.
+        bytes: bytes of their values and optimizer state.
         lookups: rows that it reads per sample that arrives.
         exchange: bytes of rows it sends to other ranks, and of gradients it gets back, per sample that arrives.
     """

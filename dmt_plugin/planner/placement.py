@@ -32,7 +32,7 @@ class PlacementRules:
 
     Attributes:
         strategy: ``"auto"`` or the kind of all tables.
-        memory_limit: bytes of tables and optimiser state per rank; ``None`` for no limit.
+        memory_limit: bytes of tables and optimizer state per rank; ``None`` for no limit.
         split_gain: see the module's docstring.
         overrides: tables with a kind of their own.
     """

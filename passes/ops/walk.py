@@ -24,7 +24,7 @@ class State:
         value: new example value; tensors are on the meta device.
         axes: changed dimensions.
         changed: whether anything about it differs from the capture.
-        parts: for several tensors at once (a split, say), the changed dimensions of each.
+        parts: for an operation with several results (a split, say), the changed dimensions of each.
     """
 
     value: Any

@@ -1,6 +1,6 @@
 """Run a function on several ranks, each in a process of its own, and bring the results home.
 
-1. Each rank is a process with one thread and a process group, of gloo unless told otherwise, that meets at a file.
+1. Each rank is a process with one thread and a process group, of gloo unless set otherwise, that meets at a file.
    It is forked from a server that has imported what takes seconds to import (``warm.py``), and has done nothing else;
    beside an accelerator, which no fork survives, it is spawned.
 2. A rank leaves its pickled result or its traceback in a file; the parent reads it when the process is gone.

@@ -1,4 +1,4 @@
-"""The parts of a step: what a trace makes of them, what is told of them, and one small measurement."""
+"""The parts of a step: what a trace makes of them, what is reported of them, and one small measurement."""
 
 from __future__ import annotations
 

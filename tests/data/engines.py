@@ -1,4 +1,4 @@
-"""An engine that only notes what is announced to it, and ranks that are told what the others say."""
+"""An engine that only notes what is announced to it, and ranks that get what the others say."""
 
 from __future__ import annotations
 

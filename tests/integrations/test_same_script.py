@@ -55,7 +55,7 @@ def test_the_runner_calls_the_script_as_the_launcher_would(on_one_machine: dict[
 
 
 def test_two_hosts_on_one_machine(on_one_machine: dict[str, Any], tmp_path: Path) -> None:
-    """Found, not told; and the script calls ``initialize`` of this package by itself."""
+    """Found, not configured; and the script calls ``initialize`` of this package by itself."""
     found = two_hosts(tmp_path, config_in(tmp_path, DMT), str(SCRIPT), "--call", "dmt", lanes=1)
     assert "CROSS_RANK" in found["source"]
     same(found, on_one_machine)

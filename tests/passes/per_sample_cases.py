@@ -1,4 +1,4 @@
-"""Operations by what becomes of them when a batch is cut: told by hand, and checked by running them.
+"""Operations by what becomes of them when a batch is cut: stated by hand, and checked by running them.
 
 ``TAKEN`` are known to treat every sample by itself. ``UNSAFE`` do not: run on a part of the batch they give another
 result, or none. ``UNKNOWN`` do, or do for the most part, and are not taken.

@@ -1,4 +1,4 @@
-"""Lists of vectors that enumerate pairs become pairs picked by number; anything else stays as it is."""
+"""Lists of vectors that enumerate pairs become pairs gathered by index; anything else stays as it is."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def assert_is_the_oracle(model: TowerModel, oracle: nn.Module, streams: int, dim
     expected = oracle.state_dict()
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in expected.items() if k in weights}
     unused = expected.keys() - weights.keys()
-    lists = {key for key, value in expected.items() if value.dtype == torch.int64}  # made anew, and not saved
+    lists = {key for key, value in expected.items() if value.dtype == torch.int64}  # rebuilt, and not saved
     assert all(key.startswith("bottom.") or key in lists for key in unused), unused  # a head that has no use for it
     oracle.load_state_dict({**expected, **weights})
     arrived = tower_outputs(model)

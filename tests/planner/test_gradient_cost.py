@@ -72,7 +72,7 @@ def test_what_the_note_says() -> None:
 
 
 def trained(rank: int, world: int) -> list[tuple[str, bool, bool, list[Any], dict[str, Any]]]:
-    """Of every configuration: who was told to sum, who does, what was told and what was counted in one step."""
+    """Of every configuration: who was set to sum, who does, what was predicted and what was counted in one step."""
     import dmt_plugin
     from dmt_plugin.report.explain.explanation import gradient_costs_of
 

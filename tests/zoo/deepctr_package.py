@@ -50,7 +50,7 @@ def _variant(model: str, sequence: bool = False, **options: Any) -> Variant:
         vectors = [c for c in columns(features) if not (bare and isinstance(c, DenseFeat))]
         first = () if model == "PNN" else (columns(first_order),)
         network = getattr(models, model)(*first, vectors, **hidden, **options)
-        with torch.no_grad():  # the package starts its tables at 1e-4, where nothing can be told apart
+        with torch.no_grad():  # the package starts its tables at 1e-4, where nothing can be distinguished
             for parameter in network.parameters():
                 parameter.normal_(0.0, 0.2)
         return network, _matrix(network.feature_index)

@@ -107,7 +107,7 @@ class MaskBlock(nn.Module):
 
 
 class MaskNetPart(nn.Module):
-    """One LayerNorm per field (fields told apart by chunks), then blocks in series or in parallel."""
+    """One LayerNorm per field (fields separated by chunks), then blocks in series or in parallel."""
 
     def __init__(self, fields: int, width: int, parallel: bool) -> None:
         super().__init__()

@@ -149,7 +149,7 @@ class Repeated(Base):
 
 
 class FixedPositions(Base):
-    """Field 0 is told apart by its place in the stack."""
+    """Field 0 is identified by its place in the stack."""
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         stacked = torch.stack(self.vectors(ids), dim=1)

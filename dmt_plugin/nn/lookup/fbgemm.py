@@ -202,7 +202,7 @@ class FbgemmTables:
         return self._views[self._index[table]].detach()[:, : self._dims[table]]
 
     def state(self, table: str) -> dict[str, Tensor]:
-        """Views of the optimiser state of a table."""
+        """Views of the optimizer state of a table."""
         states = self._tbe.split_optimizer_states()
         if not states or not states[self._index[table]]:
             return {}

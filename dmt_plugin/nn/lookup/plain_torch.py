@@ -2,7 +2,7 @@
 
 1. forward pools the ids of each site from its table; gradients of all sites of a table, and of all backward passes
    since ``zero_grad``, add up in the table's gradient;
-2. ``step`` applies the update rule once per table: the rules of FBGEMM's exact optimisers, written densely
+2. ``step`` applies the update rule once per table: the rules of FBGEMM's exact optimizers, written densely
    (a row nobody looked up has a zero gradient, which changes neither the row nor its state).
 """
 
@@ -125,5 +125,5 @@ class TorchTables:
         return self._tables[table].detach()
 
     def state(self, table: str) -> dict[str, Tensor]:
-        """Views of the optimiser state of a table."""
+        """Views of the optimizer state of a table."""
         return {"sum": self._sums[table]} if table in self._sums else {}

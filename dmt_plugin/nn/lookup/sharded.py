@@ -187,11 +187,11 @@ class ShardedLookup(nn.Module):
         _copy(self._find(name).weight(name), weight, f"table '{name}'")
 
     def optimizer_state(self, name: str) -> dict[str, Tensor]:
-        """Optimiser state of a table: ``{"sum": (rows,) or (rows, dim)}``, or nothing for SGD; views."""
+        """Optimizer state of a table: ``{"sum": (rows,) or (rows, dim)}``, or nothing for SGD; views."""
         return self._find(name).state(name)
 
     def load_optimizer_state(self, name: str, state: Mapping[str, Tensor]) -> None:
-        """Overwrite the optimiser state of a table with what ``optimizer_state`` gave."""
+        """Overwrite the optimizer state of a table with what ``optimizer_state`` gave."""
         own = self._find(name).state(name)
         if set(own) != set(state):
             raise ValueError(

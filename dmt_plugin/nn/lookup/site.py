@@ -117,7 +117,7 @@ class Tables(Protocol):
         ...
 
     def state(self, table: str) -> dict[str, Tensor]:
-        """Views of the optimiser state of a table."""
+        """Views of the optimizer state of a table."""
         ...
 
 

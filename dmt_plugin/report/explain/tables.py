@@ -81,7 +81,7 @@ def loads_table(data: Explanation) -> Table:
     columns = [
         Column("rank", "host, lane"),
         Column("tables", "tables", note="whole or in part"),
-        Column("memory", "bytes of tables", note="with optimiser state", text=True),
+        Column("memory", "bytes of tables", note="with optimizer state", text=True),
         Column("lookups", "lookups", ".4g", "rows read per sample"),
         Column("exchange", "exchanged", ",.0f", "bytes per sample"),
     ]

@@ -32,7 +32,7 @@ class OptimizerState:
         names: logical name of each of the model's parameters by its ``id``.
 
     Raises:
-        CheckpointError: it is of a kind whose state cannot be told apart by parameter.
+        CheckpointError: it is of a kind whose state cannot be split by parameter.
     """
 
     def __init__(self, optimizer: Any, names: Mapping[int, str]) -> None:
@@ -288,7 +288,7 @@ def _keys_of(manifest: Manifest) -> dict[str, dict[str, str]]:
 
 
 def _per_entry(key: str, value: Any, tensor: Tensor) -> bool:
-    """Whether a state has a number for each entry; that of a parameter of one entry is told by its name."""
+    """Whether a state has a number for each entry; that of a parameter of one entry is recognised by its name."""
     return isinstance(value, Tensor) and value.shape == tensor.shape and key != "step"
 
 

@@ -1,4 +1,4 @@
-"""One row per operation that the register knows.
+"""One row per operation in the registry.
 
 A row has an example, what changes, what changes then, and whether samples stay apart. Inputs have six samples in front.
 A row is entered under the plain name of the operation, or of the layer; more rows of one operation have a remark behind

@@ -1,4 +1,4 @@
-"""Every operation of the register has a row, and what follows from its entry is what torch does."""
+"""Every operation of the registry has a row, and what follows from its entry is what torch does."""
 
 from __future__ import annotations
 
