@@ -1,4 +1,7 @@
-"""The rooms of the package, and which of them may import which."""
+"""The rooms of the package, and which of them may import which.
+
+A room is a folder of ``dmt_plugin``, or one of ``dmt_plugin.passes``, with all files below it.
+"""
 
 from __future__ import annotations
 
