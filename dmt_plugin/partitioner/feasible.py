@@ -1,4 +1,4 @@
-"""Limits that can be kept, or the words that say why there are none.
+"""Finds limits on the towers' loads that an assignment can keep, or says which rules leave none.
 
 1. What single pins, units and sets of features to keep apart show is seen without a solver, which may take long.
 2. A first assignment shows that limits and rules can be kept: done.

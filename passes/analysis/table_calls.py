@@ -1,4 +1,4 @@
-"""Calls that read rows of an embedding table, in one form.
+"""Recognises calls that read rows of an embedding table, and gives all of them in one form.
 
 A table is read by ``nn.Embedding`` or ``nn.EmbeddingBag`` (also through a subclass that
 inherits ``forward``), or by ``F.embedding`` or ``F.embedding_bag`` on a parameter of some

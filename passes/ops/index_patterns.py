@@ -1,4 +1,4 @@
-"""Index constants that enumerate pairs of features, recognised by value and rebuilt for the new number.
+"""Index constants that enumerate pairs of features, recognised by value and rebuilt for the new number of features.
 
 A dot interaction picks the lower or upper triangle of an ``n x n`` matrix, spelled as two
 index vectors (a buffer, a list built in Python) or as a boolean mask. When ``n`` changes,

@@ -1,7 +1,7 @@
 """Products of tensors: ``matmul``, ``einsum``, ``tensordot``, ``linear``, attention and the like, and such layers.
 
 All multiply entries and sum over some of them: in letters, what is summed over is not in the result. An operation that
-is not purely such a product, or whose arguments are computed, is not put down.
+is not purely such a product, or whose arguments are computed, is not described.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Op:
     """What is known of one operation.
 
     Attributes:
-        dims: the call in letters; ``None`` where it cannot be put down so.
+        dims: the call in letters; ``None`` where letters do not describe it.
         forward: what becomes of changed dimensions, where that does not follow from ``dims``.
         several: the same, where the operation gives several tensors, or is given what gives several.
         producers: which inputs decide a size, where that does not follow from ``dims``.

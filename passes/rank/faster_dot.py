@@ -1,4 +1,4 @@
-"""Dot interactions in the form whose backward is one batched product instead of two.
+"""Rewrites dot interactions to a form whose backward pass is one batched product instead of two.
 
 ``bmm(x, x^T)[:, i, j]`` becomes :func:`dmt_plugin.nn.pair_products.pair_products`. Outputs stay the same bit for bit;
 gradients are added up in another order, so this is for the graph of a rank, never for the logical graph.

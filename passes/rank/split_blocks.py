@@ -2,8 +2,8 @@
 
 A pass over a placed graph, before it is scheduled:
 
-1. the ids are distributed and looked up for the whole batch, in rows sorted by block (the index exchange sorts
-   them); the rows that enter the first row exchange are cut into one contiguous range per block;
+1. the ids are distributed and looked up for the whole batch, in rows sorted by block (the input distribution
+   sorts them); the rows that enter the first output distribution are cut into one contiguous range per block;
 2. every exchange behind that, with the tower modules between them, runs once per block, with the batch layout of the
    block;
 3. so does what follows the last exchange, as far as it is proven to treat samples by themselves

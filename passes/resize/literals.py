@@ -1,4 +1,4 @@
-"""Numbers in a model that may stand for a size that changed.
+"""Finds numbers in a model that may stand for a size that changed, and reports them.
 
 ``vectors.sum(1) / 6`` with six features, or ``scores / 8**0.5`` with vectors eight wide: such
 a number keeps the shapes right whatever it is, so nothing forces it to follow, and nothing
