@@ -143,21 +143,21 @@ def collect(out: Path) -> tuple[dict[str, Any], dict[str, list[Mapping[str, floa
 def graphs() -> dict[str, Graph]:
     """The model before and after the rewrite, from what `dmt explain` knows; empty where it is not there."""
     try:
-        explain = importlib.import_module("dmt_plugin.cli.explain").explain_data
+        explain = importlib.import_module("dmt_plugin.cli.explain").explained
     except (ImportError, AttributeError):
         logger.warning("no picture of the graph: dmt_plugin.cli.explain is not there")
         return {}
 
-    def explained(rank: int) -> dict[str, Any]:
+    def seen_by(rank: int) -> dict[str, Any]:
         hosts, lanes = two_hosts.HOSTS, two_hosts.RANKS_PER_HOST
-        return explain("examples.dlrm:build", str(HERE / "ds_dmt.json"), hosts, lanes, rank=rank)
+        return explain("examples.dlrm:build", str(HERE / "ds_dmt.json"), hosts, lanes, rank=rank).as_dict()
 
     def readable(data: Mapping[str, Any]) -> Graph:
         graph = Graph.from_dict(data)
         named = [replace(node, **READABLE.get(node.label, {})) for node in graph.nodes]
         return without_plumbing(Graph(named, graph.edges))
 
-    first_ranks = [explained(host * two_hosts.RANKS_PER_HOST) for host in range(two_hosts.HOSTS)]
+    first_ranks = [seen_by(host * two_hosts.RANKS_PER_HOST) for host in range(two_hosts.HOSTS)]
     placed = {f"host {host}": readable(data["graph_placed"]) for host, data in enumerate(first_ranks)}
     return {"before": readable(first_ranks[0]["graph_before"]), "after": beside_each_other(placed)}
 

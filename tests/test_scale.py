@@ -60,9 +60,9 @@ print(json.dumps({"seconds": seconds, "MiB": peak, "repairs": len(towers.repairs
 EXPLAIN = """
 import json, resource, time
 import torch, torchrec, scale_model
-from dmt_plugin.cli.explain import explain_data
+from dmt_plugin.cli.explain import explained
 start = time.process_time()
-data = explain_data("scale_model:dcn", None, 8, 8, batch_size=8192)
+data = explained("scale_model:dcn", None, 8, 8, batch_size=8192).as_dict()
 seconds = time.process_time() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": seconds, "MiB": peak, "refused": data["refused"]}))

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +33,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 
+from dmt_plugin.capture import trace_environment as environment
 from dmt_plugin.capture.gradients import detach_what_has_no_gradient, note_surroundings, own_backwards_refused
 from dmt_plugin.capture.identities import drop_identities
 from dmt_plugin.capture.inputs import InputBinder, is_jagged
@@ -42,16 +42,7 @@ from dmt_plugin.capture.masks import indices_of, selected, spell_masks_by_row
 from dmt_plugin.capture.mutations import make_mutations_explicit
 from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueProxy, unknown
 from dmt_plugin.capture.source_lines import calling_line, raising_line, refusal, shown
-from dmt_plugin.capture.trace_environment import (
-    StateIsRecorded,
-    WrappedName,
-    left_as_it_was,
-    recorded_factories,
-    traced_through_wrapped,
-    wrapped_code,
-    wrapped_in_error,
-    wrapped_on_stack,
-)
+from dmt_plugin.capture.trace_environment import WrappedName
 from dmt_plugin.core.errors import CaptureError
 from dmt_plugin.fxtools.attributes import attribute
 from dmt_plugin.fxtools.names import MUTATED, SOURCE
@@ -82,7 +73,7 @@ class ValueTracer(fx.Tracer):
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._device = next((t.device for t in inputs if isinstance(t, Tensor) and not t.is_meta), torch.device("cpu"))
         self._evaluating = 0
-        self._wrapped = wrapped_code()
+        self._wrapped = environment.wrapped_code()
         self.through: dict[fx.Node, frozenset[WrappedName]] = {}
 
     @property
@@ -137,7 +128,7 @@ class ValueTracer(fx.Tracer):
         source = calling_line()
         if source is not None:
             node.meta[SOURCE] = source
-        if through := wrapped_on_stack(self._wrapped):
+        if through := environment.wrapped_on_stack(self._wrapped):
             self.through[node] = through
         return node
 
@@ -324,19 +315,21 @@ def trace_with_values(
         WrappedFunctionFailed: it does so inside wrapped functions.
     """
     tracer = ValueTracer(binder, inputs)
-    surroundings = (recorded_factories(tracer), own_backwards_refused(tracer), traced_through_wrapped(kept))
-    with left_as_it_was(model), ExitStack() as stack:
-        for each in surroundings:
-            stack.enter_context(each)
+    with (
+        environment.left_as_it_was(model),
+        environment.recorded_factories(tracer),
+        own_backwards_refused(tracer),
+        environment.traced_through_wrapped(kept),
+    ):
         try:
-            with torch.enable_grad(), StateIsRecorded(tracer, model):
+            with torch.enable_grad(), environment.StateIsRecorded(tracer, model):
                 graph = tracer.trace(model)
             detach_what_has_no_gradient(graph)
             make_mutations_explicit(graph)
             spell_masks_by_row(graph, model)
             drop_identities(graph)
         except Exception as error:
-            if through := wrapped_in_error(error, tracer._wrapped) - set(kept):
+            if through := environment.wrapped_in_error(error, tracer._wrapped) - set(kept):
                 raise WrappedFunctionFailed(through) from error
             if isinstance(error, CaptureError):
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,20 +18,6 @@ from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
 from dmt_plugin.report.explain.page import page_of
 from dmt_plugin.report.explain.text import show
 from dmt_plugin.topology.shape import Topology
-
-
-def explain_data(
-    model: str,
-    config: str | None,
-    hosts: int | None = None,
-    ranks_per_host: int | None = None,
-    *,
-    batch: str | None = None,
-    batch_size: int | None = None,
-    rank: int = 0,
-) -> dict[str, Any]:
-    """What ``dmt explain`` shows, as plain data; see :func:`explained`."""
-    return explained(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank).as_dict()
 
 
 def explained(

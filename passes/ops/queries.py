@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
-from dmt_plugin.passes.ops import (
+from dmt_plugin.passes.ops import (  # noqa: F401 (each enters its operations when it is imported)
     attention,
     indexing,
     joins,
@@ -35,12 +35,6 @@ from dmt_plugin.passes.ops.registry import OPS, Layer, Op, Trait, layer_entry
 from dmt_plugin.passes.ops.shapes import evaluated_again, free_of_batch
 from dmt_plugin.passes.ops.splits import in_pieces
 from dmt_plugin.passes.ops.walk import Rule, Walk
-
-FAMILIES = (
-    attention, indexing, joins, norms, pointwise, products, reductions, repeats, shapes, splits, transposes,
-    triangles, views,
-)  # fmt: skip
-"""Files that enter operations; importing them does."""
 
 
 def entry_of(gm: fx.GraphModule, node: fx.Node) -> Op | Layer | None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import dmt_plugin
 from dmt_plugin.cli import app
-from dmt_plugin.cli.explain import explain_data
+from dmt_plugin.cli.explain import explained
 from dmt_plugin.cli.load import load
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.report.explain.words import uneven_hosts
@@ -58,7 +58,7 @@ def test_one_configuration_has_one_plan(project: Path, given: dict[str, int]) ->
     """What ``dmt explain`` shows is what ``transform`` makes, ``"auto"`` or not."""
     config = {"dmt": {"towers": {"c": 1, "p": 1, "dim": 4}, "topology": given}}
     (project / "shape.json").write_text(json.dumps(config))
-    data = explain_data("net.py:build", "shape.json")
+    data = explained("net.py:build", "shape.json").as_dict()
     loaded = load("net.py:build", None, None)
     plan = dmt_plugin.transform(loaded.model, loaded.batch, config).plan
     assert (data["topology"], data["plan_fingerprint"]) == (plan.topology, plan.fingerprint)
@@ -206,13 +206,13 @@ def test_a_model_that_cannot_be_captured_says_where(project: Path) -> None:
     assert result.exit_code == 1, result.output
     assert "refused" in result.output and "DMT101" in result.output and "branch.py:1" in result.output
     assert "DMT101" in (project / "no.html").read_text() and not list(project.glob("*.svg"))
-    data = explain_data("branch.py:build", None)
+    data = explained("branch.py:build", None).as_dict()
     assert data["refused"] and data["graph_before"] is None and data["findings"][0]["code"] == "DMT101"
 
 
 def test_a_rank_that_is_not_there(project: Path) -> None:
     with pytest.raises(ConfigError, match="--rank 4: the topology 2x2 has the ranks 0 to 3"):
-        explain_data("net.py:build", None, ranks_per_host=2, rank=4)
+        explained("net.py:build", None, ranks_per_host=2, rank=4)
 
 
 def test_the_keys_are_those_of_the_page(project: Path) -> None:
@@ -221,4 +221,4 @@ def test_the_keys_are_those_of_the_page(project: Path) -> None:
     branching = (project / "net.py").read_text().replace("flat = ", "assert dense.sum() > 0; flat = ")
     (project / "branch.py").write_text(branching)
     for model in ("net.py:build", "refused.py:build", "branch.py:build"):
-        assert set(explain_data(model, None)) == listed, model
+        assert set(explained(model, None).as_dict()) == listed, model

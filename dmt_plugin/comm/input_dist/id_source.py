@@ -20,16 +20,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from dmt_plugin.comm.input_dist.id_stage import (
-    BAG_LENGTHS,
-    BATCH_SIZE,
-    HOTNESS,
-    ID_RANGE,
-    NO_FAULT,
-    Fault,
-    Stream,
-    wire_dtype,
-)
+from dmt_plugin.comm.input_dist import id_stage
+from dmt_plugin.comm.input_dist.id_stage import NO_FAULT, Fault, Stream, wire_dtype
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 
 
@@ -93,15 +85,15 @@ class SourceCheck:
         """First mismatch that can be seen without reading a tensor."""
         for i, (slot, one) in enumerate(zip(self.slots, ids, strict=True)):
             if one.batch_size != ids[0].batch_size:
-                return Fault(self.rank, i, BATCH_SIZE, one.batch_size)
+                return Fault(self.rank, i, id_stage.BATCH_SIZE, one.batch_size)
             if slot.hotness is not None and one.hotness != slot.hotness:
                 found = -1 if one.hotness is None else one.hotness
-                return Fault(self.rank, i, HOTNESS, found)
+                return Fault(self.rank, i, id_stage.HOTNESS, found)
             expected = None if one.hotness is None else one.hotness * one.batch_size
             if expected is None and one.lengths is not None and one.lengths.numel() != one.batch_size:
-                return Fault(self.rank, i, BATCH_SIZE, one.lengths.numel())
+                return Fault(self.rank, i, id_stage.BATCH_SIZE, one.lengths.numel())
             if expected is not None and one.values.numel() != expected:
-                return Fault(self.rank, i, BAG_LENGTHS, expected)
+                return Fault(self.rank, i, id_stage.BAG_LENGTHS, expected)
         return NO_FAULT
 
     def _fixed_streams(
@@ -116,7 +108,7 @@ class SourceCheck:
         if bool(bad.any()):
             # The first feature with a bad id is reported, not the first sample.
             column, sample = bad.t().nonzero()[0].tolist()
-            return Fault(self.rank, self._column_slots[column], ID_RANGE, int(matrix[sample, column]))
+            return Fault(self.rank, self._column_slots[column], id_stage.ID_RANGE, int(matrix[sample, column]))
         matrix = matrix.to(self.dtype)
         for i, k, end in zip(self.fixed, self.hotness, accumulate(self.hotness), strict=True):
             streams[i] = Stream(matrix[:, end - k : end])
@@ -130,7 +122,7 @@ class SourceCheck:
         sums, low = lengths.sum(1).tolist(), lengths.amin(1).tolist() if lengths.numel() else None
         for position, i in enumerate(self.jagged):
             if sums[position] != counts[position] or (low is not None and low[position] < 0):
-                return Fault(self.rank, i, BAG_LENGTHS, sums[position])
+                return Fault(self.rank, i, id_stage.BAG_LENGTHS, sums[position])
         values = torch.cat([ids[i].values.to(device) for i in self.jagged])
         sizes = torch.tensor(counts, device=device)
         limits = self._device_limits(device)[1].repeat_interleave(sizes, output_size=sum(counts))
@@ -138,7 +130,7 @@ class SourceCheck:
         if bool(bad.any()):
             first = int(bad.nonzero()[0])
             position = next(p for p, end in enumerate(accumulate(counts)) if first < end)
-            return Fault(self.rank, self.jagged[position], ID_RANGE, int(values[first]))
+            return Fault(self.rank, self.jagged[position], id_stage.ID_RANGE, int(values[first]))
         parts = values.to(self.dtype).split(counts)
         for position, i in enumerate(self.jagged):
             streams[i] = Stream(parts[position], lengths[position])

@@ -239,7 +239,11 @@ class Transport:
         place = f"exchange '{name}' ({phase}, {group} group of ranks {self._listed[group]})"
         with reporting(self, place, "could not start"):
             messages = None if brief else self._messages.get(group)
-            work = self._start(messages, group, received, send, recv_splits, send_splits)
+            if messages is not None:
+                work: Any = messages.start(received, send, recv_splits, send_splits)
+            else:
+                splits, members = (list(recv_splits), list(send_splits)), self._process_groups[group]
+                work = dist.all_to_all_single(received, send, *splits, group=members, async_op=True)
         crosses = group != "lanes"
         self._crossing += crosses
         return _StartedPending(self, place, work, received, send, crosses)
@@ -269,21 +273,6 @@ class Transport:
             actions, self._waiting = self._waiting, []
             for action in actions:
                 action()
-
-    def _start(
-        self,
-        messages: PointToPoint | None,
-        group: Group,
-        received: Tensor,
-        send: Tensor,
-        recv_splits: Sequence[int],
-        send_splits: Sequence[int],
-    ) -> Any:
-        if messages is not None:
-            return messages.start(received, send, recv_splits, send_splits)
-        return dist.all_to_all_single(
-            received, send, list(recv_splits), list(send_splits), group=self._process_groups[group], async_op=True
-        )
 
     def failure(self, place: str, what: str, error: BaseException) -> ExchangeError:
         """Error of an exchange that failed on this rank; asks for what the others left, which may take a while."""

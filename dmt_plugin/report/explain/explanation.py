@@ -40,15 +40,8 @@ from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
-from dmt_plugin.report.explain.content import (
-    Explanation,
-    Group,
-    NewParameter,
-    ParameterCounts,
-    Repair,
-    Tower,
-    TowerModule,
-)
+from dmt_plugin.report.explain import content
+from dmt_plugin.report.explain.content import Explanation
 from dmt_plugin.report.explain.graph_data import condensed, node_lines
 from dmt_plugin.topology.shape import Topology
 
@@ -164,13 +157,13 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientS
         plan=plan,
         towers=_towers(plan),
         groups=[
-            Group(g.name, g.kind, g.form, len(g.features), g.width, reasons[g.name], meeting_points[g.name])
+            content.Group(g.name, g.kind, g.form, len(g.features), g.width, reasons[g.name], meeting_points[g.name])
             for g in plan.groups
         ],
         compression=_compression(placed),
         tower_modules=_tower_modules(logical),
         findings=list(sort_findings(logical.findings)),
-        repairs=[Repair(r.target, r.what, r.init) for r in logical.repairs],
+        repairs=[content.Repair(r.target, r.what, r.init) for r in logical.repairs],
         new_parameters=_new_parameters(logical),
         passes=[*logical.passes, *placed.passes],
         lanes=list(placed.placement.loads),
@@ -194,10 +187,10 @@ def write_report(placed: PlacedModel, batch_size: int, sums: GradientSums, folde
         stream.write((json.dumps(of_one_rank, indent=2) + "\n").encode())
 
 
-def _towers(plan: TowerPlan) -> list[Tower]:
+def _towers(plan: TowerPlan) -> list[content.Tower]:
     widths = {t.name: t.dim for t in plan.tables}
     return [
-        Tower(
+        content.Tower(
             t,
             plan.tower_hosts[t],
             list(names),
@@ -212,12 +205,12 @@ def _tables_of(plan: TowerPlan, features: Sequence[str]) -> set[str]:
     return {table for f in plan.features if f.name in features for table in f.tables}
 
 
-def _found_group(group: StreamGroup) -> Group:
+def _found_group(group: StreamGroup) -> content.Group:
     many = len(group.lookups)
-    return Group(group.name, group.kind, group.form, many, group.width, group.reason, group.meeting_point)
+    return content.Group(group.name, group.kind, group.form, many, group.width, group.reason, group.meeting_point)
 
 
-def _tower_modules(logical: TowerModel) -> list[TowerModule]:
+def _tower_modules(logical: TowerModel) -> list[content.TowerModule]:
     """Every module between a tower's streams and what crosses hosts, with its shapes."""
     found = []
     for node in logical.graph.nodes:
@@ -229,7 +222,7 @@ def _tower_modules(logical: TowerModel) -> list[TowerModule]:
         (packed,) = node.args
         module = logical.get_submodule(str(node.target))
         found.append(
-            TowerModule(
+            content.TowerModule(
                 str(node.target),
                 group.name,
                 tower,
@@ -243,7 +236,7 @@ def _tower_modules(logical: TowerModel) -> list[TowerModule]:
     return found
 
 
-def _new_parameters(logical: TowerModel) -> list[NewParameter]:
+def _new_parameters(logical: TowerModel) -> list[content.NewParameter]:
     """Parameters that do not continue the flat model's: those of towers, and those of another size or meaning."""
     tables = {t.parameter for t in logical.plan.tables}
     new = logical.state_map.new
@@ -253,7 +246,7 @@ def _new_parameters(logical: TowerModel) -> list[NewParameter]:
             continue
         repair = new[name]
         why, init = ("new", _start(logical.plan, name)) if repair is None else (repair.what, repair.init)
-        found.append(NewParameter(name, list(parameter.shape), parameter.numel(), why, init))
+        found.append(content.NewParameter(name, list(parameter.shape), parameter.numel(), why, init))
     return found
 
 
@@ -310,7 +303,7 @@ def _compression(placed: PlacedGraph | PlacedModel) -> float | None:
     return looked_up / sent
 
 
-def _parameters(model: TowerModel) -> ParameterCounts:
+def _parameters(model: TowerModel) -> content.ParameterCounts:
     tables = {t.parameter for t in model.plan.tables}
     counts = {"tables": 0, "towers": 0, "dense": 0}
     for name, parameter in model.named_parameters():
@@ -318,4 +311,4 @@ def _parameters(model: TowerModel) -> ParameterCounts:
         inside = part is not None and part.kind == "tower"  # a decoder is a layer of the dense part
         kind = "tables" if name in tables else "towers" if inside else "dense"
         counts[kind] += parameter.numel()
-    return ParameterCounts(**counts)
+    return content.ParameterCounts(**counts)
