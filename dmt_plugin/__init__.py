@@ -31,39 +31,18 @@ if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
     sys.meta_path.append(MovedModules(__name__))
 
 _HOMES = {
-    "DMTConfig": "config.section",
-    "DMTError": "core.errors",
-    "ExampleBatch": "capture.inputs",
-    "Topology": "topology.shape",
-    "TowerModel": "model.logical",
-    "TowerPlan": "plan.tower_plan",
-    "initialize": "api",
-    "load_checkpoint": "checkpoint.single",
-    "mark_embeddings": "capture.marks",
-    "register_adapter": "capture.adapters",
-    "to_flat": "checkpoint.logical",
-    "transform": "compiler",
-    "unregister_adapter": "capture.adapters",
-    "with_forward": "capture.adapters",
-}
+    "DMTConfig": "config.section", "DMTError": "core.errors", "ExampleBatch": "capture.inputs",
+    "Topology": "topology.shape", "TowerModel": "model.logical", "TowerPlan": "plan.tower_plan",
+    "initialize": "api", "load_checkpoint": "checkpoint.single", "mark_embeddings": "capture.marks",
+    "register_adapter": "capture.adapters", "to_flat": "checkpoint.logical", "transform": "api",
+    "unregister_adapter": "capture.adapters", "with_forward": "capture.adapters",
+}  # fmt: skip
 
 __all__ = [
-    "DMTConfig",
-    "DMTError",
-    "ExampleBatch",
-    "Topology",
-    "TowerModel",
-    "TowerPlan",
-    "__version__",
-    "initialize",
-    "load_checkpoint",
-    "mark_embeddings",
-    "register_adapter",
-    "to_flat",
-    "transform",
-    "unregister_adapter",
+    "DMTConfig", "DMTError", "ExampleBatch", "Topology", "TowerModel", "TowerPlan", "__version__", "initialize",
+    "load_checkpoint", "mark_embeddings", "register_adapter", "to_flat", "transform", "unregister_adapter",
     "with_forward",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -47,7 +47,6 @@ class Ranks:
     hosts: int | None = None
     resolved: ResolvedTopology | None = None
     groups: RankGroups | None = None
-    said: list[Check] = field(default_factory=list)
 
     def run(self, own: Sequence[Check], versions: Any) -> list[Check]:
         """All checks; ``own`` are those that this process has made by itself, and are folded over the ranks too.

@@ -339,14 +339,8 @@ def _options_for(call: Call, placed: nn.Module, parameters: list[Any] | None, an
         for name in ("deepspeed_config", "deepscale_config"):
             if hasattr(args, name):
                 setattr(args, name, None)
-    return {
-        **call.options,
-        "args": args,
-        "model": placed,
-        "model_parameters": parameters,
-        "config": ds_config,
-        "config_params": None,
-    }
+    own = {"args": args, "model": placed, "model_parameters": parameters, "config": ds_config, "config_params": None}
+    return call.options | own
 
 
 def _facts(

@@ -17,6 +17,9 @@ from torch.optim.adagrad import adagrad
 
 from dmt_plugin.core.errors import ConfigError
 
+_RULE = ("lr", "weight_decay", "lr_decay", "eps", "maximize", "foreach", "fused")
+"""Options of a group that torch's update takes."""
+
 
 class LazyAdagrad(torch.optim.Optimizer):
     """``torch.optim.Adagrad`` whose state appears at the first step.
@@ -44,20 +47,9 @@ class LazyAdagrad(torch.optim.Optimizer):
                 if not state:
                     state["step"] = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
                     state["sum"] = torch.full_like(parameter, group["initial_accumulator_value"])
-            adagrad(
-                parameters,
-                [p.grad for p in parameters],
-                [self.state[p]["sum"] for p in parameters],
-                [self.state[p]["step"] for p in parameters],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                lr_decay=group["lr_decay"],
-                eps=group["eps"],
-                maximize=group["maximize"],
-                foreach=group["foreach"],
-                fused=group["fused"],
-                has_sparse_grad=False,
-            )
+            sums, steps = ([self.state[p][name] for p in parameters] for name in ("sum", "step"))
+            rule = {name: group[name] for name in _RULE}
+            adagrad(parameters, [p.grad for p in parameters], sums, steps, **rule, has_sparse_grad=False)
         return loss
 
 
