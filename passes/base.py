@@ -136,6 +136,11 @@ class PassContext:
         """The graph module that passes change."""
         return self.captured.graph_module
 
+    @property
+    def unsupported(self) -> Severity:
+        """How grave it is that a model cannot go through tower modules (``dmt.transform.on_unsupported``)."""
+        return "error" if self.config.transform.on_unsupported == "error" else "warning"
+
     def find(self, code: str, severity: Severity, module: str, reason: str, hint: str = "") -> None:
         """Adds a finding."""
         self.findings.append(Finding(code, severity, module, reason, hint))

@@ -91,11 +91,10 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
     batch = batch_size_of(inputs)
     if batch is None:
         raise refusal(
-            "DMT109",
-            "",
+            "DMT109", "",
             "the example batch holds no tensor, so there is nothing to capture with",
             "pass example_batch= with the arguments of one call of the model",
-        )
+        )  # fmt: skip
     sizes = _batch_pair(batch)
     resized = [with_batch_size(inputs, batch, size) for size in sizes]
     try:
@@ -162,22 +161,20 @@ def _beside_dropout(found: list[Difference]) -> list[Difference]:
 
 def _baked(difference: Difference, sizes: tuple[int, int]) -> CaptureError:
     return refusal(
-        "DMT102",
-        module_of(difference.node),
+        "DMT102", module_of(difference.node),
         f"the trace of {described(difference.node)} holds for one batch size only: at batch {sizes[0]} it has "
         f"{difference.found}, at batch {sizes[1]} {difference.instead}",
         "write the size as x.size(0) or -1, and do not loop over the batch",
-    )
+    )  # fmt: skip
 
 
 def _by_mode(difference: Difference) -> CaptureError:
     return refusal(
-        "DMT106",
-        module_of(difference.node),
+        "DMT106", module_of(difference.node),
         f"the model takes another path in train mode: at {described(difference.node)} it has {difference.found} in "
         f"eval mode, {difference.instead} in train mode",
         "branches on self.training belong inside layers such as nn.Dropout",
-    )
+    )  # fmt: skip
 
 
 def _replace_dropout(module: fx.GraphModule, node: fx.Node, name: str) -> None:

@@ -50,12 +50,11 @@ def note_surroundings(node: fx.Node, here: str) -> None:
         return  # a parameter that is read in such a block is still trained
     if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
         raise refusal(
-            "DMT114",
-            here,
+            "DMT114", here,
             f"torch.autocast is on at {shown(calling_line())}; a graph would run its operations in full precision",
             'take torch.autocast out of forward, and choose the precision of training for the whole model ("bf16" in '
             "the DeepSpeed configuration)",
-        )
+        )  # fmt: skip
     if not torch.is_grad_enabled():
         node.meta[WITHOUT_GRADIENT] = True
 
@@ -68,12 +67,11 @@ def refuse_autograd(name: str, here: str) -> None:
     """
     if name in _OF_AUTOGRAD:
         raise refusal(
-            "DMT114",
-            here,
+            "DMT114", here,
             f".{name} of a tensor is used at {shown(calling_line())}; a graph holds operations, and nothing of their "
             "gradients",
             "do this outside forward; x.detach() and torch.no_grad() are followed",
-        )
+        )  # fmt: skip
 
 
 @contextmanager
@@ -88,12 +86,11 @@ def own_backwards_refused(tracer: Recorder) -> Iterator[None]:
             function: Callable[..., Any] = args[0]
             return function(*args[2:])
         raise refusal(
-            "DMT114",
-            tracer.here,
+            "DMT114", tracer.here,
             f"{cls.__name__}, a torch.autograd.Function with a backward of its own, is applied at "
             f"{shown(calling_line())}; recording its operations would give them another gradient",
             "call it in a function at the top of its file that is marked with torch.fx.wrap: it stays one operation",
-        )
+        )  # fmt: skip
 
     with mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)):
         yield
@@ -136,8 +133,7 @@ def _without(node: fx.Node, inside: set[fx.Node]) -> bool:
 
 def _changed_in_place(node: fx.Node) -> CaptureError:
     return refusal(
-        "DMT114",
-        module_of(node),
+        "DMT114", module_of(node),
         f"{described(node)} changes a tensor in place under torch.no_grad(), so its gradient ignores the change",
         "compute a new tensor, and write x + (new - x).detach() where the gradient is to pass unchanged",
-    )
+    )  # fmt: skip

@@ -99,11 +99,10 @@ class InputBinder:
             if (unknown := _unknown_part(leaves[position], name)) is not None:
                 path, kind = unknown
                 raise refusal(
-                    "DMT108",
-                    path,
+                    "DMT108", path,
                     f"the input {path} is a {kind.__module__}.{kind.__qualname__}, whose tensors cannot be found",
                     "pass tensors, lists, tuples, dicts or dataclasses of them, or a KeyedJaggedTensor",
-                )
+                )  # fmt: skip
             if fixed := _fixed_parts(leaves[position]):
                 self._fixed[name] = fixed
 

@@ -57,17 +57,15 @@ def _refuse_outliving(node: fx.Node, source: fx.Node | None, aliases: list[fx.No
         what = ", ".join(str(n.target) for n in outliving) or "one of its arguments"
         if _renormalises(node) and outliving:
             raise refusal(
-                "DMT201",
-                _owner(outliving[0]),
+                "DMT201", _owner(outliving[0]),
                 f"max_norm renormalises rows at every lookup: {described(node)}",
                 "drop max_norm; clip the table outside the step",
-            )
+            )  # fmt: skip
         raise refusal(
-            "DMT103",
-            _owner(outliving[0]) if outliving else module_of(node),
+            "DMT103", _owner(outliving[0]) if outliving else module_of(node),
             f"{described(node)} changes {what} in place, which outlives the call; a graph computes and does not store",
             f"{_NEW_TENSOR}, or do this outside forward",
-        )
+        )  # fmt: skip
 
 
 def _separate(
@@ -83,11 +81,10 @@ def _separate(
         later = [user for user in alias.users if position.get(user, -1) > now]
         if later and (alias is not source or node.meta["val"] is not changed):
             raise refusal(
-                "DMT103",
-                next((str(n.target) for n in aliases if n.op == "call_module"), module_of(node)),
+                "DMT103", next((str(n.target) for n in aliases if n.op == "call_module"), module_of(node)),
                 f"{described(node)} changes a tensor in place that {later[0].name} reads through {alias.name}",
                 _NEW_TENSOR,
-            )
+            )  # fmt: skip
         for user in later:
             user.replace_input_with(alias, node)
     if {user for alias in aliases for user in alias.users} - {node, *aliases}:

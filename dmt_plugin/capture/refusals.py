@@ -49,12 +49,10 @@ def _named_like_ours(model: nn.Module) -> Iterator[Finding]:
     taken = set(dir(fx.GraphModule)) - set(dir(nn.Module))
     for name in sorted(taken & {*model._modules, *model._parameters, *model._buffers}):
         yield Finding(
-            "DMT113",
-            "error",
-            name,
+            "DMT113", "error", name,
             f"the model has a member called {name!r}, a name that torch.fx.GraphModule needs for itself",
             "rename the member; a state_dict saved under the old name needs its keys renamed as well",
-        )
+        )  # fmt: skip
 
 
 def _without_python(model: nn.Module) -> Iterator[Finding]:
@@ -92,18 +90,14 @@ def _hooked(model: nn.Module) -> Iterator[Finding]:
         if backward or (forward and not path):
             what = "backward" if backward else "forward"
             yield Finding(
-                "DMT112",
-                "error",
-                path,
+                "DMT112", "error", path,
                 f"{what} hooks are registered here, which would not run with the graph",
                 "remove them before the transformation and register them on the model it returns",
-            )
+            )  # fmt: skip
         elif forward:
             yield Finding(
-                "DMT112",
-                "warning",
-                path,
+                "DMT112", "warning", path,
                 f"{forward} forward hook(s) are registered here; they are recorded as they are now, and removing them "
                 "later changes nothing",
                 "remove them before the transformation unless they belong to the model",
-            )
+            )  # fmt: skip

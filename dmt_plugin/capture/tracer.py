@@ -147,19 +147,17 @@ class ValueTracer(fx.Tracer):
             raise
         except DATA_DEPENDENT as error:
             raise refusal(
-                "DMT101",
-                self.here,
+                "DMT101", self.here,
                 f"{unknown(error)} depends on data: {node.format_node()} at {shown(calling_line())}",
                 ONE_PATH,
-            ) from error
+            ) from error  # fmt: skip
         except Exception as error:
             raise refusal(
-                "DMT107",
-                self.here,
+                "DMT107", self.here,
                 f"cannot follow the model at {shown(calling_line())}: {node.format_node()} failed on example shapes "
                 f"({type(error).__name__}: {error})",
                 STEP_OUTSIDE,
-            ) from error
+            ) from error  # fmt: skip
         finally:
             self._evaluating -= 1
 
@@ -235,12 +233,11 @@ class ValueTracer(fx.Tracer):
         except NameError:
             if next(m.parameters(), None) is not None:
                 raise refusal(
-                    "DMT104",
-                    self.here,
+                    "DMT104", self.here,
                     f"{type(m).__name__} with parameters is created inside forward at {shown(calling_line())}; such "
                     "parameters are never trained",
                     "create the module in __init__",
-                ) from None
+                ) from None  # fmt: skip
             return m.forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -334,11 +331,10 @@ def trace_with_values(
             if isinstance(error, CaptureError):
                 raise
             raise refusal(
-                "DMT107",
-                tracer.here,
+                "DMT107", tracer.here,
                 f"cannot follow the model at {shown(raising_line(error))}: {type(error).__name__}: {error}",
                 STEP_OUTSIDE,
-            ) from error
+            ) from error  # fmt: skip
     # A custom tracer class makes unpickling trace the model again, and the origin fields of
     # the generated code cannot be pickled at all.
     graph._tracer_cls = None

@@ -93,12 +93,10 @@ class DissolveCollections(GraphPass):
                 _replace(graph, user, joined)
                 continue
             ctx.find(
-                "DMT210",
-                "error",
-                str(node.target),
+                "DMT210", "error", str(node.target),
                 f"the pooled output of this collection is used by {user.format_node()}, which is not understood",
                 "use kt[key], kt.to_dict()[key] or kt.values() on it",
-            )
+            )  # fmt: skip
 
 
 def _is_key_read(node: fx.Node, source: fx.Node) -> bool:

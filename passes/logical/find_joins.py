@@ -91,47 +91,37 @@ class FindJoins(GraphPass):
             if joined and users - joins.keys() and len(group.lookups) < FEWEST:
                 outside = sorted(user.name for user in users - joins.keys())
                 ctx.find(
-                    "DMT306",
-                    "warning",
-                    group.lookups[0].table,
+                    "DMT306", "warning", group.lookups[0].table,
                     f"{[x.feature for x in group.lookups]} enter the join of {joined[0]}, and are used by {outside} "
                     "besides, which need the vectors as they are; so they move as they are",
                     "look the feature up in a table of its own for the other use, to have it in the tower",
-                )
+                )  # fmt: skip
                 continue
             if group.width == 1 or len(group.lookups) < FEWEST:
                 ctx.find(
-                    "DMT301",
-                    "info",
-                    group.lookups[0].table,
+                    "DMT301", "info", group.lookups[0].table,
                     f"{group.name} ({len(group.lookups)} lookup(s)) moves as it is: {group.reason}",
                     "with others it could go through towers that keep its shape: set dmt.transform.on_unsupported to "
                     '"decoder" or "preserve"' if group.lookups[0].table in could else "",
-                )
+                )  # fmt: skip
                 continue
             ctx.find(
-                "DMT302",
-                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
-                group.lookups[0].table,
+                "DMT302", ctx.unsupported, group.lookups[0].table,
                 f"{group.name} ({len(group.lookups)} lookups) cannot go through tower modules: {group.reason}",
                 f"join the features with one torch.cat or torch.stack, or {WAYS_OUT}",
-            )
+            )  # fmt: skip
         if len(ctx.facts.groups) == 1 and len(ctx.facts.groups[0].lookups) == 1:
             ctx.find(
-                "DMT305",
-                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
-                ctx.facts.groups[0].lookups[0].table,
+                "DMT305", ctx.unsupported, ctx.facts.groups[0].lookups[0].table,
                 "the model looks up this feature alone; a tower compresses what several features have in common",
                 'set dmt.towers.module to "none" with one tower, or train the model as it is',
-            )
+            )  # fmt: skip
         elif not any(g.kind == "tower" for g in ctx.facts.groups):
             ctx.find(
-                "DMT303",
-                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
-                "",
+                "DMT303", ctx.unsupported, "",
                 "no group of features can go through tower modules, so the model would only be moved differently",
                 f'{WAYS_OUT}; or set dmt.towers.module to "none" to use the hierarchical route alone',
-            )
+            )  # fmt: skip
 
 
 def _group(

@@ -58,23 +58,19 @@ class FindLookups(GraphPass):
         _report_unread(ctx, [*calls, *dependent])
         for call in dependent:
             ctx.find(
-                "DMT209",
-                "warning",
-                call.table,
+                "DMT209", "warning", call.table,
                 f"the ids or weights of {call.node.name} are computed from rows of other tables, so they are not there "
                 "when ids are sent to the tables' owners: this table stays on every rank as a dense parameter",
                 "nothing, if it is small; else compute the ids outside the model",
-            )
+            )  # fmt: skip
         ctx.facts.lookups = named(ctx, found)
         if not calls:
             ctx.find(
-                "DMT200",
-                "error",
-                "",
+                "DMT200", "error", "",
                 "the model has no embedding: no call of nn.EmbeddingBag, nn.Embedding, their functional forms or an "
                 "EmbeddingBagCollection was found in its graph",
                 "towers are made of embedding tables; check that the model given is the recommender itself",
-            )
+            )  # fmt: skip
         return self.result(len(found))
 
 
@@ -223,13 +219,11 @@ def _check_weights(ctx: PassContext, calls: list[TableCall], lookups: list[Looku
             uses.setdefault(weight, set()).update(others)
     for weight, others in uses.items():
         ctx.find(
-            "DMT205",
-            "error",
-            weight.removesuffix(".weight"),
+            "DMT205", "error", weight.removesuffix(".weight"),
             f"this table's weight is also used by {sorted(others)}; a sharded table lives on one rank and cannot be "
             "tied",
             "give the other use its own parameter",
-        )
+        )  # fmt: skip
 
 
 def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
@@ -244,10 +238,8 @@ def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
         if picked and not isinstance(weight_of(ctx.gm, str(weight.target)), nn.Parameter):
             continue
         ctx.find(
-            "DMT208",
-            "warning",
-            str(weight.target) if weight is not node else node.name,
+            "DMT208", "warning", str(weight.target) if weight is not node else node.name,
             "rows of this tensor are read by the samples' ids, but not as a table: it stays on every rank as a dense "
             "parameter, and its whole gradient is reduced in every step",
             "look it up through nn.EmbeddingBag, nn.Embedding or F.embedding on a parameter to have it sharded",
-        )
+        )  # fmt: skip

@@ -163,13 +163,11 @@ def _report(ctx: PassContext, group: StreamGroup, modules: list[nn.Module], deco
             f"{weights} parameters and {flops} FLOPs a sample (forward; twice that backward)"
         )
     ctx.find(
-        "DMT307",
-        "warning",
-        group.lookups[0].table,
+        "DMT307", "warning", group.lookups[0].table,
         text,
         "a native form needs neither: join the features with one torch.cat or torch.stack, and use operations on them "
         "that follow their number and width",
-    )
+    )  # fmt: skip
 
 
 def _swap(join: fx.Node, old: list[fx.Node], new: list[fx.Node]) -> None:

@@ -82,13 +82,11 @@ class MakeTowerPlan(GraphPass):
             if group.kind != "tower" or not empty or ctx.config.towers.module == "none":
                 continue
             ctx.find(
-                "DMT304",
-                "warning" if ctx.config.transform.on_unsupported != "error" else "error",
-                group.lookups[0].table,
+                "DMT304", ctx.unsupported, group.lookups[0].table,
                 f"tower(s) {empty} have no feature of {group.name}, so hosts would hold different numbers of tower "
                 "modules",
                 "lower dmt.towers.count, or give every tower a feature of this group in dmt.partition.file",
-            )
+            )  # fmt: skip
             _to_transport(group, f"tower(s) {empty} have none of its features")
 
 

@@ -48,23 +48,19 @@ class RepairShapes(GraphPass):
                 tuple(_groups_behind(error.node)),
             )
             ctx.find(
-                "DMT401",
-                "error",
-                ctx.refusal.node,
+                "DMT401", "error", ctx.refusal.node,
                 ctx.refusal.reason,
                 f"{WAYS_OUT}; or choose c, p and dim so that streams keep their number and width",
-            )
+            )  # fmt: skip
             return self.result(1)
         known = len(ctx.facts.changes)  # decoders are listed already
         for kept in kept_numbers(sweep):
             ctx.find(
-                "DMT403",
-                "warning",
-                kept.node.name,
+                "DMT403", "warning", kept.node.name,
                 f"multiplies or divides by {kept.number:g}, which is {kept.form}, and {kept.old} entries became "
                 f"{kept.new}: the number stays as it is",
                 "if it stands for that size, read the size off a tensor in forward (x.shape[1]), so that it follows",
-            )
+            )  # fmt: skip
         self._layers(ctx, sweep)
         self._parameters(ctx, sweep)
         for count, (node, (args, kwargs)) in enumerate(sweep.edits.items()):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, fx
 
@@ -65,7 +65,7 @@ def leading(count: int) -> Tokens:
     return tuple(range(-count, 0))
 
 
-def is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> TypeGuard[fx.Node]:
     """Whether an argument is a node that gives one tensor."""
     return isinstance(value, fx.Node) and isinstance(value.meta.get("val"), Tensor)
 
@@ -83,7 +83,6 @@ def tensor(value: Any) -> fx.Node:
     """
     if not is_tensor(value):
         raise Unsupported("multiplies something that is not one tensor of the graph")
-    assert isinstance(value, fx.Node)
     return value
 
 

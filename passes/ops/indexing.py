@@ -157,7 +157,6 @@ def _indexed(node: fx.Node) -> Dims | None:
     source = node.args[0]
     if not is_tensor(source):
         return None
-    assert isinstance(source, fx.Node)
     found = _taken_apart(node)
     tokens = leading(len(shape_of(source)))
     kept: dict[int, Token] = {to: tokens[frm] for frm, to in found.kept.items() if frm not in found.slices}

@@ -102,7 +102,6 @@ def keeps_batch_in_front(node: fx.Node, batch: int) -> bool:
     source = node.args[0] if node.args else None
     if not is_tensor(source) or not alone(node) or not (len(node.args) > 1 or node.kwargs):
         return False
-    assert isinstance(source, fx.Node)
     sizes = sizes_of(node)
     front = sizes.whole if sizes.whole is not None else sizes.given[0]
     if not all(free_of_batch(n) for n in node.all_input_nodes if n is not source and n is not front):

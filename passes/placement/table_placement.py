@@ -95,13 +95,11 @@ def _say_undivided(ctx: PassContext, use: TableUse, placed: TablePlacement) -> N
 
 def _refuse(ctx: PassContext, table: str, kind: str, why: str) -> None:
     ctx.find(
-        "DMT309",
-        "error",
-        table,
+        "DMT309", "error", table,
         f"the table cannot be placed {kind}: {why}",
         'set "table_wise" for it in dmt.placement.overrides, or in table_lanes of the plan; or pool the rows with '
         "nn.EmbeddingBag, if ids are what they need",
-    )
+    )  # fmt: skip
 
 
 def check_placement(ctx: PassContext) -> None:
@@ -115,14 +113,12 @@ def check_placement(ctx: PassContext) -> None:
             _refuse(ctx, name, kind, use.whole or "it has one row or column")
         elif kind == "column_wise" and ctx.config.lookup.optimizer == "rowwise_adagrad":
             ctx.find(
-                "DMT310",
-                "error",
-                name,
+                "DMT310", "error", name,
                 "the table's columns are divided, and rowwise_adagrad takes the mean of squares over a whole row: each "
                 "range would take its own, and the table would be trained by another rule",
                 'place it "row_wise" (dmt.placement), or set dmt.lookup.optimizer to "adagrad" or "sgd", which know no '
                 "rows",
-            )
+            )  # fmt: skip
 
 
 def check_settings(config: DMTConfig, plan: TowerPlan, file: str, topology: Topology) -> None:

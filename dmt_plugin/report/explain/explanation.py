@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,6 @@ from dmt_plugin.compiler import new_context, transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, FindingsError, TransformError
-from dmt_plugin.core.files import whole_file
 from dmt_plugin.core.findings import sort_findings
 from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
@@ -37,6 +35,7 @@ from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.facts import StreamGroup
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.pipeline import towers_passes
+from dmt_plugin.plan.file import write_json
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
@@ -183,8 +182,7 @@ def write_report(placed: PlacedModel, batch_size: int, sums: GradientSums, folde
     placed.plan.save(target / "plan.json")
     data = describe(placed, batch_size, sums).as_dict()
     of_one_rank = {k: v for k, v in data.items() if k not in ("graph_before", "nodes_before", "graphs_by_host")}
-    with whole_file(target / "transform.json") as stream:
-        stream.write((json.dumps(of_one_rank, indent=2) + "\n").encode())
+    write_json(target / "transform.json", of_one_rank)
 
 
 def _towers(plan: TowerPlan) -> list[content.Tower]:
