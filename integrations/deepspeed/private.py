@@ -1,4 +1,4 @@
-"""All access to private names of DeepSpeed and torch, in one file, except what the engine subclass overrides.
+"""All uses of private names of DeepSpeed, in one file, except those that the engine subclass overrides.
 
 DeepSpeed has no plugin interface, so seven things are reached by names that a new version may change:
 

@@ -1,4 +1,4 @@
-"""The registry of torch's operations: how each treats dimensions that changed, and whether it treats samples apart.
+"""The registry of torch's operations: how each treats dimensions that changed, and whether it keeps samples apart.
 
 Tower modules change the number and the width of the feature vectors (streams), so the operations behind them see
 dimensions of other sizes and meanings. Shape repair (:mod:`dmt_plugin.passes.resize`) asks here what each operation
@@ -10,7 +10,7 @@ makes of them; passes that cut a batch, or compute on other ranks' samples, ask 
    such a description is a function of its own. An operation without an entry is refused.
 2. Files hold families of operations: ``pointwise``, ``products``, ``reductions``, ``norms``, ``attention``, ``joins``,
    ``splits``, ``views``, ``transposes``, ``indexing``, ``repeats``, ``triangles``, ``shapes``. To find one, search for
-   its plain name, ``"cumsum"``.
+   its plain name, such as ``"topk"``.
 3. To add one, enter it in the file of its family with what :mod:`dmt_plugin.passes.ops.registry` offers; a new file is
    listed in :mod:`dmt_plugin.passes.ops.queries`, which holds all that passes may ask.
 """

@@ -1,4 +1,4 @@
-"""Checks whether a layer or parameter may be replaced by one of another size: nothing else may use it."""
+"""Checks whether a layer or parameter may be replaced by one of another size: not if shared, frozen or hooked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The interface of an engine that checkpoints are saved from and loaded into.
 
-Saving and loading take this protocol, not the engine class, so that neither file imports the other.
+Saving and loading take this protocol, so that they need not import the engine, which imports them.
 """
 
 from __future__ import annotations
