@@ -145,7 +145,7 @@ def test_only_topology_reads_the_environment():
     readers = {
         str(file.relative_to(ROOT)) for file in sources() if reads_environment(ast.parse(file.read_text("utf-8")))
     }
-    assert readers == {"dmt_plugin/topology.py"}
+    assert readers == {"dmt_plugin/topology/discovery.py"}
 
 
 def test_only_what_speaks_to_people_prints():

@@ -111,8 +111,10 @@ def _rank(item: Any) -> int:
     return torch.as_tensor(value).dim()
 
 
-def _index(walk: Walk, node: fx.Node) -> Axes:
-    axes = walk.states[tensor(node.args[0])].axes
+def _index(walk: Walk, node: fx.Node) -> Axes | tuple[Axes, ...]:
+    if not is_tensor(node.args[0]):
+        return element(walk, node)  # of a layer's several results, of which some may be None
+    axes = walk.states[node.args[0]].axes
     if not axes:
         return {}
     found = _taken_apart(node)

@@ -214,15 +214,15 @@ def test_mutations_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         """Ranges joined as they come, here from the last lane to the first."""
         found: dict[Any, list[Any]] = {}
         for piece, column in list(zip(pieces, columns, strict=True))[::-1]:
-            found.setdefault(piece.carrier.node, []).append((piece, column))
+            found.setdefault(piece.value.node, []).append((piece, column))
         join = table_parts.join_column_ranges
         return [
-            (own[0][0].carrier, graph.call_function(join, ([c for _, c in own], vectors_of(own[0][0]))))
+            (own[0][0].value, graph.call_function(join, ([c for _, c in own], vectors_of(own[0][0]))))
             for own in found.values()
         ]
 
     def vectors_of(piece: Any) -> int:
-        return piece.looked_up // piece.part.columns
+        return piece.looked_up // piece.shard.columns
 
     assert found_wrong(PLACEMENTS["rows"]) == found_wrong(PLACEMENTS["columns"]) == []
     assert "outputs" in wrong("rows", site_ids, "_in_range", swapped_ranges)
