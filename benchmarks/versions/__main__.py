@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 
 HERE = Path(__file__).resolve().parent
-WARMUP, STEPS = 10, 20
+WARMUP, STEPS = 30, 60
 IGNORED = {"seconds"}
 
 console = Console(soft_wrap=True, markup=False, highlight=False)
