@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test test-all zoo bench bench-quick bench-overhead quality wire-quality lint clean
+.PHONY: help venv demo test test-all zoo bench bench-quick bench-overhead bench-memory quality wire-quality lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -56,6 +56,9 @@ bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a m
 
 bench-overhead: $(STAMP)  ## step times beside stock DeepSpeed's and a step written by hand, on two ranks
 	OMP_NUM_THREADS=1 python -m benchmarks.overhead
+
+bench-memory: $(STAMP)  ## peaks of memory of four ranks by phase, from 8 GiB of tables to the flat model; five minutes
+	OMP_NUM_THREADS=1 python -m benchmarks.memory --check
 
 bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, fifteen minutes; needs root
 	OMP_NUM_THREADS=1 python -m benchmarks.step --profile full --check

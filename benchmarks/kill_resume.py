@@ -1,13 +1,15 @@
 """Does a run survive the death of a rank at any moment, and does it go on as if nothing had happened?
 
-    python -m benchmarks.kill_resume                 # 20 kills; table, build/kill_resume.json
-    python -m benchmarks.kill_resume --kills 5 --seed 1
+    python -m benchmarks.kill_resume                 # 28 kills; table, build/kill_resume.json
+    python -m benchmarks.kill_resume --kills 4 --seed 1
 
-1. Four ranks on two hosts train and save a checkpoint after every second step; two are kept. One rank, drawn from the
-   seed, is killed with SIGKILL a moment, also drawn, after it began a save or a step, in turn.
+1. Four ranks train and save a checkpoint after every second step, in many small blocks; two are kept. One rank, drawn
+   from the seed, is killed with SIGKILL a moment, also drawn, after it began, in turn: a save, a load, a load on
+   another topology, a step. Every fourth run the topology changes, from 2x2 to 4x1 and back.
 2. The other ranks must end by themselves, with an error that names a rank and the step, within 60 s.
 3. The next run loads without a tag. It must find a checkpoint of at least the last step whose save returned on any
-   rank; and a step that a run before has taken must lead to the same loss and state, bit for bit.
+   rank; what each rank holds then must be what is stored; and a step that a run before has taken on the same
+   topologies must lead to the same loss and state, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -36,11 +40,16 @@ from torch import Tensor, nn
 
 from dmt_plugin.report.parts.tables import Column, Table
 
-HOSTS, LANES = 2, 2
-BATCH, DENSE, FEATURES, ROWS, WIDTH = 8, 4, 6, 500, 16
+RANKS, TOPOLOGIES = 4, ("2x2", "4x1")
+BATCH, DENSE, FEATURES, ROWS, WIDTH = 8, 4, 6, 4000, 16
+BLOCK = 1 << 12
+"""Entries that are written, and bytes that are read, at once: many, so that kills fall between them."""
 TIMEOUT_S, LIMIT_S = 20.0, 60.0
-STARTING, STEPPING, SAVING = 0, 1, 2
-PHASES = {STEPPING: "step", SAVING: "save"}
+STARTING, STEPPING, SAVING, LOADING = 0, 1, 2, 3
+PHASES = {STEPPING: "step", SAVING: "save", LOADING: "load"}
+TURNS = ((SAVING, 0), (LOADING, 0), (LOADING, 1), (STEPPING, 0))
+"""What is killed in turn, and whether on the other topology."""
+FIRST_GUESS_S = 0.03
 KEPT, EVERY = 2, 2
 
 
@@ -69,31 +78,31 @@ def batch_of(step: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def rank_main(rank: int, folder: str, run: int, stage: int, phases: Any) -> None:
+def rank_main(rank: int, folder: str, run: int, topology: str, stage: int, phases: Any) -> None:
     """One rank: load, then train and save until it, or another, dies."""
-    world = HOSTS * LANES
+    hosts, lanes = map(int, topology.split("x"))
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank % LANES), LOCAL_SIZE=str(LANES),
-        CROSS_RANK=str(rank // LANES), CROSS_SIZE=str(HOSTS),
+        RANK=str(rank), WORLD_SIZE=str(RANKS), LOCAL_RANK=str(rank % lanes), LOCAL_SIZE=str(lanes),
+        CROSS_RANK=str(rank // lanes), CROSS_SIZE=str(hosts),
     )  # fmt: skip
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
     with Path(folder, f"run{run}.rank{rank}").open("a", buffering=1) as log:
         try:
-            train(rank, world, folder, run, stage, phases, log)
+            train(rank, folder, run, topology, stage, phases, log)
         except BaseException as error:
             last = traceback.format_exception(error)[-1].strip().splitlines()[0]
             log.write(json.dumps({"error": last}) + "\n")
     os._exit(1)
 
 
-def train(rank: int, world: int, folder: str, run: int, stage: int, phases: Any, log: Any) -> None:
+def train(rank: int, folder: str, run: int, topology: str, stage: int, phases: Any, log: Any) -> None:
     """Writes what it does into ``log``, one JSON object a line."""
     import dmt_plugin
 
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet{run}", rank=rank, world_size=world,
+        "gloo", init_method=f"file://{folder}/meet{run}", rank=rank, world_size=RANKS,
         timeout=timedelta(seconds=TIMEOUT_S),
     )  # fmt: skip
     torch.manual_seed(7 * run + rank)
@@ -105,7 +114,7 @@ def train(rank: int, world: int, folder: str, run: int, stage: int, phases: Any,
             "zero_optimization": {"stage": stage},
             "steps_per_print": 10**9,
             "dmt": {
-                "towers": {"module": "dlrm", "c": 1, "p": 1, "dim": 8},
+                "towers": {"module": "dlrm", "c": 1, "p": 1, "dim": 8, "count": 4},
                 "lookup": {"optimizer": "rowwise_adagrad", "lr": 0.05},
                 "comm": {"timeout_s": TIMEOUT_S},
             },
@@ -113,11 +122,30 @@ def train(rank: int, world: int, folder: str, run: int, stage: int, phases: Any,
         example_batch=batch_of(0, rank)[:2],
     )
     saves = Path(folder, "checkpoints")
-    path, _ = engine.load_checkpoint(str(saves))
+
+    def during(phase: int, action: Callable[[], Any]) -> Any:
+        began, phases[rank] = time.monotonic(), phase
+        result = action()
+        phases[rank] = STARTING
+        log.write(json.dumps({"took": PHASES[phase], "seconds": time.monotonic() - began}) + "\n")
+        return result
+
+    path, client = during(LOADING, lambda: engine.load_checkpoint(str(saves)))
+    history = [[topology, 0]] if path is None else list(client["history"])
+    if history[-1][0] != topology:
+        history.append([topology, engine.global_steps])
+    log.write(
+        json.dumps(
+            {
+                "loaded": engine.global_steps, "from": path, "history": json.dumps(history),
+                "wrong": wrong(engine, path) if path else [],
+            }
+        )
+        + "\n"
+    )  # fmt: skip
     if path is None:
         torch.manual_seed(rank)
-        engine.save_checkpoint(str(saves))
-    log.write(json.dumps({"loaded": engine.global_steps, "from": path}) + "\n")
+        engine.save_checkpoint(str(saves), client_state={"history": history})
     while True:
         phases[rank] = STEPPING
         dense, ids, label = batch_of(engine.global_steps, rank)
@@ -127,41 +155,64 @@ def train(rank: int, world: int, folder: str, run: int, stage: int, phases: Any,
         log.write(json.dumps({"step": engine.global_steps, "state": digest(engine, loss)}) + "\n")
         if engine.global_steps % EVERY:
             continue
-        phases[rank] = SAVING
-        engine.save_checkpoint(str(saves))
+        during(SAVING, lambda: engine.save_checkpoint(str(saves), client_state={"history": history}))
         log.write(json.dumps({"saved": engine.global_steps}) + "\n")
         old = saves / f"global_step{engine.global_steps - KEPT * EVERY}"
         if rank == 0 and old.exists():
             shutil.rmtree(old)
 
 
-def digest(engine: Any, loss: Tensor) -> str:
-    """Of the loss, and of this rank's parameters, tables and optimizer states."""
+def held(engine: Any) -> list[Any]:
+    """Pieces of this rank's parameters, tables and optimizer states."""
     from dmt_plugin.checkpoint.state import module_targets, parameter_names, table_pieces
     from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState
 
     dmt = engine.dmt
     view = OptimizerState(engine.optimizer, parameter_names(dmt.placed))
+    return [*table_pieces(dmt.lookup, dmt.plan), *module_targets(dmt.placed, {}).pieces, *view.pieces()]
+
+
+def wrong(engine: Any, path: str) -> list[str]:
+    """Names of what this rank holds otherwise than a checkpoint does."""
+    from dmt_plugin.checkpoint.folder import find_checkpoint
+    from dmt_plugin.checkpoint.single import read_tensors
+
+    found = find_checkpoint(path)
+    assert found is not None
+    stored = read_tensors(found, list(found.manifest.tensors))
+    names = []
+    for piece in held(engine):
+        whole = stored[piece.name].view(piece.size)
+        places = tuple(slice(f, f + n) for f, n in zip(piece.offsets, piece.values.shape, strict=True))
+        if not torch.equal(piece.values, whole[places]):
+            names.append(piece.name)
+    return names
+
+
+def digest(engine: Any, loss: Tensor) -> str:
+    """Of the loss, and of what this rank holds."""
     total = hashlib.sha256(loss.detach().numpy().tobytes())
-    for piece in (*table_pieces(dmt.lookup, dmt.plan), *module_targets(dmt.placed, {}).pieces, *view.pieces()):
+    for piece in held(engine):
         total.update(piece.values.detach().contiguous().numpy().tobytes())
     return total.hexdigest()[:16]
 
 
-def one_run(folder: str, run: int, stage: int, draw: random.Random) -> dict[str, Any]:
-    """Starts the ranks, kills one, and waits for the others."""
+def one_run(folder: str, run: int, stage: int, draw: random.Random, lasts: Mapping[str, float]) -> dict[str, Any]:
+    """Starts the ranks, kills one, and waits for the others; phases last about as long as ``lasts`` says, in s."""
     context = multiprocessing.get_context("fork")
-    phases = context.Array("b", HOSTS * LANES, lock=False)
+    phases = context.Array("b", RANKS, lock=False)
+    phase, other = TURNS[run % len(TURNS)]
+    topology = TOPOLOGIES[(run // len(TURNS) + other) % len(TOPOLOGIES)]
     ranks = [
-        context.Process(target=rank_main, args=(rank, folder, run, stage, phases), daemon=True)
-        for rank in range(HOSTS * LANES)
+        context.Process(target=rank_main, args=(rank, folder, run, topology, stage, phases), daemon=True)
+        for rank in range(RANKS)
     ]
     for process in ranks:
         process.start()
-    victim, phase = draw.randrange(len(ranks)), (STEPPING, SAVING)[run % 2]
-    passes, delay = draw.randrange(1, 4), draw.uniform(0.0, 0.03)
+    victim = draw.randrange(len(ranks))
+    passes = draw.randrange(1, 4) if phase != LOADING else 1
+    delay = draw.uniform(0.0, 0.8 * lasts.get(PHASES[phase], FIRST_GUESS_S))
     try:
-        _wait_for(lambda: phases[victim] != STARTING, ranks, LIMIT_S)
         for _ in range(passes):  # some steps later
             _wait_for(lambda: phases[victim] != phase, ranks, LIMIT_S)
             _wait_for(lambda: phases[victim] == phase, ranks, LIMIT_S)
@@ -178,7 +229,10 @@ def one_run(folder: str, run: int, stage: int, draw: random.Random) -> dict[str,
             process.kill()
             process.join()
     signals = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode == -signal.SIGKILL}
-    return {"run": run, "victim": victim, "in": hit, "seconds": seconds, "hung": hung, "killed": sorted(signals)}
+    return {
+        "run": run, "topology": topology, "victim": victim, "in": hit, "aimed at": PHASES[phase], "seconds": seconds,
+        "hung": hung, "killed": sorted(signals),
+    }  # fmt: skip
 
 
 def _wait_for(what: Any, ranks: Sequence[Any], limit: float) -> None:
@@ -192,7 +246,7 @@ def _wait_for(what: Any, ranks: Sequence[Any], limit: float) -> None:
 def read_logs(folder: str, run: int) -> list[list[dict[str, Any]]]:
     """What each rank wrote; the last line of one that was killed may be cut off."""
     found = []
-    for rank in range(HOSTS * LANES):
+    for rank in range(RANKS):
         file = Path(folder, f"run{run}.rank{rank}")
         lines = file.read_text().splitlines() if file.exists() else []
         found.append([json.loads(line) for line in lines if line.endswith("}")])
@@ -213,42 +267,51 @@ def soak(kills: int, seed: int, stage: int = 1) -> dict[str, Any]:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.set_num_threads(1)
     import dmt_plugin.integrations.deepspeed  # noqa: F401 - so that ranks, which are forked, have it
+    from dmt_plugin.checkpoint import pieces, rows
 
+    pieces.BLOCK = rows.BLOCK_BYTES = BLOCK
     draw = random.Random(seed)
     runs: list[dict[str, Any]] = []
     problems: list[str] = []
-    states: dict[tuple[int, int], list[str]] = {}
+    states: dict[tuple[str, int, int], list[str]] = {}
+    times: dict[str, list[float]] = {}
     saved = 0
     with tempfile.TemporaryDirectory(prefix="dmt-kills-") as folder:
         for run in range(kills):
-            found = one_run(folder, run, stage, draw)
+            found = one_run(folder, run, stage, draw, {name: statistics.median(taken) for name, taken in times.items()})
             found["left over"] = sorted(p.name for p in Path(folder, "checkpoints").glob("*.*"))
             logs = read_logs(folder, run)
             problems += [f"run {run}: {text}" for text in check_run(found, logs, states, saved)]
+            for line in (line for log in logs for line in log if "took" in line):
+                times.setdefault(line["took"], []).append(line["seconds"])
             saved = max([saved, *(line["saved"] for log in logs for line in log if "saved" in line)])
             found["last saved"] = saved
             runs.append(found)
     again = sum(len(taken) - 1 for taken in states.values())
-    return {"runs": runs, "problems": problems, "states": len(states), "compared": again}
+    hits = Counter(run["in"] for run in runs)
+    return {"runs": runs, "problems": problems, "states": len(states), "compared": again, "hits": dict(hits)}
 
 
 def check_run(
-    found: dict[str, Any], logs: list[list[dict[str, Any]]], states: dict[tuple[int, int], list[str]], saved: int
+    found: dict[str, Any], logs: list[list[dict[str, Any]]], states: dict[tuple[str, int, int], list[str]], saved: int
 ) -> list[str]:
     """What one run did wrong; notes the states it went through."""
     problems = [f"rank {rank} still ran after {LIMIT_S:g} s" for rank in found["hung"]]
     if found["killed"] != [found["victim"]] and not found["hung"]:
         problems.append(f"rank {found['victim']} was to be killed, {found['killed']} were")
     for rank, log in enumerate(logs):
-        loaded = [line["loaded"] for line in log if "loaded" in line]
+        loads = [line for line in log if "loaded" in line]
+        loaded = [line["loaded"] for line in loads]
         found["loaded"] = loaded[0] if loaded else None
         errors = [line["error"] for line in log if "error" in line]
-        if not loaded or loaded[0] < saved:
+        if loaded and loads[0]["wrong"]:
+            problems.append(f"rank {rank} holds something else than is stored of {loads[0]['wrong']}")
+        if (loaded and loaded[0] < saved) or not (loaded or found["in"] in ("load", "start")):
             problems.append(f"rank {rank} loaded step {loaded}, although step {saved} was saved; {errors}")
         for line in log:
             if "step" not in line:
                 continue
-            taken = states.setdefault((line["step"], rank), [])
+            taken = states.setdefault((loads[0]["history"], line["step"], rank), [])
             taken.append(line["state"])
             if taken[0] != taken[-1]:
                 problems.append(f"rank {rank} is in another state after step {line['step']} than a run before")
@@ -261,7 +324,7 @@ def check_run(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table; exit status 1 if something went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=28)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2), help="of ZeRO")
     parser.add_argument("--output", type=Path, default=Path("build/kill_resume.json"))
@@ -270,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     columns = [
         Column("run", "run"),
+        Column("topology", "on", text=True),
         Column("victim", "killed rank"),
         Column("in", "during", text=True),
         Column("loaded", "loaded step"),
@@ -282,9 +346,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in found["problems"]:
         console.print(problem, style="red")
     worst = max(r["seconds"] for r in found["runs"])
+    hits = ", ".join(f"{count} in a {name}" for name, count in sorted(found["hits"].items()))
     console.print(
-        f"{len(rows)} kills; slowest end of the others {worst:.2f} s; {found['states']} states of a rank after a step, "
-        f"{found['compared']} of them reached again and compared; {len(found['problems'])} problem(s)"
+        f"{len(rows)} kills, {hits}; slowest end of the others {worst:.2f} s; {found['states']} states of a rank after "
+        f"a step, {found['compared']} of them reached again and compared; {len(found['problems'])} problem(s)"
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dmt_plugin.core.errors import DMTError
     from dmt_plugin.model.logical import TowerModel
     from dmt_plugin.plan.tower_plan import TowerPlan
+    from dmt_plugin.tables.materialize import materialize
+    from dmt_plugin.tables.recording import tables_on_meta
     from dmt_plugin.topology.shape import Topology
 
 __version__ = "0.1.0"
@@ -35,13 +37,14 @@ _HOMES = {
     "Topology": "topology.shape", "TowerModel": "model.logical", "TowerPlan": "plan.tower_plan",
     "initialize": "api", "load_checkpoint": "checkpoint.single", "mark_embeddings": "capture.marks",
     "register_adapter": "capture.adapters", "to_flat": "checkpoint.logical", "transform": "api",
+    "materialize": "tables.materialize", "tables_on_meta": "tables.recording",
     "unregister_adapter": "capture.adapters", "with_forward": "capture.adapters",
 }  # fmt: skip
 
 __all__ = [
     "DMTConfig", "DMTError", "ExampleBatch", "Topology", "TowerModel", "TowerPlan", "__version__", "initialize",
-    "load_checkpoint", "mark_embeddings", "register_adapter", "to_flat", "transform", "unregister_adapter",
-    "with_forward",
+    "load_checkpoint", "mark_embeddings", "materialize", "register_adapter", "tables_on_meta", "to_flat", "transform",
+    "unregister_adapter", "with_forward",
 ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.core.errors import ConfigError, PlanError, TransformError
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedModel, place
-from dmt_plugin.model.same_outputs import can_run, check_same_outputs
+from dmt_plugin.model.same_outputs import OutputsCheck
 from dmt_plugin.partitioner.files import GivenPartition, given_partition
 from dmt_plugin.partitioner.partition import Partition
 from dmt_plugin.passes.base import PassContext, Refusal, run_passes
@@ -104,15 +104,15 @@ def transform(
     example = example_of(example_batch, model)
     where = _topology(settings, topology)
     captured = capture(model, example)
-    verify = settings.transform.verify and can_run(model)
-    if verify:
-        check_same_outputs(model, captured.as_module(), example, "the capture")
+    check = OutputsCheck(model, example, settings.lookup) if settings.transform.verify else None
+    if check is not None:
+        check.run(captured.as_module(), "the capture")
 
     def compiled(blocked: Mapping[str, str]) -> _Attempt:
         own = dataclasses.replace(captured, graph_module=copy_graph(captured.graph_module))
         ctx = new_context(own, settings, where, given)
         ctx.blocked = dict(blocked)
-        return _compile(ctx, model, example if verify else None)
+        return _compile(ctx, model, check)
 
     return _around_refusals(compiled, settings.transform.on_unsupported)
 
@@ -184,12 +184,13 @@ class _Attempt:
     refusal: Refusal | None = None
 
 
-def _compile(ctx: PassContext, model: nn.Module, example: ExampleBatch | None) -> _Attempt:
-    """Runs the passes on a captured model; with an example, the semantic-preserving part is checked on it."""
+def _compile(ctx: PassContext, model: nn.Module, check: OutputsCheck | None) -> _Attempt:
+    """Runs the passes on a captured model; the semantic-preserving part is checked, where a check is given."""
     try:
         run_passes(towers_passes(), ctx)
-        if example is not None:
-            check_same_outputs(model, GraphModel(ctx.gm, ctx.captured.binder), example, "inserting towers")
+        if check is not None:
+            check.run(GraphModel(ctx.gm, ctx.captured.binder), "inserting towers")
+            ctx.findings.extend(check.findings)
         assert ctx.plan is not None
         if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.facts.groups):
             run_passes(modules_passes(), ctx)

@@ -1,9 +1,11 @@
 """How much of the demo's AUC difference is the seed: the flat model and its towers, one process, several seeds.
 
     python -m examples.seeds --seeds 8
+    python -m examples.seeds --seeds 5 --compare meta
 
 Trains the same model, batches and optimizer as the demo, flat and with the tower modules of `ds_dmt.json`, and prints
-the difference of the test AUC for each seed, its mean and standard deviation.
+the difference of the test AUC for each seed, its mean and standard deviation. With `--compare meta`, the flat model
+whose tables were built on meta and made by their recorded rules takes the place of the towers.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ def main() -> None:
     """Prints one line per seed and the summary."""
     parser = argparse.ArgumentParser(description="AUC of towers minus AUC of the flat model, over seeds")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--compare", choices=("towers", "meta"), default="towers", help="what the flat model meets")
     parser.add_argument("--data", type=Path, default=Path("build/demo/flights.npz"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,15 +65,20 @@ def main() -> None:
     for seed in tqdm(range(1, args.seeds + 1), unit="seed"):
         torch.manual_seed(seed)
         flat = build()
-        towers = dmt_plugin.transform(flat, example_batch(), config, "2x2")
-        towers_auc = auc(copy.deepcopy(towers), train, test, seed, config)
+        if args.compare == "towers":
+            other: nn.Module = copy.deepcopy(dmt_plugin.transform(flat, example_batch(), config, "2x2"))
+        else:
+            torch.manual_seed(seed)
+            with dmt_plugin.tables_on_meta():
+                other = build()
+            dmt_plugin.materialize(other, seed=seed)
+        other_auc = auc(other, train, test, seed, config)
         flat_auc = auc(flat, train, test, seed, config)
-        differences.append(towers_auc - flat_auc)
-        tqdm.write(f"seed {seed}: flat {flat_auc:.4f}, towers {towers_auc:.4f}, difference {differences[-1]:+.4f}")
+        differences.append(other_auc - flat_auc)
+        what = f"flat {flat_auc:.4f}, {args.compare} {other_auc:.4f}"
+        tqdm.write(f"seed {seed}: {what}, difference {differences[-1]:+.4f}")
     found = torch.tensor(differences, dtype=torch.float64)
     print(f"difference over {args.seeds} seeds: mean {found.mean():+.4f}, standard deviation {found.std():.4f}")
-
-
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import deepspeed
@@ -36,6 +37,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-steps", type=int, default=None, help="stop early")
     parser.add_argument("--check-step", type=int, default=20, help="save all test logits after this step")
     parser.add_argument("--curve-every", type=int, default=32, help="steps between points of the learning curve")
+    parser.add_argument(
+        "--tables-on-meta", action="store_true", help="build the model without its tables; their owners make the rows"
+    )
     parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
     return deepspeed.add_config_arguments(parser).parse_args()
 
@@ -60,7 +64,8 @@ def main() -> None:
     """Trains, evaluates, and writes `metrics.json` and `logits.pt` on rank 0."""
     args = parse_args()
     torch.manual_seed(args.seed)
-    model = build()
+    with dmt_plugin.tables_on_meta() if args.tables_on_meta else nullcontext():
+        model = build()
     table_params = count_tables(model)
     engine, _, _, _ = dmt_plugin.initialize(
         args=args, model=model, model_parameters=model.parameters(), example_batch=example_batch()

@@ -42,6 +42,7 @@ class Placement:
         host_columns: for each host the columns it sends to its peers (hierarchical route).
         rank_widths: for each rank the width of the rows that it sends into the first exchange of rows: looked up, or
             what this host's tower makes of them there (of other hosts it is not known here, and does not matter).
+        looked_up: for each rank the entries per sample that it looks up.
         loads: the predicted load of each rank.
         route: ``"hierarchical"`` or ``"flat"``.
     """
@@ -53,6 +54,7 @@ class Placement:
     feature_layers: tuple[str, ...] = ()
     host_columns: tuple[tuple[SentColumn, ...], ...] = ()
     rank_widths: tuple[int, ...] = ()
+    looked_up: tuple[int, ...] = ()
     loads: tuple[LaneLoad, ...] = ()
     route: Route = "hierarchical"
 

@@ -15,7 +15,7 @@ DESIGNED = {
     "topology": {"ranks_per_host": "auto"},
     "towers": {"count": "auto", "module": "dlrm", "c": 1, "p": 0, "dim": "auto"},
     "partition": {"strategy": "strided", "file": None, "objective": "coherent", "balance": "count"},
-    "lookup": {"backend": "auto", "optimizer": "rowwise_adagrad", "lr": 0.01, "location": "auto"},
+    "lookup": {"backend": "auto", "optimizer": "auto", "lr": "auto", "location": "auto"},
     "comm": {
         "route": "hierarchical",
         "peer_dtype": "fp32",
@@ -115,7 +115,7 @@ def test_accepted(section):
         ({"comm": {"intra_grad_dtype": "int4"}}, ["dmt.comm.intra_grad_dtype", 'did you mean "int8"', '"auto"']),
         ({"comm": {"timeout_s": 0}}, ["dmt.comm.timeout_s", "above 0"]),
         ({"lookup": {"lr": float("nan")}}, ["dmt.lookup.lr", "number"]),
-        ({"lookup": {"optimizer": "adam"}}, ["dmt.lookup.optimizer", "rowwise_adagrad"]),
+        ({"lookup": {"optimizer": "adamax"}}, ["dmt.lookup.optimizer", "rowwise_adagrad", "adam"]),
         ({"transform": {"on_unsupported": "ignore"}}, ["dmt.transform.on_unsupported", '"error"']),
         ({"transform": {"on_unsupported": "decode"}}, ["dmt.transform.on_unsupported", 'did you mean "decoder"']),
         ({"towers": {"module": "preserv"}}, ["dmt.towers.module", 'did you mean "preserve"']),

@@ -50,6 +50,8 @@ def test_transform_error_survives_pickling():
         ("PairingError", ImportError),
         ("ExchangeError", RuntimeError),
         ("IdRangeError", IndexError),
+        ("MemoryNeedError", MemoryError),
+        ("TablesReleasedError", RuntimeError),
         ("CaptureError", RuntimeError),
     ],
 )

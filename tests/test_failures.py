@@ -166,6 +166,7 @@ def test_a_rank_that_dies_within_deepspeeds_own_sums(how: str, stage: int) -> No
     good, _ = run_ranks(2, failing, ((how, stage),), timeout=100, env=partial(launcher_env, "2x1"), may_die=(BAD,))
     text, seconds = good[how]
     assert text.startswith(f"ExchangeError: rank 0 (host 0, lane 0), step {AT}: "), text
-    assert "DeepSpeed's " in text or "exchange '" in text or "the reduction of the dense gradients" in text, text
+    places = ("DeepSpeed's ", "exchange '", "the reduction of the dense gradients", "the verdict whether all")
+    assert any(place in text for place in places), text
     assert "Nothing was heard of rank 1" in text, text
     assert seconds < LIMIT + PATIENCE_S + 15

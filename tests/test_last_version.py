@@ -86,7 +86,7 @@ def test_a_checkpoint_is_read_in_one_process_and_written_for_another_topology(sa
     assert different(read_state(saved)) == []
     found = find_checkpoint(saved)
     assert found is not None
-    plan = plan_for(found.manifest.tower_plan, Topology(1, 2), "rowwise_adagrad")
+    plan = plan_for(found.manifest.tower_plan, Topology(1, 2))
     reshard(found, plan, tmp_path / "resharded")
     assert different(read_state(tmp_path / "resharded")) == []
 

@@ -16,7 +16,7 @@ from tests._util.layout import Import, circles, files_in, files_of, imports_of
 PACKAGE = "dmt_plugin"
 FILES = files_of(PACKAGE, f"{PACKAGE}.passes", f"{PACKAGE}.integrations")
 
-GRAPHS = {"capture", "plan", "config", "comm", "nn", "planner", "partitioner", "fxtools", "topology", "core"}
+GRAPHS = {"capture", "plan", "config", "comm", "nn", "planner", "partitioner", "fxtools", "tables", "topology", "core"}
 KNOWN = {"passes.base", "passes.facts", "passes.rank_facts"}
 PASSES = GRAPHS | KNOWN
 MODEL = PASSES | {"passes.pipeline", "passes.rank", "passes.logical", "passes.ops", "passes.placement", "model"}
@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "comm": {"core", "topology"},
     "nn": {"core", "comm", "plan"},
     "planner": {"core", "plan", "config", "comm", "topology"},
+    "tables": {"core", "plan"},
     "partitioner": {"core", "plan", "config", "comm", "planner", "topology"},
     "passes.facts": GRAPHS,
     "passes.rank_facts": GRAPHS,

@@ -1,7 +1,8 @@
 """Training with divided tables is training with whole ones: simulated ranks against one process, step after step.
 
-Outputs of every step, all dense and tower parameters, all tables and their optimizers' states after three steps, for
-tables in row ranges, in column ranges and mixed, on both backends and under every update rule. Tolerance: 2e-6 on
+Outputs of every step, all dense and tower parameters, all tables and their optimizers' states after five steps, for
+tables in row ranges, in column ranges and mixed, on both backends and under every update rule (which is itself compared
+with torch's optimizers in ``tests/nn/test_updates.py``). Tolerance: 2e-6 on
 values of order one; epsilon is large enough for Adagrad not to blow up rounding where gradients cancel.
 """
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from dmt_plugin.checkpoint import join_tables
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedModel, place
+from dmt_plugin.nn.lookup.updates import new_states, updated
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.test_placed_laws import loss_of, prepared
@@ -26,7 +29,7 @@ from tests.zoo.catalogue import CATALOGUE
 from tests.zoo.models import ZOO
 
 TOLERANCE = 2e-6
-STEPS = 3
+STEPS = 5
 DENSE_LR, TABLE_LR, EPS = 0.05, 0.1, 1e-2
 
 PLACEMENTS: dict[str, dict[str, Any]] = {
@@ -42,49 +45,47 @@ def batch_size(step: int, rank: int) -> int:
     return (3, 1, 2, 5)[(step + rank) % 4]
 
 
-class TableRule:
-    """The update rules, written for whole tables."""
+class OneTable:
+    """The update of a whole table that has a dense gradient: rows whose gradient is not zero were looked up."""
 
-    def __init__(self, name: str, tables: dict[str, nn.Parameter]) -> None:
-        self.name, self.tables = name, tables
-        self.sums: dict[str, Tensor] = {}
-        for table, weight in tables.items():
-            if name != "sgd":
-                self.sums[table] = torch.zeros(weight.shape if name == "adagrad" else weight.shape[:1])
+    def __init__(self, rule: Rule, weight: nn.Parameter) -> None:
+        self.rule, self.weight, self.steps = rule, weight, 0
+        self.states = new_states(rule, *weight.shape, weight.device)
 
     @torch.no_grad()
     def step(self) -> None:
-        for table, weight in self.tables.items():
-            gradient = weight.grad
-            assert gradient is not None
-            if self.name == "sgd":
-                weight -= TABLE_LR * gradient
-                continue
-            squares = gradient**2
-            self.sums[table] += squares if self.name == "adagrad" else squares.mean(1)
-            root = self.sums[table].sqrt() + EPS
-            weight -= TABLE_LR * gradient / (root if self.name == "adagrad" else root[:, None])
+        gradient = self.weight.grad
+        assert gradient is not None
+        self.steps += 1
+        seen = gradient.abs().sum(1) > 0
+        kept = {key: state[seen] for key, state in self.states.items()}
+        self.weight[seen] = updated(self.rule, self.rule.lr, self.steps, self.weight[seen], gradient[seen], kept)
+        for key, state in self.states.items():
+            state[seen] = kept[key]
 
 
 State = tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]
 
 
-def one_process(logical: TowerModel, rule: str, batches: list[list[Any]]) -> State:
+def one_process(logical: TowerModel, config: DMTConfig, batches: list[list[Any]]) -> State:
     """Outputs by step and rank, parameters, optimizer states."""
     model = copy.deepcopy(logical).train()
     named = dict(model.named_parameters())
-    names = {t.parameter for t in model.plan.tables}
-    tables = TableRule(rule, {n: named[n] for n in sorted(names)})
-    dense = torch.optim.SGD([p for n, p in named.items() if n not in names], lr=DENSE_LR)
+    tables = {
+        t.parameter: OneTable(config.lookup.rule_of(t.name, t.parameter), named[t.parameter]) for t in model.plan.tables
+    }
+    dense = torch.optim.SGD([p for n, p in named.items() if n not in tables], lr=DENSE_LR)
     outputs: list[Tensor] = []
     for of_ranks in batches:
         model.zero_grad()
         found = [model(*batch) for batch in of_ranks]
         sum(loss_of(out, 7) for out in found).div(len(of_ranks)).backward()
         dense.step()
-        tables.step()
+        for table in tables.values():
+            table.step()
         outputs += [out.detach().reshape(-1) for out in found]
-    return outputs, {n: p.detach() for n, p in named.items()}, tables.sums
+    states = {f"{key} {n}": state for n, table in tables.items() for key, state in table.states.items()}
+    return outputs, {n: p.detach() for n, p in named.items()}, states
 
 
 def many_ranks(logical: TowerModel, config: DMTConfig, topology: Topology, batches: list[list[Any]]) -> State:
@@ -109,14 +110,15 @@ def many_ranks(logical: TowerModel, config: DMTConfig, topology: Topology, batch
         outputs += SimulatedWorld(topology).run(program)
         update_dense(models)
     weights: dict[str, Tensor] = {}
-    sums: dict[str, Tensor] = {}
+    states: dict[str, dict[str, Tensor]] = {}
     for model in models:
         for table in model.lookup.tables:
             weights[table] = model.lookup.table_weight(table)
-            if rule_keeps := model.lookup.optimizer_state(table):
-                sums[table] = rule_keeps["sum"]
+            for key, state in model.lookup.optimizer_state(table).items():
+                states.setdefault(key, {})[table] = state
     found = {n: p.detach() for model in models for n, p in model.named_parameters()}
-    return outputs, {**found, **join_tables(logical.plan, weights)}, join_tables(logical.plan, sums)
+    joined = {f"{key} {n}": t for key, own in states.items() for n, t in join_tables(logical.plan, own).items()}
+    return outputs, {**found, **join_tables(logical.plan, weights)}, joined
 
 
 @torch.no_grad()
@@ -150,12 +152,18 @@ def worst(a: Tensor, b: Tensor) -> float:
 def trained(
     name: str, topology: str, placement: str, rule: str, backend: str, towers: dict[str, Any], **comm: Any
 ) -> list[str]:
+    settings = OPTIONS.get(rule, {"optimizer": rule})
     torch.manual_seed(0)
     where = Topology.parse(topology)
     flat, batch = MODELS[name]()
     config = DMTConfig.model_validate(
         {
-            "lookup": {"backend": backend, "optimizer": rule, "lr": TABLE_LR, "eps": EPS},
+            "lookup": {
+                "backend": backend,
+                "lr": TABLE_LR,
+                **({} if settings["optimizer"] == "sgd" else {"eps": EPS}),
+                **settings,
+            },
             "placement": PLACEMENTS[placement] if name == "multi_hot_dlrm" or placement != "mixed" else {},
             "towers": towers,
             "comm": comm,
@@ -163,7 +171,7 @@ def trained(
     )
     logical = transform(prepared(flat), batch(5, 0), config, where)
     batches = [[batch(batch_size(k, r), 100 * k + r) for r in range(where.world_size)] for k in range(STEPS)]
-    expected = one_process(logical, rule, batches)
+    expected = one_process(logical, config, batches)
     moved = worst(expected[1][logical.plan.tables[0].parameter], dict(logical.named_parameters())[
         logical.plan.tables[0].parameter].detach())  # fmt: skip
     assert moved > 1e-4, "the tables are not trained"
@@ -174,9 +182,30 @@ SPTT = {"module": "none"}
 MODULES = {"module": "dlrm", "c": 1, "p": 1, "dim": 4}
 
 
-# Columns under row-wise Adagrad are refused (tests/passes/test_table_parts.py).
+# Columns under rules that compute with a whole row are refused (tests/passes/test_table_parts.py).
 RULES = [("rows", rule) for rule in ("sgd", "adagrad", "rowwise_adagrad")]
 RULES += [(placement, rule) for placement in ("columns", "mixed") for rule in ("sgd", "adagrad")]
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "momentum sgd": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "clipped sgd": {"optimizer": "sgd", "clip_value": 0.01},
+    "adagrad that begins": {"optimizer": "adagrad", "initial_accumulator_value": 0.5, "weight_decay": 0.1},
+    "rowwise that begins": {"optimizer": "rowwise_adagrad", "initial_accumulator_value": 0.5, "clip_norm": 0.02},
+    "adam": {"optimizer": "adam", "betas": [0.8, 0.95], "weight_decay": 0.1},
+    "adamw": {"optimizer": "adam", "weight_decay": 0.1, "decoupled_weight_decay": True},
+    "partial_rowwise_adam": {"optimizer": "partial_rowwise_adam"},
+    "lamb": {"optimizer": "lamb", "weight_decay": 0.1, "trust_ratio": [0.1, 5.0]},
+    "by table": {"optimizer": "sgd", "tables": {"*1": {"optimizer": "adam", "lr": 0.02}, "bags.field_2": {"lr": 0.3}}},
+}
+BY_ENTRY = ("momentum sgd", "clipped sgd", "adagrad that begins", "adam", "adamw", "by table")
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize(
+    ("placement", "rule"), [("rows", r) for r in OPTIONS] + [("mixed", r) for r in BY_ENTRY] + [("whole", "adam")]
+)
+def test_every_option(placement: str, rule: str, backend: str) -> None:
+    assert trained("multi_hot_dlrm", "2x2", placement, rule, backend, MODULES) == []
 
 
 @pytest.mark.parametrize("backend", ["torch", "fbgemm"])

@@ -189,6 +189,9 @@ class Labels:
         self._label_call(engine.optimizer, "zero_grad", Where(OPTIMIZER, "dense"))
         self._label_call(engine.dmt.lookup, "step", Where(OPTIMIZER, "tables"))
         self._label_call(engine.dmt.lookup, "zero_grad", Where(OPTIMIZER, "tables"))
+        if (verdict := getattr(engine, "_bad_steps", None)) is not None:
+            for name in ("bad", "begin", "_arrived"):
+                self._label_call(verdict, name, Where(OPTIMIZER, "all finite"))
 
     def _label_ahead(self, engine: Any) -> None:
         """What an engine does ahead or in the backward pass, if it does: ids of the next batch, sums of gradients."""

@@ -35,6 +35,8 @@ _PHASES = {
 KNOWN_REST = {_LOOP.detail, *(where.detail for where in _PHASES)}
 """Names of ``rest`` that are Python's and the engine's own time; any other is something that no rule covers."""
 _LOSS = Where(DENSE, "loss")
+_COLLECTED = f"{_NODE}_WatchedBackward"
+"""Where the lookup takes the gradients of its rows, for an update that waits for the end of the step."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def _spans(step: Any, events: Sequence[Any], counts: Sequence[int], wheres: Sequ
 
 def _maker(event: Any, counts: Sequence[int], wheres: Sequence[Where]) -> Where:
     """The part of the forward pass that made an autograd node."""
+    if event.name == _COLLECTED:
+        return Where("lookup", "gradients of rows")
     place = bisect.bisect_right(counts, event.sequence_nr) - 1
     if event.sequence_nr < 0 or place < 0:
         return Where(REST, event.name.removeprefix(_NODE))

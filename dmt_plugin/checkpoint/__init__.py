@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dmt_plugin.checkpoint.folder import find_checkpoint
-    from dmt_plugin.checkpoint.logical import gather_state, join_tables, logical_name, to_flat
+    from dmt_plugin.checkpoint.logical import gather_state, join_tables, to_flat
     from dmt_plugin.checkpoint.manifest import Manifest
+    from dmt_plugin.checkpoint.names import logical_name
     from dmt_plugin.checkpoint.single import load_checkpoint, read_state
 
 _HOMES = {
     "Manifest": "manifest", "find_checkpoint": "folder", "gather_state": "logical", "join_tables": "logical",
-    "load_checkpoint": "single", "logical_name": "logical", "read_state": "single", "to_flat": "logical",
+    "load_checkpoint": "single", "logical_name": "names", "read_state": "single", "to_flat": "logical",
 }  # fmt: skip
 
 __all__ = [

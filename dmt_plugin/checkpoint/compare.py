@@ -47,7 +47,7 @@ def check_tensors(
     other = [
         f"{name} {list(stored[name].shape)} {stored[name].dtype} instead of {list(entry.shape)} {entry.dtype}"
         for name, entry in sorted(wanted.items())
-        if name in stored and not _fits(stored[name], entry)
+        if name in stored and not fits(stored[name], entry)
     ]
     partial = sorted(name for name, entry in stored.items() if volumes.get(name, 0) != prod(entry.shape))
     problems = [
@@ -113,7 +113,7 @@ def _meaning(plan: TowerPlan) -> dict[str, Any]:
     }
 
 
-def _fits(stored: TensorEntry, wanted: TensorEntry) -> bool:
+def fits(stored: TensorEntry, wanted: TensorEntry) -> bool:
     """Numbers of another precision are converted; whole numbers are not made of others."""
     if tuple(stored.shape) != tuple(wanted.shape):
         return False

@@ -33,8 +33,9 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from dmt_plugin.checkpoint.manifest import TensorEntry
+from dmt_plugin.checkpoint.stored import Reader, Writer
 
-#: Entries of the largest block that is written, and read, at once.
+#: Entries of the largest block that is written at once.
 BLOCK = 1 << 24
 
 
@@ -90,7 +91,7 @@ def write_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup
     with quiet():
         dcp.save(
             {},
-            storage_writer=dcp.FileSystemWriter(folder, sync_files=True),
+            storage_writer=Writer(folder),
             planner=SavePlanner(blocks(pieces)),
             process_group=group,
             no_dist=group is None,
@@ -111,7 +112,7 @@ def read_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup 
     with quiet(), torch.no_grad():
         dcp.load(
             {},
-            storage_reader=dcp.FileSystemReader(folder),
+            storage_reader=Reader(folder),
             planner=_LoadPlanner(pieces),
             process_group=group,
             no_dist=group is None,
@@ -120,12 +121,13 @@ def read_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup 
 
 def stored_tensors(folder: Path) -> dict[str, dcp.TensorStorageMetadata]:
     """Sizes and pieces of the tensors in a folder."""
-    metadata = dcp.FileSystemReader(folder).read_metadata()
+    metadata = Reader(folder).read_metadata()
     return {k: v for k, v in metadata.state_dict_metadata.items() if isinstance(v, dcp.TensorStorageMetadata)}
 
 
-def blocks(pieces: Iterable[Piece], limit: int = BLOCK) -> list[Piece]:
-    """The pieces, those of more than ``limit`` entries cut into blocks of rows."""
+def blocks(pieces: Iterable[Piece], limit: int | None = None) -> list[Piece]:
+    """The pieces, those of more than ``limit`` entries (default: :data:`BLOCK`) cut into blocks of rows."""
+    limit = BLOCK if limit is None else limit
     found: list[Piece] = []
     for piece in pieces:
         rows = piece.values.shape[0] if piece.values.dim() else 1

@@ -22,9 +22,11 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, Found, check_content, entry_of, rank_file
-from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, read_pieces, stored_tensors
+from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, stored_tensors
+from dmt_plugin.checkpoint.rows import as_matrix
 from dmt_plugin.checkpoint.single import check_whole
 from dmt_plugin.checkpoint.state import MODEL, TABLE_OPTIMIZER
+from dmt_plugin.checkpoint.stored import Writer, stored_rows
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.plan.tables import TableShard, check_runnable
 from dmt_plugin.plan.tower_plan import TowerPlan
@@ -33,13 +35,12 @@ from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, TableUse
 from dmt_plugin.topology.shape import Topology
 
 
-def plan_for(plan: TowerPlan, topology: Topology, optimizer: str) -> TowerPlan:
+def plan_for(plan: TowerPlan, topology: Topology) -> TowerPlan:
     """The plan with its towers on another topology.
 
     Args:
         plan: the saved one.
         topology: hosts and lanes.
-        optimizer: of the tables.
 
     Raises:
         ConfigError: the towers cannot be spread over so many hosts.
@@ -52,7 +53,7 @@ def plan_for(plan: TowerPlan, topology: Topology, optimizer: str) -> TowerPlan:
         uses.append(TableUse(table, ids, table.dim * len(own)))
         host_of[table.name] = hosts[plan.tower_of(own[0].name)]
     rules = PlacementRules("table_wise", overrides={name: split.kind for name, split in plan.table_splits.items()})
-    placed = place_tables(uses, host_of, topology, rules, CostModel(optimizer, topology.ranks_per_host))
+    placed = place_tables(uses, host_of, topology, rules, CostModel(members=topology.ranks_per_host))
     return dataclasses.replace(
         plan, topology=str(topology), tower_hosts=hosts, table_lanes=placed.lanes, table_splits=placed.splits
     )
@@ -104,7 +105,7 @@ def reshard(found: Found, plan: TowerPlan, save_dir: str | Path) -> Path:
     with quiet():
         dcp.save(
             {},
-            storage_writer=dcp.FileSystemWriter(temporary / STATE, sync_files=True),
+            storage_writer=Writer(temporary / STATE),
             planner=_Copy(found, blocks(_pieces(found, plan, stored))),
             no_dist=True,
         )
@@ -153,15 +154,17 @@ def _place(shard: TableShard | None, size: tuple[int, ...]) -> tuple[tuple[int, 
 
 
 class _Copy(SavePlanner):
-    """Reads each block when it is to be written."""
+    """Reads each block when it is to be written, all of them into the same memory."""
 
     def __init__(self, found: Found, pieces: list[Piece]) -> None:
         super().__init__(pieces)
-        self._found = found
+        self._stored = stored_rows(found.state)
+        self._memory = torch.empty(max((piece.values.nbytes for piece in pieces), default=0), dtype=torch.uint8)
 
     def lookup_object(self, index: MetadataIndex) -> Any:
         """The values of a block."""
         piece = self.piece(index)
-        values = torch.empty(piece.values.shape, dtype=piece.values.dtype)
-        read_pieces([dataclasses.replace(piece, values=values)], self._found.state, None)
+        values = self._memory[: piece.values.nbytes].view(piece.values.dtype).view(piece.values.shape)
+        places = [range(first, first + length) for first, length in zip(piece.offsets, values.shape, strict=True)]
+        self._stored[piece.name].fill(places[0], (*places[1:], range(1))[0], as_matrix(values))
         return values

@@ -14,14 +14,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.checkpoint.logical import logical_name
+from dmt_plugin.checkpoint.manifest import TensorEntry
+from dmt_plugin.checkpoint.names import logical_name
 from dmt_plugin.checkpoint.pieces import Piece, vector
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.model.placed import PlacedModel
@@ -71,27 +73,51 @@ class Targets:
                 target.copy_(staged)
 
 
-def table_pieces(lookup: Any, plan: TowerPlan, optimizer: bool = True) -> list[Piece]:
+@dataclass(frozen=True)
+class StoredTable:
+    """Where the rows of a table are that is stored.
+
+    Attributes:
+        first_row: the first, in the parameter that was stored.
+        rows: their number.
+        of: rows of that parameter.
+    """
+
+    first_row: int
+    rows: int
+    of: int
+
+
+def table_pieces(
+    lookup: Any, plan: TowerPlan, optimizer: bool = True, stored: Mapping[str, StoredTable] | None = None
+) -> list[Piece]:
     """Pieces of this rank's tables; they share the tables' memory.
 
     Args:
         lookup: this rank's tables.
         plan: the plan that divided them.
         optimizer: also of their optimizer's state.
+        stored: to read them from where they had other places, or fewer rows, by the tables' names: pieces are of the
+            rows that are stored. Default: they are stored as they are here.
     """
     sizes = table_sizes(plan)
     found: list[Piece] = []
     for name in lookup.tables:
         shard = plan.shard(name)
-        parameter = shard.table.parameter
-        rows, dim = sizes[parameter]
-        first = shard.table.first_row + shard.first_row
-        offsets = (first, shard.first_column)
-        found.append(Piece(MODEL + parameter, "table", (rows, dim), offsets, lookup.table_weight(name)))
+        table = shard.table
+        rows, dim = sizes[table.parameter]
+        place = StoredTable(table.first_row, table.rows, rows) if stored is None else stored.get(table.name)
+        count = 0 if place is None else min(shard.rows, place.rows - shard.first_row)
+        if place is None or count <= 0:
+            continue
+        first = place.first_row + shard.first_row
+        weight = lookup.table_weight(name)[:count]
+        found.append(Piece(MODEL + table.parameter, "table", (place.of, dim), (first, shard.first_column), weight))
         if not optimizer:
             continue
         for key, values in lookup.optimizer_state(name).items():
-            found.append(_table_state(f"{TABLE_OPTIMIZER}{key}.{parameter}", shard, rows, dim, first, values))
+            whole = _table_state(f"{TABLE_OPTIMIZER}{key}.{table.parameter}", shard, place.of, dim, first, values)
+            found.append(dataclasses.replace(whole, values=whole.values[:count]))
     return found
 
 
@@ -129,7 +155,7 @@ def module_pieces(
     """
     skipped = set(left_out)
     found: list[Piece] = []
-    for name, kind, in_tower, value in _members(placed):
+    for name, kind, in_tower, value in members(placed):
         if name in skipped:
             continue
         if id(value) in masters:
@@ -146,7 +172,7 @@ def module_targets(placed: PlacedModel, masters: Masters, left_out: Iterable[str
     """Where this rank reads dense and tower modules into; arguments as for :func:`module_pieces`."""
     skipped = set(left_out)
     targets = Targets()
-    for name, kind, _, value in _members(placed):
+    for name, kind, _, value in members(placed):
         if name in skipped:
             continue
         targets.add(MODEL + name, kind, value)
@@ -155,6 +181,18 @@ def module_targets(placed: PlacedModel, masters: Masters, left_out: Iterable[str
                 Piece(MODEL + name, kind, (value.numel(),), (part.start,), part.values.detach(), tuple(value.shape))
             )
     return targets
+
+
+def entries(placed: PlacedModel) -> dict[str, TensorEntry]:
+    """What this rank's model consists of, by logical name: all tables, and what it holds of everything else."""
+    types = {placed.plan.shard(n).table.parameter: placed.lookup.table_weight(n).dtype for n in placed.lookup.tables}
+    found = {
+        name: TensorEntry("table", size, str(types.get(name, torch.float32)).removeprefix("torch."))
+        for name, size in table_sizes(placed.plan).items()
+    }
+    for name, kind, _, value in members(placed):
+        found[name] = TensorEntry(kind, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+    return found
 
 
 def parameter_names(placed: PlacedModel) -> dict[int, str]:
@@ -170,25 +208,25 @@ def frozen_names(placed: PlacedModel) -> list[str]:
 
 def own_buffers(placed: PlacedModel) -> dict[str, Tensor]:
     """Copies of this rank's buffers by logical name."""
-    return {name: value.detach().cpu().clone() for name, kind, _, value in _members(placed) if kind == "buffer"}
+    return {name: value.detach().cpu().clone() for name, kind, _, value in members(placed) if kind == "buffer"}
 
 
 @torch.no_grad()
-def load_own_buffers(placed: PlacedModel, saved: Mapping[str, Tensor]) -> None:
-    """Puts back what :func:`own_buffers` gave, where it fits."""
-    for name, kind, _, value in _members(placed):
-        if kind == "buffer" and name in saved and saved[name].shape == value.shape:
+def load_own_buffers(placed: PlacedModel, saved: Mapping[str, Tensor], but: Collection[str] = ()) -> None:
+    """Puts back what :func:`own_buffers` gave, where it fits; those named by ``but`` stay as they are."""
+    for name, kind, _, value in members(placed):
+        if kind == "buffer" and name in saved and name not in but and saved[name].shape == value.shape:
             value.copy_(saved[name])
 
 
-def _members(placed: PlacedModel) -> list[tuple[str, str, bool, Tensor]]:
+def members(placed: PlacedModel) -> list[tuple[str, str, bool, Tensor]]:
     """Logical name, kind, whether it is a tower's, and tensor of everything in the state of the placed model.
 
     Raises:
         CheckpointError: a module has a state that is no tensor.
     """
     found: list[tuple[str, str, bool, Tensor]] = []
-    for full, value in placed.state_dict(keep_vars=True).items():
+    for full, value in placed.own_state(keep_vars=True).items():
         name = logical_name(full)
         if not isinstance(value, Tensor):
             raise CheckpointError(

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from tqdm import tqdm
 
 from dmt_plugin.checkpoint import reshard as resharding
 from dmt_plugin.checkpoint.compare import check_towers
-from dmt_plugin.checkpoint.folder import check_content, whole_file
+from dmt_plugin.checkpoint.delta import write_delta
+from dmt_plugin.checkpoint.delta_apply import apply_delta, size_of_delta
+from dmt_plugin.checkpoint.folder import check_content
 from dmt_plugin.checkpoint.pieces import stored_tensors
-from dmt_plugin.checkpoint.single import check_whole, read_state, the_checkpoint
-from dmt_plugin.core.sizes import say_bytes
+from dmt_plugin.checkpoint.safetensors_file import SUFFIX
+from dmt_plugin.checkpoint.single import check_whole, the_checkpoint, write_flat
+from dmt_plugin.checkpoint.state import MODEL
+from dmt_plugin.core.sizes import parse_bytes, say_bytes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -26,6 +32,14 @@ app = typer.Typer(
     help="Look at checkpoints of tower-decomposed models, and take them elsewhere.",
     no_args_is_help=True,
 )
+
+
+class FlatFormat(str, enum.Enum):
+    """How ``to-flat`` writes."""
+
+    torch = "torch"
+    safetensors = "safetensors"
+
 
 Folder = Annotated[
     Path, typer.Argument(help="The folder that save_checkpoint was given, or that of one checkpoint in it.")
@@ -61,22 +75,39 @@ def inspect(
 @app.command("to-flat")
 def to_flat(
     folder: Folder,
-    output: Annotated[Path, typer.Argument(help="File to write, for torch.load: a dict of tensors by name.")],
+    output: Annotated[
+        str,
+        typer.Argument(
+            help="FILE.safetensors; a folder, if it is there or ends in /, for .safetensors files with an index; any "
+            "other name: a file for torch.load, a dict of tensors by name."
+        ),
+    ],
     tag: Tag = None,
+    kind: Annotated[
+        FlatFormat | None, typer.Option("--format", help="torch or safetensors, whatever the name says.")
+    ] = None,
+    file_size: Annotated[str, typer.Option(help="Of each file in a folder at most, such as 4GiB.")] = "4GiB",
 ) -> None:
     """Write the trained model as one state dict with the user's own names.
 
     Without tower modules it is the flat model's: model.load_state_dict(torch.load(FILE)). With them, it is that of the
-    tower model which dmt_plugin.transform makes in one process. The whole model must fit into memory.
+    tower model which dmt_plugin.transform makes in one process. It is written block by block: no table is ever whole in
+    memory.
     """
 
+    try:
+        limit = parse_bytes(file_size)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--file-size") from error
     found = the_checkpoint(folder, tag)
-    state = read_state(found.path)
-    with whole_file(output) as stream:
-        torch.save(state, stream)
-    size = say_bytes(sum(tensor.nbytes for tensor in state.values()))
+    names = [name for name in found.manifest.tensors if name.startswith(MODEL)]
+    total = sum(found.manifest.tensors[name].bytes for name in names)
+    safetensors = output.endswith((SUFFIX, "/")) or Path(output).is_dir()
+    chosen = kind or (FlatFormat.safetensors if safetensors else FlatFormat.torch)
+    with _bar("to-flat", total) as bar:
+        size = say_bytes(write_flat(found, output, chosen.value, limit, bar.update))
     whose = "the flat model" if found.manifest.semantic_preserving else "the tower model (dmt_plugin.transform)"
-    typer.echo(f"{output}: {len(state)} tensors, {size}, of {whose} after {found.manifest.steps['global_steps']} steps")
+    typer.echo(f"{output}: {len(names)} tensors, {size}, of {whose} after {found.manifest.steps['global_steps']} steps")
     unread = [*found.manifest.never_run, *found.manifest.left_out]
     if unread:
         typer.echo(f"not in it, as no rank trains them: {', '.join(unread)}")
@@ -105,7 +136,7 @@ def reshard(
     found = the_checkpoint(folder, tag)
     manifest, topology = found.manifest, Topology.parse(to)
     if plan is None:
-        made = resharding.plan_for(manifest.tower_plan, topology, manifest.training["tables"]["optimizer"])
+        made = resharding.plan_for(manifest.tower_plan, topology)
     else:
         made = TowerPlan.load(plan)
         made.check(model=manifest.tower_plan.model, topology=topology)
@@ -127,6 +158,59 @@ def reshard(
         return
     place = resharding.reshard(found, made, output)
     console.print(f"written: {place}", highlight=False)
+
+
+@app.command("delta")
+def delta(
+    old: Annotated[Path, typer.Argument(help="The older checkpoint: its folder.")],
+    new: Annotated[Path, typer.Argument(help="The newer checkpoint: its folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+) -> None:
+    """Write what changed from one checkpoint to another, as one file.
+
+    Of tables and of their optimizer's state it has the rows that changed, of the rest all that changed. `dmt checkpoint
+    apply-delta` makes the newer checkpoint of the older one and this file. It is written block by block: no table is
+    ever whole in memory.
+    """
+
+    before, after = the_checkpoint(old), the_checkpoint(new)
+    total = sum(entry.bytes for entry in after.manifest.tensors.values())
+    with _bar("delta", total) as bar:
+        made = write_delta(before, after, output, bar.update)
+    shown = Table(title=f"{before.path.name} to {after.path.name}")
+    for heading in ("table", "rows", "changed", "", "bytes, with optimizer state"):
+        shown.add_column(heading, justify="left" if heading == "table" else "right")
+    for name, table in made.tables.items():
+        share = f"{table.changed / max(1, table.rows):.1%}"
+        shown.add_row(name, f"{table.rows:,}", f"{table.changed:,}", share, say_bytes(table.bytes))
+    console = Console()
+    console.print(shown)
+    rows, changed = (sum(getattr(t, key) for t in made.tables.values()) for key in ("rows", "changed"))
+    for line in (
+        f"{changed:,} of {rows:,} rows of tables changed; of the other {made.others} tensors, states included, "
+        f"{len(made.changed)} ({say_bytes(made.other_bytes)})",
+        f"{output}: {say_bytes(made.bytes)}; the checkpoint has {say_bytes(made.whole)}",
+    ):
+        console.print(line, highlight=False, markup=False)
+
+
+@app.command("apply-delta")
+def apply(
+    old: Annotated[Path, typer.Argument(help="The older checkpoint, which the delta was made from: its folder.")],
+    file: Annotated[Path, typer.Argument(help="What `dmt checkpoint delta` wrote.", metavar="DELTA")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder that gets the checkpoint, by its tag.")],
+) -> None:
+    """Make the newer checkpoint of a delta and the older checkpoint; its files are the same byte for byte."""
+
+    before = the_checkpoint(old)
+    with _bar("apply-delta", size_of_delta(file)) as bar:
+        place = apply_delta(before, file, output, bar.update)
+    typer.echo(f"written: {place}")
+
+
+def _bar(what: str, total: int) -> Any:
+    """Progress, for people who look at a terminal."""
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
 
 
 def summary(found: Any) -> list[str]:

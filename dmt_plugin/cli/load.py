@@ -24,7 +24,8 @@ from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.core.errors import CaptureError, ConfigError
 from dmt_plugin.core.modes import in_mode
 from dmt_plugin.core.user_code import call_factory, line_of, load_factory, load_module
-from dmt_plugin.model.same_outputs import can_run
+from dmt_plugin.model.same_outputs import rows_on_demand
+from dmt_plugin.tables.on_demand import RowsNotMadeError
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def load(model: str, config: str | None, batch: str | None) -> Loaded:
         built, own = built
     _require_module(built, model)
     source, value = _batch(module, model, batch, own, dmt.transform.example_batch)
-    return Loaded(built, _fitting(value, built, source), dmt, ds_config, read)
+    return Loaded(built, _fitting(value, built, source, dmt), dmt, ds_config, read)
 
 
 def importable_here() -> None:
@@ -134,20 +135,21 @@ def _batch(module: ModuleType, model: str, batch: str | None, own: Any, configur
     )
 
 
-def _fitting(value: Any, model: nn.Module, source: str) -> ExampleBatch:
-    """The batch as a call of the model that works, on a model that has weights."""
+def _fitting(value: Any, model: nn.Module, source: str, config: DMTConfig) -> ExampleBatch:
+    """The batch as a call of the model that works, on a model that can be called."""
     try:
         example = example_of(value, model)
         InputBinder(model.forward, example)
     except CaptureError as error:
         raise ConfigError(f"the example batch ({source}) does not fit the model. {error}") from error
-    if can_run(model):
-        try:
-            with in_mode(model, training=False), torch.no_grad():
-                model(*example.args, **example.kwargs)
-        except Exception as error:
-            raise ConfigError(
-                f"the model does not take the example batch ({source}): {type(model).__name__} raised "
-                f"{type(error).__name__}: {error}{line_of(error)}. Give a batch that the model can be called with."
-            ) from error
+    try:
+        with rows_on_demand(model, example, config.lookup).held_by(model), in_mode(model, False), torch.no_grad():
+            model(*example.args, **example.kwargs)
+    except RowsNotMadeError:
+        return example  # weights without values: what can be done with shapes is done
+    except Exception as error:
+        raise ConfigError(
+            f"the model does not take the example batch ({source}): {type(model).__name__} raised "
+            f"{type(error).__name__}: {error}{line_of(error)}. Give a batch that the model can be called with."
+        ) from error
     return example

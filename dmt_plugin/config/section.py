@@ -23,6 +23,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
 from dmt_plugin.config.base import IntOrAuto, PositiveInt, Section
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
+from dmt_plugin.config.dense_rules import of_settings
+from dmt_plugin.config.lookup import LookupConfig
 from dmt_plugin.config.messages import near_miss, refuse, say_problems
 from dmt_plugin.config.placement import PlacementConfig
 from dmt_plugin.config.towers import TowersConfig
@@ -106,36 +109,6 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "seed": ("learned", "graph", "random"),
     **dict.fromkeys(("balance", "bound", "cost", "pin", "together", "apart", "groups"), _BALANCED),
 }
-
-
-class LookupConfig(Section):
-    """How embedding rows are looked up and trained."""
-
-    backend: Literal["auto", "fbgemm", "torch"] = Field(
-        default="auto", description='"fbgemm", "torch" (the exact reference), or fbgemm wherever it serves.'
-    )
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd"] = Field(
-        default="rowwise_adagrad", description="Update rule of the tables, applied in the backward pass."
-    )
-    lr: float = Field(default=0.01, ge=0, description="Learning rate of the tables.")
-    schedule: Literal["constant", "follow"] = Field(
-        default="constant",
-        description='"follow": lr times what the dense part\'s learning rate is to the one it began with, so that a '
-        'scheduler holds for tables too; "constant": lr all the time.',
-    )
-    eps: float = Field(default=1e-8, ge=0, description="Added to the root of Adagrad's denominator.")
-    accumulation: Literal["accumulate", "per_micro_batch"] = Field(
-        default="accumulate",
-        description='Where several micro-batches make one step: "accumulate": tables are updated once per step, by the '
-        'sum of the gradients, as dense parameters are; "per_micro_batch": after every backward pass, by that '
-        "micro-batch's share.",
-    )
-    location: Literal["auto", "host", "device", "managed", "managed_caching"] = Field(
-        default="auto",
-        description='Memory that holds the tables. "auto", "device": that of the device that computes; "managed": '
-        'host memory that an accelerator reads through unified memory; "managed_caching": the same with a cache of '
-        'rows on the accelerator; "host": host memory, on an accelerator as "managed_caching".',
-    )
 
 
 class CommConfig(Section):
@@ -310,7 +283,8 @@ def read_dmt_config(ds_config: Mapping[str, Any], source: str = "config") -> DMT
         config = DMTConfig.model_validate(dict(section))
     except ValidationError as error:
         refuse(source, say_problems(error, DMTConfig))
-    return config if config.enabled else None
+    lookup = config.lookup.trained_as(of_settings(DeepSpeedSettings(ds_config)))
+    return config.model_copy(update={"lookup": lookup}) if config.enabled else None
 
 
 def _from_base64(text: str) -> str | None:

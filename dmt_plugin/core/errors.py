@@ -41,12 +41,41 @@ class ExchangeError(DMTError, RuntimeError):
     """A collective failed or ran into its time limit."""
 
 
+class MemoryNeedError(DMTError, MemoryError):
+    """A model needs more memory than the machine, or the control group that its ranks are in, has left."""
+
+
 class CheckpointError(DMTError, RuntimeError):
     """A checkpoint is not whole, does not fit the model, or could not be written."""
 
 
+class TableInitError(DMTError, ValueError):
+    """There is no rule for the rows of a table that has none, or it cannot be recorded."""
+
+
 class DataError(DMTError, ValueError):
     """A loader does not fit the model, the other ranks' loaders, or the position it is to go on from."""
+
+
+class TablesReleasedError(DMTError, RuntimeError):
+    """The tables of a flat model were used after ``initialize`` had given their rows to the ranks that own them.
+
+    Args:
+        what: what was asked for.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(
+            f"{what} is not possible: since dmt_plugin.initialize each rank holds its own rows of the tables and "
+            "nothing else, so no process has the whole model. On every rank, call dmt_plugin.to_flat(engine) for the "
+            "trained model, engine.gather_state() for its state dict (gather_state(out=...) for files), "
+            "engine.save_checkpoint(folder) to go on from later, and engine.load_flat_state(state or path) to load a "
+            "state dict of the flat model. For a penalty on the embeddings in the loss set dmt.lookup.weight_decay."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.what,))
 
 
 class ReportError(DMTError, ValueError):

@@ -141,7 +141,8 @@ def line_of(error: BaseException) -> str:
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith("<frozen") and not Path(f.filename).is_relative_to(Path(importlib.__file__).parent)
+        if not f.filename.startswith("<frozen")
+        and not Path(f.filename).is_relative_to(Path(importlib.__file__).parent)
         and Path(f.filename) != _HERE
     ]
     if not frames:

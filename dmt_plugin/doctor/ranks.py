@@ -108,7 +108,7 @@ class Ranks:
         from deepspeed.accelerator import get_accelerator
         from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 
-        from dmt_plugin.integrations.deepspeed.initialize import connect, select_device
+        from dmt_plugin.integrations.deepspeed.connect import connect, select_device
 
         connect(TORCH_DISTRIBUTED_DEFAULT_PORT, None, self.limit_s)
         select_device(None)

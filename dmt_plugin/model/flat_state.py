@@ -73,6 +73,34 @@ def state_map(flat: Iterable[str], towers: Iterable[str], changes: Sequence[Chan
     return StateMap(tuple(same), new)
 
 
+def check_flat_state(
+    own: Mapping[str, tuple[int, ...]], found: StateMap, given: Mapping[str, tuple[int, ...]]
+) -> LoadedState:
+    """What becomes of a state of a trained flat model in a tower model.
+
+    Args:
+        own: shapes of the state of the tower model, by name.
+        found: what it shares with that of the flat model.
+        given: shapes of the state of the flat model.
+
+    Raises:
+        DMTError: a part that should continue is missing, or has another shape.
+    """
+    missing = [name for name in found.same if name not in given]
+    wrong = {
+        name: f"{tuple(given[name])} instead of {tuple(own[name])}"
+        for name in found.same
+        if name in given and tuple(given[name]) != tuple(own[name])
+    }
+    if missing or wrong:
+        raise DMTError(
+            f"this is not the state of the flat model: missing {missing}, of another shape {wrong}. Pass "
+            "flat_model.state_dict() of the model that was transformed, before its layers changed their sizes."
+        )
+    same = set(found.same)
+    return LoadedState(found.same, tuple(found.new), tuple(name for name in given if name not in same))
+
+
 def load_flat_state(own: Mapping[str, Tensor], found: StateMap, state: Mapping[str, Tensor]) -> LoadedState:
     """Puts the state of a trained flat model into a tower model, in place.
 
@@ -84,19 +112,12 @@ def load_flat_state(own: Mapping[str, Tensor], found: StateMap, state: Mapping[s
     Raises:
         DMTError: see :meth:`dmt_plugin.model.logical.TowerModel.load_flat_state`.
     """
-    given = found.shared(state)
-    missing = [name for name in found.same if name not in given]
-    wrong = {
-        name: f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"
-        for name, value in given.items()
-        if value.shape != own[name].shape
-    }
-    if missing or wrong:
-        raise DMTError(
-            f"this is not the state of the flat model: missing {missing}, of another shape {wrong}. Pass "
-            "flat_model.state_dict() of the model that was transformed, before its layers changed their sizes."
-        )
+    done = check_flat_state(
+        {name: tuple(value.shape) for name, value in own.items() if isinstance(value, Tensor)},
+        found,
+        {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)},
+    )
     with torch.no_grad():
-        for name, value in given.items():
+        for name, value in found.shared(state).items():
             own[name].copy_(value)
-    return LoadedState(found.same, tuple(found.new), tuple(name for name in state if name not in given))
+    return done

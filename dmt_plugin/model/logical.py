@@ -8,7 +8,9 @@ tables and untouched layers *are* the user's objects.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import GraphModel, InputBinder
@@ -18,6 +20,9 @@ from dmt_plugin.model.flat_state import LoadedState, StateMap, load_flat_state, 
 from dmt_plugin.passes.base import PassResult
 from dmt_plugin.passes.facts import Change, ModelFacts, StoredFacts
 from dmt_plugin.plan.tower_plan import TowerPlan
+
+Entries = Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
+"""Shape and type by name; no type for what is no tensor."""
 
 
 class TowerModel(GraphModel):
@@ -108,9 +113,36 @@ class TowerModel(GraphModel):
         return self.__dict__["_dmt_flat"] if self.semantic_preserving else self
 
     @property
+    def flat(self) -> nn.Module:
+        """The user's model."""
+        found: nn.Module = self.__dict__["_dmt_flat"]
+        return found
+
+    def note_states(self) -> None:
+        """Notes names, shapes and types of the states of this and of the flat model, for when tables are let go."""
+        self._keep(_dmt_states=(_shapes(self.__dict__["_dmt_flat"].state_dict()), _shapes(self.state_dict())))
+
+    @property
+    def flat_entries(self) -> Entries:
+        """Shape and type of everything in the flat model's state, by name."""
+        noted = self.__dict__.get("_dmt_states")
+        return _shapes(self.__dict__["_dmt_flat"].state_dict()) if noted is None else noted[0]
+
+    @property
+    def own_entries(self) -> Entries:
+        """Shape and type of everything in this model's state, by name."""
+        noted = self.__dict__.get("_dmt_states")
+        return _shapes(self.state_dict()) if noted is None else noted[1]
+
+    @property
+    def never_run(self) -> list[str]:
+        """Names in the state of what :meth:`to_flat` gives that forward never reads, so that this model lacks them."""
+        return sorted(set(self.flat_entries) - set(self.own_entries)) if self.semantic_preserving else []
+
+    @property
     def state_map(self) -> StateMap:
         """Which entries of this model's state are those of the flat model's."""
-        return state_map(self.__dict__["_dmt_flat"].state_dict(), self.state_dict(), self.stored_facts.changes)
+        return state_map(self.flat_entries, self.own_entries, self.stored_facts.changes)
 
     def load_flat_state(self, state: Mapping[str, Tensor]) -> LoadedState:
         """Starts from a trained flat model: its tables and every layer that kept its meaning.
@@ -127,3 +159,8 @@ class TowerModel(GraphModel):
                 loaded then.
         """
         return load_flat_state(self.state_dict(), self.state_map, state)
+
+
+def _shapes(state: Mapping[str, Any]) -> Entries:
+    tensors = {name: value if isinstance(value, Tensor) else None for name, value in state.items()}
+    return {name: ((), None) if t is None else (tuple(t.shape), t.dtype) for name, t in tensors.items()}

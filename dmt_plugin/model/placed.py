@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +23,20 @@ from dmt_plugin.capture.graph_state import load_graph_module, save_graph_module
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.wire.transport import Transport, Wire
 from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.errors import PlanError, TablesReleasedError
+from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.fxtools.names import LOOKUP
 from dmt_plugin.model.id_prefetch import IdPrefetcher
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
+from dmt_plugin.nn.lookup.site import Fill
 from dmt_plugin.passes.base import PassContext, PassResult, run_passes
 from dmt_plugin.passes.pipeline import KNOWN_OF_A_RANK, rank_passes
 from dmt_plugin.passes.rank_facts import Placement
+from dmt_plugin.plan.tables import TableShard, TableSpec
 from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.tables.layer_rules import meta_sources
+from dmt_plugin.tables.sources import RowSource, TableInit, ValuesSource
 from dmt_plugin.topology.shape import Topology
 
 
@@ -96,6 +101,7 @@ class PlacedModel(GraphModel):
     passes: tuple[PassResult, ...]
     prefetcher: Any  # an IdPrefetcher, or None
     compiled: Any  # what runs in place of the graph's own code, or None
+    guard: Any  # of the user's model, once its tables were let go (dmt_plugin.model.guard)
 
     def __init__(
         self,
@@ -120,6 +126,7 @@ class PlacedModel(GraphModel):
             passes=(),
             prefetcher=None,
             compiled=None,
+            guard=None,
         )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,6 +139,44 @@ class PlacedModel(GraphModel):
                 return result
         graph_module: fx.GraphModule = self.__dict__["graph_module"]
         return graph_module(*inputs) if self.compiled is None else self.compiled(graph_module, *inputs)
+
+    def own_state(self, *, keep_vars: bool = False) -> dict[str, Any]:
+        """Parameters and buffers of this rank's towers and dense part, by name; no tables.
+
+        Args:
+            keep_vars: as for ``state_dict``.
+        """
+        state: dict[str, Any] = super().state_dict(keep_vars=keep_vars)
+        return state
+
+    def put_under(self, guard: Any) -> None:
+        """From now on this model is one of many ranks, and neither gives nor takes a state as if it were whole."""
+        self._keep(guard=guard)
+
+    def _refuse(self, what: str) -> None:
+        if self.__dict__.get("guard") is not None:
+            raise TablesReleasedError(f"{what} of one rank's part of the model")
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any module, until tables are with their owners: then an error, as this rank's would be half a model.
+
+        Raises:
+            TablesReleasedError: the model belongs to an engine.
+        """
+        self._refuse("state_dict()")
+        return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse("load_state_dict()")  # also of what wraps this model
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphModel:
+        self._refuse("a copy")
+        return super().__deepcopy__(memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse("pickling")
+        return super().__getstate__()
 
     def prefetch_over(self, transport: Transport) -> IdPrefetcher:
         """From now on let the next batch's ids be distributed early.
@@ -183,7 +228,7 @@ def place(
     topology: Topology,
     rank: int,
     *,
-    weights: Mapping[str, Tensor] | None = None,
+    sources: Mapping[str, RowSource] | None = None,
     device: torch.device | str = "cpu",
 ) -> PlacedModel:
     """Specialises a tower model to one rank.
@@ -193,40 +238,105 @@ def place(
         config: the ``"dmt"`` section.
         topology: the topology that the plan is for.
         rank: this rank.
-        weights: initial value of each table, or part of one, this rank owns; by default the logical model's own.
+        sources: by parameter where its rows come from, see :func:`place_tables`; by default the logical model's own
+            tables.
         device: where the tables are.
 
     Returns:
         The rank's model, not yet bound to a transport.
 
     Raises:
-        PlanError: the plan is for another topology, or a table is not float32 or holds no values.
+        PlanError: the plan is for another topology, or a table is not float32.
+        TableInitError: a table is on the meta device, and there is no rule for its rows.
     """
     graph = place_graph(logical, config, topology, rank)
-    own = {site.table for site in graph.placement.sites}
-    if weights is None:
-        weights = {table: logical.plan.shard(table).of(logical) for table in own}
-    wrong = {t: weights[t].dtype for t in own if weights[t].dtype != torch.float32}
+    if sources is None:
+        sources, _ = sources_of(logical.flat, graph.plan.tables, seed=seed_of(config))
+    return place_tables(graph, config, sources, device=device)
+
+
+def seed_of(config: DMTConfig) -> int:
+    """Seed of the rows of tables on meta: the configuration's, else that of torch in this process."""
+    return torch.initial_seed() % 2**63 if config.lookup.seed == "auto" else config.lookup.seed
+
+
+def sources_of(
+    flat: nn.Module,
+    tables: Iterable[TableSpec],
+    *,
+    seed: int,
+    table_init: TableInit | None = None,
+    strict: bool = False,
+) -> tuple[dict[str, RowSource], list[str]]:
+    """Where the rows of a flat model's tables come from: the tables themselves, or the rules of those on meta.
+
+    Args:
+        flat: the user's model.
+        tables: those that are asked for.
+        seed: of the rules' random numbers.
+        table_init: makes rows of tables on meta, see :func:`dmt_plugin.tables.sources.meta_sources`.
+        strict: a table on meta without a rule of its own is an error.
+
+    Returns:
+        Sources by parameter; and a line for each table whose rule is that of its layer.
+
+    Raises:
+        PlanError: a table is not float32.
+        TableInitError: there is no rule for a table on meta.
+    """
+    parameters = {name: flat.get_parameter(name) for name in sorted({table.parameter for table in tables})}
+    wrong = {name: p.dtype for name, p in parameters.items() if p.dtype != torch.float32}
     if wrong:
         raise PlanError(f"tables must be float32 to be sharded; found {wrong}. Call model.float() first.")
-    empty = sorted(t for t in own if weights[t].is_meta)
-    if empty:
-        raise PlanError(
-            f"rank {rank} owns {len(empty)} table(s) on the meta device, such as {empty[0]!r}: there are no values to "
-            "start from. Build the model on a real device to train it; explain and transform need none."
-        )
+    on_meta = [name for name, p in parameters.items() if p.is_meta]
+    made, lines = meta_sources(flat, on_meta, seed=seed, table_init=table_init, strict=strict)
+    return {name: made[name] if name in made else ValuesSource(p.detach()) for name, p in parameters.items()}, lines
+
+
+def place_tables(
+    graph: PlacedGraph,
+    config: DMTConfig,
+    sources: Mapping[str, RowSource],
+    *,
+    device: torch.device | str = "cpu",
+) -> PlacedModel:
+    """Allocates the tables of one rank and fills them in place.
+
+    Args:
+        graph: what the rank runs.
+        config: the ``"dmt"`` section.
+        sources: by parameter of the flat model where its rows come from; tables without one start from zeros.
+        device: where the tables are.
+    """
+    plan = graph.plan
     lookup = ShardedLookup(
         graph.placement.sites,
-        {table: weights[table] for table in own},
+        {site.table: _fill(plan.shard(site.table), sources) for site in graph.placement.sites},
         backend=config.lookup.backend,
-        optimizer=config.lookup.optimizer,
-        lr=config.lookup.lr,
-        eps=config.lookup.eps,
+        rules={site.table: _rule(config, plan.shard(site.table).table) for site in graph.placement.sites},
         location=config.lookup.location,
         device=device,
     )
     setattr(graph.graph_module, LOOKUP, lookup)
     placed = graph_module_over(graph.graph_module, graph.graph_module.graph)
-    model = PlacedModel(placed, logical.binder, logical, topology, rank, graph.placement, lookup)
+    logical = graph.logical
+    model = PlacedModel(placed, logical.binder, logical, graph.topology, graph.rank, graph.placement, lookup)
     model._keep(passes=graph.passes)
     return model
+
+
+def _rule(config: DMTConfig, table: TableSpec) -> Rule:
+    return config.lookup.rule_of(table.name, table.parameter)
+
+
+def _fill(shard: TableShard, sources: Mapping[str, RowSource]) -> Fill:
+    """What writes the rows of one shard into the table that is to hold them."""
+
+    def fill(view: Tensor) -> None:
+        source = sources.get(shard.table.parameter)
+        if source is None:
+            view.zero_()
+        else:
+            source.fill(shard.parameter_rows, shard.parameter_columns, view)
+
+    return fill

@@ -1,22 +1,129 @@
-"""Checks that a rewritten graph gives the outputs of the model it came from, bit for bit, on the example batch."""
+"""Checks that a rewritten graph gives the outputs of the model it came from, bit for bit, on the example batch.
+
+Tables on the meta device have no values: those of their rows that the batch looks up are made for the check, by the
+tables' rules (:mod:`dmt_plugin.tables.on_demand`). What else has no values cannot be checked, and that is said.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
 
 from dmt_plugin.capture import ExampleBatch
+from dmt_plugin.config.lookup import LookupConfig
 from dmt_plugin.core.equality import differences, same, say_differences
-from dmt_plugin.core.errors import TransformError
+from dmt_plugin.core.errors import TableInitError, TransformError
 from dmt_plugin.core.findings import Finding
 from dmt_plugin.core.modes import in_mode
+from dmt_plugin.core.user_code import load_factory
+from dmt_plugin.tables.layer_rules import meta_sources
+from dmt_plugin.tables.on_demand import RowsNotMadeError, RowsOnDemand
 
 
 def can_run(model: nn.Module) -> bool:
-    """False for models whose weights hold no data."""
-    return not any(p.is_meta for p in model.parameters())
+    """False for models some of whose weights or buffers hold no data."""
+    return not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
+
+
+def rows_on_demand(model: nn.Module, example: ExampleBatch, config: LookupConfig) -> RowsOnDemand:
+    """Rows for those tables of a model that are on the meta device; no rows where none is.
+
+    Args:
+        model: the user's model.
+        example: the batch that will be looked up.
+        config: by which rules rows are made.
+
+    Raises:
+        RowsNotMadeError: the model cannot compute, whatever rows are made.
+    """
+    tables, dense = _on_meta(model)
+    if dense:
+        more = f" and {len(dense) - 3} more" if len(dense) > 3 else ""
+        raise RowsNotMadeError(
+            f"no values for {', '.join(dense[:3])}{more}, on the meta device and no tables. Build the model inside "
+            "dmt_plugin.tables_on_meta(), which leaves dense layers and buffers real"
+        )
+    if tables:
+        values = [t for t in [*model.parameters(), *model.buffers()] if not t.is_meta]
+        values += [t for t in pytree.tree_leaves((example.args, example.kwargs)) if isinstance(t, Tensor)]
+        elsewhere = next((t.device for t in values if t.device.type != "cpu"), None)
+        if elsewhere is not None:
+            raise RowsNotMadeError(f"rows of tables are made on the CPU, and model or batch are on {elsewhere}")
+    own = None if config.table_init in ("layer", "strict") else load_factory(config.table_init, "dmt.lookup.table_init")
+    seed = 0 if config.seed == "auto" else config.seed
+    try:
+        sources, _ = meta_sources(model, tables, seed=seed, table_init=own)
+    except TableInitError as error:
+        raise RowsNotMadeError(str(error)) from error
+    return RowsOnDemand(tables, sources)
+
+
+def _on_meta(model: nn.Module) -> tuple[dict[str, nn.Parameter], list[str]]:
+    """What has no values: parameters that may be tables, by name; and names of what cannot be one."""
+    tables: dict[str, nn.Parameter] = {}
+    dense: list[str] = []
+    known: set[int] = set()
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        state = [*module._parameters.items(), *module._buffers.items()]
+        own = {
+            prefix + name: value
+            for name, value in state
+            if value is not None and value.is_meta and id(value) not in known
+        }
+        known.update(map(id, own.values()))
+        if all(isinstance(value, nn.Parameter) and value.dim() == 2 for value in own.values()):
+            tables |= own
+        else:
+            dense += own  # the matrix of a layer with a bias is no table
+    return tables, dense
+
+
+class OutputsCheck:
+    """Compares what is made of a model with the model, on the example batch, for as long as there are values.
+
+    Args:
+        model: the user's model.
+        example: the batch.
+        config: by which rules rows of tables on the meta device are made.
+
+    Attributes:
+        why_not: why something was not compared, or ``""``.
+    """
+
+    def __init__(self, model: nn.Module, example: ExampleBatch, config: LookupConfig) -> None:
+        self._model, self._example = model, example
+        self._rows: RowsOnDemand | None = None
+        self.why_not = ""
+        with self._unless_without_values():
+            self._rows = rows_on_demand(model, example, config)
+
+    def run(self, rewritten: nn.Module, stage: str) -> None:
+        """See :func:`check_same_outputs`."""
+        if self._rows is not None and not self.why_not:
+            with self._unless_without_values(), self._rows.held_by(self._model, rewritten):
+                check_same_outputs(self._model, rewritten, self._example, stage)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What there is to say."""
+        if not self.why_not:
+            return []
+        what = f"the rewritten model was not compared with yours on the example batch: {self.why_not}"
+        hint = "check a copy of the model with smaller tables that has all its values (dmt verify)"
+        return [Finding("DMT404", "info", "", what, hint)]
+
+    @contextmanager
+    def _unless_without_values(self) -> Iterator[None]:
+        try:
+            yield
+        except RowsNotMadeError as error:
+            self.why_not = str(error)
 
 
 def check_same_outputs(flat: nn.Module, rewritten: nn.Module, example: ExampleBatch, stage: str) -> None:

@@ -61,7 +61,7 @@ def feature_costs(
     """
     shape = {t.name: t for t in tables}
     readers = {t.name: sum(t.name in f.tables for f in features) for t in tables}
-    memory = {t.name: CostModel().memory(t.rows, t.dim) for t in tables}
+    memory = {t.name: CostModel().memory(t, t.rows, t.dim) for t in tables}
     parts = {
         "bytes": [sum(memory[t] / readers[t] for t in f.tables) for f in features],
         "lookups": [float((f.hotness or ASSUMED_IDS) * len(f.tables)) for f in features],

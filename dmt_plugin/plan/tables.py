@@ -148,6 +148,17 @@ class TableShard:
             return range(self.first_column, self.first_column + self.columns)
         return range(self.first_row, self.first_row + (self.rows - 1) * self.step + 1, self.step)
 
+    @property
+    def parameter_rows(self) -> range:
+        """Its rows, counted in the parameter that holds the table."""
+        first = self.table.first_row + self.first_row
+        return range(first, first + self.rows * self.step, self.step)
+
+    @property
+    def parameter_columns(self) -> range:
+        """Its columns."""
+        return range(self.first_column, self.first_column + self.columns)
+
     def of(self, model: nn.Module) -> Tensor:
         """The shard in ``model``'s own parameter: a ``(rows, columns)`` view."""
         return self.within(self.table.of(model))

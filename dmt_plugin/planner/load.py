@@ -14,10 +14,11 @@ of columns reads all ids and sends its own columns. Memory is that of the values
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dmt_plugin.comm.formats import Format, bytes_per_entry, row_bytes
+from dmt_plugin.core.update_rule import ASSUMED, Rule
 from dmt_plugin.plan.tables import TableShard, TableSpec
 
 MEMORY_BYTE = 1 / 8
@@ -83,25 +84,25 @@ class CostModel:
     """Turns loads into one number.
 
     Attributes:
-        optimizer: update rule of the tables.
+        rule_of: update rule of a table.
         members: ranks that an output distribution is between (``L``, or ``G`` on the flat route).
         formats: its wire formats, forward and backward.
     """
 
-    optimizer: str = "rowwise_adagrad"
+    rule_of: Callable[[TableSpec], Rule] = lambda table: ASSUMED
     members: int = 2
     formats: tuple[Format, Format] = ("fp32", "fp32")
 
-    def memory(self, rows: int, columns: int) -> int:
+    def memory(self, table: TableSpec, rows: int, columns: int) -> int:
         """Bytes of a rectangle of a table and of its optimizer state."""
-        state = {"sgd": 0, "rowwise_adagrad": 1, "adagrad": columns}[self.optimizer]
-        return _FP32 * rows * (columns + state)
+        return _FP32 * rows * (columns + self.rule_of(table).state_entries(columns))
 
     def load(self, use: TableUse, shard: TableShard) -> Load:
         """What a lane with this shard of a table carries."""
         lookups = use.ids * shard.rows / use.table.rows
         width = use.width // use.table.dim * shard.columns
-        return Load(self.memory(shard.rows, shard.columns), lookups, use.ids, width, lookups * shard.columns * _FP32)
+        memory = self.memory(shard.table, shard.rows, shard.columns)
+        return Load(memory, lookups, use.ids, width, lookups * shard.columns * _FP32)
 
     def exchange(self, load: Load) -> float:
         """Bytes per sample that the lane sends to other ranks as rows and gets back as gradients."""

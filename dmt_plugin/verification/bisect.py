@@ -65,7 +65,8 @@ def first_value(before: GraphModel, after: GraphModel, example: ExampleBatch, tr
     differing: list[fx.Node] = []
 
     def keep(node: fx.Node, value: Any) -> None:
-        values[node.name] = value.clone() if isinstance(value, Tensor) else value
+        if not isinstance(value, nn.Parameter):  # the same in both graphs, and large
+            values[node.name] = value.clone() if isinstance(value, Tensor) else value
 
     def compare(node: fx.Node, value: Any) -> None:
         known = isinstance(value, Tensor) and isinstance(values.get(node.name), Tensor)

@@ -9,8 +9,9 @@ configuration is the one of its ``DeepSpeedPlugin``. Inside :func:`towers`:
    does not know, leaves the "dmt" section alone: there "auto" is a value;
 4. DeepSpeed's communication starts without compiling for a minute, as it does with ``dmt_plugin.initialize``.
 
-From then on, ``Accelerator.get_state_dict`` of such a model, by which the ``Trainer`` saves it too, is the state of the
-whole model, gathered from all ranks; stock Accelerate would take what this rank holds, without tables, for it.
+From then on, ``Accelerator.get_state_dict`` of such a model, by which the ``Trainer`` saves it too, is on the main
+process the state of the whole model, gathered from all ranks, and None on the others, as it is under ZeRO 3; stock
+Accelerate would take what this rank holds, without tables, for it.
 
 The optimizer comes from the configuration (``accelerate.utils.DummyOptim`` stands for it in the script, as always with
 Accelerate; the ``Trainer`` does so by itself), or is one on the flat model, in place of which one like it is built.
@@ -30,6 +31,7 @@ import torch.distributed as dist
 from dmt_plugin.checkpoint import gather_state
 from dmt_plugin.core.errors import DMTError
 from dmt_plugin.integrations.deepspeed import initialize, private
+from dmt_plugin.topology.agreement import gather
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ SECTION = "dmt"
 
 
 @contextmanager
-def towers(*, example_batch: Any = None) -> Iterator[None]:
+def towers(*, example_batch: Any = None, weights: Any = None, table_init: Any = None) -> Iterator[None]:
     """Let what Accelerate prepares in the ``with`` block become a tower-decomposed model.
 
     ::
@@ -53,6 +55,8 @@ def towers(*, example_batch: Any = None) -> Iterator[None]:
     Args:
         example_batch: A call of the model, see :func:`dmt_plugin.initialize`. Not needed where
             ``dmt.transform.example_batch`` names one.
+        weights: What tables start from, see :func:`dmt_plugin.initialize`.
+        table_init: Makes rows of tables that are on meta, see there.
 
     Raises:
         DMTError: Accelerate is not installed, or has no longer what is needed here.
@@ -62,8 +66,8 @@ def towers(*, example_batch: Any = None) -> Iterator[None]:
     stock_initialize, stock_fill = deepspeed.initialize, plugin.fill_match
 
     def with_example(*args: Any, **kwargs: Any) -> Any:
-        kwargs.setdefault("example_batch", example_batch)
-        results = initialize(*args, **kwargs)
+        own = {"example_batch": example_batch, "weights": weights, "table_init": table_init}
+        results = initialize(*args, **{**own, **kwargs})
         _say_uncounted_ranks()
         return results
 
@@ -105,7 +109,8 @@ def _gather_state_dicts() -> None:
         state = getattr(model, "dmt", None)
         if state is None:
             return stock(self, model, *args, **kwargs)
-        return gather_state(state.placed, state.groups)
+        saves = gather(state.groups, bool(self.is_main_process), "gathering the trained model")
+        return gather_state(state.placed, state.groups, [rank for rank, main in enumerate(saves) if main])
 
     get_state_dict.gathers_towers = True  # type: ignore[attr-defined]
     Accelerator.get_state_dict = get_state_dict

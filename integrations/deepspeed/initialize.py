@@ -2,15 +2,16 @@
 
 1. Read the configuration. Without a "dmt" section, or with ``"enabled": false``, DeepSpeed gets exactly the
    arguments of the user.
-2. Refuse by name what does not go together (:mod:`.arguments.guards`); connect the ranks.
+2. Refuse by name what does not go together (:mod:`.arguments.guards`); connect the ranks (:mod:`.connect`).
 3. Resolve hosts and lanes, compare them between the ranks, make the groups.
-4. Find an example batch, build this rank's model, compare the plans of all ranks; only then do rank 0's tables go to
-   their owners (:mod:`.weight_sync`).
+4. Find an example batch, rewrite the model and make this rank's graph, which holds no table yet; compare the plans of
+   all ranks, and the memory that they need with what there is (:mod:`.memory_need`). Only then are tables allocated,
+   each shard by its owner, and filled (:mod:`.table_start`). What the flat model has of them is let go
+   (:mod:`dmt_plugin.model.guard`).
 5. Wrap tower modules for DeepSpeed (:mod:`.tower_shell`), translate ``model_parameters``, compare the ranks again.
 6. Call DeepSpeed's own ``initialize`` with a copy of the configuration and an engine class of ours.
 
-Until the groups with ``dmt.comm.timeout_s`` exist, waits are bounded by the same time limit on the default group, also
-where somebody else made it.
+Until groups with ``dmt.comm.timeout_s`` exist, the default group, whoever has made it, has the same time limit.
 """
 
 from __future__ import annotations
@@ -21,21 +22,18 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.accelerator import get_accelerator
 from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils.logging import print_dist
-from torch import Tensor, nn
+from torch import nn
 
 from dmt_plugin.capture.inputs import batch_size_of
 from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.comm.wire.transport import Traffic, Transport
-from dmt_plugin.compiler import build_placed
+from dmt_plugin.compiler import transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
 from dmt_plugin.core.run_files import write_description
@@ -43,15 +41,25 @@ from dmt_plugin.integrations.deepspeed import private
 from dmt_plugin.integrations.deepspeed.arguments import guards
 from dmt_plugin.integrations.deepspeed.arguments.example_batch import find_example
 from dmt_plugin.integrations.deepspeed.arguments.optimizers import built_again, is_built
-from dmt_plugin.integrations.deepspeed.arguments.parameters import FlatParameters, read_parameters, remap_parameters
+from dmt_plugin.integrations.deepspeed.arguments.parameters import (
+    FlatParameters,
+    positions_of,
+    read_parameters,
+    remap_parameters,
+)
+from dmt_plugin.integrations.deepspeed.arguments.table_rules import said, trained
+from dmt_plugin.integrations.deepspeed.connect import connect, select_device
 from dmt_plugin.integrations.deepspeed.engine.engine import DMTEngine
 from dmt_plugin.integrations.deepspeed.engine.state import DMTState
+from dmt_plugin.integrations.deepspeed.memory_need import check_need
 from dmt_plugin.integrations.deepspeed.observer import observer_of
+from dmt_plugin.integrations.deepspeed.table_start import agree, find_start, values_of
 from dmt_plugin.integrations.deepspeed.tower_shell import wrap_towers
 from dmt_plugin.integrations.deepspeed.weight_sync import sync_feature_layers, sync_tables
-from dmt_plugin.model.placed import PlacedModel
-from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.model.guard import let_go
+from dmt_plugin.model.placed import PlacedModel, place_graph, place_tables, seed_of
 from dmt_plugin.planner.gradient_cost import gradient_sums
+from dmt_plugin.tables.materialize import check_buffers, dense_from_meta
 from dmt_plugin.topology.agreement import check_same_plan, gather, together
 from dmt_plugin.topology.discovery import discover_topology
 from dmt_plugin.topology.groups import RankGroups, create_groups, release, renewed
@@ -72,6 +80,15 @@ class Call:
     settings: DeepSpeedSettings
 
 
+@dataclass(frozen=True)
+class OwnArguments:
+    """The arguments of :func:`initialize` that DeepSpeed's does not have."""
+
+    example_batch: Any = None
+    weights: Any = None
+    table_init: Any = None
+
+
 def initialize(
     args: Any = None,
     model: Any = None,
@@ -88,6 +105,8 @@ def initialize(
     config_params: Any = None,
     *,
     example_batch: Any = None,
+    weights: Any = None,
+    table_init: Any = None,
 ) -> tuple[Any, Any, Any, Any]:
     """``deepspeed.initialize`` for a model that becomes a tower-decomposed one.
 
@@ -97,8 +116,8 @@ def initialize(
 
     Args:
         args: Namespace with ``deepspeed_config`` and ``local_rank``.
-        model: The flat model, the same on every rank. Its parameters may start from different random
-            states: rank 0's are used.
+        model: The flat model, the same on every rank. Its parameters may start from different random states: rank 0's
+            are used. Its tables may be on the meta device (:func:`dmt_plugin.tables_on_meta`).
         optimizer: ``None`` (named in the configuration), a callable that builds one from parameters, or an optimizer
             on the flat model, in place of which one like it is built and returned.
         model_parameters: Parameters or groups of them, of the flat model.
@@ -114,6 +133,11 @@ def initialize(
         example_batch: A batch as the training loop passes it to the model, a
             :class:`~dmt_plugin.capture.inputs.ExampleBatch`, or a function that returns either. Not needed where
             ``training_data`` or ``dmt.transform.example_batch`` can provide one.
+        weights: What tables start from, in place of ``dmt.lookup.weights``: the path of a checkpoint, a folder of
+            ``.safetensors`` files or a file of ``torch.save``; paths by table name; or a state dict, of which rank 0's
+            is used.
+        table_init: Makes rows of tables that are on meta, in place of ``dmt.lookup.table_init``: a function ``(name,
+            first_row, shape, generator)`` that returns a tensor of that shape.
 
     Returns:
         Engine, optimizer, data loader, learning-rate scheduler.
@@ -122,6 +146,9 @@ def initialize(
         ConfigError: What was asked for does not go together; names the key or argument and the way out.
         TopologyError: Ranks disagree about hosts, or hosts are unequal.
         TransformError: The model cannot be rewritten safely.
+        MemoryNeedError: The ranks need more memory than their machines or control groups have.
+        TableInitError: A table on meta has no rule for its rows.
+        CheckpointError: Starting weights do not fit the model.
         DMTError: Another rank failed.
     """
     options: dict[str, Any] = {
@@ -144,7 +171,8 @@ def initialize(
     towers = None if ds_config is None else read_dmt_config(ds_config, _name_of(source))
     if ds_config is None or towers is None:
         return private.stock_initialize(**options)
-    return _initialize_towers(Call(options, DeepSpeedSettings(ds_config)), towers, example_batch)
+    own = OwnArguments(example_batch, weights, table_init)
+    return _initialize_towers(Call(options, DeepSpeedSettings(ds_config)), towers, own)
 
 
 def find_config(args: Any, config: Any, config_params: Any) -> Any:
@@ -158,7 +186,7 @@ def _name_of(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else "config"
 
 
-def _initialize_towers(call: Call, config: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
+def _initialize_towers(call: Call, config: DMTConfig, own: OwnArguments) -> tuple[Any, Any, Any, Any]:
     options, model = call.options, call.options["model"]
     guards.check_call(model, options["optimizer"], options["mpu"], options["mesh_param"], options["lr_scheduler"])
     guards.check_config(call.settings)
@@ -166,35 +194,52 @@ def _initialize_towers(call: Call, config: DMTConfig, example_batch: Any) -> tup
     connect(options["distributed_port"], options["dist_init_required"], config.comm.timeout_s)
     select_device(options["args"])
     with private.limited_default_group(config.comm.timeout_s):
-        return _on_connected_ranks(call, config, example_batch)
+        return _on_connected_ranks(call, config, own)
 
 
-def _on_connected_ranks(call: Call, config: DMTConfig, example_batch: Any) -> tuple[Any, Any, Any, Any]:
+def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tuple[Any, Any, Any, Any]:
     options, model = call.options, call.options["model"]
     resolved = discover_topology(hosts=config.topology.hosts, ranks_per_host=config.topology.ranks_per_host)
     groups = create_groups(resolved.topology, timeout_s=config.comm.timeout_s)
     rank = groups.rank
     if rank == 0:
-        guards.say_exceptions(call.settings, options["lr_scheduler"], config.lookup.schedule)
+        guards.say_exceptions(call.settings, options["lr_scheduler"], config.lookup.keeps_rate)
 
+    seed = gather(groups, seed_of(config))[0]
     with together(groups, "building its part of the model"):
+        check_buffers(model)
+        dense_from_meta(model, seed)
         example = find_example(
             model,
-            example_batch=example_batch,
+            example_batch=own.example_batch,
             factory=config.transform.example_batch,
             training_data=options["training_data"],
             collate_fn=options["collate_fn"],
         )
         flat = read_parameters(model, to_optimize(options))
-        placed = build_placed(model, config, resolved, rank, example, groups.device)
+        config = config.model_copy(update={"lookup": trained(config.lookup, options["optimizer"], call.settings, flat)})
+        graph = place_graph(transform(model, example, config, resolved.topology), config, resolved.topology, rank)
+        config.lookup.check_names([(table.name, table.parameter) for table in graph.plan.tables])
+        samples = batch_size_of(graph.logical.binder.inputs(example.args, example.kwargs)) or 1
+    check_same_plan(groups, graph.plan.fingerprint)
+    check_need(graph, config, call.settings, samples, groups)
+    with together(groups, "finding what its tables start from"):
+        share = (rank, resolved.topology.world_size)
+        found = find_start(model, graph.plan, config.lookup, seed, own.weights, own.table_init, share)
+    start = agree(found, groups)
+    lines = (f"dmt: {line}" for line in (said(config.lookup, graph.plan.tables), *start.lines))
+    with together(groups, "filling its tables"):
+        placed = place_tables(graph, config, start.sources, device=groups.device)
         placed.compute_in(torch.bfloat16 if call.settings.bf16 else torch.float32)
         if rank == 0 and config.report.dir is not None:
-            samples = batch_size_of(placed.binder.inputs(example.args, example.kwargs)) or 1
             write_description(placed, samples, gradient_sums(call.settings.given, config), config.report.dir)
-    check_same_plan(groups, placed.plan.fingerprint)
-    sync_tables(placed.lookup, functools.partial(table_weight, placed.plan, model), groups)
+    sent = {site.table for site in placed.lookup.sites if placed.plan.shard(site.table).table.parameter in start.sent}
+    sync_tables(placed.lookup, functools.partial(values_of, placed.plan, start), groups, only=sent)
     sync_feature_layers(placed, model, groups)
-    for line in summary(placed, resolved.source):
+    del found, start
+    with together(groups, "letting the tables of the flat model go"):
+        let_go(placed, model)
+    for line in (*summary(placed, resolved.source), *lines):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
     with private.limited_waits(config.comm.timeout_s):
         return launch(placed, call, config, groups, resolved.source, flat)
@@ -218,31 +263,6 @@ def summary(placed: PlacedModel, source: str) -> list[str]:
         *(f"dmt: {repair.target}: {repair.what}" for repair in logical.repairs),
         *(f"dmt: {finding}" for finding in logical.findings),
     ]
-
-
-def connect(distributed_port: int, dist_init_required: bool | None, timeout_s: float) -> None:
-    """Initialize DeepSpeed's communication, without the slow compilation it does on a CPU.
-
-    Args:
-        distributed_port: As for DeepSpeed.
-        dist_init_required: As for DeepSpeed.
-        timeout_s: Time limit of the default group in seconds, where it is not there yet.
-    """
-    with private.without_shm_build():
-        deepspeed.init_distributed(
-            distributed_port=distributed_port,
-            dist_init_required=dist_init_required,
-            timeout=timedelta(seconds=timeout_s),
-        )
-
-
-def select_device(args: Any) -> None:
-    """Make this rank's accelerator the current one, as the engine would do later: the groups are made for it."""
-    local_rank = getattr(args, "device_rank", None)
-    if local_rank is None:
-        local_rank = deepspeed.comm.get_local_rank()
-    if local_rank >= 0:
-        get_accelerator().set_device(local_rank)
 
 
 def launch(
@@ -304,6 +324,7 @@ def launch(
         lookup=placed.lookup,
         placed=placed,
         resources=resources,
+        group_positions=positions_of(parameters),
     )
     options = _options_for(call, placed, parameters, any_towers)
     if is_built(options["optimizer"]):
@@ -365,16 +386,3 @@ def _facts(
         tower_sizes=tower_sizes,
         trainable=sum(p.numel() for _, p in named if p.requires_grad),
     )
-
-
-def table_weight(plan: TowerPlan, model: nn.Module, table: str) -> Tensor:
-    """The ``(rows, dim)`` weight of a table, or of a shard of one, of the flat model, by its name.
-
-    Raises:
-        AttributeError: the model has no such table.
-    """
-    try:
-        shard = plan.shard(table)
-    except KeyError:
-        raise AttributeError(table) from None
-    return shard.of(model)

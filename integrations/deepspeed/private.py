@@ -1,6 +1,6 @@
 """All uses of private names of DeepSpeed, in one file, except those that the engine subclass overrides.
 
-DeepSpeed has no plugin interface, so seven things are reached by names that a new version may change:
+DeepSpeed has no plugin interface, so eight things are reached by names that a new version may change:
 
 1. ``deepspeed.initialize`` looks up ``DeepSpeedEngine`` among its module's globals when it builds the engine:
    :func:`engine_class` puts another constructor there for the length of one call and takes it away again.
@@ -17,6 +17,8 @@ DeepSpeed has no plugin interface, so seven things are reached by names that a n
    find states that were put there.
 7. The store at which the ranks met is torch's, and has no public name: :func:`meeting_store`. Nor has the time limit
    of a group that somebody else made: :func:`limited_default_group` sets the default group's, for one block.
+8. The optimizers of ZeRO and of bf16 ask, before they step, whether a gradient overflowed: :func:`judge_overflow` has
+   somebody else answer.
 
 ``tests/integrations/test_canaries.py`` fails, naming the one that moved, when DeepSpeed renames any of them.
 """
@@ -24,7 +26,7 @@ DeepSpeed has no plugin interface, so seven things are reached by names that a n
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -37,6 +39,7 @@ from deepspeed import ops
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.utils import is_invalid_grad_norm
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import groups as ds_groups
 from torch import Tensor, nn
@@ -276,3 +279,51 @@ def relink_states(optimizer: Any) -> None:
     if isinstance(optimizer, (DeepSpeedZeroOptimizer, BF16_Optimizer)):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def judge_overflow(optimizer: Any, bad: Callable[[Iterable[Tensor]], bool]) -> bool:
+    """Let ``bad`` say whether an optimizer of DeepSpeed's has to skip a step, in place of its own check.
+
+    Args:
+        optimizer: the engine's.
+        bad: gets the gradients that this rank's optimizer would use; a collective with the same answer on all ranks.
+
+    Returns:
+        False: an optimizer without such a check, which was left as it is.
+    """
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+
+        def has_overflow(partition_gradients: bool = True) -> bool:
+            del partition_gradients
+            averaged = optimizer.averaged_gradients.values()
+            return bad([g for gradients in averaged for g in gradients or () if g is not None])
+
+        optimizer.has_overflow, optimizer.check_grad_overflow = has_overflow, True
+    elif isinstance(optimizer, BF16_Optimizer):
+        stock = optimizer.step
+
+        def step(closure: Any = None) -> Any:
+            if not bad(optimizer.fp32_groups_gradient_flat_partition):
+                return stock(closure)
+            optimizer.overflow = True
+            optimizer.clear_hp_grads()
+            optimizer.clear_lp_grads()
+            return None
+
+        optimizer.step = step
+    elif isinstance(optimizer, (FP16_Optimizer, FP16_UnfusedOptimizer)):
+        checker = optimizer.overflow_checker
+
+        def of_parameters(params: Any, has_moe_params: Any = None) -> bool:
+            del has_moe_params
+            return bad([p.grad for p in params if p.grad is not None])
+
+        def of_norms(norms: Any, reduce_overflow: bool = True) -> bool:
+            del reduce_overflow
+            invalid = any(is_invalid_grad_norm(norm) for norm in norms)
+            return bad([torch.full((1,), float("nan"))] if invalid else [])
+
+        checker.has_overflow, checker.check_using_norm = of_parameters, of_norms
+    else:
+        return False
+    return True

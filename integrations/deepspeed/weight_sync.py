@@ -1,19 +1,19 @@
-"""Every table, and every layer of the user's that runs in a tower, starts from rank 0's copy of it.
+"""Every table with values, and every layer of the user's that runs in a tower, starts from rank 0's copy of it.
 
 DeepSpeed broadcasts rank 0's dense parameters before training, so that ranks may build their models from different
 random states. Tables are no parameters of the placed model and each has one owner (or several, where it is
-replicated), so the same is done here; a part of a divided table counts as a table of its own name:
+replicated), so the same is done here; a shard of a divided table counts as a table of its own name:
 
 1. all ranks say which tables they own and of what size, rank 0 says what it has by those names; if these differ,
    the ranks have built different models, and every rank says so;
-2. table after table, in the same order everywhere, rank 0 sends its own copy, in pieces of bounded size, to every
-   owner other than itself;
+2. table after table, in the same order everywhere, rank 0 sends its own copy, in blocks of rows of bounded size, to
+   every owner other than itself, which puts them straight into its table;
 3. layers in towers are broadcast from rank 0 to all: DeepSpeed would only make them equal inside each host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from dmt_plugin.topology.agreement import gather
 from dmt_plugin.topology.groups import RankGroups
 from dmt_plugin.topology.lost_ranks import reporting
 
-CHUNK_ELEMENTS = 16 * 1024 * 1024
+CHUNK_ELEMENTS = 4 * 1024 * 1024
 
 
 def owned_tables(lookup: Any) -> dict[str, tuple[int, int]]:
@@ -35,15 +35,20 @@ def owned_tables(lookup: Any) -> dict[str, tuple[int, int]]:
 
 
 def sync_tables(
-    lookup: Any, weight_of: Callable[[str], Tensor], groups: RankGroups, chunk_elements: int = CHUNK_ELEMENTS
+    lookup: Any,
+    weight_of: Callable[[str], Tensor],
+    groups: RankGroups,
+    chunk_elements: int = CHUNK_ELEMENTS,
+    only: Collection[str] | None = None,
 ) -> int:
     """Load rank 0's copy of every table where its owner is another rank.
 
     Args:
-        lookup: This rank's tables (``sites`` and ``load_table``).
-        weight_of: The ``(rows, dim)`` weight of a table, or part of one, in this rank's flat model, by its name;
+        lookup: This rank's tables (``sites`` and ``table_weight``).
+        weight_of: The ``(rows, dim)`` weight of a table, or shard of one, in this rank's flat model, by its name;
             only used on rank 0.
         groups: This rank's groups.
+        only: Names of the tables and shards that are sent; None: all.
         chunk_elements: Largest number of elements of one message.
 
     Returns:
@@ -52,7 +57,8 @@ def sync_tables(
     Raises:
         ConfigError: On every rank, if a table is of another size on rank 0.
     """
-    owners = gather(groups, owned_tables(lookup))
+    own = owned_tables(lookup)
+    owners = gather(groups, {name: size for name, size in own.items() if only is None or name in only})
     names = sorted({name for tables in owners for name in tables})
     source = gather(groups, {name: _shape(weight_of, name) for name in names} if groups.rank == 0 else None)[0]
     assert source is not None
@@ -74,8 +80,7 @@ def sync_tables(
                     _send(weight, owner, groups, chunk_elements)
             elif groups.rank == owner:
                 with reporting(groups, f"getting table {name} from rank 0"):
-                    weight = _receive(tables[name], groups, chunk_elements)
-                lookup.load_table(name, weight)
+                    _receive(lookup.table_weight(name), groups, chunk_elements)
                 received += 1
     return received
 
@@ -106,17 +111,20 @@ def _shape(weight_of: Callable[[str], Tensor], name: str) -> tuple[int, ...] | N
 
 
 def _send(weight: Tensor, owner: int, groups: RankGroups, chunk_elements: int) -> None:
-    for piece in weight.detach().reshape(-1).split(chunk_elements):
-        _message(dist.isend, piece.to(groups.device, torch.float32).contiguous(), owner, groups)
+    for rows in _blocks(weight.detach(), chunk_elements):
+        _message(dist.isend, rows.to(groups.device, torch.float32).contiguous(), owner, groups)
 
 
-def _receive(shape: tuple[int, int], groups: RankGroups, chunk_elements: int) -> Tensor:
-    weight = torch.empty(shape, dtype=torch.float32)
-    for piece in weight.view(-1).split(chunk_elements):
-        buffer = torch.empty(piece.shape, dtype=torch.float32, device=groups.device)
+@torch.no_grad()
+def _receive(table: Tensor, groups: RankGroups, chunk_elements: int) -> None:
+    for rows in _blocks(table, chunk_elements):
+        buffer = torch.empty(rows.shape, dtype=torch.float32, device=groups.device)
         _message(dist.irecv, buffer, 0, groups)
-        piece.copy_(buffer)
-    return weight
+        rows.copy_(buffer)
+
+
+def _blocks(table: Tensor, elements: int) -> tuple[Tensor, ...]:
+    return table.split(max(1, elements // max(table.shape[1], 1)))
 
 
 def _message(direction: Callable[..., Any], tensor: Tensor, peer: int, groups: RankGroups) -> None:

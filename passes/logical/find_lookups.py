@@ -21,8 +21,9 @@ import operator
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from dmt_plugin.nn.graph_ops import field_streams
 from dmt_plugin.passes.analysis.feature_names import named
@@ -32,6 +33,7 @@ from dmt_plugin.passes.analysis.table_calls import TableCall, independent_calls,
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Ids, Lookup
 from dmt_plugin.passes.logical.split_joint_tables import joint_fields
+from dmt_plugin.tables.recording import rule_of
 
 
 class FindLookups(GraphPass):
@@ -183,15 +185,28 @@ def _unsupported(gm: fx.GraphModule, call: TableCall, batch_size: int) -> tuple[
             "look each input up by itself, with ids (B,) or (B, L), or pool them with nn.EmbeddingBag",
         )
     padding = call.padding_idx
-    if call.bag or padding is None or weight.is_meta:
+    if call.bag or padding is None:
         return None
-    if bool((weight[padding] != 0).any()):
+    if not _starts_from_zero(gm, call.weight, weight, padding):
         return (
             "DMT207",
             f"row {padding} is the padding row but not zero; a sharded lookup drops padding ids",
             "zero the row, as nn.Embedding(padding_idx=...) does when it is built",
         )
     return None
+
+
+def _starts_from_zero(gm: fx.GraphModule, name: str, weight: Tensor, row: int) -> bool:
+    """Whether a row of a table is zero; of one on meta by its rule, and that of its layer has a zero padding row."""
+    if not weight.is_meta:
+        return not bool((weight[row] != 0).any())
+    owners = dict(gm.named_modules())
+    rule = rule_of(weight, owners.get(name.rpartition(".")[0]), name)
+    if rule is None:
+        return True
+    values = torch.empty(1, rule.dim)
+    rule.write(0, name, range(row, row + 1), range(rule.dim), values)
+    return not bool((values != 0).any())
 
 
 def _one_name_per_weight(gm: fx.GraphModule, calls: list[TableCall]) -> dict[str, str]:

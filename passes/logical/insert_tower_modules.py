@@ -21,6 +21,7 @@ import copy
 import operator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.fxtools.names import GROUP, SCATTERED, SEED, SEED_VALUE, decoder_path, tower_number
@@ -144,9 +145,14 @@ def _width(module: nn.Module) -> int:
 
 
 def _put(ctx: PassContext, path: str, module: nn.Module, like: Tensor) -> None:
-    """Registers a copy of ``module`` where ``like`` is."""
+    """Registers a copy of ``module`` where ``like``, a table, is; beside the dense layers if that is on meta."""
+    device = like.device
+    if like.is_meta:
+        tables = {id(ctx.gm.get_parameter(lookup.weight)) for lookup in ctx.facts.lookups}
+        dense = [p.device for p in [*ctx.gm.parameters(), *ctx.gm.buffers()] if id(p) not in tables]
+        device = next((d for d in dense if d.type != "meta"), dense[0] if dense else torch.device("cpu"))
     parent, _, name = path.rpartition(".")
-    setattr(ctx.gm.get_submodule(parent), name, copy.deepcopy(module).to(device=like.device, dtype=like.dtype))
+    setattr(ctx.gm.get_submodule(parent), name, copy.deepcopy(module).to(device=device, dtype=like.dtype))
 
 
 def _report(ctx: PassContext, group: StreamGroup, modules: list[nn.Module], decoders: list[nn.Linear]) -> None:

@@ -6,7 +6,7 @@
 2. The placer (:mod:`dmt_plugin.planner.placement`) puts whole tables on lanes and divides others, as
    ``dmt.placement`` says.
 3. The same checks hold for a placement from a file: a divided table must be one that can be; columns must not be
-   divided under row-wise Adagrad, whose step is the mean over the row of the whole table; and the keys of
+   divided under rules that compute with a whole row, as row-wise Adagrad does; and the keys of
    ``dmt.placement`` that are set must agree with it.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dmt_plugin.config.messages import one_of
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
+from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.placement.table_shards import SentShard
@@ -29,9 +30,13 @@ from dmt_plugin.topology.shape import Topology
 
 def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
     """The cost model for the exchange that looked-up rows take."""
+
+    def rule_of(table: TableSpec) -> Rule:
+        return config.lookup.rule_of(table.name, table.parameter)
+
     if config.comm.route == "flat":
-        return CostModel(config.lookup.optimizer, topology.world_size, config.comm.formats_of("world"))
-    return CostModel(config.lookup.optimizer, topology.ranks_per_host, config.comm.formats_of("lanes"))
+        return CostModel(rule_of, topology.world_size, config.comm.formats_of("world"))
+    return CostModel(rule_of, topology.ranks_per_host, config.comm.formats_of("lanes"))
 
 
 def place(ctx: PassContext, tables: Sequence[TableSpec], host_of_feature: Mapping[str, int]) -> TablePlacement:
@@ -111,13 +116,13 @@ def check_placement(ctx: PassContext) -> None:
             continue
         if use.whole or not divisible(use.table, kind):
             _refuse(ctx, name, kind, use.whole or "it has one row or column")
-        elif kind == "column_wise" and ctx.config.lookup.optimizer == "rowwise_adagrad":
+        elif kind == "column_wise" and (why := ctx.config.lookup.rule_of(name, use.table.parameter).mixes_columns):
             ctx.find(
                 "DMT310", "error", name,
-                "the table's columns are divided, and rowwise_adagrad takes the mean of squares over a whole row: each "
-                "range would take its own, and the table would be trained by another rule",
-                'place it "row_wise" (dmt.placement), or set dmt.lookup.optimizer to "adagrad" or "sgd", which know no '
-                "rows",
+                f"the table's columns are divided, and {why}: each range would take its own, and the table would be "
+                "trained by another rule",
+                'place it "row_wise" (dmt.placement), or set dmt.lookup.optimizer to "adam", "adagrad" or "sgd", which '
+                "know no rows",
             )  # fmt: skip
 
 
@@ -148,7 +153,7 @@ def check_settings(config: DMTConfig, plan: TowerPlan, file: str, topology: Topo
     for table in plan.tables:
         for part in plan.shards_of(table.name):
             where = (part.host, part.lane)
-            used[where] = used.get(where, 0) + model.memory(part.rows, part.columns)
+            used[where] = used.get(where, 0) + model.memory(part.table, part.rows, part.columns)
     full = {f"host {h}, lane {j}": need for (h, j), need in sorted(used.items()) if need > limit}
     if full:
         raise PlanError(
@@ -173,7 +178,7 @@ def lane_loads(
     for rank, own in enumerate(shards):
         parts = {p.shard for p in own}
         lookups = [ids_per_sample(p.value.lookup) * p.shard.rows / p.shard.table.rows for p in own]
-        memory = sum(model.memory(part.rows, part.columns) for part in parts)
+        memory = sum(model.memory(part.table, part.rows, part.columns) for part in parts)
         sent = model.exchange(Load(width=widths[rank]))
         found.append(LaneLoad(topology.host_of(rank), topology.lane_of(rank), len(parts), memory, sum(lookups), sent))
     return tuple(found)

@@ -103,6 +103,7 @@ class _Rewrite:
         self.placement.slots = tuple(slot for slot, _ in slots.values())
         self.placement.sites = sites_of(self.shards[self.rank], self.slot_by_key)
         self.placement.rank_widths = widths = tuple(map(_width, self.shards))
+        self.placement.looked_up = tuple(sum(sent.looked_up for sent in own) for own in self.shards)
         self.placement.loads = lane_loads(self.shards, self.ctx.config, self.topology, widths)
         ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
         self._add("index", exchange)

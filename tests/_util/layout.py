@@ -86,8 +86,10 @@ def _targets(node: ast.AST, package: str, files: Mapping[str, Path], by_name: bo
         yield from (alias.name for alias in node.names if alias.name in files)
     elif isinstance(node, ast.ImportFrom):
         parts = package.split(".")
-        base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])]) if node.level else (
-            node.module or ""
+        base = (
+            ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [node.module])])
+            if node.level
+            else (node.module or "")
         )
         for alias in node.names:
             inner = f"{base}.{alias.name}"

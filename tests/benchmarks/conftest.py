@@ -17,10 +17,10 @@ def _able() -> None:
 
 @pytest.fixture
 def cluster(_able: None) -> Iterator[Callable[..., Cluster]]:
-    """Makes clusters that are up, and takes them down after the test."""
+    """Makes clusters that are up, and takes them down after the test; slow links, which a busy machine can fill too."""
     made: list[Cluster] = []
 
-    def make(hosts: int = 2, lanes: int = 2, rate: str = "100mbit", **options: object) -> Cluster:
+    def make(hosts: int = 2, lanes: int = 2, rate: str = "50mbit", **options: object) -> Cluster:
         new = Cluster(hosts, lanes, rate, **options)  # type: ignore[arg-type]
         made.append(new)
         return new.up()

@@ -19,15 +19,20 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text())
     assert len(found["runs"]) == 4 and found["compared"] > 0
-    assert {run["in"] for run in found["runs"]} == {"step", "save"}
+    assert [run["aimed at"] for run in found["runs"]] == ["save", "load", "load", "step"]
+    assert {run["topology"] for run in found["runs"]} == {"2x2", "4x1"} and found["hits"].keys() >= {"step", "load"}
     assert all(run["seconds"] < kill_resume.LIMIT_S for run in found["runs"])
 
 
 def test_what_is_wrong_is_said() -> None:
     """Logs of runs that went wrong in each of the ways."""
-    good = [{"loaded": 4, "from": ""}, {"step": 5, "state": "a"}, {"error": "ExchangeError: rank 1, step 5: gone"}]
-    states = {(5, rank): ["a"] for rank in range(4)}
-    found = {"hung": [], "killed": [0], "victim": 0}
+    good = [
+        {"loaded": 4, "history": "h", "wrong": []},
+        {"step": 5, "state": "a"},
+        {"error": "ExchangeError: rank 1, step 5: gone"},
+    ]
+    states = {("h", 5, rank): ["a"] for rank in range(4)}
+    found = {"hung": [], "killed": [0], "victim": 0, "in": "save"}
 
     def check(*logs: list[dict], saved: int = 4, **changed: object) -> list[str]:
         return kill_resume.check_run({**found, **changed}, list(logs), {k: list(v) for k, v in states.items()}, saved)
@@ -38,4 +43,7 @@ def test_what_is_wrong_is_said() -> None:
     assert "although step 5 was saved" in check(good, good, good, good, saved=5)[0]
     other = [{**line, "state": "b"} if "state" in line else line for line in good]
     assert check(good, good, other, good) == ["rank 2 is in another state after step 5 than a run before"]
+    assert check(good, good, [{**good[0], "wrong": ["t"]}, *good[1:]], good)[0].endswith("than is stored of ['t']")
+    assert "loaded step []" in check(good[2:], good, good, good)[0]
+    assert check(good[2:], good[2:], good[2:], good[2:], **{"in": "load"}) == []
     assert "without an error" in check(good, good, good, good[:2])[0]

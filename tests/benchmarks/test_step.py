@@ -148,10 +148,8 @@ def test_small_measurement(_able: None, tmp_path: Path) -> None:
         *("torchrec_tw_fp16", "torchrec_tw_int8", "dmt_cr4_fp16", "dmt_cr4_int8"),
         *("torchrec_tower_cr4_fp32", "torchrec_tower_cr4_fp16", "torchrec_tower_cr4_int8"),
     ]
-    options = ["--batch", 32, "--rate", "200mbit", "--repeats", 1]
-    done = run_program(
-        "benchmarks.step", *options, "--variants", ",".join(names), "--output", output, timeout=500
-    )
+    options = ["--batch", 32, "--width", 32, "--rate", "50mbit", "--repeats", 1]
+    done = run_program("benchmarks.step", *options, "--variants", ",".join(names), "--output", output, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]  # 3 where variants train differently
     summary = json.loads(output.read_text())
     assert summary["setting"]["batch"] == 32 and output.with_suffix(".png").stat().st_size > 10_000

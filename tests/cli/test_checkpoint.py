@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from dmt_plugin.checkpoint import find_checkpoint, load_checkpoint, read_state
+from dmt_plugin.checkpoint.weights import open_state
 from dmt_plugin.cli import app
 from dmt_plugin.core.errors import CheckpointError, ConfigError, PlanError
 from tests._util.ranks import run_ranks
@@ -33,6 +35,10 @@ def saved(rank: int, world: int, folder: str) -> dict[str, Any]:
         train(engine, batch, 1)
         engine.save_checkpoint(f"{folder}/{name}", client_state={"epoch": 3})
         states[name] = gather_state(engine.dmt.placed, engine.dmt.groups)
+        if name == "flat":
+            train(engine, batch, 1)
+            engine.save_checkpoint(f"{folder}/later")
+            states["later"] = gather_state(engine.dmt.placed, engine.dmt.groups)
     return states
 
 
@@ -75,6 +81,19 @@ def test_to_flat(checkpoints: tuple[Path, dict[str, Any]], tmp_path: Path) -> No
     assert all(torch.equal(value, states["flat"][name]) for name, value in model.state_dict().items())
     said = runner.invoke(app, ["checkpoint", "to-flat", str(folder / "towers"), str(tmp_path / "towers.pt")])
     assert "of the tower model" in said.output, said.output
+    for output, options in (
+        ("a.safetensors", ()),
+        ("folder/", ("--file-size", "1KiB")),
+        ("f", ("--format", "safetensors")),
+    ):
+        place = f"{tmp_path}/{output}"
+        said = runner.invoke(app, ["checkpoint", "to-flat", str(folder / "flat"), place, *options])
+        assert said.exit_code == 0 and "of the flat model after 1 steps" in said.output, said.output
+        read = {name: tensor.read() for name, tensor in open_state(place).items()}
+        assert all(torch.equal(value, read[name]) for name, value in model.state_dict().items())
+    assert len(list(tmp_path.glob("folder/model-*-of-*.safetensors"))) > 1
+    said = runner.invoke(app, ["checkpoint", "to-flat", str(folder / "flat"), str(tmp_path / "x"), "--file-size", "4"])
+    assert said.exit_code == 2 and "--file-size" in said.output and not (tmp_path / "x").exists()
 
 
 @pytest.mark.processes
@@ -105,6 +124,24 @@ def test_reshard(checkpoints: tuple[Path, dict[str, Any]], tmp_path: Path) -> No
 
 
 @pytest.mark.processes
+def test_delta(checkpoints: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, states = checkpoints
+    older, newer, file = str(folder / "flat"), str(folder / "later" / "global_step2"), str(tmp_path / "a.delta")
+    said = runner.invoke(app, ["checkpoint", "delta", older, newer, "-o", file])
+    assert said.exit_code == 0, said.output
+    name = "vectors.0.weight"
+    rows = (states["later"][name] != states["flat"][name]).any(1)
+    line = next(line for line in said.output.splitlines() if name in line)
+    assert re.findall(r"[\d,.]+", line.replace(name, ""))[:2] == [str(len(rows)), str(int(rows.sum()))]
+    assert f"{Path(file).stat().st_size / 1024:.1f} KiB; the checkpoint has" in said.output
+    said = runner.invoke(app, ["checkpoint", "apply-delta", older, file, "-o", str(tmp_path)])
+    assert said.exit_code == 0 and said.output.startswith("written: "), said.output
+    assert all(torch.equal(value, states["later"][name]) for name, value in read_state(tmp_path).items())
+    with pytest.raises(CheckpointError, match=r"was made from the checkpoint 'global_step1'.*is another one"):
+        runner.invoke(app, ["checkpoint", "apply-delta", newer, file, "-o", f"{tmp_path}/x"], catch_exceptions=False)
+
+
+@pytest.mark.processes
 def test_in_one_process(checkpoints: tuple[Path, dict[str, Any]]) -> None:
     """Into the flat model, into the tower model with other towers, and into one that is too small."""
     from dmt_plugin.compiler import transform
@@ -114,9 +151,11 @@ def test_in_one_process(checkpoints: tuple[Path, dict[str, Any]]) -> None:
     assert load_checkpoint(model, folder / "flat").name == "global_step1"
     assert all(torch.equal(value, states["flat"][name]) for name, value in model.state_dict().items())
     other = transform(model, batch(5, 0), {"dmt": {"towers": {"module": "dlrm", "p": 1, "dim": 4, "count": 3}}})
+    with torch.device("meta"), pytest.raises(CheckpointError, match="on the meta device, where nothing can be loaded"):
+        load_checkpoint(ZOO["deepfm"]()[0].to("meta"), folder / "flat")
     before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"the towers of .* are not those of this model"):
         load_checkpoint(other, folder / "towers")
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
-    with pytest.raises(CheckpointError, match=r"lacks 0\.bias, 0\.weight"):
+    with pytest.raises(CheckpointError, match=r"0\.bias \[2\] is not in it; 0\.weight \[2, 2\] is not in it"):
         load_checkpoint(torch.nn.Sequential(torch.nn.Linear(2, 2)), folder / "flat")

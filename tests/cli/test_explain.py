@@ -15,6 +15,8 @@ from dmt_plugin.cli import app
 from dmt_plugin.cli.explain import explained
 from dmt_plugin.cli.load import load
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.memory import MemoryLimit
+from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.report.explain.words import uneven_hosts
 from tests.report.test_html import Checker
 
@@ -86,6 +88,42 @@ def test_json_holds_what_the_text_shows(project: Path) -> None:
         names = {n["id"] for n in graph["nodes"]}
         assert {end for e in graph["edges"] for end in (e["source"], e["target"])} <= names
         assert "lookup" in {n["kind"] for n in graph["nodes"]}
+
+
+def test_memory_of_ranks_and_hosts(project: Path) -> None:
+    """The same figures in text, page and JSON; the largest rank is named; hosts are sums."""
+    page = project / "memory.html"
+    text = runner.invoke(app, [*COMMAND, "--html", str(page)]).output
+    need = json.loads(runner.invoke(app, [*COMMAND, "--json"]).output)["memory"]
+    assert [r["rank"] for r in need["ranks"]] == [0, 1, 2, 3] and need["batch_size"] == 64
+    totals = [r["total"] for r in need["ranks"]]
+    assert need["hosts"] == [totals[0] + totals[1], totals[2] + totals[3]]
+    assert totals[need["largest"]] == max(totals)
+    parts = need["ranks"][0]
+    summed = sum(parts[x] for x in ("tables", "table_states", "towers", "dense")) + sum(parts["buffers"].values())
+    assert summed == parts["total"]
+    assert set(parts["buffers"]) == {"ids", "rows_sent", "rows_received", "gradients", "wire", "held"}
+    assert need["shortage"] is None  # two hosts: this machine is not asked
+    html = page.read_text().replace("<wbr>", "")
+    assert f'<tr class="emphasis"><th scope="row">{need["largest"]}</th>' in html
+    for output in (text, html):
+        for size in (*totals, *need["hosts"]):
+            assert say_bytes(size) in output
+        assert f"Rank {need['largest']} needs most" in output
+        assert "could not hold" not in output
+
+
+def test_one_host_that_this_machine_could_not_be(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning with the way out, and nothing is refused."""
+    limit = MemoryLimit("this laptop", 1000, "here")
+    monkeypatch.setattr("dmt_plugin.report.explain.explanation.memory_limits", lambda: [limit])
+    command = ["explain", "--model", "net.py:build", "--hosts", "1", "--ranks-per-host", "2"]
+    result = runner.invoke(app, command)
+    assert result.exit_code == 0, result.output
+    folded = re.sub(r"\s+", " ", result.output)
+    assert "warning: this machine could not hold it: ranks 0 to 1 together need" in folded
+    assert "this laptop has 1000 B left" in folded and '"row_wise" placement' in folded
+    assert "could not hold" not in runner.invoke(app, [*command[:4], "2", *command[5:]]).output
 
 
 def test_sums_of_gradients(project: Path) -> None:

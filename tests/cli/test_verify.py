@@ -47,6 +47,13 @@ def after_inserting(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[PassContex
     monkeypatch.setattr(InsertTowers, "run", run)
 
 
+def two_streams_swapped(ctx: PassContext) -> None:
+    join = ctx.facts.groups[0].joins[0]
+    entries = list(join.args[0])  # type: ignore[arg-type]
+    entries[1], entries[2] = entries[2], entries[1]
+    join.args = (entries, *join.args[1:])
+
+
 def test_all_laws_hold(project: Path) -> None:
     result = runner.invoke(app, COMMAND)
     assert result.exit_code == 0, result.output
@@ -62,12 +69,6 @@ def test_json(project: Path) -> None:
 
 
 def test_a_wrong_rewrite_is_found_and_its_node_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def two_streams_swapped(ctx: PassContext) -> None:
-        join = ctx.facts.groups[0].joins[0]
-        entries = list(join.args[0])  # type: ignore[arg-type]
-        entries[1], entries[2] = entries[2], entries[1]
-        join.args = (entries, *join.args[1:])
-
     after_inserting(monkeypatch, two_streams_swapped)
     laws = {v["law"]: v for v in failed(COMMAND)}
     outputs = laws["pass-through towers keep outputs (eval mode)"]
@@ -113,13 +114,61 @@ def test_a_model_that_is_refused_fails_with_its_findings(project: Path) -> None:
     assert law["law"] == "the model can be rewritten as the configuration asks" and "DMT205" in law["detail"]
 
 
-def test_a_model_without_weights_cannot_be_verified(project: Path) -> None:
-    (project / "meta.py").write_text(
-        "import torch\nfrom net import Net, example_batch\n"
-        "def build():\n    with torch.device('meta'):\n        return Net()\n"
-    )
+WHOLE = """
+import torch
+from net import Net, example_batch
+
+def build():
+    with torch.device("meta"):
+        return Net()
+"""
+TABLES = """
+import torch
+from torch import nn
+from net import build as real, example_batch
+
+def build():
+    model = real()
+    for table in [*model.tables, model.first]:
+        table.weight = nn.Parameter(torch.empty(10**9, table.embedding_dim, device="meta"))
+        table.num_embeddings = 10**9
+    return model
+"""
+ON_META = ["verify", "--model", "meta.py:build", "--config", "ds.json"]
+
+
+def test_tables_on_meta_are_verified(project: Path) -> None:
+    (project / "meta.py").write_text(TABLES)
+    result = runner.invoke(app, ON_META)
+    assert result.exit_code == 0, result.output
+    assert "9 of 9 laws hold" in result.output
+
+
+def test_a_wrong_rewrite_of_tables_on_meta_is_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "meta.py").write_text(TABLES)
+    after_inserting(monkeypatch, two_streams_swapped)
+    laws = {v["law"]: v for v in failed(ON_META)}
+    assert laws["pass-through towers keep outputs (eval mode)"]["node"] == "cat"
+    assert laws["pass-through towers keep every gradient (eval mode)"]["node"]
+
+
+def test_a_batch_that_tables_on_meta_do_not_take(project: Path) -> None:
+    net = project / "net.py"
+    net.write_text(net.read_text().replace("randint(0, 20,", "randint(10**9, 10**10,"))
+    (project / "meta.py").write_text(TABLES)
+    result = runner.invoke(app, ON_META)
+    assert "the model does not take the example batch" in str(result.exception)
+
+
+def test_a_model_without_values_is_not_verified_and_that_is_said(project: Path) -> None:
+    (project / "meta.py").write_text(WHOLE)
     result = runner.invoke(app, ["verify", "--model", "meta.py:build"])
-    assert result.exit_code != 0 and "meta device" in str(result.exception)
+    assert result.exit_code == 3 and "not checked" in result.output and "laws hold" not in result.output
+    result = runner.invoke(app, ["verify", "--model", "meta.py:build", "--json"])
+    data = json.loads(result.output)
+    assert result.exit_code == 3 and data["holds"] is None
+    assert [v["holds"] for v in data["laws"]] == [None]
+    assert "no values for head.weight, head.bias, on the meta device" in data["laws"][0]["detail"]
 
 
 def test_a_capture_that_is_not_the_model_names_the_layer() -> None:

@@ -70,9 +70,10 @@ class StandinLookup(nn.Module):
         self.__dict__["weights"] = {k: w.detach().clone().requires_grad_() for k, w in weights.items()}
         self.grad_scale = 1.0
         self.steps = 0
+        self.rules: dict[str, Any] = {}
 
-    def load_table(self, name: str, weight: Tensor) -> None:
-        self.weights[name].data.copy_(weight)
+    def table_weight(self, name: str) -> Tensor:
+        return self.weights[name].detach()
 
     def forward(self, name: str, ids: Tensor) -> Tensor:
         return nn.functional.embedding(ids, self.weights[name])
@@ -81,6 +82,11 @@ class StandinLookup(nn.Module):
 
     def hold_gradients(self, hold: bool, once: bool = True) -> None:
         """Gradients always wait for ``step``."""
+
+    finite = torch.ones((), dtype=torch.bool)
+
+    def watch_gradients(self, watch: bool) -> None:
+        """Nothing to delay."""
 
     def step(self) -> None:
         self.steps += 1

@@ -16,6 +16,7 @@ from deepspeed.moe.layer import MoE
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from deepspeed.runtime import bf16_optimizer, constants
 from deepspeed.runtime import engine as ds_engine
+from deepspeed.runtime import utils as ds_utils
 from deepspeed.runtime.fp16 import fused_optimizer, unfused_optimizer
 from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -37,8 +38,9 @@ def names_in(function) -> set[str]:
 def test_the_signature_is_that_of_deepspeed():
     ours = dict(inspect.signature(initialize).parameters)
     theirs = inspect.signature(deepspeed.initialize).parameters
-    extra = ours.pop("example_batch")
-    assert extra.kind is extra.KEYWORD_ONLY
+    for name in ("example_batch", "weights", "table_init"):
+        extra = ours.pop(name)
+        assert extra.kind is extra.KEYWORD_ONLY and extra.default is None
     assert list(ours) == list(theirs)
     for name, parameter in theirs.items():
         assert ours[name].kind is parameter.kind, name
@@ -147,11 +149,18 @@ def test_defaults_that_are_repeated_here():
     assert DeepSpeedZeroConfig(stage=2).overlap_comm is False
 
 
+OUR_ARGUMENTS = {"save_checkpoint": (), "load_checkpoint": ("changes",), "save_16bit_model": ()}
+"""Arguments that the engine has beside DeepSpeed's, by method: by keyword only, so that a new one of DeepSpeed does not
+meet them."""
+
+
 def test_signatures_of_checkpoints_are_those_of_deepspeed():
     for name in ("save_checkpoint", "load_checkpoint", "save_16bit_model"):
         ours = inspect.signature(getattr(DMTEngine, name)).parameters
         theirs = inspect.signature(getattr(ds_engine.DeepSpeedEngine, name)).parameters
-        assert list(ours) == list(theirs), name
+        assert [key for key in ours if key not in OUR_ARGUMENTS[name]] == list(theirs), name
+        for key in OUR_ARGUMENTS[name]:
+            assert ours[key].kind is inspect.Parameter.KEYWORD_ONLY, (name, key)
         for key, parameter in theirs.items():
             if key != "client_state":  # theirs is one dict that all calls share
                 assert ours[key].default == parameter.default, (name, key)
@@ -176,6 +185,22 @@ def test_where_optimizers_keep_parameters():
             assert f"self.{name} = " in source, (kind.__name__, name)
     for kind in (stage_1_and_2.DeepSpeedZeroOptimizer, bf16_optimizer.BF16_Optimizer):
         assert "_hp_optimizer_states_linked" in names_in(kind._lazy_init_hp_params_optimizer_state)
+
+
+def test_optimizers_ask_one_place_whether_a_gradient_overflowed():
+    zero = stage_1_and_2.DeepSpeedZeroOptimizer
+    assert {"check_grad_overflow", "check_overflow"} <= names_in(zero.step)
+    assert "_check_overflow" in names_in(zero.check_overflow) and "has_overflow" in names_in(zero._check_overflow)
+    assert "averaged_gradients" in names_in(zero.has_overflow_partitioned_grads_serial)
+    bf16 = bf16_optimizer.BF16_Optimizer
+    assert {"overflow", "clear_hp_grads", "clear_lp_grads"} <= names_in(bf16.step)
+    assert "fp32_groups_gradient_flat_partition" in inspect.getsource(bf16.step)
+    for kind in (fused_optimizer.FP16_Optimizer, unfused_optimizer.FP16_UnfusedOptimizer):
+        assert "overflow_checker" in names_in(kind.step), kind
+    assert "has_overflow" in names_in(ds_utils.CheckOverflow.check)
+    found = inspect.signature(ds_utils.CheckOverflow.has_overflow).parameters
+    assert list(found) == ["self", "params", "has_moe_params"]
+    assert {"overflow", "_step_applied", "skipped_steps"} <= names_in(ds_engine.DeepSpeedEngine._take_model_step)
 
 
 def test_counters_of_the_engine():

@@ -99,7 +99,7 @@ def test_a_scheduler_is_a_warning(caplog):
         scheduler = {"type": "WarmupLR", "params": {}}
         guards.say_exceptions(DeepSpeedSettings({"scheduler": scheduler, "gradient_clipping": 0.0}))
         guards.say_exceptions(DeepSpeedSettings({"gradient_clipping": 0.0}), lr_scheduler=lambda optimizer: None)
-        guards.say_exceptions(DeepSpeedSettings({"gradient_clipping": 0.0}), lambda optimizer: None, "follow")
+        guards.say_exceptions(DeepSpeedSettings({"gradient_clipping": 0.0}), lambda optimizer: None, constant=False)
     assert sum("dmt.lookup.lr" in record.getMessage() for record in caplog.records) == 2
 
 

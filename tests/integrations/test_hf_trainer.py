@@ -63,20 +63,29 @@ def by_trainer(rank: int, world: int, folder: str, schedule: str) -> dict[str, A
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    with ours.towers(example_batch=tiny.batch(0, BATCH)[:2]):
+    def run(resume: bool) -> Any:
         arguments = TrainingArguments(
             output_dir=folder, deepspeed=copy.deepcopy(config(schedule)), per_device_train_batch_size=BATCH,
-            num_train_epochs=1, learning_rate=tiny.LR, max_grad_norm=0.0, save_strategy="no", report_to=[],
-            remove_unused_columns=False, disable_tqdm=True, label_names=["labels"], lr_scheduler_type=schedule,
+            num_train_epochs=1, learning_rate=tiny.LR, max_grad_norm=0.0, save_strategy="steps", save_steps=2,
+            report_to=[], remove_unused_columns=False, disable_tqdm=True, label_names=["labels"],
+            lr_scheduler_type=schedule,
         )  # fmt: skip
         trainer = InOrder(model=tiny.build(), args=arguments, train_dataset=Own(rank), compute_loss_func=loss_of)
-        trainer.train()
+        trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-2" if resume else None)
+        return trainer
+
+    with ours.towers(example_batch=tiny.batch(0, BATCH)[:2]):
+        trainer = run(False)
         trainer.save_model(f"{folder}/saved")
     whole = gather_state(trainer.model_wrapped.dmt.placed, trainer.model_wrapped.dmt.groups)
     saved = load_file(f"{folder}/saved/model.safetensors") if rank == 0 else whole
+    with ours.towers(example_batch=tiny.batch(0, BATCH)[:2]):
+        first, again = list(losses), run(True)
+    resumed = gather_state(again.model_wrapped.dmt.placed, again.model_wrapped.dmt.groups)
     return {
+        "resumed": losses[len(first) :] == first[2:] and all(torch.equal(resumed[n], v) for n, v in whole.items()),
         "engine": type(trainer.model_wrapped).__name__,
-        "losses": losses,
+        "losses": first,
         "steps": trainer.state.global_step,
         "table rate": trainer.model_wrapped.dmt.lookup.lr,
         "saved": set(saved) == set(whole) and all(torch.equal(value, whole[name]) for name, value in saved.items()),
@@ -113,7 +122,7 @@ def test_the_trainer_trains_towers(schedule: str, tmp_path: Any) -> None:
     found = run_ranks(2, by_trainer, str(tmp_path), schedule, env=env_of)
     expected = run_ranks(2, by_hand, schedule, env=partial(launcher_env, "2x1"))
     assert [one["engine"] for one in found] == ["DMTEngine"] * 2
-    assert [(one["steps"], one["saved"]) for one in found] == [(STEPS, True)] * 2
+    assert [(one["steps"], one["saved"], one["resumed"]) for one in found] == [(STEPS, True, True)] * 2
     last = config(schedule)["dmt"]["lookup"]["lr"] / {"constant": 1, "linear": STEPS}[schedule]
     assert [one["table rate"] for one in found] == [pytest.approx(last)] * 2
     assert [one["losses"] for one in found] == [pytest.approx(losses, abs=1e-6) for losses in expected]

@@ -63,6 +63,23 @@ def test_into_an_optimizer_that_has_not_begun() -> None:
         assert all(torch.equal(a[key], b[key]) for key in a) and set(a) == set(b)
 
 
+def test_parameters_that_are_new_keep_their_state_and_groups_of_them_their_options() -> None:
+    optimizer, names, _ = trained(torch.optim.Adagrad)
+    view = OptimizerState(optimizer, names)
+    shared = shared_state([(view.scalars(), view.options())])
+    parameters = [nn.Parameter(torch.zeros(size)) for size in ((2, 3), (4,), (5,))]
+    groups = [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 5.0}]
+    now = torch.optim.Adagrad(groups, lr=7.0, initial_accumulator_value=0.5)
+    other = OptimizerState(now, {id(p): name for p, name in zip(parameters, "abc", strict=True)})
+    load = other.plan_load(manifest_of(view), shared, fresh={"b", "c"})
+    assert load.problems == [] and load.of_groups == [0, None] and load.shared_steps == []
+    assert [piece.name for piece in load.pieces] == ["optimizer.sum.a"]
+    load.finish()
+    assert [group["lr"] for group in now.param_groups] == [0.1, 5.0]
+    assert now.state[parameters[0]]["step"] == 2 and now.state[parameters[1]]["step"] == 0
+    assert now.state[parameters[1]]["sum"].eq(0.5).all() and now.state[parameters[2]]["sum"].eq(0.5).all()
+
+
 def test_what_cannot_be_loaded_is_said() -> None:
     view = OptimizerState(*trained(torch.optim.Adam)[:2])
     shared = shared_state([(view.scalars(), view.options())])
@@ -119,6 +136,8 @@ def test_groups_of_all_ranks_and_schedulers_for_another_number_of_them() -> None
     assert scheduler_state(state, 2, [1]) == {"base_lrs": [0.2], "last_epoch": 5, "other": [1, 2, 3]}
     parts = {"_schedulers": [{"base_lrs": [1, 2]}, {"base_lrs": [3, 4]}], "_milestones": [7, 8], "_last_lr": [5, 6]}
     inner = [{"base_lrs": [2]}, {"base_lrs": [4]}]
+    own = {"base_lrs": [7, 8, 9], "last_epoch": 0}
+    assert scheduler_state(state, 2, [1, None, 0], own)["base_lrs"] == [0.2, 8, 0.1]
     assert scheduler_state(parts, 2, [1]) == {"_schedulers": inner, "_milestones": [7, 8], "_last_lr": [6]}
 
 

@@ -10,7 +10,8 @@ from deepspeed.runtime.lr_schedules import WarmupLR
 from torch import nn
 
 from dmt_plugin.core.errors import ConfigError
-from dmt_plugin.integrations.deepspeed.engine.table_rate import FollowedRate
+from dmt_plugin.core.update_rule import Rule
+from dmt_plugin.integrations.deepspeed.engine.table_rate import FollowedRates
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.nn.lookup.site import LookupSite
 
@@ -28,7 +29,7 @@ def optimizer(*rates: float, empty: bool = False) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("empty", [False, True])
 def test_the_first_group_that_has_parameters_is_followed(empty: bool) -> None:
     lookup, dense = tables(), optimizer(0.2, 1.0, empty=empty)
-    rate = FollowedRate(lookup, dense)
+    rate = FollowedRates(lookup, dense, True)
     dense.param_groups[0]["lr"] = 5.0 if empty else 0.1
     dense.param_groups[1]["lr"] = 0.1 if empty else 5.0
     rate.apply()
@@ -37,7 +38,7 @@ def test_the_first_group_that_has_parameters_is_followed(empty: bool) -> None:
 
 def test_a_scheduler_of_deepspeed_is_followed_from_the_rate_before_it() -> None:
     lookup, dense = tables(), optimizer(0.2)
-    rate = FollowedRate(lookup, dense)
+    rate = FollowedRates(lookup, dense, True)
     scheduler = WarmupLR(dense, warmup_min_lr=0.02, warmup_max_lr=0.2, warmup_num_steps=3, warmup_type="linear")
     found = []
     for _ in range(5):
@@ -50,7 +51,7 @@ def test_a_scheduler_of_deepspeed_is_followed_from_the_rate_before_it() -> None:
 def test_a_scheduler_of_torch_that_came_first_has_kept_its_start() -> None:
     lookup, dense = tables(), optimizer(0.2)
     scheduler = torch.optim.lr_scheduler.LambdaLR(dense, lambda done: 0.1 * (1 + done))
-    rate = FollowedRate(lookup, dense)
+    rate = FollowedRates(lookup, dense, True)
     rate.apply()
     assert lookup.lr == pytest.approx(0.05)
     dense.step()
@@ -61,9 +62,9 @@ def test_a_scheduler_of_torch_that_came_first_has_kept_its_start() -> None:
 
 def test_what_a_checkpoint_says_of_the_start_counts() -> None:
     lookup, dense = tables(), optimizer(0.4)  # the file has 0.4 now; the run that is resumed began with 0.2
-    rate = FollowedRate(lookup, dense)
+    rate = FollowedRates(lookup, dense, True)
     before = optimizer(0.2)
-    FollowedRate(tables(), before)
+    FollowedRates(tables(), before, True)
     before.param_groups[0]["lr"] = 0.1
     dense.load_state_dict(before.state_dict())
     rate.apply()
@@ -74,12 +75,36 @@ def test_what_a_checkpoint_says_of_the_start_counts() -> None:
 def test_a_rate_without_multiples_is_refused(start: float) -> None:
     dense = optimizer(0.1)
     dense.param_groups[0]["lr"] = start
-    with pytest.raises(ConfigError, match=r'dmt.lookup.schedule = "follow".*is -?(0\.0|0\.1|nan).*"constant"'):
-        FollowedRate(tables(), dense)
+    with pytest.raises(ConfigError, match=r'parameter group 0 is -?(0\.0|0\.1|nan) at first.*"schedule": "constant"'):
+        FollowedRates(tables(), dense, True)
 
 
 def test_an_optimizer_without_rates_is_refused() -> None:
     dense = optimizer(0.1)
     del dense.param_groups[0]["lr"]
     with pytest.raises(ConfigError, match="is None at first"):
-        FollowedRate(tables(), dense)
+        FollowedRates(tables(), dense, True)
+
+
+def of_groups(*groups: int) -> ShardedLookup:
+    sites = [LookupSite(f"t{i}", f"t{i}", i, 4, 2, "sum", False) for i in range(len(groups))]
+    rules = {f"t{i}": Rule("sgd", 0.5, group=group if group >= 0 else None) for i, group in enumerate(groups)}
+    return ShardedLookup(sites, {name: torch.ones(4, 2) for name in rules}, backend="torch", rules=rules)
+
+
+def test_each_table_follows_the_group_that_its_rule_is_of() -> None:
+    lookup, dense = of_groups(1, 0, -1), optimizer(0.2, 1.0)
+    rates = FollowedRates(lookup, dense, False)
+    dense.param_groups[0]["lr"], dense.param_groups[1]["lr"] = 0.1, 0.2
+    rates.apply()
+    assert lookup.rates == {"t0": pytest.approx(0.1), "t1": pytest.approx(0.25), "t2": 0.5}
+    assert lookup.lr == 0.5
+
+
+def test_other_options_of_a_group_that_change_are_an_error() -> None:
+    dense = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+    rates = FollowedRates(of_groups(0), dense, False)
+    rates.apply()
+    dense.param_groups[0]["momentum"] = 0.85
+    with pytest.raises(ConfigError, match=r"momentum of parameter group 0 has changed from 0.9 to 0.85 in mid-run"):
+        rates.apply()

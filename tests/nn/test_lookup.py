@@ -334,8 +334,8 @@ def test_where_tables_live() -> None:
 def test_misuse_is_named() -> None:
     site = SITES[1]
     weights = make_weights((site,))
-    with pytest.raises(ValueError, match=r"dmt\.lookup\.optimizer: 'adam' found"):
-        ShardedLookup((site,), weights, optimizer="adam")
+    with pytest.raises(ValueError, match=r"dmt\.lookup\.optimizer: 'adamax' found"):
+        ShardedLookup((site,), weights, optimizer="adamax")
     with pytest.raises(ValueError, match=r"dmt\.lookup\.backend"):
         ShardedLookup((site,), weights, backend="tbe")
     with pytest.raises(ValueError, match="two lookups"):

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.plan.tables import TableShard, check_places, shards_of
 from dmt_plugin.plan.tower_plan import TableSpec
 from dmt_plugin.planner import PlacementRules, TablePlacement, place_tables, towers_to_hosts
@@ -97,8 +98,8 @@ def test_every_entry_of_every_table_once_and_no_rank_too_full(model: Any, rules:
             # Only when memory is really short; ranges of whole rows waste less than a row per table and lane.
             for host in range(topology.hosts):
                 mine = [u for u in uses if host_of[u.table.name] == host]
-                need = sum(MODEL.memory(u.table.rows, u.table.dim) for u in mine)
-                waste = sum(MODEL.memory(1, u.table.dim) for u in mine) * lanes
+                need = sum(MODEL.memory(u.table, u.table.rows, u.table.dim) for u in mine)
+                waste = sum(MODEL.memory(u.table, 1, u.table.dim) for u in mine) * lanes
                 if need > lanes * rules.memory_limit - waste:
                     return
             raise AssertionError("there was room") from error
@@ -253,7 +254,7 @@ def test_too_little_memory(uses: list[TableUse], rules: dict[str, Any], parts: l
 @given(st.sampled_from(["sgd", "adagrad", "rowwise_adagrad"]), st.integers(2, 9), st.integers(1, 30))
 def test_shards_of_a_table_carry_what_the_table_does(optimizer: str, lanes: int, ids: int) -> None:
     assume(lanes <= 8)
-    model = CostModel(optimizer)
+    model = CostModel(lambda table: Rule(optimizer, 0.1))
     u = use("t", 40, 32, ids)
     whole = model.load(u, shards_of(u.table, 0, 0, None)[0])
     for kind in ("row_wise", "column_wise"):

@@ -12,9 +12,11 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.nn.lookup.fbgemm import FbgemmTables, refusals
+from dmt_plugin.nn.lookup.fbgemm_rules import why_not
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
-from dmt_plugin.nn.lookup.site import LookupSite, Rule, Tables
+from dmt_plugin.nn.lookup.site import Fill, LookupSite, Tables
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +41,19 @@ def check_location(location: str, device: torch.device, backends: Sequence[Table
 
 def make_backends(
     sites: Sequence[LookupSite],
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor | Fill],
     backend: str,
-    rule: Rule,
+    rules: Mapping[str, Rule],
     location: str,
     device: torch.device,
 ) -> list[Tables]:
-    """One per group of tables that are served alike: FBGEMM's by pooling, and PyTorch's.
+    """One per group of tables that are served alike: FBGEMM's by pooling and rule, and PyTorch's.
 
     Args:
         sites: the lookups of this rank; may be empty.
-        weights: ``(rows, dim)`` initial values by table.
+        weights: ``(rows, dim)`` starting values by table, or what writes them.
         backend: ``"auto"``, ``"fbgemm"`` or ``"torch"``.
-        rule: how tables are updated.
+        rules: how each table is updated.
         location: memory that FBGEMM holds them in, one of ``dmt_plugin.nn.lookup.sharded.LOCATIONS``.
         device: of the computation.
 
@@ -65,8 +67,10 @@ def make_backends(
         logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
         backend = "torch"
     if backend == "torch":
-        return [TorchTables(sites, weights, rule, device)]
-    refused = refusals(sites, rule.name)
+        return [TorchTables(sites, weights, rules, device)]
+    refused = refusals(sites, rules)
+    tried = {rule: why_not(rule, device) for rule in {rules[s.table] for s in sites if s.table not in refused}}
+    refused |= {site.table: why for site in sites if (why := tried.get(rules[site.table], ""))}
     if refused and backend == "fbgemm":
         table, reason = next(iter(refused.items()))
         raise ValueError(
@@ -76,14 +80,14 @@ def make_backends(
     if refused:
         why = "; ".join(f"'{table}': {reason}" for table, reason in refused.items())
         logger.info("tables looked up on PyTorch instead of FBGEMM: %s", why)
-    backends: list[Tables] = []
-    for mode in ("sum", "mean"):
-        served = [site for site in sites if site.mode == mode and site.table not in refused]
-        if served:
-            backends.append(FbgemmTables(served, weights, rule, device, location))
+    alike: dict[tuple[str, Rule], list[LookupSite]] = {}
+    for site in sites:
+        if site.table not in refused:
+            alike.setdefault((site.mode, rules[site.table]), []).append(site)
+    backends: list[Tables] = [FbgemmTables(of, weights, rule, device, location) for (_, rule), of in alike.items()]
     rest = [site for site in sites if site.table in refused]
     if rest:
-        backends.append(TorchTables(rest, weights, rule, device))
+        backends.append(TorchTables(rest, weights, rules, device))
     return backends
 
 

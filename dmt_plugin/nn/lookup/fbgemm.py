@@ -6,30 +6,34 @@
    beside a weighted one gets ones;
 4. backward adds up the gradients of each row over sites and samples, then applies the exact update rule;
 5. where several micro-batches make one step, forward keeps their ids, backward their gradients, and ``step`` looks all
-   of them up once more, as one batch, for the one backward pass that updates the tables.
+   of them up once more, as one batch, for the one backward pass that updates the tables;
+6. where updates are delayed, a forward pass keeps the graph of its lookup, and ``step`` goes backward through it. With
+   more than one, or after a change of the learning rate, which a lookup takes when it is made, step 5 holds.
 
 FBGEMM's row-wise Adagrad averages over the padded columns too, so such tables are refused here, and so is a table
-that is pooled in two ways: two TBEs cannot share it.
+that is pooled in two ways: two TBEs cannot share it. Which rules it has is tried out (:mod:`.fbgemm_rules`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 from dmt_plugin.core.errors import DMTError
+from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.core.versions import import_fbgemm
 from dmt_plugin.nn.lookup.border import watched
-from dmt_plugin.nn.lookup.site import LookupSite, Rule
+from dmt_plugin.nn.lookup.site import Fill, LookupSite, write_start
 from dmt_plugin.nn.lookup.site_ids import SiteIds, ids_of, joined
 
 OPTIMIZERS = {"sgd": "EXACT_SGD", "adagrad": "EXACT_ADAGRAD", "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD"}
-
 
 _LOCATIONS = {
     "auto": "DEVICE",
@@ -40,26 +44,55 @@ _LOCATIONS = {
 }
 
 
-def refusals(sites: Sequence[LookupSite], optimizer: str) -> dict[str, str]:
-    """Tables that FBGEMM cannot serve exactly, each with the reason."""
+def refusals(sites: Sequence[LookupSite], rules: Mapping[str, Rule]) -> dict[str, str]:
+    """Tables that FBGEMM cannot serve exactly whatever its version, each with the reason.
+
+    Args:
+        sites: the lookups.
+        rules: update rule of each table.
+    """
     reasons: dict[str, str] = {}
     modes: dict[str, str] = {}
     for site in sites:
+        rule = rules[site.table]
         if modes.setdefault(site.table, site.mode) != site.mode:
             reasons[site.table] = "it is pooled with both sum and mean, and a TBE pools in one way"
-        elif site.dim % 4 and optimizer == "rowwise_adagrad":
+        elif rule.name not in OPTIMIZERS:
+            reasons[site.table] = f"its rule {rule.name} is looked for on PyTorch only"
+        elif rule.momentum or rule.clip_value is not None or rule.clip_norm is not None:
+            reasons[site.table] = f"FBGEMM has no momentum and no clipping of whole rows ({rule})"
+        elif site.dim % 4 and rule.name == "rowwise_adagrad":
             reasons[site.table] = (
                 f"its dim {site.dim} is no multiple of 4, and row-wise Adagrad would average over the padding"
             )
     return reasons
 
 
+@dataclass
+class _Held:
+    """A gradient that waits for ``step``.
+
+    Attributes:
+        own: ids of each site.
+        rows: rows of the lookup.
+        gradient: ``(rows, sum of padded dims)``.
+        graph: where the lookup's graph begins, if that was kept; its rows are not, whose memory others may have.
+        lr: learning rate that the graph would use.
+    """
+
+    own: list[SiteIds]
+    rows: int
+    gradient: Tensor
+    graph: GradientEdge | None
+    lr: float
+
+
 class FbgemmTables:
-    """Tables of one rank in one TBE; all sites pool in the same way.
+    """Tables of one rank in one TBE; all sites pool in the same way, and all tables have one rule.
 
     Args:
         sites: lookups to serve.
-        weights: ``(rows, dim)`` initial values of each table; copied.
+        weights: ``(rows, dim)`` starting values of each table, which are copied, or what writes them.
         rule: update rule.
         device: device of the computation.
         location: memory that holds the tables, see :class:`dmt_plugin.nn.lookup.sharded.ShardedLookup`.
@@ -68,7 +101,7 @@ class FbgemmTables:
     def __init__(
         self,
         sites: Sequence[LookupSite],
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Fill],
         rule: Rule,
         device: torch.device,
         location: str,
@@ -90,6 +123,8 @@ class FbgemmTables:
             optimizer=getattr(EmbOptimType, OPTIMIZERS[rule.name]),
             learning_rate=rule.lr,
             eps=rule.eps,
+            weight_decay=rule.weight_decay,
+            weight_decay_mode=_decay_mode(rule),
             stochastic_rounding=False,
             pooling_mode=PoolingMode.MEAN if sites[0].mode == "mean" else PoolingMode.SUM,
             bounds_check_mode=BoundsCheckMode.FATAL,
@@ -97,11 +132,15 @@ class FbgemmTables:
         )
         self._views: list[Tensor] = self._tbe.split_embedding_weights()
         for table in tables:
-            self._views[self._index[table]].zero_()
-            self.weight(table).copy_(weights[table].detach())
+            if self._dims[table] % 4:
+                self._views[self._index[table]].zero_()  # the pads
+            write_start(self.weight(table), weights[table])
+            for state in self.state(table).values():
+                state.fill_(rule.initial_accumulator_value)
         self._offsets: tuple[int, tuple[int, ...], Tensor] | None = None
-        self._hold = self._once = False
-        self._held: list[tuple[list[SiteIds], int, Tensor]] = []
+        self._hold = self._once = self._delay = False
+        self._held: list[_Held] = []
+        self._rule, self._lr = rule, rule.lr
         self._updates = 0
 
     @property
@@ -122,10 +161,16 @@ class FbgemmTables:
         if self._hold:
             with torch.no_grad():
                 output = self._look_up(own, rows)
-            return watched(output, lambda gradient: self._held.append((own, rows, gradient)))
+            return self._holding(own, rows, output, None)
         output = self._look_up(own, rows)
+        if self._delay:
+            return self._holding(own, rows, output.detach(), get_gradient_edge(output))
         output.register_hook(self._count)
         return output
+
+    def _holding(self, own: list[SiteIds], rows: int, values: Tensor, graph: GradientEdge | None) -> Tensor:
+        lr = self._lr
+        return watched(values, lambda gradient: self._held.append(_Held(own, rows, gradient, graph, lr)))
 
     def _look_up(self, own: Sequence[SiteIds], rows: int) -> Tensor:
         indices = torch.cat([ids.values for ids in own]) if len(own) > 1 else own[0].values
@@ -169,10 +214,14 @@ class FbgemmTables:
         if not held:
             return
         self._count()
-        ids = [joined([own[i] for own, _, _ in held], [rows for _, rows, _ in held]) for i in range(len(self.sites))]
+        first = held[0]
+        if len(held) == 1 and first.graph is not None and first.lr == self._lr:
+            torch.autograd.backward(first.graph, first.gradient)
+            return
+        ids = [joined([h.own[i] for h in held], [h.rows for h in held]) for i in range(len(self.sites))]
         with torch.enable_grad():
-            output = self._look_up(ids, sum(rows for _, rows, _ in held))
-        output.backward(torch.cat([gradient for _, _, gradient in held]))
+            output = self._look_up(ids, sum(h.rows for h in held))
+        output.backward(torch.cat([h.gradient for h in held]))
 
     def zero_grad(self) -> None:
         """Forget what is held back."""
@@ -188,9 +237,15 @@ class FbgemmTables:
         """Whether the gradients of the next forward passes wait for ``step``, and two updates are an error."""
         self._hold, self._once = hold, once
 
-    def set_lr(self, lr: float) -> None:
-        """Learning rate of the next backward passes."""
-        self._tbe.set_learning_rate(lr)
+    def delay_updates(self, delay: bool) -> None:
+        """Whether no table is updated before ``step``."""
+        self._delay = delay
+
+    def set_lr(self, lr_of: Callable[[Rule], float]) -> None:
+        """Learning rate of the next backward passes, by rule."""
+        if (lr := lr_of(self._rule)) != self._lr:
+            self._lr = lr
+            self._tbe.set_learning_rate(lr)
 
     def settle(self) -> None:
         """Empty the cache of rows that tables in host memory have on an accelerator."""
@@ -209,6 +264,14 @@ class FbgemmTables:
         total = states[self._index[table]][0].detach()
         return {"sum": total if total.dim() == 1 else total[:, : self._dims[table]]}
 
+    @property
+    def steps(self) -> dict[str, int]:
+        """Nothing: none of its rules counts them."""
+        return {}
+
+    def set_steps(self, steps: Mapping[str, int]) -> None:
+        """Nothing: none of its rules counts them."""
+
 
 def padded(dim: int) -> int:
     """The next multiple of 4."""
@@ -219,6 +282,15 @@ def _weights(ids: SiteIds) -> Tensor:
     if ids.weights is not None:
         return ids.weights.float()
     return torch.ones(ids.values.numel(), dtype=torch.float32, device=ids.values.device)
+
+
+def _decay_mode(rule: Rule) -> Any:
+    """FBGEMM's name for how rows decay."""
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+
+    if not rule.weight_decay:
+        return WeightDecayMode.NONE
+    return WeightDecayMode.DECOUPLE if rule.decoupled else WeightDecayMode.L2
 
 
 def _placement(device: torch.device, location: str) -> tuple[Any, Any]:

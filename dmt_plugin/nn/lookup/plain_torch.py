@@ -1,22 +1,23 @@
-"""Lookups on plain PyTorch: ``F.embedding_bag`` with dense gradients, the exactness reference.
+"""Lookups on plain PyTorch: ``F.embedding_bag`` with sparse gradients, the exactness reference; knows every rule.
 
 1. forward pools the ids of each site from its table; gradients of all sites of a table, and of all backward passes
-   since ``zero_grad``, add up in the table's gradient;
-2. ``step`` applies the update rule once per table: the rules of FBGEMM's exact optimizers, written densely
-   (a row nobody looked up has a zero gradient, which changes neither the row nor its state).
+   since ``zero_grad``, are collected as rows beside their numbers, so that nothing as large as a table is made;
+2. ``step`` adds up what belongs to one row, and applies the table's rule once to every row that was looked up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
-from dmt_plugin.nn.lookup.site import LookupSite, Rule
+from dmt_plugin.core.update_rule import Rule
+from dmt_plugin.nn.lookup.site import Fill, LookupSite, write_start
 from dmt_plugin.nn.lookup.site_ids import ids_of
+from dmt_plugin.nn.lookup.updates import new_states, updated
 
 
 class TorchTables:
@@ -24,28 +25,31 @@ class TorchTables:
 
     Args:
         sites: lookups to serve.
-        weights: ``(rows, dim)`` initial values of each table; copied.
-        rule: update rule.
+        weights: ``(rows, dim)`` starting values of each table, which are copied, or what writes them.
+        rules: update rule of each table.
         device: where tables live.
     """
 
     def __init__(
-        self, sites: Sequence[LookupSite], weights: Mapping[str, Tensor], rule: Rule, device: torch.device
+        self,
+        sites: Sequence[LookupSite],
+        weights: Mapping[str, Tensor | Fill],
+        rules: Mapping[str, Rule],
+        device: torch.device,
     ) -> None:
         self.sites = tuple(sites)
-        self.rule = rule
-        self.lr = rule.lr
         self._tables: dict[str, Tensor] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._states: dict[str, dict[str, Tensor]] = {}
         for site in self.sites:
             if site.table in self._tables:
                 continue
-            initial = weights[site.table].detach().to(device, torch.float32, copy=True)
-            self._tables[site.table] = initial.requires_grad_()
-            if rule.name == "rowwise_adagrad":
-                self._sums[site.table] = torch.zeros(site.rows, device=device)
-            elif rule.name == "adagrad":
-                self._sums[site.table] = torch.zeros(site.rows, site.dim, device=device)
+            table = torch.empty(site.rows, site.dim, device=device)
+            write_start(table, weights[site.table])
+            self._tables[site.table] = table.requires_grad_()
+            self._states[site.table] = new_states(rules[site.table], site.rows, site.dim, device)
+        self._rules = {table: rules[table] for table in self._tables}
+        self._lr = {table: rule.lr for table, rule in self._rules.items()}
+        self._steps = dict.fromkeys(self._tables, 0)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -80,25 +84,25 @@ class TorchTables:
             mode=site.mode,
             per_sample_weights=weights,
             include_last_offset=True,
+            sparse=True,
         )
 
     @torch.no_grad()
     def step(self) -> None:
-        """Apply the update rule to every table that got a gradient."""
+        """Apply the rule of every table that got a gradient to the rows that were looked up."""
         for name, table in self._tables.items():
-            gradient = table.grad
-            if gradient is None:
+            if table.grad is None:
                 continue
-            if self.rule.name == "sgd":
-                table.sub_(gradient * self.lr)
-                continue
-            total = self._sums[name]
-            if self.rule.name == "rowwise_adagrad":
-                total.add_(gradient.square().mean(dim=1))
-                table.sub_(gradient * (self.lr / (total.sqrt() + self.rule.eps)).unsqueeze(1))
-            else:
-                total.add_(gradient.square())
-                table.sub_(self.lr * gradient / (total.sqrt() + self.rule.eps))
+            self._steps[name] += 1
+            gradient = table.grad.coalesce()
+            numbers, values = gradient.indices()[0], gradient.values()
+            states = self._states[name]
+            kept = {key: state.index_select(0, numbers) for key, state in states.items()}
+            rows = table.index_select(0, numbers)
+            new = updated(self._rules[name], self._lr[name], self._steps[name], rows, values, kept)
+            table.index_copy_(0, numbers, new)
+            for key, state in states.items():
+                state.index_copy_(0, numbers, kept[key])
 
     def zero_grad(self) -> None:
         """Forget the gradients collected so far."""
@@ -113,9 +117,12 @@ class TorchTables:
     def hold_gradients(self, hold: bool, once: bool) -> None:
         """Nothing: gradients always wait for ``step``."""
 
-    def set_lr(self, lr: float) -> None:
-        """Learning rate of the next steps."""
-        self.lr = lr
+    def delay_updates(self, delay: bool) -> None:
+        """Nothing: gradients always wait for ``step``."""
+
+    def set_lr(self, lr_of: Callable[[Rule], float]) -> None:
+        """Learning rates of the next steps, by rule."""
+        self._lr = {table: lr_of(rule) for table, rule in self._rules.items()}
 
     def settle(self) -> None:
         """Nothing: there is no cache."""
@@ -126,4 +133,13 @@ class TorchTables:
 
     def state(self, table: str) -> dict[str, Tensor]:
         """Views of the optimizer state of a table."""
-        return {"sum": self._sums[table]} if table in self._sums else {}
+        return dict(self._states[table])
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Updates so far of each table whose rule counts them; may be written to by :meth:`set_steps`."""
+        return {table: self._steps[table] for table, rule in self._rules.items() if rule.counts_steps}
+
+    def set_steps(self, steps: Mapping[str, int]) -> None:
+        """How many updates tables have had."""
+        self._steps.update(steps)

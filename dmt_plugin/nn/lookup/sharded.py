@@ -5,7 +5,9 @@
 3. at the border of this module (:mod:`dmt_plugin.nn.lookup.border`) rows take the dtype that the model computes in,
    and the gradient that enters the backends is multiplied by ``grad_scale``;
 4. FBGEMM updates its tables inside backward, PyTorch's are updated by ``step``. Where several micro-batches make one
-   step, FBGEMM's gradients are held back, and ``step`` updates the tables once, by all of them.
+   step, FBGEMM's gradients are held back, and ``step`` updates the tables once, by all of them;
+5. ``watch_gradients`` delays every update until ``step``, and notes of each gradient that enters the backends its least
+   and largest entry: ``finite`` says whether ``step`` would do harm, and ``zero_grad`` drops what was collected.
 
 The tables are neither parameters nor buffers of the module: an engine that walks over parameters must not
 broadcast, cast or decay shards that differ from rank to rank. They go in and out by name.
@@ -13,7 +15,7 @@ broadcast, cast or decay shards that differ from rank to rank. They go in and ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +23,13 @@ from torch import Tensor, nn
 from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 from dmt_plugin.comm.micro_blocks import layouts_of
+from dmt_plugin.core.finite import all_finite, bounds_of
+from dmt_plugin.core.update_rule import RULES, Rule
 from dmt_plugin.nn.lookup.backends import check_location, column_runs, make_backends
 from dmt_plugin.nn.lookup.border import CutBlocks, OneBlock, ScaleGradient, WholeGradient
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
-from dmt_plugin.nn.lookup.site import LookupSite, Rule, Tables, check_sites
+from dmt_plugin.nn.lookup.site import Fill, LookupSite, Tables, check_sites
 
-OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 LOCATIONS = ("auto", "host", "device", "managed", "managed_caching")
 
 
@@ -35,11 +38,13 @@ class ShardedLookup(nn.Module):
 
     Args:
         sites: the lookups, in the order of the output's columns; may be empty.
-        weights: ``(rows, dim)`` initial values by table; copied.
+        weights: ``(rows, dim)`` starting values by table, which are copied, or what writes them: then a table is never
+            in memory twice.
         backend: ``"auto"``, ``"fbgemm"`` or ``"torch"``.
-        optimizer: ``"rowwise_adagrad"``, ``"adagrad"`` or ``"sgd"``.
+        optimizer: one of ``dmt_plugin.core.update_rule.RULES``.
         lr: learning rate of the tables.
-        eps: Adagrad's epsilon.
+        eps: added to the denominator of Adagrad and Adam.
+        rules: update rule by table, in place of the three before.
         location: memory that holds the tables, one of ``LOCATIONS``; what is not the memory of ``device`` itself
             needs FBGEMM and an accelerator.
         device: device of the computation.
@@ -47,7 +52,7 @@ class ShardedLookup(nn.Module):
     Attributes:
         grad_scale: factor on the gradient that enters the tables, read in forward.
         row_dtype: dtype of the rows that ``forward`` gives; tables stay fp32.
-        lr: learning rate of the tables; ``set_lr`` changes it.
+        rules: update rule by table.
 
     Raises:
         ValueError: sites contradict each other or the weights, ``"fbgemm"`` cannot serve a table exactly, or tables
@@ -58,18 +63,19 @@ class ShardedLookup(nn.Module):
     def __init__(
         self,
         sites: Sequence[LookupSite],
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Fill],
         *,
         backend: str = "auto",
         optimizer: str = "rowwise_adagrad",
         lr: float = 0.01,
         eps: float = 1e-8,
+        rules: Mapping[str, Rule] | None = None,
         location: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         for key, value, known in (
-            ("optimizer", optimizer, OPTIMIZERS),
+            ("optimizer", optimizer, RULES),
             ("backend", backend, ("auto", "fbgemm", "torch")),
             ("location", location, LOCATIONS),
         ):
@@ -78,17 +84,21 @@ class ShardedLookup(nn.Module):
         check_sites(sites, weights)
         self.sites = tuple(sites)
         self.device = torch.device(device)
-        self.lr = lr
+        names = dict.fromkeys(site.table for site in sites)
+        self.rules = {name: rules[name] if rules else Rule(optimizer, lr, eps) for name in names}  # type: ignore[arg-type]
+        self._rates = {name: rule.lr for name, rule in self.rules.items()}
         self.grad_scale = 1.0
         self.row_dtype = torch.float32
         # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
         self._backends: tuple[Tables, ...] = tuple(
-            make_backends(sites, weights, backend, Rule(optimizer, lr, eps), location, self.device)
+            make_backends(sites, weights, backend, self.rules, location, self.device)
         )
         check_location(location, self.device, self._backends)
         self._of_table = {table: tables for tables in self._backends for table in tables.tables}
         self._order = column_runs(self.sites, self._backends)
         self.cut_rows = _CutRows(self)
+        self._watches = False
+        self._bounds: list[Tensor] = []
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -119,6 +129,8 @@ class ShardedLookup(nn.Module):
             pooled = outputs[0]
         else:
             pooled = torch.cat([outputs[b][:, start:end] for b, start, end in self._order], dim=1)
+        if self._watches and pooled.requires_grad:
+            pooled.register_hook(self._note)  # of the gradient behind the scale, be it whole or put together by blocks
         if scaled and (self.row_dtype != pooled.dtype or (self.grad_scale != 1.0 and pooled.requires_grad)):
             pooled = ScaleGradient.apply(pooled, self.grad_scale, self.row_dtype)
         return pooled
@@ -151,27 +163,62 @@ class ShardedLookup(nn.Module):
         for tables in self._backends:
             tables.hold_gradients(hold, once)
 
+    def watch_gradients(self, watch: bool) -> None:
+        """Say whether updates wait for ``step``, with ``finite`` to tell before whether they would do harm."""
+        self._watches = watch
+        for tables in self._backends:
+            tables.delay_updates(watch)
+
+    @property
+    def finite(self) -> Tensor:
+        """Whether all row gradients since ``zero_grad`` are finite: a bool scalar on ``device``, not waited for."""
+        return all_finite(self._bounds, self.device)
+
+    def _note(self, gradient: Tensor) -> None:
+        self._bounds += bounds_of([gradient.detach()])
+
     @property
     def holds(self) -> bool:
         """Whether gradients of this step are held back."""
         return any(tables.holds for tables in self._backends)
 
     def step(self) -> None:
-        """Update the tables by the gradients collected; FBGEMM's have been updated in backward unless held back."""
+        """Update the tables by the gradients collected; FBGEMM's may have been updated in backward (see above)."""
         for tables in self._backends:
             tables.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget collected table gradients."""
+        self._bounds.clear()
         for tables in self._backends:
             tables.zero_grad()
 
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the updates to come, of all tables."""
-        if lr != self.lr:
-            self.lr = lr
-            for tables in self._backends:
-                tables.set_lr(lr)
+    def set_lr(self, lr: float | Callable[[Rule], float]) -> None:
+        """Set the learning rate of the updates to come: of all tables, or by their rule."""
+        lr_of = lr if callable(lr) else lambda rule: lr
+        self._rates = {name: lr_of(rule) for name, rule in self.rules.items()}
+        for tables in self._backends:
+            tables.set_lr(lr_of)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next update; where tables have several, the largest; 0 without tables."""
+        return max(self._rates.values(), default=0.0)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Learning rate of the next update, by table."""
+        return dict(self._rates)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Updates so far of each table whose rule counts them: Adam's and Lamb's."""
+        return {table: count for tables in self._backends for table, count in tables.steps.items()}
+
+    def set_steps(self, steps: Mapping[str, int]) -> None:
+        """How many updates tables have had; names of other ranks' tables are no error."""
+        for tables in self._backends:
+            tables.set_steps({table: count for table, count in steps.items() if table in tables.tables})
 
     def settle(self) -> None:
         """Write back what an accelerator has cached of tables, and drop it: before views are saved, or written to."""
@@ -187,7 +234,7 @@ class ShardedLookup(nn.Module):
         _copy(self._find(name).weight(name), weight, f"table '{name}'")
 
     def optimizer_state(self, name: str) -> dict[str, Tensor]:
-        """Optimizer state of a table: ``{"sum": (rows,) or (rows, dim)}``, or nothing for SGD; views."""
+        """Optimizer state of a table by name, ``(rows,)`` or ``(rows, dim)`` (see ``Rule.states``); views."""
         return self._find(name).state(name)
 
     def load_optimizer_state(self, name: str, state: Mapping[str, Tensor]) -> None:

@@ -1,19 +1,33 @@
-"""Types that describe the embedding lookup of one rank: its pooled lookups, the tables' optimizer, and the backend.
+"""Types that describe the embedding lookup of one rank: its pooled lookups, and what a backend does for them.
 
 1. A *site* is one pooled lookup: which ids it reads, from which table, pooled how.
-2. A *rule* is the optimizer of the tables: SGD, Adagrad or row-wise Adagrad, with its options.
-3. A *backend* (FBGEMM or PyTorch) holds the tables' values, computes the sites on them, and updates them by the rule.
+2. A *backend* (FBGEMM or PyTorch) holds the tables' values, computes the sites on them, and updates each by its rule
+   (:mod:`dmt_plugin.core.update_rule`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
+from dmt_plugin.core.update_rule import Rule
+
+Fill = Callable[[Tensor], None]
+"""Writes the starting values of a table, or of a shard, into the ``(rows, dim)`` view of it that it gets."""
+
+
+@torch.no_grad()
+def write_start(view: Tensor, start: Tensor | Fill) -> None:
+    """Give a table its starting values: from a tensor of its shape, or by what makes them in place."""
+    if isinstance(start, Tensor):
+        view.copy_(start.detach())
+    else:
+        start(view)
 
 
 @dataclass(frozen=True)
@@ -56,18 +70,6 @@ class LookupSite:
         return self.weighted or self.mode != self.pooling
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Update rule of the tables: ``w -= lr * g / (sqrt(m) + eps)``, or ``w -= lr * g`` for ``"sgd"``.
-
-    ``m`` adds up ``g ** 2`` (``"adagrad"``) or its mean over the row (``"rowwise_adagrad"``).
-    """
-
-    name: str
-    lr: float
-    eps: float
-
-
 class Tables(Protocol):
     """What a backend does for its tables."""
 
@@ -104,8 +106,21 @@ class Tables(Protocol):
         """See ``ShardedLookup.hold_gradients``."""
         ...
 
-    def set_lr(self, lr: float) -> None:
-        """Learning rate of the updates to come."""
+    def delay_updates(self, delay: bool) -> None:
+        """Whether no table is updated before ``step``."""
+        ...
+
+    def set_lr(self, lr_of: Callable[[Rule], float]) -> None:
+        """Learning rates of the updates to come, by the rule of a table."""
+        ...
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Updates so far of each table whose rule counts them."""
+        ...
+
+    def set_steps(self, steps: Mapping[str, int]) -> None:
+        """How many updates tables have had."""
         ...
 
     def settle(self) -> None:
@@ -121,13 +136,14 @@ class Tables(Protocol):
         ...
 
 
-def check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor]) -> None:
-    """Make sure that sites do not contradict each other or the weights ``(rows, dim)`` by table.
+def check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor | Fill]) -> None:
+    """Make sure that sites do not contradict each other, one table's sizes, or the weights ``(rows, dim)`` by table.
 
     Raises:
         ValueError: they do; with the name of the site.
     """
     names: set[str] = set()
+    sizes: dict[str, tuple[int, int]] = {}
     for site in sites:
         if site.name in names:
             raise ValueError(f"two lookups are named '{site.name}'")
@@ -140,8 +156,10 @@ def check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor]) -> N
             )
         if site.table not in weights:
             raise ValueError(f"lookup '{site.name}': no weights given for table '{site.table}'")
-        if tuple(weights[site.table].shape) != (site.rows, site.dim):
+        start = weights[site.table]
+        known = start.shape if isinstance(start, Tensor) else sizes.setdefault(site.table, (site.rows, site.dim))
+        if tuple(known) != (site.rows, site.dim):
             raise ValueError(
                 f"lookup '{site.name}': table '{site.table}' of shape ({site.rows}, {site.dim}) expected, "
-                f"weights of shape {tuple(weights[site.table].shape)} found"
+                f"weights of shape {tuple(known)} found"
             )

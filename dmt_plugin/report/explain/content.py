@@ -17,6 +17,7 @@ from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.gradient_cost import GradientSums
 from dmt_plugin.planner.load import LaneLoad
+from dmt_plugin.planner.memory import MemoryNeed
 from dmt_plugin.topology.shape import Topology
 
 GraphData = Mapping[str, Any]
@@ -29,7 +30,7 @@ _ORDER_OF_REFUSED = (
     "plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed", "refused",
     "towers", "groups", "tower_modules", "findings", "repairs", "new_parameters", "passes", "lanes", "collectives",
     "sent_by_host", "nodes_after", "graphs_by_host", "topology", "rank", "batch_size", "route", "graph_before",
-    "nodes_before",
+    "nodes_before", "memory",
 )  # fmt: skip
 
 
@@ -121,6 +122,7 @@ class Explanation:
         graphs_by_host: of the first rank of each host.
         nodes_before: nodes around the towers in ``graph_before``.
         nodes_after: the same in ``graph_placed``.
+        memory: what every rank and host needs for training.
     """
 
     refused: str | None
@@ -148,6 +150,7 @@ class Explanation:
     graph_before: GraphData | None = None
     nodes_before: list[NodeLine] = field(default_factory=list)
     graphs_by_host: Mapping[str, GraphData] = field(default_factory=dict)
+    memory: MemoryNeed | None = None
 
     @property
     def bytes_of_a_step(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@
 3. Condense the graphs (:mod:`dmt_plugin.report.explain.graph_data`): flat, with towers, and of one rank, alone and
    beside the first ranks of other hosts.
 4. List every collective of a training step with shape and bytes, by formula: exchanges and sums of gradients.
+5. Add up the memory that every rank needs. Where all of them are on one host, it is compared with this machine.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, FindingsError, TransformError
 from dmt_plugin.core.findings import sort_findings
+from dmt_plugin.core.memory import memory_limits
 from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.facts import StreamGroup
@@ -39,6 +42,8 @@ from dmt_plugin.plan.file import write_json
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
+from dmt_plugin.planner.memory import MemoryNeed
+from dmt_plugin.planner.memory_check import shortage
 from dmt_plugin.report.explain import content
 from dmt_plugin.report.explain.content import Explanation
 from dmt_plugin.report.explain.graph_data import condensed, node_lines
@@ -108,7 +113,17 @@ def explain(
     placed = place_graph(logical, config, topology, rank)
     placed.placement.compute_in(compute_dtype(ds_config or {}))
     sums = gradient_sums(ds_config or {}, config)
-    return replace(describe(placed, samples, sums), graphs_by_host=by_host, **before)
+    memory = _memory(placed, config, DeepSpeedSettings(ds_config or {}), samples)
+    return replace(describe(placed, samples, sums), graphs_by_host=by_host, memory=memory, **before)
+
+
+def _memory(placed: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings, samples: int) -> MemoryNeed:
+    """The need of every rank; of a run on one host, also what this machine would say to it."""
+    need = memory_need_of(placed, config, settings, samples)
+    if placed.topology.hosts > 1:
+        return need
+    limits = [memory_limits()] * placed.topology.world_size
+    return replace(need, shortage=shortage(placed.plan, config, need, limits))
 
 
 def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:

@@ -7,7 +7,15 @@ from dataclasses import asdict
 
 from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.report.explain.content import Explanation, NodeLine
-from dmt_plugin.report.explain.words import feature_with_lanes, loads_shown, notes_on_exchanges, tower_note
+from dmt_plugin.report.explain.words import (
+    feature_with_lanes,
+    hosts_shown,
+    loads_shown,
+    memory_shown,
+    notes_on_exchanges,
+    notes_on_memory,
+    tower_note,
+)
 from dmt_plugin.report.parts.tables import Column, Table
 
 
@@ -87,6 +95,29 @@ def loads_table(data: Explanation) -> Table:
     ]
     _, loads = loads_shown(data)
     return Table(columns, [{**asdict(x), "rank": f"{x.host}, {x.lane}", "memory": say_bytes(x.bytes)} for x in loads])
+
+
+def memory_table(data: Explanation) -> Table:
+    """The memory that ranks need, and the sum of each host; the rank that needs most is set off."""
+    parts = ("tables", "table_states", "towers", "dense", "buffers")
+    columns = [
+        Column("place", "rank"),
+        Column("tables", "tables"),
+        Column("table_states", "their optimizer state"),
+        Column("towers", "towers", note="with gradients, optimizer"),
+        Column("dense", "dense part", note="with gradients, optimizer"),
+        Column("buffers", "buffers of a step"),
+        Column("total", "sum"),
+    ]
+    need = data.memory
+    if need is None:
+        return Table(columns, [])
+    rows: list[dict[str, object]] = []
+    for r in memory_shown(need):
+        sizes = {part: getattr(r, part) for part in parts} | {"buffers": r.buffers.total, "total": r.total}
+        rows.append({"place": str(r.rank), **{key: say_bytes(size) for key, size in sizes.items()}})
+    rows += [{"place": f"host {host}", "total": say_bytes(size)} for host, size in hosts_shown(need)]
+    return Table(columns, rows, notes_on_memory(need), emphasis=str(need.largest))
 
 
 def exchanges_table(data: Explanation) -> Table:

@@ -31,6 +31,7 @@ def show(data: Explanation, console: Console) -> None:
     if data.parameters:
         put(f"graph around the towers, after (rank {data.rank})", tables.nodes_table(data.nodes_after))
         put(loads_shown(data)[0], tables.loads_table(data))
+        put("memory that ranks need, and hosts", tables.memory_table(data))
         samples = data.batch_size
         title = f"exchanges of one step on rank {data.rank}, {samples} samples per rank (bytes)"
         put(title, tables.exchanges_table(data))

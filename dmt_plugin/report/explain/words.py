@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.load import LaneLoad
+from dmt_plugin.planner.memory import MemoryNeed, RankMemory
 from dmt_plugin.report.explain.content import Explanation, ParameterCounts
 
 _MOST_RANKS = 32
@@ -58,6 +60,44 @@ def loads_shown(data: Explanation) -> tuple[str, list[LaneLoad]]:
         return "predicted load of every rank", loads
     busiest = sorted(loads, key=lambda x: (-x.exchange, -x.lookups, x.host, x.lane))[:_MOST_RANKS]
     return f"predicted load of the {_MOST_RANKS} of {len(loads)} ranks that exchange most", busiest
+
+
+def memory_shown(need: MemoryNeed) -> list[RankMemory]:
+    """The ranks whose memory to show, in order: all, or those that need most where there are many."""
+    if len(need.ranks) <= _MOST_RANKS:
+        return need.ranks
+    return sorted(sorted(need.ranks, key=lambda r: (-r.total, r.rank))[:_MOST_RANKS], key=lambda r: r.rank)
+
+
+def hosts_shown(need: MemoryNeed) -> list[tuple[int, int]]:
+    """Hosts with the bytes that they need, in order: all, or those that need most where there are many."""
+    hosts = sorted(enumerate(need.hosts), key=lambda x: (-x[1], x[0]))[:_MOST_RANKS]
+    return sorted(hosts)
+
+
+def notes_on_memory(need: MemoryNeed) -> list[str]:
+    """What the need is made of, and whether this machine lacks it."""
+    b = need.ranks[need.largest].buffers
+    buffers = {
+        "ids": b.ids,
+        "rows sent": b.rows_sent,
+        "rows received": b.rows_received,
+        "gradients": b.gradients,
+        "wire buffers": b.wire,
+        "held gradients": b.held,
+    }
+    some = ", ".join(f"{what} {say_bytes(size)}" for what, size in buffers.items())
+    counts = (
+        ("ranks", len(memory_shown(need)), len(need.ranks)),
+        ("hosts", len(hosts_shown(need)), len(need.hosts)),
+    )
+    left_out = [f"Shown are the {few} of {whole} {what} that need most." for what, few, whole in counts if few < whole]
+    return [
+        *left_out,
+        f"Rank {need.largest} needs most. Largest buffers of its step with {need.batch_size} samples per rank: {some}.",
+        f"Towers and dense part: {need.basis}. Activations of the user's layers and the process itself come on top.",
+        *([f"warning: this machine could not hold it: {need.shortage}"] if need.shortage else []),
+    ]
 
 
 def notes_on_exchanges(data: Explanation) -> list[str]:

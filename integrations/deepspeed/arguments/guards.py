@@ -23,6 +23,7 @@ from torch import nn
 from dmt_plugin.config.deepspeed import MISSING, DeepSpeedSettings
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.integrations.deepspeed.arguments.optimizers import check_built, is_built
+from dmt_plugin.tables.released import released_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,13 @@ def check_call(model: Any, optimizer: Any, mpu: Any, mesh_param: Any, lr_schedul
                 f"the model has a DeepSpeed MoE layer ({name or 'the model itself'}): towers use DeepSpeed's expert "
                 f"groups themselves, both at once are not supported. Use the model without it, {DISABLE}"
             )
+    gone = released_parameters(model)
+    if gone:
+        raise ConfigError(
+            f"the tables of this {type(model).__name__} ({', '.join(sorted(gone)[:4])}) are with the ranks that own "
+            "their rows since it was given to dmt_plugin.initialize. Build a new model for another engine; "
+            "dmt_plugin.to_flat of the first engine gives one with the trained weights."
+        )
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):
             raise ConfigError(
@@ -99,7 +107,9 @@ _NO_OFFLOAD = "offloading has not been made to work with towers"
 #: path, the values that are allowed, reason, way out.
 _KEYS: tuple[tuple[str, tuple[Any, ...], str, str], ...] = (
     (
-        "fp16.enabled", (False,), f"{_NO_FP16}: table updates of a step that a loss scale skips cannot be taken back",
+        "fp16.enabled",
+        (False,),
+        f"{_NO_FP16}: table updates of a step that a loss scale skips cannot be taken back",
         'use "bf16": {"enabled": true}',
     ),
     ("bf16.enabled", (True, False), "it has to be known before the model is rewritten", "set it to true or false"),
@@ -188,13 +198,13 @@ def check_schedule(schedule: str, settings: DeepSpeedSettings, optimizer: Any) -
         )
 
 
-def say_exceptions(settings: DeepSpeedSettings, lr_scheduler: Any = None, schedule: str = "constant") -> None:
+def say_exceptions(settings: DeepSpeedSettings, lr_scheduler: Any = None, constant: bool = True) -> None:
     """Warn of what is allowed but does not reach the tables; for one rank to call.
 
     Args:
         settings: The DeepSpeed configuration.
         lr_scheduler: The argument of ``initialize``.
-        schedule: ``dmt.lookup.schedule``.
+        constant: whether tables keep their learning rate.
     """
     if settings.clipping:
         origin = "" if "gradient_clipping" in settings.given else ", DeepSpeed's default,"
@@ -204,7 +214,7 @@ def say_exceptions(settings: DeepSpeedSettings, lr_scheduler: Any = None, schedu
             settings.clipping,
             origin,
         )
-    if schedule == "constant" and (lr_scheduler is not None or settings.scheduler is not None):
+    if constant and (lr_scheduler is not None or settings.scheduler is not None):
         logger.warning(
             "the learning-rate scheduler applies to dense and tower parameters; tables keep dmt.lookup.lr all the time "
             '("dmt": {"lookup": {"schedule": "follow"}} lets them follow it)'

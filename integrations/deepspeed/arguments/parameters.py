@@ -121,6 +121,18 @@ def remap_parameters(
     return [*groups, _tower_group(target, towers, moe_group)]
 
 
+def positions_of(parameters: Sequence[Any] | None) -> dict[int, int]:
+    """By number of a group its number in DeepSpeed's optimizer, which has no groups without parameters.
+
+    Args:
+        parameters: what :func:`remap_parameters` gave.
+    """
+    if parameters is None or not all(isinstance(group, dict) for group in parameters):
+        return {0: 0}
+    left = [number for number, group in enumerate(parameters) if group["params"]]
+    return {number: position for position, number in enumerate(left)}
+
+
 def _survivors(
     flat: FlatParameters, dense: dict[str, nn.Parameter], tower_ids: set[int]
 ) -> tuple[list[dict[str, Any]], int]:

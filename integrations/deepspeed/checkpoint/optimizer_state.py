@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -123,15 +123,18 @@ class OptimizerState:
             for group in self._groups
         ]
 
-    def plan_load(self, manifest: Manifest, shared: Mapping[str, Any], states: bool = True) -> OptimizerLoad:
+    def plan_load(
+        self, manifest: Manifest, shared: Mapping[str, Any], states: bool = True, fresh: Collection[str] = ()
+    ) -> OptimizerLoad:
         """What there is to be read for this rank; changes nothing.
 
         Args:
             manifest: of the checkpoint.
             shared: what :func:`shared_state` made of all ranks' scalars and options.
             states: whether states are to be read; else only groups are compared, and no memory is taken for states.
+            fresh: parameters that keep the state they have.
         """
-        return OptimizerLoad(self, manifest, shared, states)
+        return OptimizerLoad(self, manifest, shared, states, fresh)
 
     def _state(self, tensor: Tensor) -> dict[str, Any]:
         return self._base.state.get(tensor, {})
@@ -146,29 +149,44 @@ class OptimizerLoad:
     Attributes:
         pieces: to be read into.
         problems: why it cannot be done, if it cannot.
-        of_groups: for each group of this engine, the number of the saved group that it continues.
+        of_groups: for each group of this engine, the number of the saved group that it continues; None for one that has
+            only parameters which were not saved.
+        shared_steps: fresh parameters that have, with ZeRO, a number of steps in common with others.
     """
 
-    def __init__(self, view: OptimizerState, manifest: Manifest, shared: Mapping[str, Any], states: bool) -> None:
-        self._view, self._shared = view, shared
+    def __init__(
+        self,
+        view: OptimizerState,
+        manifest: Manifest,
+        shared: Mapping[str, Any],
+        states: bool,
+        fresh: Collection[str] = (),
+    ) -> None:
+        self._view, self._shared, self._fresh = view, shared, frozenset(fresh)
+        self.shared_steps: list[str] = []
         self.pieces: list[Piece] = []
         self.problems: list[str] = []
-        self.of_groups: list[int] = []
+        self.of_groups: list[int | None] = []
         self._states: list[tuple[private.HeldGroup, Tensor, dict[str, Any]]] = []
         stored = _keys_of(manifest)
         saved = manifest.training["optimizer"]
         if _rule(saved) != _rule(view.name):
             self.problems.append(f"it is of the optimizer {saved}, this engine has {view.name}")
         for group in view._groups:
-            names = [view._names[id(p)] for p in group.parameters]
-            self.of_groups.append(self._group_of(names))
+            every = [view._names[id(p)] for p in group.parameters]
+            names = [name for name in every if name not in self._fresh]
+            self.of_groups.append(self._group_of(every, new=bool(every) and not names))
+            if every and not names:
+                continue
             keys = {key for name in names for key in stored.get(name, {})}
             for held in group.held if states else ():
                 self._plan(group, held, names, keys, stored)
 
-    def _group_of(self, names: Sequence[str]) -> int:
+    def _group_of(self, names: Sequence[str], new: bool) -> int | None:
         saved = self._shared["groups"]
         found = [number for number, group in enumerate(saved) if not set(names).isdisjoint(group["names"])]
+        if not found and new:
+            return None
         if not found:
             self.problems.append(f"no saved parameter group has any of {names[:4]}")
             return 0
@@ -188,6 +206,12 @@ class OptimizerLoad:
         stored: Mapping[str, Mapping[str, str]],
     ) -> None:
         """Reads ``keys`` for the parts of ``held``; those that other ranks hold are theirs to miss."""
+        parts = [part for part in held.parts if self._view._name(part) not in self._fresh]
+        one_count = len(group.held) == 1 < len(group.parameters)  # ZeRO: of steps, for all of a group
+        if held.parts and not one_count:
+            if not parts:
+                return
+            keys = keys & {key for part in parts for key in stored.get(self._view._name(part), {})}
         view, dtypes = self._view, {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
         before = view._state(held.tensor)
         state: dict[str, Any] = {}
@@ -196,12 +220,13 @@ class OptimizerLoad:
             now = before.get(key)
             if not (isinstance(now, Tensor) and now.shape == held.tensor.shape and now.is_contiguous()):
                 dtype = dtypes.get(kind, torch.float32)
-                now = torch.zeros(held.tensor.shape, dtype=dtype, device=held.tensor.device)
+                start = group.options.get("initial_accumulator_value", 0.0) if key == "sum" else 0.0
+                now = torch.full(held.tensor.shape, start, dtype=dtype, device=held.tensor.device)
             state[key] = now
             flat = now.detach().view(-1)
-            self.pieces += [view._piece(key, part, flat.narrow(0, part.offset, part.size)) for part in held.parts]
+            self.pieces += [view._piece(key, part, flat.narrow(0, part.offset, part.size)) for part in parts]
         scalars: Mapping[str, Mapping[str, Any]] = self._shared["scalars"]
-        own = [view._name(part) for part in held.parts] or [next((n for n in names if n in scalars), names[0])]
+        own = [view._name(part) for part in parts] or [next((n for n in names if n in scalars), names[0])]
         for name in own:
             if name not in scalars:
                 self.problems.append(f"nothing is stored of the optimizer of {name}")
@@ -211,6 +236,8 @@ class OptimizerLoad:
                 f"parameters that share a partition of ZeRO were updated different numbers of times: "
                 f"{ {name: dict(scalars[name]) for name in own[:4]} }; load at ZeRO stage 0"
             )
+        if "step" in scalars[own[0]]:
+            self.shared_steps += [name for part in held.parts if (name := view._name(part)) in self._fresh]
         state.update(scalars[own[0]])
         self._states.append((group, held.tensor, state))
 
@@ -226,6 +253,8 @@ class OptimizerLoad:
             else:
                 base.state.pop(tensor, None)
         for group, number in zip(self._view._groups, self.of_groups, strict=True):
+            if number is None:
+                continue
             saved = self._shared["groups"][number]["options"]
             group.options.update({k: v for k, v in saved.items() if k in group.options and k not in _NOT_OPTIONS})
         if all(base.state.get(held.tensor) for group in self._view._groups for held in group.held):
@@ -247,22 +276,28 @@ def shared_state(of_ranks: Sequence[tuple[dict[str, dict[str, Any]], list[dict[s
     return {"scalars": scalars, "groups": groups}
 
 
-def scheduler_state(state: Any, before: int, of_groups: Sequence[int]) -> Any:
+def scheduler_state(state: Any, before: int, of_groups: Sequence[int | None], now: Any = None) -> Any:
     """The state of a learning-rate scheduler for another number of parameter groups.
 
     Args:
         state: of a run with ``before`` groups.
         before: their number.
-        of_groups: for each group now the number of the one it continues.
+        of_groups: for each group now the number of the one it continues; None for one that continues none.
+        now: the state of this run's scheduler, for groups that continue none.
     """
     if not isinstance(state, dict) or list(of_groups) == list(range(before)):
         return state
-    made = dict(state)
+    made, own = dict(state), now if isinstance(now, dict) else {}
     for key, value in state.items():
         if key in _BY_GROUP and isinstance(value, list) and len(value) == before:
-            made[key] = [value[number] for number in of_groups]
+            mine = own.get(key)
+            kept = mine if isinstance(mine, list) and len(mine) == len(of_groups) else [value[0]] * len(of_groups)
+            made[key] = [kept[i] if number is None else value[number] for i, number in enumerate(of_groups)]
         elif key == "_schedulers":  # of SequentialLR and ChainedScheduler
-            made[key] = [scheduler_state(inner, before, of_groups) for inner in value]
+            made[key] = [
+                scheduler_state(inner, before, of_groups, mine)
+                for inner, mine in zip(value, own.get(key) or [None] * len(value), strict=False)
+            ]
     return made
 
 

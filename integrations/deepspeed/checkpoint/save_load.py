@@ -1,4 +1,4 @@
-"""``save_checkpoint``, ``load_checkpoint`` and ``save_16bit_model`` of a tower-decomposed model; all ranks call them.
+"""``save_checkpoint`` and ``load_checkpoint`` of a tower-decomposed model; all ranks call them.
 
 Saving:
 
@@ -21,25 +21,25 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from dmt_plugin.checkpoint import folder, state
-from dmt_plugin.checkpoint.compare import check_tensors, check_towers
+from dmt_plugin.checkpoint.changes import read_changes
+from dmt_plugin.checkpoint.compare import check_tensors
 from dmt_plugin.checkpoint.folder import COMMON, STATE, Found, check_content, entry_of, find_checkpoint, rank_file
-from dmt_plugin.checkpoint.logical import gather_state
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import read_pieces, stored_tensors, write_pieces
 from dmt_plugin.checkpoint.single import volumes_of
 from dmt_plugin.core.errors import CheckpointError, DMTError, ExchangeError
-from dmt_plugin.integrations.deepspeed.checkpoint import rank_state
+from dmt_plugin.integrations.deepspeed.checkpoint import rank_state, table_training
+from dmt_plugin.integrations.deepspeed.checkpoint.changed import agreed_fit, report
 from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState, scheduler_state, shared_state
 from dmt_plugin.integrations.deepspeed.checkpoint.trained import Trained
 from dmt_plugin.topology.agreement import gather, together
@@ -78,7 +78,9 @@ def save(
             ]  # fmt: skip
             mine = {piece.name: piece.entry for piece in pieces}
             shared = (view.scalars(), view.options())
-        tags, entries_of, shared_of, left_out_of = zip(*gather(groups, (name, mine, shared, left_out)), strict=True)
+            steps = table_training.steps_of(dmt.lookup, dmt.plan)
+        of_ranks = gather(groups, (name, mine, shared, left_out, steps))
+        tags, entries_of, shared_of, left_out_of, steps_of = zip(*of_ranks, strict=True)
         _same_tag(tags)
         temporary = _begin(engine, save_dir, name)
         write_pieces(pieces, temporary / STATE, groups.world)
@@ -93,14 +95,21 @@ def save(
             if groups.rank == 0:
                 tensors, of_all = _merged(entries_of), shared_state(shared_of)
                 left_out = sorted(set().union(*left_out_of))
-                place = _commit(engine, temporary, tensors, files, of_all, left_out, save_latest, view.name)
+                tables = table_training.entry(dmt.config.lookup, dmt.plan, steps_of)
+                place = _commit(engine, temporary, tensors, files, of_all, left_out, save_latest, (view.name, tables))
     if place is not None:
         logger.info("checkpoint %s of step %d is committed", place, engine.global_steps)
     return Path(save_dir) / name
 
 
 def load(
-    engine: Trained, load_dir: str | Path, tag: Any, optimizer: bool, scheduler: bool, module_only: bool
+    engine: Trained,
+    load_dir: str | Path,
+    tag: Any,
+    optimizer: bool,
+    scheduler: bool,
+    module_only: bool,
+    changes: Any = None,
 ) -> tuple[str | None, dict[str, Any] | None]:
     """See the module's docstring; arguments as for ``DMTEngine.load_checkpoint``.
 
@@ -121,18 +130,23 @@ def load(
         same_ranks = manifest.rank_states == dmt.topology.world_size
         with together(groups, f"reading {where}"):
             check_content(found, folder.shared_of(groups.rank, dmt.topology.world_size, manifest.files))
-            check_towers(dmt.plan, manifest, where)
         with together(groups, f"comparing {where} with this engine"):  # what is unpickled has been checked by then
             common = rank_state.read(found.path / COMMON)
             mine = rank_state.read(found.path / rank_file(groups.rank if same_ranks else 0))
             if same_ranks and not module_only:
                 engine.checkpointed.check(mine["registered"], where)
             view = OptimizerState(engine.optimizer, state.parameter_names(dmt.placed))
-            targets = state.module_targets(dmt.placed, view.masters(), manifest.left_out)
-            pieces = [*state.table_pieces(dmt.lookup, dmt.plan, optimizer), *targets.pieces]
-            planned = view.plan_load(manifest, common["optimizer"], states=optimizer)
+            named = read_changes(changes)
+        fit = agreed_fit(engine, manifest, named, where)
+        with together(groups, f"comparing {where} with this optimizer"):
+            manifest = fit.left_of(manifest)
+            targets = state.module_targets(dmt.placed, view.masters(), [*manifest.left_out, *fit.fresh])
+            pieces = [*state.table_pieces(dmt.lookup, dmt.plan, optimizer, fit.tables), *targets.pieces]
+            planned = view.plan_load(manifest, common["optimizer"], states=optimizer, fresh=fit.fresh)
             pieces += planned.pieces
-            own = [*(planned.problems if optimizer else []), *_schedulers(engine, manifest, scheduler)]
+            own = _schedulers(engine, manifest, scheduler)
+            if optimizer:
+                own += [*planned.problems, *table_training.problems(dmt.config.lookup, dmt.plan, manifest)]
         problems = gather(groups, own)
         wanted = _merged(gather(groups, {piece.name: piece.entry for piece in pieces}))
         with together(groups, f"comparing {where} with this model"):
@@ -149,32 +163,13 @@ def load(
         targets.finish()
         if optimizer:
             planned.finish()
+            table_training.restore_steps(dmt.lookup, dmt.plan, manifest)
         if not module_only:
             _restore_run(engine, manifest, common, planned.of_groups, scheduler)
-        _forget_gradients(engine)
-        _restore_rank(engine, mine, same_ranks, module_only, where)
-        gather(groups, None)
+        forget_gradients(engine)
+        _restore_rank(engine, mine, same_ranks, module_only, where, fit.fresh)
+        report(fit, gather(groups, planned.shared_steps if optimizer else []), groups.rank, where)
     return where, mine["client_state"]
-
-
-def write_model(engine: Trained, save_dir: str, save_filename: str, exclude_frozen: bool) -> None:
-    """Every rank gathers the whole model, rank 0 writes it; arguments as for ``DMTEngine.save_16bit_model``.
-
-    Raises:
-        CheckpointError: it could not be written.
-        ExchangeError: a rank is gone, or the time is up.
-    """
-    if not save_dir:
-        raise CheckpointError(f"save_dir must be a non-empty string, got {save_dir!r}")
-    placed, groups = engine.dmt.placed, engine.dmt.groups
-    with waits(engine, "save_16bit_model"):
-        whole = gather_state(placed, groups)
-        frozen = gather(groups, state.frozen_names(placed))  # each rank knows of its own towers
-        with together(groups, "writing the model"):
-            if groups.rank == 0:
-                skipped = set().union(*frozen) if exclude_frozen else set()
-                with folder.whole_file(Path(save_dir) / save_filename) as stream:
-                    torch.save({name: value for name, value in whole.items() if name not in skipped}, stream)
 
 
 def _check_moment(engine: Trained) -> None:
@@ -214,7 +209,7 @@ def _commit(
     of_all: dict[str, Any],
     left_out: list[str],
     save_latest: bool,
-    optimizer: str,
+    trained: tuple[str, dict[str, Any]],
 ) -> Path:
     dmt = engine.dmt
     scheduler = engine.lr_scheduler
@@ -235,14 +230,14 @@ def _commit(
         steps={key: int(getattr(engine, key)) for key in _COUNTERS},
         training={
             "zero_stage": int(engine.zero_optimization_stage()),
-            "optimizer": optimizer,
+            "optimizer": trained[0],
             "scheduler": None if scheduler is None else type(scheduler).__name__,
             "bf16": bool(engine.bfloat16_enabled()),
-            "tables": dmt.config.lookup.model_dump(include={"optimizer", "lr", "eps"}),
+            "tables": trained[1],
         },
         tensors=dict(sorted(tensors.items())),
         left_out=left_out,
-        never_run=sorted(set(logical.to_flat().state_dict()) - set(logical.state_dict())),
+        never_run=logical.never_run,
         files=dict(sorted(files.items())),
         rank_states=dmt.topology.world_size,
     )
@@ -280,13 +275,14 @@ def _find(engine: Trained, load_dir: str | Path, tag: Any) -> Found | None:
 
 
 def _restore_run(
-    engine: Trained, manifest: Manifest, common: Mapping[str, Any], of_groups: list[int], scheduler: bool
+    engine: Trained, manifest: Manifest, common: Mapping[str, Any], of_groups: list[int | None], scheduler: bool
 ) -> None:
     for key in _COUNTERS:
         setattr(engine, key, int(manifest.steps[key]))
     if scheduler and engine.lr_scheduler is not None:
         before = len(common["optimizer"]["groups"])
-        engine.lr_scheduler.load_state_dict(scheduler_state(common["scheduler"], before, of_groups))
+        now = engine.lr_scheduler.state_dict()
+        engine.lr_scheduler.load_state_dict(scheduler_state(common["scheduler"], before, of_groups, now))
     engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
     engine.dmt.transport.step = engine.global_steps
 
@@ -303,15 +299,18 @@ def _schedulers(engine: Trained, manifest: Manifest, wanted: bool) -> list[str]:
     ]
 
 
-def _forget_gradients(engine: Trained) -> None:
+def forget_gradients(engine: Trained) -> None:
+    """Drops what was collected for a step."""
     engine.dmt.lookup.zero_grad()
     if engine.optimizer is not None:
         engine.optimizer.zero_grad()
 
 
-def _restore_rank(engine: Trained, mine: Mapping[str, Any], same_ranks: bool, module_only: bool, where: str) -> None:
+def _restore_rank(
+    engine: Trained, mine: Mapping[str, Any], same_ranks: bool, module_only: bool, where: str, fresh: Collection[str]
+) -> None:
     if same_ranks:
-        state.load_own_buffers(engine.dmt.placed, mine["buffers"])
+        state.load_own_buffers(engine.dmt.placed, mine["buffers"], fresh)
     if module_only:
         return
     if same_ranks:

@@ -1,8 +1,8 @@
-"""DeepSpeed's engine with the eight things a tower-decomposed model needs on top.
+"""DeepSpeed's engine with the ten things a tower-decomposed model needs on top.
 
 1. ``step`` also applies and clears the tables' gradients, at the same boundary and only if the dense step was applied.
-   Where other micro-batches belong to the step, gradients of tables that FBGEMM would update in the backward pass are
-   held back until then; with ``dmt.lookup.accumulation`` = "per_micro_batch" all tables are updated after every
+   FBGEMM's updates in the backward pass are held back until then where other micro-batches belong to the step, or a
+   step may turn out bad; with ``dmt.lookup.accumulation`` = "per_micro_batch" all tables are updated after every
    backward pass instead.
 2. At ZeRO stage 0 DeepSpeed clips with the *average* of the ranks' gradient norms, which is not the norm of all
    parameters once hosts hold different towers. :meth:`DMTEngine.clip_fp32_gradients` uses the exact one: the dense part
@@ -13,10 +13,12 @@
 5. At ZeRO stage 0 gradients are summed while the backward pass goes on, by way of the hosts (:mod:`.reduction`).
 6. Checkpoints hold the tables and all hosts' towers too (:mod:`dmt_plugin.integrations.deepspeed.checkpoint`).
 7. The learning rate of the tables can follow that of the dense part (:mod:`.table_rate`).
-8. ``destroy`` gives back the process groups, threads and hooks that ``initialize`` took.
+8. A step with a gradient that is not finite is skipped by all ranks, tables included (:mod:`.bad_steps`).
+9. States of the flat model come out of the engine and go into it, as no rank has a whole model (:mod:`.flat_access`).
+10. ``destroy`` gives back the process groups, threads and hooks that ``initialize`` took.
 
-Gradient clipping never covers the tables: their gradients are applied by their own optimizer, in the backward pass
-where the backend fuses them, and are no part of the global norm.
+Gradient clipping never covers the tables: their gradients are applied by their own optimizer and are no part of the
+global norm.
 """
 
 from __future__ import annotations
@@ -34,18 +36,20 @@ from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
 
 from dmt_plugin.core.errors import CheckpointError, ConfigError, DMTError
 from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered, Stateful
-from dmt_plugin.integrations.deepspeed.checkpoint.save_load import load, save, write_model
+from dmt_plugin.integrations.deepspeed.checkpoint.save_load import load, save
 from dmt_plugin.integrations.deepspeed.engine.adagrad import safe_for_zero
+from dmt_plugin.integrations.deepspeed.engine.bad_steps import BadSteps
 from dmt_plugin.integrations.deepspeed.engine.failures import noting
+from dmt_plugin.integrations.deepspeed.engine.flat_access import FlatAccess
 from dmt_plugin.integrations.deepspeed.engine.gradient_norm import clip, clip_by, exact_norm
 from dmt_plugin.integrations.deepspeed.engine.reduction import GradientReduction
 from dmt_plugin.integrations.deepspeed.engine.state import DMTState
-from dmt_plugin.integrations.deepspeed.engine.table_rate import FollowedRate
+from dmt_plugin.integrations.deepspeed.engine.table_rate import FollowedRates
 from dmt_plugin.model.dense_compile import compile_dense
 from dmt_plugin.topology.lost_ranks import reporting
 
 
-class DMTEngine(DeepSpeedEngine):
+class DMTEngine(FlatAccess, DeepSpeedEngine):
     """``DeepSpeedEngine`` for one rank of a tower-decomposed model.
 
     Args:
@@ -63,12 +67,13 @@ class DMTEngine(DeepSpeedEngine):
 
     def __init__(self, *args: Any, dmt: DMTState, **kwargs: Any) -> None:
         self.dmt = dmt
-        self._rate: FollowedRate | None = None
+        self._rate: FollowedRates | None = None
         super().__init__(*args, **kwargs)
         self.checkpointed = Registered()
         self._reduction = self._overlapped_reduction()
         self._accumulates = dmt.config.lookup.accumulation == "accumulate"
         dmt.lookup.hold_gradients(False, once=self._accumulates)
+        self._bad_steps = BadSteps(dmt, self.optimizer) if dmt.config.lookup.check_finite else None
 
     def _overlapped_reduction(self) -> GradientReduction | None:
         """What sums the gradients, or None where DeepSpeed's own way of doing it was asked for or is needed."""
@@ -87,12 +92,14 @@ class DMTEngine(DeepSpeedEngine):
                 and self.enable_backward_allreduce
                 and not self.inside_no_sync_ctxt
             ),
+            watch=self.dmt.config.lookup.check_finite,
         )
 
     def _configure_lr_scheduler(self) -> None:
         """As DeepSpeed's; what the learning rate is before a scheduler comes is what tables follow it from."""
-        if self.dmt.config.lookup.schedule == "follow":
-            self._rate = FollowedRate(self.dmt.lookup, self.optimizer)
+        schedule, rules = self.dmt.config.lookup.schedule, self.dmt.lookup.rules.values()
+        if schedule == "follow" or any(rule.group is not None for rule in rules):
+            self._rate = FollowedRates(self.dmt.lookup, self.optimizer, schedule == "follow", self.dmt.group_positions)
         super()._configure_lr_scheduler()
 
     def _configure_zero_optimizer(self, optimizer: Any) -> Any:
@@ -156,8 +163,9 @@ class DMTEngine(DeepSpeedEngine):
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """As DeepSpeed's ``step``; at an accumulation boundary it also updates this rank's tables.
 
-        If DeepSpeed skips the step because a gradient is not finite, the tables' gradients are dropped as well
-        (the ``fbgemm`` backend has applied them by then, unless they were held back).
+        If a gradient of the dense part or of the tables' rows is not finite on any rank, all ranks skip the step for
+        both: ``was_step_applied()`` is False then, and ``skipped_steps`` counts it. With ``dmt.lookup.check_finite`` =
+        false only DeepSpeed's own checks can skip it, and the ``fbgemm`` backend has updated its tables by then.
         """
         before = self.global_steps
         if self._rate is not None:
@@ -169,15 +177,29 @@ class DMTEngine(DeepSpeedEngine):
         lookup = self.dmt.lookup
         if self.was_step_applied():
             lookup.step()
+        elif self._bad_steps is not None:
+            self._bad_steps.report(self)
         lookup.zero_grad()
         self.dmt.transport.step = self.global_steps
 
     def _backward_epilogue(self) -> None:
         """As DeepSpeed's; where every micro-batch updates the tables, it does so now."""
         super()._backward_epilogue()
-        if not self._accumulates:
+        if self._accumulates:
+            return
+        if self._bad_steps is not None:
+            self._bad_steps.update_tables(self.micro_steps)
+        else:
             self.dmt.lookup.step()
             self.dmt.lookup.zero_grad()
+
+    def _take_model_step(self, lr_kwargs: dict[str, Any] | None) -> None:
+        """As DeepSpeed's, unless a gradient is not finite."""
+        if self._bad_steps is None:
+            super()._take_model_step(lr_kwargs)
+            return
+        with self._bad_steps.judged(self):
+            super()._take_model_step(lr_kwargs)
 
     def allreduce_gradients(self, *args: Any, **kwargs: Any) -> None:
         """As DeepSpeed's; a wait that fails is reported as those of the exchanges are.
@@ -189,11 +211,14 @@ class DMTEngine(DeepSpeedEngine):
             super().allreduce_gradients(*args, **kwargs)
 
     def buffered_allreduce_fallback(self, grads: Any = None, *args: Any, **kwargs: Any) -> None:
-        """As DeepSpeed's; what is under way already is only finished here."""
+        """As DeepSpeed's; what is under way already is only finished here, and the verdict on it travels beside it."""
         if self._reduction is None or grads is not None:
             super().buffered_allreduce_fallback(grads, *args, **kwargs)
-        else:
-            self._reduction.finish()
+            return
+        self._reduction.begin()
+        if self._bad_steps is not None and self._accumulates:
+            self._bad_steps.begin(self._reduction.bounds)
+        self._reduction.finish()
 
     def clip_fp32_gradients(self) -> None:
         """Clips at ZeRO stage 0 by the exact global norm, which ``get_global_grad_norm`` then returns.
@@ -299,6 +324,8 @@ class DMTEngine(DeepSpeedEngine):
         load_lr_scheduler_states: bool = True,
         load_module_only: bool = False,
         custom_load_fn: Any = None,
+        *,
+        changes: Mapping[str, Iterable[str]] | None = None,
     ) -> tuple[str | None, dict[str, Any] | None]:
         """Go on from a checkpoint, whatever topology and ZeRO stage it was saved with; all ranks call this.
 
@@ -310,6 +337,10 @@ class DMTEngine(DeepSpeedEngine):
             load_lr_scheduler_states: False: the learning-rate scheduler stays as it is.
             load_module_only: Only tables, parameters and buffers; counters, optimizers and schedulers stay as they are.
             custom_load_fn: Not supported.
+            changes: What of the model has changed since, the same on all ranks: names of tables, features, parameters
+                or modules, or patterns with ``*`` and ``?``, under ``"grow"`` (tables with more rows: those that are
+                stored are loaded, with their optimizer state), ``"new"`` (tables and layers that keep what this engine
+                started them with) and ``"drop"`` (what only the checkpoint has).
 
         Returns:
             The checkpoint's path and what ``save_checkpoint`` was given as ``client_state`` by this rank, or by rank 0
@@ -317,41 +348,19 @@ class DMTEngine(DeepSpeedEngine):
 
         Raises:
             CheckpointError: It is not whole, or something of the model or optimizer is not in it or has no place for
-                it; names the tensors. Nothing was loaded then.
+                it and is not named by ``changes``, or what is named there is not so; names tables, features and
+                tensors. Nothing was loaded then.
             ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
         """
         if not load_module_strict or custom_load_fn is not None:
             given = "custom_load_fn" if custom_load_fn is not None else "load_module_strict=False"
             raise CheckpointError(
                 f"load_checkpoint({given}) is not supported for a tower-decomposed model: a load restores everything "
-                "or nothing. To start from parts of a checkpoint, write it with `dmt checkpoint to-flat` and load what "
-                "you want into the model before dmt_plugin.initialize."
+                "or nothing. Where the model has changed since, say with changes= what has. To start from parts of a "
+                "checkpoint, write it with `dmt checkpoint to-flat` and load what you want into the model before "
+                "dmt_plugin.initialize."
             )
-        return load(self, load_dir, tag, load_optimizer_states, load_lr_scheduler_states, load_module_only)
-
-    def save_16bit_model(
-        self, save_dir: str, save_filename: str = "pytorch_model.bin", exclude_frozen_parameters: bool = False
-    ) -> bool:
-        """Write the trained model as one state dict with the user's own names; all ranks call this.
-
-        As with DeepSpeed, parameters have the type they are trained in: bf16 with ``"bf16"``, else fp32; tables fp32.
-        Every rank gathers the whole model in its memory on the way; where that is too much, save a checkpoint and use
-        ``dmt checkpoint to-flat``.
-
-        Args:
-            save_dir: A folder, made if it is not there.
-            save_filename: Name of the file.
-            exclude_frozen_parameters: Leave out parameters that are not trained.
-
-        Returns:
-            True.
-
-        Raises:
-            CheckpointError: It could not be written; says why.
-            ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
-        """
-        write_model(self, save_dir, save_filename, exclude_frozen_parameters)
-        return True
+        return load(self, load_dir, tag, load_optimizer_states, load_lr_scheduler_states, load_module_only, changes)
 
     def destroy(self) -> None:
         """As DeepSpeed's, and gives back the process groups, threads and hooks of this engine.

@@ -52,6 +52,11 @@ def clip(engine: Any, parameters: Iterable[nn.Parameter], norm: Tensor, limit: f
     engine._global_grad_norm = norm.item()
 
 
+def say_infinite(engine: Any) -> None:
+    """Let ``get_global_grad_norm`` of DeepSpeed's engine say that a gradient of the last step was not finite."""
+    engine._global_grad_norm = float("inf")
+
+
 def clip_by(keeper: Any, norm_of: Callable[[list[nn.Parameter]], Tensor]) -> None:
     """Let DeepSpeed's keeper of fp32 masters, which is not fused, clip by another norm than its own.
 

@@ -9,6 +9,9 @@ DeepSpeed sums gradients at stage 0 when the backward pass is over. Here:
 3. when the last gradient of this host's towers is there, their sum over the host's lanes begins;
 4. where DeepSpeed would sum, what is under way is finished, and all are divided by the number of ranks. A parameter
    that got no gradient counts as zero, as with DeepSpeed.
+
+Each sum's summands lie side by side in one buffer, so whether all of them are finite is cheap to tell there: their
+least and largest entry, before they are added up.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 from dmt_plugin.comm.sums import HierarchicalSum
 from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.core.errors import DMTError
+from dmt_plugin.core.finite import bounds_of
 from dmt_plugin.integrations.deepspeed.engine.state import DMTState
 from dmt_plugin.topology.groups import release, renewed
 
@@ -37,10 +41,16 @@ class GradientReduction:
             sum begins in a hook, among the exchanges of rows, or behind the backward pass depends on which parameters
             a rank's loss reaches, and may differ from rank to rank.
         active: whether the backward pass that runs is one whose gradients are to be summed.
+        watch: whether ``bounds`` will be asked for.
     """
 
     def __init__(
-        self, dense: Sequence[nn.Parameter], towers: Sequence[nn.Parameter], dmt: DMTState, active: Callable[[], bool]
+        self,
+        dense: Sequence[nn.Parameter],
+        towers: Sequence[nn.Parameter],
+        dmt: DMTState,
+        active: Callable[[], bool],
+        watch: bool,
     ) -> None:
         self._active = active
         own = ["lanes", "peers"]
@@ -48,13 +58,27 @@ class GradientReduction:
         dmt.resources.callback(release, groups, own)
         self._buckets: list[_Bucket] = []
         if dense:
-            self._buckets.append(_Bucket("dense", dense, dmt.transport, groups.lanes, groups.peers))
+            self._buckets.append(_Bucket("dense", dense, dmt.transport, groups.lanes, groups.peers, watch))
         if towers:
-            self._buckets.append(_Bucket("towers", towers, dmt.transport, groups.lanes, None))
+            self._buckets.append(_Bucket("towers", towers, dmt.transport, groups.lanes, None, watch))
         self._world_size = dmt.topology.world_size
         for bucket in self._buckets:
             for parameter in bucket.parameters:
                 dmt.resources.callback(parameter.register_post_accumulate_grad_hook(self._hook(bucket)).remove)
+
+    def begin(self) -> None:
+        """Begin the sums that no gradient has begun; waits for nothing.
+
+        Raises:
+            ExchangeError: a rank of the host is gone.
+        """
+        for bucket in self._buckets:
+            bucket.begin()
+
+    @property
+    def bounds(self) -> list[Tensor]:
+        """The least and the largest entry of this rank's summands, once all sums have begun."""
+        return [bound for bucket in self._buckets for bound in bucket.bounds]
 
     def finish(self) -> None:
         """Leave the mean over ranks in every parameter's gradient.
@@ -62,8 +86,7 @@ class GradientReduction:
         Raises:
             ExchangeError: a rank is gone, or the time is up.
         """
-        for bucket in self._buckets:
-            bucket.begin()
+        self.begin()
         for bucket in self._buckets:
             bucket.finish(self._world_size)
 
@@ -90,8 +113,11 @@ class _Bucket:
         transport: Transport,
         lanes: dist.ProcessGroup,
         peers: dist.ProcessGroup | None,
+        watch: bool,
     ) -> None:
         self.parameters = parameters
+        self.bounds: list[Tensor] = []
+        self._watches = watch
         self._transport = transport
         self._sum = HierarchicalSum(transport, name, sum(p.numel() for p in parameters), lanes, peers)
         self._places = [
@@ -126,6 +152,8 @@ class _Bucket:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         torch._foreach_copy_(self._places, gradients)
+        if self._watches:
+            self.bounds = bounds_of([self._sum.entries])
         self._sum.start()
         if self._crosses:
             self._transport.when_link_is_free(self._cross)

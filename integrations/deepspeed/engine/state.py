@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ class DMTState:
         traffic: Bytes handed to each exchange so far.
         lookup: This rank's tables.
         placed: This rank's model; the engine's ``module``.
+        group_positions: By number of a parameter group of the script's its number in the engine's optimizer.
         resources: Process groups, hooks and threads; what was taken last is given back first.
     """
 
@@ -40,4 +42,5 @@ class DMTState:
     traffic: Traffic
     lookup: ShardedLookup
     placed: PlacedModel
+    group_positions: Mapping[int, int]
     resources: ExitStack = field(default_factory=ExitStack, repr=False)

@@ -1,0 +1,59 @@
+"""Measures a placed graph for the memory that ranks need (:mod:`dmt_plugin.planner.memory`); nothing is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from torch import nn
+
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.fxtools.names import tower_part
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import PlacedGraph
+from dmt_plugin.planner.memory import Entries, MemoryNeed, ModelSizes, memory_need
+
+
+def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings, batch: int) -> MemoryNeed:
+    """The memory that every rank needs, from the graph of any of them.
+
+    Args:
+        graph: what one rank will run.
+        config: the ``"dmt"`` section.
+        settings: the DeepSpeed configuration around it.
+        batch: samples per rank.
+    """
+    placement = graph.placement
+    towers, dense = _entries(graph.logical)
+    sizes = ModelSizes(
+        batch=batch,
+        slots=placement.slots,
+        looked_up=placement.looked_up,
+        rank_widths=placement.rank_widths,
+        host_widths=[sum(column.width for column in own) for own in placement.host_columns],
+        towers=towers,
+        dense=dense,
+        fbgemm=find_spec("fbgemm_gpu") is not None,
+    )
+    return memory_need(graph.plan, graph.topology, config, settings, sizes)
+
+
+def _entries(logical: TowerModel) -> tuple[dict[int, Entries], Entries]:
+    """Entries of the tower modules of each host, and of everything else but tables."""
+    tables = {table.parameter for table in logical.plan.tables}
+    towers: dict[int, Entries] = {}
+    rest = []
+    for name, parameter in logical.named_parameters():
+        part = tower_part(name)
+        if part is not None and part.kind == "tower":
+            host = logical.plan.tower_hosts[part.number]
+            towers[host] = towers.get(host, Entries()) + _counted([parameter])
+        elif name not in tables:
+            rest.append(parameter)
+    return towers, _counted(rest)
+
+
+def _counted(parameters: Iterable[nn.Parameter]) -> Entries:
+    sizes = [(p.numel(), p.requires_grad) for p in parameters]
+    return Entries(sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))

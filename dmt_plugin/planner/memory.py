@@ -1,0 +1,333 @@
+"""The memory that each rank needs for training, from plan, configuration and sizes alone: nothing is allocated.
+
+1. Tables: the values of a rank's shards (FBGEMM pads rows to a multiple of 4 columns), and their optimizer's state.
+2. Towers and dense part: parameters, gradients, and what DeepSpeed keeps for its optimizer. At ZeRO stages 1 and 2 that
+   is an fp32 copy, gradients and states of a rank's share, and a bucket of gradients on the way; a tower is shared by
+   the lanes of its host, the dense part by all ranks.
+3. The largest buffers of a step with ``B`` samples per rank: a rank looks up rows for ``H*L*B`` samples, gets those of
+   its host's lanes for ``H*B``, and the outputs of all hosts for ``B``; gradients take the way back.
+
+Not counted: activations of the user's layers, and the process itself (libraries, allocators, communication).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dmt_plugin.comm.formats import Format, row_bytes
+from dmt_plugin.comm.input_dist.ids import IdSlot
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.update_rule import Rule
+from dmt_plugin.plan.tables import TableShard
+from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.planner.load import ASSUMED_IDS
+from dmt_plugin.topology.shape import Topology
+
+_FP32, _BF16, _INT64 = 4, 2, 8
+_UNIT = 4
+"""FBGEMM's rows have a multiple of so many columns."""
+
+_STATES = {
+    "adagrad": 1, "adam": 2, "adamw": 2, "fusedadam": 2, "fusedlamb": 2, "fusedlion": 1, "lamb": 2, "lion": 1,
+    "rmsprop": 1, "sgd": 0,
+}  # fmt: skip
+"""States per parameter, by the optimizer's name in lower case."""
+
+_UNKNOWN_STATES = 2
+_UPDATED_COPIES = 6
+"""On PyTorch: gradients by id and by row, the rows before and after, and up to two states."""
+
+_HELD_COPIES = 3
+"""Gradients that are held back, joined to one batch, and the rows looked up once more for them."""
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """The largest buffers of a step, in bytes.
+
+    Attributes:
+        ids: ids sent and received, and as the lookup takes them.
+        rows_sent: rows looked up, and what the host's towers make of them.
+        rows_received: rows of this host's ranks, and the outputs of all hosts.
+        gradients: gradients of both; on PyTorch also what an update of the looked-up rows takes.
+        wire: rows, or gradients, in the formats in which they travel, where these are others than they are computed in.
+        held: gradients that wait for the last of the micro-batches of a step.
+    """
+
+    ids: int = 0
+    rows_sent: int = 0
+    rows_received: int = 0
+    gradients: int = 0
+    wire: int = 0
+    held: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.ids + self.rows_sent + self.rows_received + self.gradients + self.wire + self.held
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """What one rank needs, in bytes.
+
+    Attributes:
+        rank: the rank.
+        host: its host.
+        lane: its lane.
+        tables: values of its shards.
+        table_states: their optimizer's state.
+        towers: tower modules with gradients and optimizer states.
+        dense: the dense part with gradients and optimizer states.
+        buffers: the largest buffers of a step.
+        total: all of it.
+    """
+
+    rank: int
+    host: int
+    lane: int
+    tables: int
+    table_states: int
+    towers: int
+    dense: int
+    buffers: StepBuffers
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = self.tables + self.table_states + self.towers + self.dense + self.buffers.total
+        object.__setattr__(self, "total", parts)
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What all ranks need.
+
+    Attributes:
+        batch_size: samples per rank that the buffers are for.
+        basis: how towers and dense part are counted, in words.
+        ranks: every rank, in order.
+        hosts: bytes of each host: the sum over its lanes.
+        largest: the rank that needs most.
+        shortage: why this machine could not hold it; None where it could, or where it need not.
+    """
+
+    batch_size: int
+    basis: str
+    ranks: list[RankMemory]
+    hosts: list[int]
+    largest: int
+    shortage: str | None = None
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Numbers in the parameters of a part of the model.
+
+    Attributes:
+        held: all of them.
+        trained: those that get gradients.
+    """
+
+    held: int = 0
+    trained: int = 0
+
+    def __add__(self, other: Entries) -> Entries:
+        return Entries(self.held + other.held, self.trained + other.trained)
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the need depends on besides plan and configuration.
+
+    Attributes:
+        batch: samples per rank.
+        slots: id streams of the model.
+        looked_up: for each rank the entries per sample that it looks up.
+        rank_widths: for each rank the entries per sample that it sends into the first exchange of rows.
+        host_widths: for each host the entries per sample that it sends to its peers; unused on the flat route.
+        towers: for each host the entries of its tower modules.
+        dense: entries of all other parameters but tables.
+        fbgemm: whether FBGEMM is there to look up rows.
+    """
+
+    batch: int
+    slots: Sequence[IdSlot]
+    looked_up: Sequence[int]
+    rank_widths: Sequence[int]
+    host_widths: Sequence[int]
+    towers: Mapping[int, Entries]
+    dense: Entries
+    fbgemm: bool = True
+
+
+def memory_need(
+    plan: TowerPlan, topology: Topology, config: DMTConfig, settings: DeepSpeedSettings, sizes: ModelSizes
+) -> MemoryNeed:
+    """The need of every rank.
+
+    Args:
+        plan: features to towers to hosts, tables to ranks.
+        topology: hosts and lanes.
+        config: the ``"dmt"`` section.
+        settings: the DeepSpeed configuration around it.
+        sizes: of the model and its batches.
+    """
+    own: list[list[TableShard]] = [[] for _ in range(topology.world_size)]
+    for table in plan.tables:
+        for shard in plan.shards_of(table.name):
+            own[topology.rank_of(shard.host, shard.lane)].append(shard)
+    dense = trained_bytes(sizes.dense, settings, topology.world_size)
+    of_towers = {
+        host: trained_bytes(entries, settings, topology.ranks_per_host) for host, entries in sizes.towers.items()
+    }
+    ranks = []
+    for rank, shards in enumerate(own):
+        tables, states, on_torch = 0, 0, False
+        for shard in shards:
+            rule = config.lookup.rule_of(shard.table.name, shard.table.parameter)
+            torch = _on_torch(shard, config, rule, sizes.fbgemm)
+            values, state = shard_bytes(shard, rule, padded=not torch)
+            tables, states, on_torch = tables + values, states + state, on_torch or torch
+        host = topology.host_of(rank)
+        buffers = _buffers(rank, topology, config, settings, sizes, on_torch)
+        towers = of_towers.get(host, 0)
+        ranks.append(RankMemory(rank, host, topology.lane_of(rank), tables, states, towers, dense, buffers))
+    hosts = [sum(r.total for r in ranks if r.host == host) for host in range(topology.hosts)]
+    largest = max(ranks, key=lambda r: (r.total, -r.rank)).rank
+    return MemoryNeed(sizes.batch, _basis(settings), ranks, hosts, largest)
+
+
+def shard_bytes(shard: TableShard, rule: Rule, *, padded: bool = True) -> tuple[int, int]:
+    """Bytes of a shard's values and of its optimizer's state.
+
+    Args:
+        shard: the shard.
+        rule: how the table is updated.
+        padded: whether rows have a multiple of 4 columns, as FBGEMM's do.
+    """
+    columns = -(-shard.columns // _UNIT) * _UNIT if padded else shard.columns
+    values = _FP32 * shard.rows * columns
+    return values, _FP32 * shard.rows * rule.state_entries(columns)
+
+
+def trained_bytes(entries: Entries, settings: DeepSpeedSettings, ranks: int) -> int:
+    """Bytes of parameters on one rank, with their gradients and what DeepSpeed keeps for its optimizer.
+
+    Args:
+        entries: of the parameters.
+        settings: the DeepSpeed configuration.
+        ranks: how many ranks hold these parameters, and share the optimizer's states at ZeRO stages 1 and 2.
+    """
+    size = _BF16 if settings.bf16 else _FP32
+    states = _states(settings)
+    total = size * (entries.held + entries.trained)
+    if settings.zero_stage:
+        buckets = 2 if settings.overlap_comm else 1
+        total += buckets * size * min(_bucket(settings), entries.trained)
+        total += _FP32 * (2 + states) * -(-entries.trained // ranks)
+    else:  # in bf16 fp32 copies and gradients; in fp32 the buffers of the sum over ranks, to send and to receive
+        total += _FP32 * (2 + states) * entries.trained
+    return total
+
+
+def _bucket(settings: DeepSpeedSettings) -> int:
+    size = settings.reduce_bucket_size
+    return int(size) if isinstance(size, int | float) else 2**62
+
+
+def _states(settings: DeepSpeedSettings) -> int:
+    """Numbers per parameter that the optimizer keeps."""
+    name = str(settings.optimizer or "").lower()
+    momentum: Any = settings.at("optimizer.params.momentum", 0)
+    return 1 if name == "sgd" and momentum else _STATES.get(name, _UNKNOWN_STATES)
+
+
+def _basis(settings: DeepSpeedSettings) -> str:
+    name = settings.optimizer or "an optimizer that the configuration does not name"
+    known = str(settings.optimizer or "").lower() in _STATES
+    states = f"{_states(settings)} state(s) per parameter{'' if known else ', assumed as for Adam'}"
+    return f"{name} ({states}) at ZeRO stage {settings.zero_stage}, {'bf16' if settings.bf16 else 'fp32'}"
+
+
+def _on_torch(shard: TableShard, config: DMTConfig, rule: Rule, fbgemm: bool) -> bool:
+    """Whether PyTorch looks the shard up, as far as it can be said here: FBGEMM may turn out to lack a rule."""
+    if config.lookup.backend == "torch" or not fbgemm or not rule.plain:
+        return True
+    return bool(shard.columns % _UNIT) and rule.name == "rowwise_adagrad"
+
+
+def _buffers(
+    rank: int,
+    topology: Topology,
+    config: DMTConfig,
+    settings: DeepSpeedSettings,
+    sizes: ModelSizes,
+    on_torch: bool,
+) -> StepBuffers:
+    hosts, batch = topology.hosts, sizes.batch
+    host, lane = topology.host_of(rank), topology.lane_of(rank)
+    element = _BF16 if settings.bf16 else _FP32
+    arriving = topology.world_size * batch
+    hierarchical = config.comm.route == "hierarchical"
+
+    slots = sizes.slots
+    of_host = [slot for slot in slots if slot.host == host]
+    own = [slot for slot in of_host if lane in slot.lanes]
+    word = _FP32 if all(slot.rows <= 2**31 for slot in slots) else _INT64
+    ids = word * (batch * _ids(slots) + arriving * _ids(own)) + _INT64 * arriving * (_ids(own) + len(own))
+    if hierarchical and hosts > 1:
+        ids += 2 * word * hosts * batch * _ids(of_host)  # from the peers, and on to the lanes
+    if config.comm.prefetch and topology.world_size > 1:
+        ids *= 2  # those of the next batch come while this one is computed
+
+    looked_up, sent = sizes.looked_up[rank], sizes.rank_widths[rank]
+    rows_sent = _FP32 * arriving * looked_up
+    rows_sent += element * arriving * sent if settings.bf16 or sent != looked_up else 0
+    if hierarchical:
+        near = [sizes.rank_widths[r] for r in topology.lanes_of(rank)]
+        across = sizes.host_widths[host]
+        rows_sent += element * hosts * batch * across
+        rows_received = element * batch * (hosts * sum(near) + sum(sizes.host_widths))
+        exchanges = [
+            _Exchange(config.comm.formats_of("lanes"), arriving, sent, hosts * batch, near),
+            _Exchange(config.comm.formats_of("peers"), hosts * batch, across, batch, sizes.host_widths),
+        ]
+    else:
+        rows_received = element * batch * sum(sizes.rank_widths)
+        exchanges = [_Exchange(config.comm.formats_of("world"), arriving, sent, batch, sizes.rank_widths)]
+    wire = max(sum(x.encoded(direction, settings.bf16) for x in exchanges) for direction in (0, 1))
+
+    # On PyTorch the rows' gradients once more, sorted by row, and what an update reads and writes of each.
+    gradients = rows_sent + rows_received + (_UPDATED_COPIES * _FP32 * arriving * looked_up if on_torch else 0)
+    held = 0
+    micro_batches = settings.micro_batches
+    if micro_batches > 1 and config.lookup.accumulation == "accumulate":
+        held = micro_batches * arriving * (_HELD_COPIES * _FP32 * looked_up + 2 * _INT64 * _ids(own))
+    return StepBuffers(ids, rows_sent, rows_received, gradients, wire, held)
+
+
+def _ids(slots: Sequence[IdSlot]) -> int:
+    """Ids per sample, assumed where their number varies, with their lengths or weights."""
+    return sum((slot.hotness or ASSUMED_IDS + 1) + (slot.hotness or ASSUMED_IDS) * slot.weighted for slot in slots)
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """One exchange of rows: its formats forward and backward, and rows and widths that are sent and received."""
+
+    formats: tuple[Format, Format]
+    rows_out: int
+    width_out: int
+    rows_in: int
+    widths_in: Sequence[int]
+
+    def encoded(self, direction: int, bf16: bool) -> int:
+        """Bytes of what is encoded on both ends; 0 where rows travel as they are computed."""
+        form = self.formats[direction]
+        if form == "fp32" or (form == "bf16" and bf16):
+            return 0
+        arriving = sum(row_bytes(form, width) for width in self.widths_in)
+        return self.rows_out * row_bytes(form, self.width_out) + self.rows_in * arriving
