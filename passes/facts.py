@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import fx
 
+from dmt_plugin.core.update_rule import WeightType
+
 #: Which function of :mod:`dmt_plugin.comm.input_dist.ids` reads an index input, with its arguments.
 Ids = tuple[str, tuple[Any, ...], dict[str, Any]]
 
@@ -40,6 +42,7 @@ class Lookup:
         first_row: where the table begins in that parameter.
         origin: key of the raw input that the index is computed from.
         padding: id whose row is zero and stays so (sequences only; else such ids are dropped).
+        dtype: type of the table.
     """
 
     node: fx.Node
@@ -56,6 +59,7 @@ class Lookup:
     first_row: int = 0
     origin: str = ""
     padding: int | None = None
+    dtype: WeightType = "fp32"
 
     @property
     def width(self) -> int:

@@ -120,6 +120,29 @@ def fits(stored: TensorEntry, wanted: TensorEntry) -> bool:
     return stored.dtype == wanted.dtype or ("float" in stored.dtype and "float" in wanted.dtype)
 
 
+def retyped(stored: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """What becomes of floating-point numbers that are stored in another type than they are kept in, for people.
+
+    Args:
+        stored: types by name, such as ``"float32"``.
+        here: those that they are read into.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, dtype in sorted(here.items()):
+        if name in stored and stored[name] != dtype:
+            found.setdefault((stored[name], dtype), []).append(name)
+    return [
+        f"{len(names)} tensor(s) ({shown(names)}) are stored as {old} and kept as {new} here: "
+        f"{'the same numbers' if _wider(old, new) else 'they are rounded to nearest'}"
+        for (old, new), names in found.items()
+    ]
+
+
+def _wider(old: str, new: str) -> bool:
+    """Whether a type has all numbers of another one."""
+    return (old in ("bfloat16", "float16") and new in ("float32", "float64")) or (old, new) == ("float32", "float64")
+
+
 def shown(names: Sequence[str]) -> str:
     """Names for a message, the first few of many."""
     rest = len(names) - _SHOWN

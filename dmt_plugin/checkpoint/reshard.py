@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 
 from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, Found, check_content, entry_of, rank_file
+from dmt_plugin.checkpoint.manifest import WIDTHS
 from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, stored_tensors
 from dmt_plugin.checkpoint.rows import as_matrix
 from dmt_plugin.checkpoint.single import check_whole
@@ -72,9 +73,11 @@ def table_bytes(plan: TowerPlan, manifest_tensors: Mapping[str, Any]) -> list[in
     for table in plan.tables:
         kept = [manifest_tensors[n] for n in states if n.partition(".")[2].partition(".")[2] == table.parameter]
         for shard in plan.shards_of(table.name):
-            entries = shard.rows * shard.columns
-            entries += sum(shard.rows * (shard.columns if len(e.shape) > 1 else 1) for e in kept)
-            totals[topology.rank_of(shard.host, shard.lane)] += 4 * entries
+            values = manifest_tensors[MODEL + table.parameter]
+            size = sum(
+                WIDTHS[e.dtype] * shard.rows * (shard.columns if len(e.shape) > 1 else 1) for e in (values, *kept)
+            )
+            totals[topology.rank_of(shard.host, shard.lane)] += size
     return totals
 
 

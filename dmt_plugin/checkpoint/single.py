@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dmt_plugin.checkpoint.changes import Changes, fit_to, read_changes
-from dmt_plugin.checkpoint.compare import check_towers, shown
+from dmt_plugin.checkpoint.compare import check_towers, retyped, shown
 from dmt_plugin.checkpoint.differences import side_of, side_of_flat, side_of_manifest
 from dmt_plugin.checkpoint.flat_files import Format, flat_writer
 from dmt_plugin.checkpoint.folder import Found, check_content, find_checkpoint, what_is_there
@@ -21,6 +22,8 @@ from dmt_plugin.checkpoint.state import MODEL, StoredTable
 from dmt_plugin.checkpoint.weights import StoredTensor, state_of
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.model.logical import TowerModel
+
+logger = logging.getLogger(__name__)
 
 
 def the_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found:
@@ -128,6 +131,8 @@ def load_checkpoint(
             f"{shown(empty)} of {type(model).__name__} are on the meta device, where nothing can be loaded: give them "
             "memory first (dmt_plugin.materialize, or model.to_empty)"
         )
+    for line in retyped({name: entry.dtype for name, entry in saved.tensors.items()}, _floats(tensors)):
+        logger.warning("%s: %s", where, line)
     for name, tensor in state_of(found).items():
         if name in fit.fresh or name in fit.gone:
             continue
@@ -138,6 +143,10 @@ def load_checkpoint(
             if table.name in fit.tables:
                 _read_table(tensor, fit.tables[table.name], own[name][table.first_row :])
     return found.path
+
+
+def _floats(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
+    return {name: entry.dtype for name, entry in tensors.items() if "float" in entry.dtype}
 
 
 def _entry(value: Tensor) -> TensorEntry:

@@ -184,12 +184,12 @@ def module_targets(placed: PlacedModel, masters: Masters, left_out: Iterable[str
 
 
 def entries(placed: PlacedModel) -> dict[str, TensorEntry]:
-    """What this rank's model consists of, by logical name: all tables, and what it holds of everything else."""
-    types = {placed.plan.shard(n).table.parameter: placed.lookup.table_weight(n).dtype for n in placed.lookup.tables}
-    found = {
-        name: TensorEntry("table", size, str(types.get(name, torch.float32)).removeprefix("torch."))
-        for name, size in table_sizes(placed.plan).items()
-    }
+    """What this rank holds of the model, by logical name, each as it is in the whole model."""
+    sizes, lookup = table_sizes(placed.plan), placed.lookup
+    found = {}
+    for shard in lookup.tables:
+        name, dtype = placed.plan.shard(shard).table.parameter, lookup.table_weight(shard).dtype
+        found[name] = TensorEntry("table", sizes[name], str(dtype).removeprefix("torch."))
     for name, kind, _, value in members(placed):
         found[name] = TensorEntry(kind, tuple(value.shape), str(value.dtype).removeprefix("torch."))
     return found

@@ -4,7 +4,7 @@
    (mapped into memory, not read), or a state dict in memory. It reads names, shapes and types, no values.
 2. :func:`open_weights` picks the tables that are wanted, and compares shapes and types, before the first value is read.
 3. Each owner then reads its own rows and columns, :data:`dmt_plugin.checkpoint.rows.BLOCK_BYTES` at a time; numbers of
-   another precision become float32 on the way.
+   another precision are converted on the way, which :func:`dmt_plugin.checkpoint.compare.retyped` says.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dmt_plugin.core.update_rule import WeightType
+
 MISSING = object()
 """Stands for a key that is not there."""
 
@@ -59,6 +61,14 @@ class DeepSpeedSettings:
         self.scheduler: Any = self.at("scheduler.type")
         self.monitored = any(self.at(f"{name}.enabled", False) for name in _MONITORS)
         self.logs_collectives = bool(self.at("comms_logger.enabled", False))
+
+    def row_dtype(self, of_model: WeightType) -> WeightType:
+        """Type in which rows leave the tables.
+
+        Args:
+            of_model: that of the rows that the flat model looks up.
+        """
+        return "bf16" if self.bf16 else of_model
 
     def at(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path, ``default`` where any part of it is missing."""

@@ -21,7 +21,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from dmt_plugin.config.base import Section
 from dmt_plugin.config.dense_rules import DenseRules
 from dmt_plugin.core.errors import ConfigError
-from dmt_plugin.core.update_rule import KNOWN_BY, Rule, RuleName
+from dmt_plugin.core.update_rule import KNOWN_BY, Rule, RuleName, WeightType
 
 AUTO: Final = "auto"
 NotNegative = Annotated[float, Field(ge=0)]
@@ -77,6 +77,17 @@ class UpdateSection(Section):
         default=AUTO,
         description='A row\'s gradient, summed over all ranks, is scaled to this norm if it is larger; null, "auto": '
         "not.",
+    )
+    dtype: Literal["auto"] | WeightType = Field(
+        default=AUTO,
+        description='Type that the rows of tables are kept in, in memory and in checkpoints: "fp32", "bf16" or "fp16"; '
+        '"auto": that of the model\'s own table. What an update rule keeps is fp32, updates are computed in fp32.',
+    )
+    stochastic_rounding: Literal["auto"] | bool = Field(
+        default=AUTO,
+        description="How updated rows of bf16 and fp16 tables are rounded: true: up or down by chance, so that small "
+        "updates are not lost; the same for the same seed, step and row, whatever ranks there are; false: to nearest; "
+        '"auto": true.',
     )
 
     @property
@@ -142,7 +153,8 @@ class LookupConfig(UpdateSection):
     )
     seed: Literal["auto"] | Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default="auto",
-        description='Seed of the rows of tables on the meta device; "auto": that of torch.manual_seed on rank 0.',
+        description='Seed of the rows of tables on the meta device; "auto": that of torch.manual_seed on rank 0. A '
+        'number is the seed of stochastic rounding, too; with "auto" that is 0.',
     )
     _dense: DenseRules = PrivateAttr(default_factory=DenseRules)
 
@@ -176,12 +188,13 @@ class LookupConfig(UpdateSection):
         new._dense = dense
         return new
 
-    def rule_of(self, table: str, parameter: str = "") -> Rule:
-        """How a table is trained.
+    def rule_of(self, table: str, parameter: str = "", dtype: WeightType = "fp32") -> Rule:
+        """How a table is kept and trained.
 
         Args:
             table: its name.
             parameter: name of the parameter that holds it; by default ``<table>.weight``.
+            dtype: type of the table in the model.
 
         Raises:
             ConfigError: the optimizer of the dense part has no rule for tables, or an option is not its rule's.
@@ -200,7 +213,8 @@ class LookupConfig(UpdateSection):
                     options[key] = value
                 elif at in (AUTO, rule.name) and not (at == AUTO and named):
                     raise ConfigError(_unknown_option(f"dmt.lookup{place}", key, rule.name))
-        rule = replace(rule, **options)
+        rule = replace(rule, **{"dtype": dtype, "stochastic_rounding": True, **options})
+        rule = replace(rule, stochastic_rounding=rule.stochastic_rounding and rule.dtype != "fp32")
         return replace(rule, group=None) if self.schedule == "constant" else rule
 
     @property
@@ -228,6 +242,25 @@ class LookupConfig(UpdateSection):
                 f"dmt.lookup.tables[{name!r}]: no table has this name{meant}; there are {', '.join(names[:8])}"
                 f"{', ...' if len(names) > 8 else ''}"
             )
+
+    def check_types(self, tables: Iterable[tuple[str, str, WeightType]]) -> None:
+        """Tables of one parameter are kept in one type.
+
+        Args:
+            tables: names of the tables, the parameters that hold them, and their types in the model.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        found: dict[str, tuple[str, WeightType]] = {}
+        for name, parameter, dtype in tables:
+            own = self.rule_of(name, parameter, dtype).dtype
+            first, other = found.setdefault(parameter, (name, own))
+            if own != other:
+                raise ConfigError(
+                    f"dmt.lookup.tables: table {first!r} is kept in {other} and {name!r} in {own}, but both are rows "
+                    f"of the parameter {parameter}, which has one type: give the dtype under {parameter!r}"
+                )
 
 
 def _unknown_option(place: str, key: str, rule: str) -> str:

@@ -1,4 +1,4 @@
-"""How the rows of a table are updated by their gradients: the rules, what each of them keeps, and its options.
+"""How the rows of a table are kept and updated by their gradients: the rules, what each keeps, and its options.
 
 Only rows that a batch looks up are updated, as torch's ``SparseAdam`` does it: a row that is not looked up keeps still,
 in its values and in what the rule keeps for it. A dense rule of torch goes on moving it where it has momentum or decay.
@@ -13,6 +13,11 @@ from typing import Literal, get_args
 
 RuleName = Literal["sgd", "adagrad", "rowwise_adagrad", "adam", "partial_rowwise_adam", "lamb"]
 RULES: tuple[RuleName, ...] = get_args(RuleName)
+
+WeightType = Literal["fp32", "bf16", "fp16"]
+WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
+BYTES_OF: dict[WeightType, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of an entry of a table. What a rule keeps is always fp32."""
 
 _STATES: dict[str, dict[str, Literal["row", "entry"]]] = {
     "sgd": {},
@@ -48,6 +53,8 @@ class Rule:
     | ``partial_rowwise_adam`` | the same with one second moment per row, of the mean of ``g ** 2`` |
     | ``lamb`` | Adam's direction times the row's trust ratio, ``|w| / |direction|`` |
 
+    An update is computed in fp32, and rounded once, when the row is written.
+
     Attributes:
         name: one of ``RULES``.
         lr: learning rate.
@@ -62,6 +69,9 @@ class Rule:
         clip_value: entries of ``g`` are cut at this size first; None: they are not.
         clip_norm: rows of ``g`` whose norm is larger are scaled to this norm first; None: they are not.
         group: parameter group of the dense optimizer whose learning rate is this rule's; None: the rule has its own.
+        dtype: type that the rows are kept in.
+        stochastic_rounding: rows of 16 bits are rounded up or down by chance, so that the mean is right; else to the
+            nearest number, by which updates of less than half a step of the type are lost.
     """
 
     name: RuleName
@@ -77,6 +87,8 @@ class Rule:
     clip_value: float | None = None
     clip_norm: float | None = None
     group: int | None = None
+    dtype: WeightType = "fp32"
+    stochastic_rounding: bool = False
 
     @property
     def states(self) -> dict[str, Literal["row", "entry"]]:
@@ -87,8 +99,8 @@ class Rule:
 
     @property
     def counts_steps(self) -> bool:
-        """Whether an update depends on how many there were before."""
-        return self.name in _ADAM
+        """Whether an update depends on how many there were before: by its rule, or by the chance of its rounding."""
+        return self.name in _ADAM or self.stochastic_rounding
 
     @property
     def mixes_columns(self) -> str:
@@ -113,14 +125,16 @@ class Rule:
         return sum(1 if kind == "row" else columns for kind in self.states.values())
 
     def __str__(self) -> str:
-        """Name, rate and what is not at its default, e.g. ``adam, lr 0.001, weight_decay 0.1 (decoupled)``."""
+        """Name, rate and what is not at its default, e.g. ``adam, lr 0.001, weight_decay 0.1 (decoupled), bf16``."""
         said = [self.name, f"lr {self.lr:g}"]
         for field in fields(self)[2:]:
             value = getattr(self, field.name)
-            if field.name in ("decoupled", "group") or value == field.default:
+            if field.name in ("decoupled", "group", "dtype", "stochastic_rounding") or value == field.default:
                 continue
             how = f" ({'decoupled' if self.decoupled else 'L2'})" if field.name == "weight_decay" else ""
             said.append(f"{field.name} {value}{how}")
+        if self.dtype != "fp32":
+            said.append(f"{self.dtype} rounded {'stochastically' if self.stochastic_rounding else 'to nearest'}")
         return ", ".join(said)
 
 

@@ -28,6 +28,7 @@ from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.fxtools.names import LOOKUP
 from dmt_plugin.model.id_prefetch import IdPrefetcher
 from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.nn.lookup.rounding import TORCH_TYPES, Place, type_of
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.nn.lookup.site import Fill
 from dmt_plugin.passes.base import PassContext, PassResult, run_passes
@@ -191,7 +192,7 @@ class PlacedModel(GraphModel):
         return prefetcher
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Towers and dense part compute in ``dtype``: rows leave the tables in it; the tables stay as they are."""
+        """Rows leave the tables in ``dtype``, for what computes with them; the tables stay as they are."""
         self.lookup.row_dtype = dtype
         self.placement.compute_in(dtype)
 
@@ -246,7 +247,7 @@ def place(
         The rank's model, not yet bound to a transport.
 
     Raises:
-        PlanError: the plan is for another topology, or a table is not float32.
+        PlanError: the plan is for another topology, or a table is not float32, bfloat16 or float16.
         TableInitError: a table is on the meta device, and there is no rule for its rows.
     """
     graph = place_graph(logical, config, topology, rank)
@@ -281,13 +282,15 @@ def sources_of(
         Sources by parameter; and a line for each table whose rule is that of its layer.
 
     Raises:
-        PlanError: a table is not float32.
+        PlanError: a table is of another type than float32, bfloat16 and float16.
         TableInitError: there is no rule for a table on meta.
     """
     parameters = {name: flat.get_parameter(name) for name in sorted({table.parameter for table in tables})}
-    wrong = {name: p.dtype for name, p in parameters.items() if p.dtype != torch.float32}
+    wrong = {name: p.dtype for name, p in parameters.items() if type_of(p.dtype) is None}
     if wrong:
-        raise PlanError(f"tables must be float32 to be sharded; found {wrong}. Call model.float() first.")
+        raise PlanError(
+            f"tables must be float32, bfloat16 or float16 to be sharded; found {wrong}. Call model.float() first."
+        )
     on_meta = [name for name, p in parameters.items() if p.is_meta]
     made, lines = meta_sources(flat, on_meta, seed=seed, table_init=table_init, strict=strict)
     return {name: made[name] if name in made else ValuesSource(p.detach()) for name, p in parameters.items()}, lines
@@ -300,7 +303,7 @@ def place_tables(
     *,
     device: torch.device | str = "cpu",
 ) -> PlacedModel:
-    """Allocates the tables of one rank and fills them in place.
+    """Allocates the tables of one rank and fills them in place; rows have the dtype that the flat model's have.
 
     Args:
         graph: what the rank runs.
@@ -316,17 +319,20 @@ def place_tables(
         rules={site.table: _rule(config, plan.shard(site.table).table) for site in graph.placement.sites},
         location=config.lookup.location,
         device=device,
+        places={site.table: Place.of(plan.shard(site.table)) for site in graph.placement.sites},
+        seed=0 if config.lookup.seed == "auto" else config.lookup.seed,
     )
     setattr(graph.graph_module, LOOKUP, lookup)
     placed = graph_module_over(graph.graph_module, graph.graph_module.graph)
     logical = graph.logical
     model = PlacedModel(placed, logical.binder, logical, graph.topology, graph.rank, graph.placement, lookup)
     model._keep(passes=graph.passes)
+    model.compute_in(TORCH_TYPES[plan.row_dtype])
     return model
 
 
 def _rule(config: DMTConfig, table: TableSpec) -> Rule:
-    return config.lookup.rule_of(table.name, table.parameter)
+    return config.lookup.rule_of(table.name, table.parameter, table.dtype)
 
 
 def _fill(shard: TableShard, sources: Mapping[str, RowSource]) -> Fill:

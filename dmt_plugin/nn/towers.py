@@ -30,6 +30,7 @@ import copy
 import importlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -277,3 +278,27 @@ def _user_tower(spec: TowerModuleSpec, features: int, width: int) -> nn.Module:
     if not isinstance(module, nn.Module) or not isinstance(out, int) or found != (3, out) or not out or out % spec.dim:
         raise ConfigError(f"{contract}; out_features is {out!r} and an input of 3 samples gave the shape {found}.")
     return module
+
+
+def keep_type(module: nn.Module, outside: torch.dtype) -> None:
+    """From now on a module takes rows of another floating type than its parameters', and answers them in ``outside``.
+
+    Args:
+        module: a tower module or decoder; its rows may come in several blocks.
+        outside: type of the answer to rows of another type; to those of its own it answers as ever.
+    """
+    module.__dict__["_outside"] = outside
+    module.register_forward_pre_hook(_to_own_type)
+    module.register_forward_hook(_to_outside)
+
+
+def _to_own_type(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    rows = inputs[0]
+    first = rows if isinstance(rows, Tensor) else rows[0]
+    own = next((p.dtype for p in module.parameters()), first.dtype)
+    module.__dict__["_converts"] = own != first.dtype
+    return (rows.to(own) if isinstance(rows, Tensor) else tuple(x.to(own) for x in rows), *inputs[1:])
+
+
+def _to_outside(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(module.__dict__["_outside"]) if module.__dict__["_converts"] else output

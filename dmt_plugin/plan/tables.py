@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.update_rule import WeightType
 from dmt_plugin.topology.shape import Topology
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TableSpec:
         dim: width of a row.
         weight: qualified name of the parameter that holds it; by default ``<name>.weight``.
         first_row: where it begins in that parameter.
+        dtype: type of that parameter.
     """
 
     name: str
@@ -46,11 +48,16 @@ class TableSpec:
     dim: int
     weight: str = ""
     first_row: int = 0
+    dtype: WeightType = "fp32"
 
     @property
     def parameter(self) -> str:
         """Qualified name of the parameter that holds the table."""
         return self.weight or f"{self.name}.weight"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without the type where it is fp32: a plan keeps the fingerprint that it had before others."""
+        return {key: value for key, value in vars(self).items() if (key, value) != ("dtype", "fp32")}
 
     def of(self, model: nn.Module) -> Tensor:
         """The table's rows in ``model``'s own parameter: a ``(rows, dim)`` view.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.update_rule import WeightType
 from dmt_plugin.plan.file import read_json, short_hash, write_json
 from dmt_plugin.plan.tables import Kind, TableShard, TableSplit, check_places, shards_of
 from dmt_plugin.plan.tables import TableSpec as TableSpec
@@ -192,6 +193,12 @@ class TowerPlan:
     def _shard_by_name(self) -> dict[str, TableShard]:
         return {shard.name: shard for shards in self._shards_by_table.values() for shard in shards}
 
+    @property
+    def row_dtype(self) -> WeightType:
+        """Type of the rows that the flat model looks up: that of its tables, fp32 where they have several."""
+        found = {table.dtype for table in self.tables}
+        return found.pop() if len(found) == 1 else "fp32"
+
     # -- checks ------------------------------------------------------------------------
 
     def _check_complete(self) -> None:
@@ -285,6 +292,7 @@ class TowerPlan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
         data = {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+        data["tables"] = [table.to_dict() for table in self.tables]
         data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
         data["table_splits"] = {name: split.to_dict() for name, split in self.table_splits.items()}
         if not self.table_splits:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dmt_plugin.comm.formats import Format, bytes_per_entry, row_bytes
-from dmt_plugin.core.update_rule import ASSUMED, Rule
+from dmt_plugin.core.update_rule import ASSUMED, BYTES_OF, Rule
 from dmt_plugin.plan.tables import TableShard, TableSpec
 
 MEMORY_BYTE = 1 / 8
@@ -95,14 +95,16 @@ class CostModel:
 
     def memory(self, table: TableSpec, rows: int, columns: int) -> int:
         """Bytes of a rectangle of a table and of its optimizer state."""
-        return _FP32 * rows * (columns + self.rule_of(table).state_entries(columns))
+        rule = self.rule_of(table)
+        return rows * (BYTES_OF[rule.dtype] * columns + _FP32 * rule.state_entries(columns))
 
     def load(self, use: TableUse, shard: TableShard) -> Load:
         """What a lane with this shard of a table carries."""
         lookups = use.ids * shard.rows / use.table.rows
         width = use.width // use.table.dim * shard.columns
         memory = self.memory(shard.table, shard.rows, shard.columns)
-        return Load(memory, lookups, use.ids, width, lookups * shard.columns * _FP32)
+        read = lookups * shard.columns * BYTES_OF[self.rule_of(shard.table).dtype]
+        return Load(memory, lookups, use.ids, width, read)
 
     def exchange(self, load: Load) -> float:
         """Bytes per sample that the lane sends to other ranks as rows and gets back as gradients."""

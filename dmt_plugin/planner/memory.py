@@ -1,6 +1,7 @@
 """The memory that each rank needs for training, from plan, configuration and sizes alone: nothing is allocated.
 
-1. Tables: the values of a rank's shards (FBGEMM pads rows to a multiple of 4 columns), and their optimizer's state.
+1. Tables: the values of a rank's shards (FBGEMM pads rows to a multiple of 4 columns) in the type that they are kept
+   in, and their optimizer's state, fp32.
 2. Towers and dense part: parameters, gradients, and what DeepSpeed keeps for its optimizer. At ZeRO stages 1 and 2 that
    is an fp32 copy, gradients and states of a rank's share, and a bucket of gradients on the way; a tower is shared by
    the lanes of its host, the dense part by all ranks.
@@ -20,7 +21,7 @@ from dmt_plugin.comm.formats import Format, row_bytes
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.core.update_rule import Rule
+from dmt_plugin.core.update_rule import BYTES_OF, Rule, WeightType
 from dmt_plugin.plan.tables import TableShard
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.load import ASSUMED_IDS
@@ -39,6 +40,9 @@ _STATES = {
 _UNKNOWN_STATES = 2
 _UPDATED_COPIES = 6
 """On PyTorch: gradients by id and by row, the rows before and after, and up to two states."""
+
+_SHORT_COPIES = 3
+"""On PyTorch, where rows are kept in 16 bits: the rows of all ids in fp32, and the bits by which they are rounded."""
 
 _HELD_COPIES = 3
 """Gradients that are held back, joined to one batch, and the rows looked up once more for them."""
@@ -185,14 +189,15 @@ def memory_need(
     }
     ranks = []
     for rank, shards in enumerate(own):
-        tables, states, on_torch = 0, 0, False
+        tables, states, copies = 0, 0, 0
         for shard in shards:
-            rule = config.lookup.rule_of(shard.table.name, shard.table.parameter)
+            rule = config.lookup.rule_of(shard.table.name, shard.table.parameter, shard.table.dtype)
             torch = _on_torch(shard, config, rule, sizes.fbgemm)
             values, state = shard_bytes(shard, rule, padded=not torch)
-            tables, states, on_torch = tables + values, states + state, on_torch or torch
+            tables, states = tables + values, states + state
+            copies = max(copies, torch * (_UPDATED_COPIES + (rule.dtype != "fp32") * _SHORT_COPIES))
         host = topology.host_of(rank)
-        buffers = _buffers(rank, topology, config, settings, sizes, on_torch)
+        buffers = _buffers(rank, topology, config, settings, sizes, copies, settings.row_dtype(plan.row_dtype))
         towers = of_towers.get(host, 0)
         ranks.append(RankMemory(rank, host, topology.lane_of(rank), tables, states, towers, dense, buffers))
     hosts = [sum(r.total for r in ranks if r.host == host) for host in range(topology.hosts)]
@@ -209,7 +214,7 @@ def shard_bytes(shard: TableShard, rule: Rule, *, padded: bool = True) -> tuple[
         padded: whether rows have a multiple of 4 columns, as FBGEMM's do.
     """
     columns = -(-shard.columns // _UNIT) * _UNIT if padded else shard.columns
-    values = _FP32 * shard.rows * columns
+    values = BYTES_OF[rule.dtype] * shard.rows * columns
     return values, _FP32 * shard.rows * rule.state_entries(columns)
 
 
@@ -256,6 +261,8 @@ def _on_torch(shard: TableShard, config: DMTConfig, rule: Rule, fbgemm: bool) ->
     """Whether PyTorch looks the shard up, as far as it can be said here: FBGEMM may turn out to lack a rule."""
     if config.lookup.backend == "torch" or not fbgemm or not rule.plain:
         return True
+    if rule.dtype == "bf16" or rule.stochastic_rounding:
+        return True
     return bool(shard.columns % _UNIT) and rule.name == "rowwise_adagrad"
 
 
@@ -265,11 +272,12 @@ def _buffers(
     config: DMTConfig,
     settings: DeepSpeedSettings,
     sizes: ModelSizes,
-    on_torch: bool,
+    copies: int,
+    row_type: WeightType,
 ) -> StepBuffers:
     hosts, batch = topology.hosts, sizes.batch
     host, lane = topology.host_of(rank), topology.lane_of(rank)
-    element = _BF16 if settings.bf16 else _FP32
+    element = BYTES_OF[row_type]
     arriving = topology.world_size * batch
     hierarchical = config.comm.route == "hierarchical"
 
@@ -285,7 +293,7 @@ def _buffers(
 
     looked_up, sent = sizes.looked_up[rank], sizes.rank_widths[rank]
     rows_sent = _FP32 * arriving * looked_up
-    rows_sent += element * arriving * sent if settings.bf16 or sent != looked_up else 0
+    rows_sent += element * arriving * sent if row_type != "fp32" or sent != looked_up else 0
     if hierarchical:
         near = [sizes.rank_widths[r] for r in topology.lanes_of(rank)]
         across = sizes.host_widths[host]
@@ -298,10 +306,10 @@ def _buffers(
     else:
         rows_received = element * batch * sum(sizes.rank_widths)
         exchanges = [_Exchange(config.comm.formats_of("world"), arriving, sent, batch, sizes.rank_widths)]
-    wire = max(sum(x.encoded(direction, settings.bf16) for x in exchanges) for direction in (0, 1))
+    wire = max(sum(x.encoded(direction, row_type) for x in exchanges) for direction in (0, 1))
 
     # On PyTorch the rows' gradients once more, sorted by row, and what an update reads and writes of each.
-    gradients = rows_sent + rows_received + (_UPDATED_COPIES * _FP32 * arriving * looked_up if on_torch else 0)
+    gradients = rows_sent + rows_received + copies * _FP32 * arriving * looked_up
     held = 0
     micro_batches = settings.micro_batches
     if micro_batches > 1 and config.lookup.accumulation == "accumulate":
@@ -324,10 +332,10 @@ class _Exchange:
     rows_in: int
     widths_in: Sequence[int]
 
-    def encoded(self, direction: int, bf16: bool) -> int:
+    def encoded(self, direction: int, row_type: WeightType) -> int:
         """Bytes of what is encoded on both ends; 0 where rows travel as they are computed."""
         form = self.formats[direction]
-        if form == "fp32" or (form == "bf16" and bf16):
+        if form in ("fp32", row_type):
             return 0
         arriving = sum(row_bytes(form, width) for width in self.widths_in)
         return self.rows_out * row_bytes(form, self.width_out) + self.rows_in * arriving

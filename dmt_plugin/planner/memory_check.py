@@ -15,6 +15,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import MemoryNeedError
 from dmt_plugin.core.memory import MemoryLimit
 from dmt_plugin.core.sizes import say_bytes
+from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.plan.tables import TableShard
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.memory import MemoryNeed, RankMemory, shard_bytes
@@ -143,10 +144,7 @@ def _too_large(
     plan: TowerPlan, config: DMTConfig, ranks: Sequence[RankMemory], limit: MemoryLimit
 ) -> list[tuple[TableShard, int]]:
     """Shards that the limit cannot hold each by itself, with their bytes; the three largest."""
-    sized = [
-        (shard, sum(shard_bytes(shard, config.lookup.rule_of(shard.table.name, shard.table.parameter))))
-        for shard in _shards_on(plan, ranks)
-    ]
+    sized = [(shard, sum(shard_bytes(shard, _rule(config, shard)))) for shard in _shards_on(plan, ranks)]
     return sorted((x for x in sized if x[1] > limit.available), key=lambda x: -x[1])[:3]
 
 
@@ -160,10 +158,16 @@ def _ways_out(plan: TowerPlan, config: DMTConfig, ranks: Sequence[RankMemory]) -
             f'"row_wise" placement of large tables, such as dmt.placement.overrides = {{"{whole.table.name}": '
             f'"row_wise"}}, which divides them over the ranks of their host{where}'
         )
-    if any(config.lookup.rule_of(s.table.name, s.table.parameter).state_entries(2) > 1 for s in shards):
+    if any(_rule(config, s).state_entries(2) > 1 for s in shards):
         found.append('dmt.lookup.optimizer = "rowwise_adagrad", whose state is one number per row, not one per entry')
+    if any(_rule(config, s).dtype == "fp32" for s in shards):
+        found.append('dmt.lookup.dtype = "bf16" or "fp16", which halves the tables')
     found.append("tables of fewer rows or a smaller dim")
     total = sum(rank.total for rank in ranks)
     if sum(rank.buffers.total for rank in ranks) > _LARGE_BUFFERS * total:
         found.append("a smaller batch")
     return found
+
+
+def _rule(config: DMTConfig, shard: TableShard) -> Rule:
+    return config.lookup.rule_of(shard.table.name, shard.table.parameter, shard.table.dtype)

@@ -1,8 +1,9 @@
 """Random numbers that depend on a key and a place in a table alone: any rows and columns can be made by themselves.
 
-1. A key of 64 bits is a hash of seed, parameter name, and the number of the draw, as a table may be drawn twice.
-2. Two neighbouring columns of a row are a pair. The pair's number in the table is added to the key and mixed as
-   splitmix64 does (Steele, Lea, Flood 2014): 64 bits, 32 for each of the two columns.
+1. A key of 64 bits is a hash of seed, parameter name, and the number of the draw, as a table may be drawn twice
+   (:mod:`dmt_plugin.core.counter_hash`).
+2. Two neighbouring columns of a row are a pair. The pair's number in the table is added to the key and mixed: 64 bits,
+   32 for each of the two columns.
 3. Uniform numbers take the upper 24 of them; normal ones come from both by the transform of Box and Muller.
 
 Everything runs on the CPU in buffers of one fixed length. torch computes the last few entries of a vector by another
@@ -12,11 +13,12 @@ bit, on where in the vector it lies.
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
 from torch import Tensor
+
+from dmt_plugin.core.counter_hash import mix
 
 PAIRS = 1 << 14
 """Pairs that are made at a time."""
@@ -24,15 +26,7 @@ PAIRS = 1 << 14
 ENTRIES = 2 * PAIRS
 """Length of every buffer."""
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-_MIX = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
 _SMALLEST = 2.0**-33
-
-
-def key_of(seed: int, name: str, draw: int = 0) -> int:
-    """A signed number of 64 bits."""
-    digest = hashlib.sha256(f"{seed}\0{draw}\0{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little", signed=True)
 
 
 class Block:
@@ -83,11 +77,4 @@ class Block:
         pairs[:, 1].copy_(torch.sin(angle, out=part).mul_(radius))
 
     def _mix(self, key: int) -> None:
-        bits, shifted = self._bits, self._shifted
-        torch.add(self._count, key, out=bits).mul_(_GOLDEN)
-        for shift, factor in _MIX:
-            # int64 is signed, and its shift keeps the sign: what it brings in from the left is masked away.
-            torch.bitwise_right_shift(bits, shift, out=shifted).bitwise_and_((1 << (64 - shift)) - 1)
-            bits.bitwise_xor_(shifted).mul_(factor)
-        torch.bitwise_right_shift(bits, 31, out=shifted).bitwise_and_((1 << 33) - 1)
-        bits.bitwise_xor_(shifted)
+        mix(torch.add(self._count, key, out=self._bits), self._shifted)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_plugin.tables.counter import ENTRIES, Block, key_of
+from dmt_plugin.core.counter_hash import key_of
+from dmt_plugin.tables.counter import ENTRIES, Block
 
 Rows = range | Tensor
 """Row numbers of a parameter: a range, or a vector of int64."""

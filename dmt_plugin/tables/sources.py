@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from dmt_plugin.core.counter_hash import key_of
 from dmt_plugin.core.errors import TableInitError
-from dmt_plugin.tables.counter import key_of
 from dmt_plugin.tables.rules import Rows, TableRule
 
 TableInit = Callable[[str, int, tuple[int, int], Generator], Tensor]

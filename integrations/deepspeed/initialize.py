@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils.logging import print_dist
 from torch import nn
@@ -58,6 +57,7 @@ from dmt_plugin.integrations.deepspeed.tower_shell import wrap_towers
 from dmt_plugin.integrations.deepspeed.weight_sync import sync_feature_layers, sync_tables
 from dmt_plugin.model.guard import let_go
 from dmt_plugin.model.placed import PlacedModel, place_graph, place_tables, seed_of
+from dmt_plugin.nn.lookup.rounding import TORCH_TYPES
 from dmt_plugin.planner.gradient_cost import gradient_sums
 from dmt_plugin.tables.materialize import check_buffers, dense_from_meta
 from dmt_plugin.topology.agreement import check_same_plan, gather, together
@@ -220,6 +220,7 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
         config = config.model_copy(update={"lookup": trained(config.lookup, options["optimizer"], call.settings, flat)})
         graph = place_graph(transform(model, example, config, resolved.topology), config, resolved.topology, rank)
         config.lookup.check_names([(table.name, table.parameter) for table in graph.plan.tables])
+        config.lookup.check_types([(table.name, table.parameter, table.dtype) for table in graph.plan.tables])
         samples = batch_size_of(graph.logical.binder.inputs(example.args, example.kwargs)) or 1
     check_same_plan(groups, graph.plan.fingerprint)
     check_need(graph, config, call.settings, samples, groups)
@@ -230,7 +231,7 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
     lines = (f"dmt: {line}" for line in (said(config.lookup, graph.plan.tables), *start.lines))
     with together(groups, "filling its tables"):
         placed = place_tables(graph, config, start.sources, device=groups.device)
-        placed.compute_in(torch.bfloat16 if call.settings.bf16 else torch.float32)
+        placed.compute_in(TORCH_TYPES[call.settings.row_dtype(graph.plan.row_dtype)])
         if rank == 0 and config.report.dir is not None:
             write_description(placed, samples, gradient_sums(call.settings.given, config), config.report.dir)
     sent = {site.table for site in placed.lookup.sites if placed.plan.shard(site.table).table.parameter in start.sent}

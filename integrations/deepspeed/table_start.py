@@ -20,12 +20,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dmt_plugin.checkpoint.compare import retyped
 from dmt_plugin.checkpoint.state import table_sizes
-from dmt_plugin.checkpoint.weights import open_weights
+from dmt_plugin.checkpoint.weights import StoredTensor, open_weights
 from dmt_plugin.config.lookup import LookupConfig
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.user_code import load_factory
 from dmt_plugin.model.placed import sources_of
+from dmt_plugin.nn.lookup.rounding import TORCH_TYPES
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.tables.sources import RowSource, RuleSource, TableInit, ValuesSource
 from dmt_plugin.topology.agreement import gather
@@ -100,6 +102,7 @@ def find_start(
     """
     function, strict = table_init_of(config, table_init)
     loaded, lines = _loaded(plan, config.weights if weights is None else weights, share)
+    lines += _other_types(plan, config, loaded)
     rest = [table for table in plan.tables if table.parameter not in loaded]
     own, more = sources_of(model, rest, seed=seed, table_init=function, strict=strict)
     sources = {**own, **loaded}
@@ -163,6 +166,17 @@ def _loaded(plan: TowerPlan, weights: Any, share: tuple[int, int]) -> tuple[dict
     if found:
         lines.insert(0, f"{len(found)} table(s) start from {_shown(weights)}")
     return found, lines
+
+
+def _other_types(plan: TowerPlan, config: LookupConfig, loaded: Mapping[str, RowSource]) -> list[str]:
+    """Weights that are stored in another type than they are kept in."""
+    here = {t.parameter: TORCH_TYPES[config.rule_of(t.name, t.parameter, t.dtype).dtype] for t in plan.tables}
+    stored = {
+        name: source.dtype if isinstance(source, StoredTensor) else source.values.dtype
+        for name, source in loaded.items()
+        if isinstance(source, (StoredTensor, ValuesSource))
+    }
+    return retyped(*({name: str(t).removeprefix("torch.") for name, t in types.items()} for types in (stored, here)))
 
 
 def _asked(plan: TowerPlan, weights: Any) -> tuple[dict[str, Any], Any]:

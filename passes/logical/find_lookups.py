@@ -25,7 +25,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from dmt_plugin.core.update_rule import WeightType
 from dmt_plugin.nn.graph_ops import field_streams
+from dmt_plugin.nn.lookup.rounding import type_of
 from dmt_plugin.passes.analysis.feature_names import named
 from dmt_plugin.passes.analysis.id_keys import column_key, key_of, origin_of
 from dmt_plugin.passes.analysis.joint_columns import ranges_of_columns
@@ -90,6 +92,7 @@ def _lookups_of(gm: fx.GraphModule, call: TableCall) -> list[Lookup]:
             node=call.node, table=call.table, rows=rows, dim=dim, pooling=pooling, feature="",
             key=key_of(ids[1], ids[2]), ids=ids, hotness=hotness, weighted=call.weights is not None, weight=call.weight,
             origin=origin_of(call.index), padding=call.padding_idx if pooling == "none" else None,
+            dtype=_type(gm, call),
         )
     ]  # fmt: skip
 
@@ -128,9 +131,15 @@ def _fields(gm: fx.GraphModule, call: TableCall, cut: fx.Node, rows: int, dim: i
                 pooling="sum", feature="", key=_column_key(raw, i, local),
                 ids=("ids_from_column", (raw, i), {"padding_idx": local}), hotness=1 if local is None else None,
                 weighted=False, weight=call.weight, first_row=first_rows[i], origin=column_key(raw, i),
+                dtype=_type(gm, call),
             )
         )  # fmt: skip
     return lookups
+
+
+def _type(gm: fx.GraphModule, call: TableCall) -> WeightType:
+    """Of a table; others than those that can be sharded count as fp32, until somebody wants to shard them."""
+    return type_of(weight_of(gm, call.weight).dtype) or "fp32"
 
 
 def _column_key(matrix: fx.Node, column: int, padding: int | None) -> str:

@@ -27,7 +27,8 @@ from torch import Tensor, fx, nn
 from dmt_plugin.fxtools.names import GROUP, SCATTERED, SEED, SEED_VALUE, decoder_path, tower_number
 from dmt_plugin.nn.decoders import build_decoder
 from dmt_plugin.nn.graph_ops import split_streams
-from dmt_plugin.nn.towers import build_tower_module
+from dmt_plugin.nn.lookup.rounding import TORCH_TYPES
+from dmt_plugin.nn.towers import build_tower_module, keep_type
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Change, StreamGroup
 from dmt_plugin.plan.tower_plan import GroupSpec
@@ -76,8 +77,8 @@ class InsertTowerModules(GraphPass):
             tower = tower_number(str(output.target))
             assert tower is not None
             module = build_tower_module(ctx.plan.module_of(spec, tower), features, width, tower)
-            _put(ctx, str(output.target), module, like)
-            output.meta["val"] = value.new_empty(batch, _width(module))
+            answers = _put(ctx, str(output.target), module, like, value.dtype)
+            output.meta["val"] = value.new_empty(batch, _width(module), dtype=answers)
             built.append(module)
         return built
 
@@ -96,10 +97,10 @@ class InsertTowerModules(GraphPass):
             assert tower is not None
             decoder, start = build_decoder(module, ctx.plan.module_of(spec, tower), features, width, tower)
             path = decoder_path(spec.name, tower)
-            _put(ctx, path, decoder, like)
+            answers = _put(ctx, path, decoder, like, value.dtype)
             with ctx.gm.graph.inserting_before(split):
                 node = ctx.gm.graph.call_module(path, (output,))
-            node.meta["val"] = value.new_empty(batch, features * width)
+            node.meta["val"] = value.new_empty(batch, features * width, dtype=answers)
             ctx.facts.changes.append(Change(path, f"new: {decoder.in_features} -> {decoder.out_features}", start))
             decoded.append(node)
             built.append(decoder)
@@ -144,15 +145,28 @@ def _width(module: nn.Module) -> int:
     return int(width)
 
 
-def _put(ctx: PassContext, path: str, module: nn.Module, like: Tensor) -> None:
-    """Registers a copy of ``module`` where ``like``, a table, is; beside the dense layers if that is on meta."""
+def _put(ctx: PassContext, path: str, module: nn.Module, like: Tensor, takes: torch.dtype) -> torch.dtype:
+    """Registers a copy of ``module`` where ``like``, a table, is; beside the dense layers if that is on meta.
+
+    It has the table's type; the dense layers' where none of them has that: what an optimizer trains should not be kept
+    in 16 bits because tables are. ``takes`` is the type of its input; that of its output is returned.
+    """
+    assert ctx.plan is not None
+    tables = {id(ctx.gm.get_parameter(lookup.weight)) for lookup in ctx.facts.lookups}
+    dense = [p for p in [*ctx.gm.parameters(), *ctx.gm.buffers()] if id(p) not in tables]
     device = like.device
     if like.is_meta:
-        tables = {id(ctx.gm.get_parameter(lookup.weight)) for lookup in ctx.facts.lookups}
-        dense = [p.device for p in [*ctx.gm.parameters(), *ctx.gm.buffers()] if id(p) not in tables]
-        device = next((d for d in dense if d.type != "meta"), dense[0] if dense else torch.device("cpu"))
+        places = [p.device for p in dense]
+        device = next((d for d in places if d.type != "meta"), places[0] if places else torch.device("cpu"))
+    types = [p.dtype for p in dense if isinstance(p, nn.Parameter) and p.is_floating_point()]
+    dtype = like.dtype if like.dtype in types or not types else types[0]
+    own = copy.deepcopy(module).to(device=device, dtype=dtype)
+    answers = TORCH_TYPES[ctx.plan.row_dtype] if dtype != takes else dtype
+    if dtype != takes:
+        keep_type(own, answers)
     parent, _, name = path.rpartition(".")
-    setattr(ctx.gm.get_submodule(parent), name, copy.deepcopy(module).to(device=device, dtype=like.dtype))
+    setattr(ctx.gm.get_submodule(parent), name, own)
+    return answers
 
 
 def _report(ctx: PassContext, group: StreamGroup, modules: list[nn.Module], decoders: list[nn.Linear]) -> None:

@@ -38,6 +38,10 @@ class MakeTowerPlan(GraphPass):
         if given is not None and given.is_plan:
             plan = TowerPlan.from_dict(given.data)
             plan.check(model=fingerprint, topology=ctx.topology)
+            types = {table.name: table.dtype for table in tables}  # those of this model, whatever it was planned with
+            plan = dataclasses.replace(
+                plan, tables=tuple(dataclasses.replace(t, dtype=types.get(t.name, t.dtype)) for t in plan.tables)
+            )
             _check_settings(ctx.config, plan, given.named)
             check_settings(ctx.config, plan, given.named, ctx.topology)
             _apply_kinds(ctx, plan)
@@ -156,7 +160,9 @@ def _to_transport(group: StreamGroup, reason: str) -> None:
 def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[FeatureSpec, ...]]:
     """Tables and features of a model, in the order of their first lookup."""
     tables = {
-        x.table: TableSpec(x.table, x.rows, x.dim, "" if x.weight == f"{x.table}.weight" else x.weight, x.first_row)
+        x.table: TableSpec(
+            x.table, x.rows, x.dim, "" if x.weight == f"{x.table}.weight" else x.weight, x.first_row, x.dtype
+        )
         for x in lookups
     }
     features: dict[str, FeatureSpec] = {}

@@ -32,7 +32,7 @@ def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
     """The cost model for the exchange that looked-up rows take."""
 
     def rule_of(table: TableSpec) -> Rule:
-        return config.lookup.rule_of(table.name, table.parameter)
+        return config.lookup.rule_of(table.name, table.parameter, table.dtype)
 
     if config.comm.route == "flat":
         return CostModel(rule_of, topology.world_size, config.comm.formats_of("world"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,35 @@ def test_what_wins() -> None:
     }
     assert rules({"optimizer": "adagrad"}, ds("Lion")) == all_of(Rule("adagrad", 0.01))
     assert rules({"tables": {"*": {"optimizer": "sgd"}}}) == all_of(Rule("sgd", 0.01))
+
+
+def test_types() -> None:
+    """That of the model, unless a key has another; 16 bits are rounded stochastically unless a key says otherwise."""
+    lookup = LookupConfig.model_validate(
+        {"optimizer": "sgd", "tables": {"a": {"dtype": "fp16"}, "b*": {"stochastic_rounding": False}, "c": {"lr": 1.0}}}
+    )
+    plain = Rule("sgd", 0.01)
+    assert lookup.rule_of("a") == replace(plain, dtype="fp16", stochastic_rounding=True)
+    assert lookup.rule_of("b1", "b1.weight", "bf16") == replace(plain, dtype="bf16")
+    assert lookup.rule_of("b1") == plain
+    assert lookup.rule_of("c", "c.weight", "bf16") == replace(plain, lr=1.0, dtype="bf16", stochastic_rounding=True)
+    whole = LookupConfig.model_validate({"optimizer": "sgd", "dtype": "fp32", "stochastic_rounding": True})
+    assert whole.rule_of("a", "a.weight", "fp16") == plain
+    tables = [TableSpec("a", 5, 2), TableSpec("d", 5, 2, dtype="bf16")]
+    assert said(lookup, tables) == (
+        "tables: sgd, lr 0.01, fp16 rounded stochastically, from dmt.lookup; "
+        "1 table(s) (d): sgd, lr 0.01, bf16 rounded stochastically"
+    )
+    nearest = said(lookup, [TableSpec("b", 5, 2, dtype="bf16")])
+    assert nearest == "tables: sgd, lr 0.01, bf16 rounded to nearest, from dmt.lookup"
+
+
+def test_tables_of_one_parameter_have_one_type() -> None:
+    fields = [("t[0:5]", "t.weight", "fp32"), ("t[5:9]", "t.weight", "fp32"), ("u", "u.weight", "bf16")]
+    apart = LookupConfig.model_validate({"optimizer": "sgd", "tables": {"t[[]0:5]": {"dtype": "bf16"}}})
+    with pytest.raises(ConfigError, match=r"dmt.lookup.tables: table 't\[0:5\]' is kept in bf16 .* under 't.weight'"):
+        apart.check_types(fields)
+    LookupConfig.model_validate({"optimizer": "sgd", "tables": {"t.weight": {"dtype": "bf16"}}}).check_types(fields)
 
 
 class Own(torch.optim.Adam):

@@ -69,12 +69,23 @@ def held(placed: PlacedModel) -> tuple[int, int]:
     return sum(storages[0].values()), sum(storages[1].values())
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch"])
-@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
-def test_tables_are_what_the_lookup_holds(optimizer: str, backend: str) -> None:
+NEAREST = {"dtype": "fp16", "stochastic_rounding": False}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "backend", "types"),
+    [
+        *((name, backend, {}) for name in ("rowwise_adagrad", "adagrad", "sgd") for backend in ("auto", "torch")),
+        ("rowwise_adagrad", "auto", {"dtype": "bf16"}),
+        ("adagrad", "auto", NEAREST),
+        ("adagrad", "torch", {"tables": {"tables.2": {"dtype": "fp16"}}}),
+    ],
+    ids=str,
+)
+def test_tables_are_what_the_lookup_holds(optimizer: str, backend: str, types: dict[str, Any]) -> None:
     """Whole tables, one by rows, one by columns; FBGEMM's padding counts."""
     overrides = {"tables.0": "row_wise"} | ({} if optimizer == "rowwise_adagrad" else {"tables.3": "column_wise"})
-    config = section(lookup={"optimizer": optimizer, "backend": backend}, placement={"overrides": overrides})
+    config = section(lookup={"optimizer": optimizer, "backend": backend, **types}, placement={"overrides": overrides})
     topology = Topology(1, 2)
     logical = logical_of(config, "1x2", Mixed())
     for rank in range(2):
@@ -103,6 +114,24 @@ def test_the_sum_of_tables_is_the_model() -> None:
         need = need_of(section(placement={"strategy": kind}), topology)
         assert sum(r.tables for r in need.ranks) == 4 * entries
         assert sum(r.table_states for r in need.ranks) == 4 * entries // tiny.WIDTH
+
+
+def test_tables_in_16_bits_need_half_of_that_and_it_is_said_where_they_do_not_fit() -> None:
+    entries = tiny.TABLES * tiny.ROWS * tiny.WIDTH
+    short = section(lookup={"dtype": "bf16"})
+    need, wide = need_of(short, "2x2"), need_of(section(), "2x2")
+    assert sum(r.tables for r in need.ranks) == 2 * entries
+    assert sum(r.table_states for r in need.ranks) == 4 * entries // tiny.WIDTH
+    assert need.ranks[0].buffers.rows_sent == wide.ranks[0].buffers.rows_sent  # rows of an fp32 model are fp32
+    model = tiny.build()
+    model.tables.bfloat16()
+    of_model = need_of(section(), "2x2", model)
+    assert sum(r.tables for r in of_model.ranks) == 2 * entries
+    assert of_model.ranks[0].buffers.rows_received * 2 == wide.ranks[0].buffers.rows_received
+    limits = [[MemoryLimit("the machine", 1000, "one")]] * 4
+    for config, memory, hint in ((section(), wide, True), (short, need, False)):
+        text = shortage(logical_of(config, "2x2").plan, config, memory, limits)
+        assert text is not None and ("dmt.lookup.dtype" in text) is hint
 
 
 @pytest.mark.parametrize(

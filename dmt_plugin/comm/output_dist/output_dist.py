@@ -267,7 +267,7 @@ class OutputDist(nn.Module):
         formats: tuple[Format, Format] = ("fp32", "fp32"),
     ) -> None:
         super().__init__()
-        self._core = _Core(name, group, send_width, recv_widths, formats)
+        self._core, self._asked = _Core(name, group, send_width, recv_widths, formats), formats
         self.start = _Start(self._core)
         self.wait = _Wait(self._core)
 
@@ -299,7 +299,7 @@ class OutputDist(nn.Module):
     def compute_in(self, dtype: torch.dtype) -> None:
         """Say in which dtype rows come: entries of two bytes are not sent in four."""
         short: dict[torch.dtype, Format] = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-        forward, backward = (short.get(dtype, name) if name == "fp32" else name for name in self._core.formats)
+        forward, backward = (short.get(dtype, name) if name == "fp32" else name for name in self._asked)
         self._core.formats = (forward, backward)
         self._core.codecs = (codec_of(forward), codec_of(backward))
 

@@ -16,6 +16,7 @@ from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.nn.lookup.fbgemm import FbgemmTables, refusals
 from dmt_plugin.nn.lookup.fbgemm_rules import why_not
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
+from dmt_plugin.nn.lookup.rounding import Place
 from dmt_plugin.nn.lookup.site import Fill, LookupSite, Tables
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def make_backends(
     rules: Mapping[str, Rule],
     location: str,
     device: torch.device,
+    places: Mapping[str, Place] | None = None,
+    seed: int = 0,
 ) -> list[Tables]:
     """One per group of tables that are served alike: FBGEMM's by pooling and rule, and PyTorch's.
 
@@ -56,6 +59,8 @@ def make_backends(
         rules: how each table is updated.
         location: memory that FBGEMM holds them in, one of ``dmt_plugin.nn.lookup.sharded.LOCATIONS``.
         device: of the computation.
+        places: where in a parameter the rows and columns of a table are; by default, it is the parameter.
+        seed: of stochastic rounding on PyTorch.
 
     Raises:
         ValueError: FBGEMM was asked for and cannot serve a table exactly.
@@ -67,7 +72,7 @@ def make_backends(
         logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
         backend = "torch"
     if backend == "torch":
-        return [TorchTables(sites, weights, rules, device)]
+        return [TorchTables(sites, weights, rules, device, places, seed)]
     refused = refusals(sites, rules)
     tried = {rule: why_not(rule, device) for rule in {rules[s.table] for s in sites if s.table not in refused}}
     refused |= {site.table: why for site in sites if (why := tried.get(rules[site.table], ""))}
@@ -87,7 +92,7 @@ def make_backends(
     backends: list[Tables] = [FbgemmTables(of, weights, rule, device, location) for (_, rule), of in alike.items()]
     rest = [site for site in sites if site.table in refused]
     if rest:
-        backends.append(TorchTables(rest, weights, rules, device))
+        backends.append(TorchTables(rest, weights, rules, device, places, seed))
     return backends
 
 

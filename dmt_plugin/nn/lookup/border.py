@@ -1,6 +1,7 @@
 """Autograd functions between the lookup and the model: they convert dtypes and scale the gradients of looked-up rows.
 
-1. Forward: pooled rows are cast from fp32, in which tables are kept, to the dtype that the model computes in.
+1. Forward: rows, which are pooled in fp32 whatever type they are kept in, are cast to the dtype that the model computes
+   in.
 2. Backward: gradients are cast to fp32 and multiplied by a scale, once: all rows together, or, where the rows were cut
    into micro-blocks, block by block as their gradients arrive, into one buffer for the whole batch.
 3. A lookup that delays its table updates must not get gradients from autograd: :func:`watched` returns the same rows

@@ -11,7 +11,7 @@
    more than one, or after a change of the learning rate, which a lookup takes when it is made, step 5 holds.
 
 FBGEMM's row-wise Adagrad averages over the padded columns too, so such tables are refused here, and so is a table
-that is pooled in two ways: two TBEs cannot share it. Which rules it has is tried out (:mod:`.fbgemm_rules`).
+that is pooled in two ways: two TBEs cannot share it. Which rules and types it has is tried out (:mod:`.fbgemm_rules`).
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class FbgemmTables:
         location: str,
     ) -> None:
         import_fbgemm()
-        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
         from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode, PoolingMode
         from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 
@@ -125,7 +125,9 @@ class FbgemmTables:
             eps=rule.eps,
             weight_decay=rule.weight_decay,
             weight_decay_mode=_decay_mode(rule),
-            stochastic_rounding=False,
+            weights_precision=getattr(SparseType, rule.dtype.upper()),
+            output_dtype=SparseType.FP32,
+            stochastic_rounding=rule.stochastic_rounding,
             pooling_mode=PoolingMode.MEAN if sites[0].mode == "mean" else PoolingMode.SUM,
             bounds_check_mode=BoundsCheckMode.FATAL,
             device=device,

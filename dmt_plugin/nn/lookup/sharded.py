@@ -28,6 +28,7 @@ from dmt_plugin.core.update_rule import RULES, Rule
 from dmt_plugin.nn.lookup.backends import check_location, column_runs, make_backends
 from dmt_plugin.nn.lookup.border import CutBlocks, OneBlock, ScaleGradient, WholeGradient
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
+from dmt_plugin.nn.lookup.rounding import Place
 from dmt_plugin.nn.lookup.site import Fill, LookupSite, Tables, check_sites
 
 LOCATIONS = ("auto", "host", "device", "managed", "managed_caching")
@@ -48,10 +49,12 @@ class ShardedLookup(nn.Module):
         location: memory that holds the tables, one of ``LOCATIONS``; what is not the memory of ``device`` itself
             needs FBGEMM and an accelerator.
         device: device of the computation.
+        places: where in a parameter the rows and columns of a table are; by default, it is the parameter.
+        seed: of stochastic rounding on PyTorch.
 
     Attributes:
         grad_scale: factor on the gradient that enters the tables, read in forward.
-        row_dtype: dtype of the rows that ``forward`` gives; tables stay fp32.
+        row_dtype: dtype of the rows that ``forward`` gives, whatever type the tables are kept in.
         rules: update rule by table.
 
     Raises:
@@ -72,6 +75,8 @@ class ShardedLookup(nn.Module):
         rules: Mapping[str, Rule] | None = None,
         location: str = "auto",
         device: torch.device | str = "cpu",
+        places: Mapping[str, Place] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         for key, value, known in (
@@ -91,7 +96,7 @@ class ShardedLookup(nn.Module):
         self.row_dtype = torch.float32
         # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
         self._backends: tuple[Tables, ...] = tuple(
-            make_backends(sites, weights, backend, self.rules, location, self.device)
+            make_backends(sites, weights, backend, self.rules, location, self.device, places, seed)
         )
         check_location(location, self.device, self._backends)
         self._of_table = {table: tables for tables in self._backends for table in tables.tables}

@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from dmt_plugin.capture import InputBinder, capture, graph_module_over
@@ -34,6 +33,7 @@ from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
+from dmt_plugin.nn.lookup.rounding import TORCH_TYPES
 from dmt_plugin.passes.base import PassContext, run_passes
 from dmt_plugin.passes.facts import StreamGroup
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
@@ -111,7 +111,7 @@ def explain(
         graph = place_graph(logical, config, topology, topology.rank_of(host, 0))
         by_host[f"host {host}, lane 0"] = condensed(graph.graph_module, logical.batch_size)
     placed = place_graph(logical, config, topology, rank)
-    placed.placement.compute_in(compute_dtype(ds_config or {}))
+    placed.placement.compute_in(TORCH_TYPES[DeepSpeedSettings(ds_config or {}).row_dtype(placed.plan.row_dtype)])
     sums = gradient_sums(ds_config or {}, config)
     memory = _memory(placed, config, DeepSpeedSettings(ds_config or {}), samples)
     return replace(describe(placed, samples, sums), graphs_by_host=by_host, memory=memory, **before)
@@ -124,11 +124,6 @@ def _memory(placed: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings,
         return need
     limits = [memory_limits()] * placed.topology.world_size
     return replace(need, shortage=shortage(placed.plan, config, need, limits))
-
-
-def compute_dtype(ds_config: Mapping[str, Any]) -> torch.dtype:
-    """What towers and the dense part compute in under a DeepSpeed configuration."""
-    return torch.bfloat16 if DeepSpeedSettings(ds_config).bf16 else torch.float32
 
 
 def _refused(error: FindingsError, ctx: PassContext | None = None, **shown: Any) -> Explanation:

@@ -155,7 +155,7 @@ def said(lookup: LookupConfig, tables: Iterable[TableSpec]) -> str:
         lookup: the "lookup" section, with the optimizer's rules.
         tables: all tables.
     """
-    rules = {table.name: lookup.rule_of(table.name, table.parameter) for table in tables}
+    rules = {table.name: lookup.rule_of(table.name, table.parameter, table.dtype) for table in tables}
     frequent = Counter(rules.values()).most_common()
     if not frequent:
         return "no tables"

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from math import prod
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dmt_plugin.checkpoint import state
+from dmt_plugin.checkpoint.compare import retyped
 from dmt_plugin.checkpoint.flat_files import Format, flat_writer
 from dmt_plugin.checkpoint.logical import Receivers, gather_state, receivers_of
 from dmt_plugin.checkpoint.streams import StateStream
@@ -34,6 +36,8 @@ from dmt_plugin.model.flat_state import LoadedState, check_flat_state
 from dmt_plugin.topology.agreement import gather, together
 from dmt_plugin.topology.groups import RankGroups
 from dmt_plugin.topology.lost_ranks import reporting
+
+logger = logging.getLogger(__name__)
 
 _OF_TORCH = (".pt", ".pth", ".bin")
 
@@ -123,11 +127,23 @@ def load_flat(engine: Trained, given: Any) -> LoadedState:
                 raise CheckpointError(f"of another type than in this model, and no floating-point numbers: {odd}")
             view = OptimizerState(engine.optimizer, state.parameter_names(engine.dmt.placed))
         engine.dmt.lookup.settle()
+        _say_types(engine, {name: dtype for name, (_, dtype) in kinds.items() if name in done.loaded})
         _load_tables(engine, found, done, sent=path[0] is None)
         _load_layers(engine, found, done, kinds, view.masters(), sent=path[0] is None)
         forget_gradients(engine)
         gather(groups, None)
     return done
+
+
+def _say_types(engine: Trained, given: Mapping[str, torch.dtype]) -> None:
+    """Says which tables are given in another type than they are kept in; a collective."""
+    plan, lookup = engine.dmt.plan, engine.dmt.lookup
+    own = {plan.shard(name).table.parameter: lookup.table_weight(name).dtype for name in lookup.tables}
+    here = {name: dtype for of_rank in gather(engine.dmt.groups, own) for name, dtype in of_rank.items()}
+    if engine.dmt.groups.rank == 0:
+        types = ({name: str(dtype).removeprefix("torch.") for name, dtype in of.items()} for of in (given, here))
+        for line in retyped(*types):
+            logger.warning("load_flat_state: %s", line)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dmt_plugin.checkpoint import folder, state
 from dmt_plugin.checkpoint.changes import read_changes
-from dmt_plugin.checkpoint.compare import check_tensors
+from dmt_plugin.checkpoint.compare import check_tensors, retyped
 from dmt_plugin.checkpoint.folder import COMMON, STATE, Found, check_content, entry_of, find_checkpoint, rank_file
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import read_pieces, stored_tensors, write_pieces
@@ -153,6 +153,9 @@ def load(
             ignored = () if optimizer else (state.OPTIMIZER, state.TABLE_OPTIMIZER)
             volumes = volumes_of(stored_tensors(found.state))
             check_tensors(wanted, manifest, volumes, ignored, where, [text for of_rank in problems for text in of_rank])
+        if groups.rank == 0:
+            for line in _other_types(wanted, manifest):
+                logger.warning("%s: %s", where, line)
         if not same_ranks or module_only:
             engine.checkpointed.forget()
         else:
@@ -332,6 +335,13 @@ def _same_tag(tags: Sequence[str]) -> None:
             f"rank 0 saves the checkpoint {tags[0]!r}, rank {others[0]} {tags[others[0]]!r}: the tag must be the same "
             "on all ranks"
         )
+
+
+def _other_types(wanted: Mapping[str, TensorEntry], manifest: Manifest) -> list[str]:
+    """Tables that are stored in another type than they are kept in."""
+    types = {name.removeprefix(state.MODEL): entry.dtype for name, entry in wanted.items() if entry.kind == "table"}
+    stored = {name.removeprefix(state.MODEL): entry.dtype for name, entry in manifest.tensors.items()}
+    return retyped(stored, types)
 
 
 def _merged(of_ranks: Sequence[dict[str, TensorEntry]]) -> dict[str, TensorEntry]:

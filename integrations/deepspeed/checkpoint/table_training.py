@@ -33,7 +33,7 @@ def entry(lookup: LookupConfig, plan: TowerPlan, steps: Iterable[Mapping[str, in
         plan: all tables.
         steps: :func:`steps_of` every rank.
     """
-    rules = {table.name: lookup.rule_of(table.name, table.parameter) for table in plan.tables}
+    rules = {table.name: lookup.rule_of(table.name, table.parameter, table.dtype) for table in plan.tables}
     frequent = Counter(rules.values()).most_common(1)[0][0]
     said: dict[str, Any] = {"optimizer": frequent.name, "lr": frequent.lr, "eps": frequent.eps}
     others = {table: rule.name for table, rule in rules.items() if rule.name != frequent.name}

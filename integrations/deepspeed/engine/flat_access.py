@@ -31,7 +31,8 @@ class FlatAccess:
     ) -> dict[str, Tensor] | Path | None:
         """The trained model's state dict, with the user's names and those of tower modules.
 
-        Parameters have the type they are trained in: bf16 with ``"bf16"``, else fp32; tables fp32.
+        Parameters have the type they are trained in: bf16 with ``"bf16"``, else fp32. Tables have that in which
+        they are kept.
 
         Args:
             out: Where to write it, block by block, so that no rank needs more memory than for a block: a folder of
@@ -78,7 +79,7 @@ class FlatAccess:
             ids: Numbers of rows, ``(n,)``; each rank gets those that it asks for.
 
         Returns:
-            ``(n, dim)``, fp32, on the engine's device.
+            ``(n, dim)``, fp32 whatever type the table is kept in, on the engine's device.
 
         Raises:
             DMTError: There is no such table, or ids are no vector of whole numbers.
@@ -93,7 +94,8 @@ class FlatAccess:
         Args:
             name: See :meth:`table_rows`.
             ids: Numbers of rows, ``(n,)``, each once; rank 0's are used.
-            values: ``(n, dim)``; rank 0's are used, the other ranks may pass None.
+            values: ``(n, dim)``; rank 0's are used, the other ranks may pass None. Where the table has fewer bits, they
+                are rounded to nearest.
 
         Raises:
             DMTError: There is no such table, an id comes twice, or the values have another shape.
@@ -107,7 +109,8 @@ class FlatAccess:
     ) -> bool:
         """Write the trained model as one state dict with the user's own names; all ranks call this.
 
-        As with DeepSpeed, parameters have the type they are trained in: bf16 with ``"bf16"``, else fp32; tables fp32.
+        As with DeepSpeed, parameters have the type they are trained in: bf16 with ``"bf16"``, else fp32. Tables have
+        that in which they are kept.
         It goes block by block from the ranks that hold it to rank 0, which writes it.
 
         Args:
