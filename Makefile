@@ -57,7 +57,7 @@ bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a m
 bench-overhead: $(STAMP)  ## step times beside stock DeepSpeed's and a step written by hand, on two ranks
 	OMP_NUM_THREADS=1 python -m benchmarks.overhead
 
-bench-memory: $(STAMP)  ## peaks of memory of four ranks by phase, from 8 GiB of tables to the flat model; five minutes
+bench-memory: $(STAMP)  ## peaks of memory of four ranks by phase, with 8 GiB of tables, and waits for saves; eight minutes
 	OMP_NUM_THREADS=1 python -m benchmarks.memory --check
 
 bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, fifteen minutes; needs root

@@ -2,11 +2,13 @@
 
     python -m benchmarks.kill_resume                 # 28 kills; table, build/kill_resume.json
     python -m benchmarks.kill_resume --kills 4 --seed 1
+    python -m benchmarks.kill_resume --asynchronous --kills 20
 
 1. Four ranks train and save a checkpoint after every second step, in many small blocks; two are kept. One rank, drawn
    from the seed, is killed with SIGKILL a moment, also drawn, after it began, in turn: a save, a load, a load on
    another topology, a step. Every fourth run the topology changes, from 2x2 to 4x1 and back.
 2. The other ranks must end by themselves, with an error that names a rank and the step, within 60 s.
+   With ``--asynchronous`` checkpoints are written behind the steps, and every kill is aimed at such a write.
 3. The next run loads without a tag. It must find a checkpoint of at least the last step whose save returned on any
    rank; what each rank holds then must be what is stored; and a step that a run before has taken on the same
    topologies must lead to the same loss and state, bit for bit.
@@ -25,11 +27,14 @@ import shutil
 import signal
 import statistics
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +50,28 @@ BATCH, DENSE, FEATURES, ROWS, WIDTH = 8, 4, 6, 4000, 16
 BLOCK = 1 << 12
 """Entries that are written, and bytes that are read, at once: many, so that kills fall between them."""
 TIMEOUT_S, LIMIT_S = 20.0, 60.0
-STARTING, STEPPING, SAVING, LOADING = 0, 1, 2, 3
-PHASES = {STEPPING: "step", SAVING: "save", LOADING: "load"}
+STARTING, STEPPING, SAVING, LOADING, WRITING = 0, 1, 2, 3, 4
+PHASES = {STEPPING: "step", SAVING: "save", LOADING: "load", WRITING: "write"}
 TURNS = ((SAVING, 0), (LOADING, 0), (LOADING, 1), (STEPPING, 0))
 """What is killed in turn, and whether on the other topology."""
+TURNS_BEHIND = ((WRITING, 0), (WRITING, 1))
 FIRST_GUESS_S = 0.03
 KEPT, EVERY = 2, 2
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What ranks show to their parent, in shared memory, and what it asked for.
+
+    Attributes:
+        phases: by rank, what it does.
+        writing: by rank, whether it writes a checkpoint behind the steps.
+        asynchronous: whether it is to.
+    """
+
+    phases: Any
+    writing: Any
+    asynchronous: bool
 
 
 class Model(nn.Module):
@@ -78,7 +99,7 @@ def batch_of(step: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def rank_main(rank: int, folder: str, run: int, topology: str, stage: int, phases: Any) -> None:
+def rank_main(rank: int, folder: str, run: int, topology: str, stage: int, shown: Shown) -> None:
     """One rank: load, then train and save until it, or another, dies."""
     hosts, lanes = map(int, topology.split("x"))
     os.environ.update(
@@ -90,17 +111,18 @@ def rank_main(rank: int, folder: str, run: int, topology: str, stage: int, phase
     os.dup2(quiet, 2)
     with Path(folder, f"run{run}.rank{rank}").open("a", buffering=1) as log:
         try:
-            train(rank, folder, run, topology, stage, phases, log)
+            train(rank, folder, run, topology, stage, shown, log)
         except BaseException as error:
             last = traceback.format_exception(error)[-1].strip().splitlines()[0]
             log.write(json.dumps({"error": last}) + "\n")
     os._exit(1)
 
 
-def train(rank: int, folder: str, run: int, topology: str, stage: int, phases: Any, log: Any) -> None:
+def train(rank: int, folder: str, run: int, topology: str, stage: int, shown: Shown, log: Any) -> None:
     """Writes what it does into ``log``, one JSON object a line."""
     import dmt_plugin
 
+    phases = shown.phases
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet{run}", rank=rank, world_size=RANKS,
         timeout=timedelta(seconds=TIMEOUT_S),
@@ -130,6 +152,8 @@ def train(rank: int, folder: str, run: int, topology: str, stage: int, phases: A
         log.write(json.dumps({"took": PHASES[phase], "seconds": time.monotonic() - began}) + "\n")
         return result
 
+    if shown.asynchronous:
+        threading.Thread(target=show_writing, args=(engine, shown.writing, rank, log), daemon=True).start()
     path, client = during(LOADING, lambda: engine.load_checkpoint(str(saves)))
     history = [[topology, 0]] if path is None else list(client["history"])
     if history[-1][0] != topology:
@@ -155,11 +179,26 @@ def train(rank: int, folder: str, run: int, topology: str, stage: int, phases: A
         log.write(json.dumps({"step": engine.global_steps, "state": digest(engine, loss)}) + "\n")
         if engine.global_steps % EVERY:
             continue
-        during(SAVING, lambda: engine.save_checkpoint(str(saves), client_state={"history": history}))
-        log.write(json.dumps({"saved": engine.global_steps}) + "\n")
+        if engine.wait_for_checkpoint() is not None:  # only now is it known that the one before is committed
+            log.write(json.dumps({"saved": engine.global_steps - EVERY}) + "\n")
+        asked = {"client_state": {"history": history}, "asynchronous": shown.asynchronous}
+        during(SAVING, partial(engine.save_checkpoint, str(saves), **asked))
+        if not shown.asynchronous:
+            log.write(json.dumps({"saved": engine.global_steps}) + "\n")
         old = saves / f"global_step{engine.global_steps - KEPT * EVERY}"
         if rank == 0 and old.exists():
             shutil.rmtree(old)
+
+
+def show_writing(engine: Any, writing: Any, rank: int, log: Any) -> None:
+    """In a thread of its own: whether a checkpoint is being written behind the steps, and how long that took."""
+    while True:
+        if engine.behind.busy and not writing[rank]:
+            began, writing[rank] = time.monotonic(), 1
+        elif writing[rank] and not engine.behind.busy:
+            writing[rank] = 0
+            log.write(json.dumps({"took": PHASES[WRITING], "seconds": time.monotonic() - began}) + "\n")
+        time.sleep(0.001)
 
 
 def held(engine: Any) -> list[Any]:
@@ -197,14 +236,18 @@ def digest(engine: Any, loss: Tensor) -> str:
     return total.hexdigest()[:16]
 
 
-def one_run(folder: str, run: int, stage: int, draw: random.Random, lasts: Mapping[str, float]) -> dict[str, Any]:
+def one_run(
+    folder: str, run: int, stage: int, draw: random.Random, lasts: Mapping[str, float], asynchronous: bool = False
+) -> dict[str, Any]:
     """Starts the ranks, kills one, and waits for the others; phases last about as long as ``lasts`` says, in s."""
     context = multiprocessing.get_context("fork")
-    phases = context.Array("b", RANKS, lock=False)
-    phase, other = TURNS[run % len(TURNS)]
-    topology = TOPOLOGIES[(run // len(TURNS) + other) % len(TOPOLOGIES)]
+    phases, writing = (context.Array("b", RANKS, lock=False) for _ in range(2))
+    turns = TURNS_BEHIND if asynchronous else TURNS
+    phase, other = turns[run % len(turns)]
+    topology = TOPOLOGIES[(run // len(turns) + other) % len(TOPOLOGIES)]
+    shown = Shown(phases, writing, asynchronous)
     ranks = [
-        context.Process(target=rank_main, args=(rank, folder, run, topology, stage, phases), daemon=True)
+        context.Process(target=rank_main, args=(rank, folder, run, topology, stage, shown), daemon=True)
         for rank in range(RANKS)
     ]
     for process in ranks:
@@ -212,14 +255,18 @@ def one_run(folder: str, run: int, stage: int, draw: random.Random, lasts: Mappi
     victim = draw.randrange(len(ranks))
     passes = draw.randrange(1, 4) if phase != LOADING else 1
     delay = draw.uniform(0.0, 0.8 * lasts.get(PHASES[phase], FIRST_GUESS_S))
+
+    def inside() -> bool:
+        return bool(writing[victim]) if phase == WRITING else phases[victim] == phase
+
     try:
         for _ in range(passes):  # some steps later
-            _wait_for(lambda: phases[victim] != phase, ranks, LIMIT_S)
-            _wait_for(lambda: phases[victim] == phase, ranks, LIMIT_S)
+            _wait_for(lambda: not inside(), ranks, LIMIT_S)
+            _wait_for(inside, ranks, LIMIT_S)
         time.sleep(delay)
         ranks[victim].kill()
         killed = time.monotonic()
-        hit = PHASES.get(phases[victim], "start")
+        hit = PHASES[WRITING] if writing[victim] else PHASES.get(phases[victim], "start")
         while any(process.is_alive() for process in ranks) and time.monotonic() - killed < LIMIT_S:
             time.sleep(0.005)
         seconds = time.monotonic() - killed
@@ -253,13 +300,14 @@ def read_logs(folder: str, run: int) -> list[list[dict[str, Any]]]:
     return found
 
 
-def soak(kills: int, seed: int, stage: int = 1) -> dict[str, Any]:
+def soak(kills: int, seed: int, stage: int = 1, asynchronous: bool = False) -> dict[str, Any]:
     """``kills`` runs with a kill each; see the module's docstring.
 
     Args:
         kills: number of runs.
         seed: of victims and moments.
         stage: of ZeRO.
+        asynchronous: whether checkpoints are written behind the steps.
 
     Returns:
         ``runs``, and ``problems`` in words.
@@ -278,7 +326,8 @@ def soak(kills: int, seed: int, stage: int = 1) -> dict[str, Any]:
     saved = 0
     with tempfile.TemporaryDirectory(prefix="dmt-kills-") as folder:
         for run in range(kills):
-            found = one_run(folder, run, stage, draw, {name: statistics.median(taken) for name, taken in times.items()})
+            lasts = {name: statistics.median(taken) for name, taken in times.items()}
+            found = one_run(folder, run, stage, draw, lasts, asynchronous)
             found["left over"] = sorted(p.name for p in Path(folder, "checkpoints").glob("*.*"))
             logs = read_logs(folder, run)
             problems += [f"run {run}: {text}" for text in check_run(found, logs, states, saved)]
@@ -327,9 +376,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=28)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", type=int, default=1, choices=(0, 1, 2), help="of ZeRO")
+    parser.add_argument("--asynchronous", action="store_true", help="write behind the steps, and kill there")
     parser.add_argument("--output", type=Path, default=Path("build/kill_resume.json"))
     options = parser.parse_args(arguments)
-    found = soak(options.kills, options.seed, options.stage)
+    found = soak(options.kills, options.seed, options.stage, options.asynchronous)
     console = Console()
     columns = [
         Column("run", "run"),
@@ -353,7 +403,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     made = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    asked = {"kills": options.kills, "seed": options.seed, "stage": options.stage}
+    asked = {name: getattr(options, name) for name in ("kills", "seed", "stage", "asynchronous")}
     options.output.write_text(json.dumps({"made": made, **asked, **found}, indent=1))
     return bool(found["problems"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import time
@@ -23,11 +24,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 DENSE, BATCH, STEPS, SEED = 4, 256, 20, 3
+STEPS_BEHIND = 5
+"""Steps behind each asynchronous save."""
 TIMEOUT_S = 900.0
 REPEATS = 5
 MIB = 2**20
-PHASES = ("start", "initialize", "steps", "save", "load", "to_flat", "end")
-START, INITIALIZE, STEP, SAVE, LOAD, TO_FLAT, END = range(len(PHASES))
+PHASES = ("start", "initialize", "steps", "save", "save_behind", "load", "to_flat", "end")
+START, INITIALIZE, STEP, SAVE, SAVE_BEHIND, LOAD, TO_FLAT, END = range(len(PHASES))
 
 
 @dataclass(frozen=True)
@@ -157,16 +160,40 @@ def engine_of(rank: int, seen: Seen, folder: str, setting: Setting, shape: tuple
     return engine
 
 
-def train(rank: int, seen: Seen, folder: str, setting: Setting) -> None:
-    """Initializes, takes steps, and saves."""
-    engine = engine_of(rank, seen, folder, setting, setting.trains)
-    seen.phases[rank] = STEP
-    for step in range(STEPS):
-        dense, ids, label = batch_of(setting, step, rank)
+def take_steps(engine: Any, setting: Setting, rank: int, count: int) -> None:
+    """Those that come next."""
+    for _ in range(count):
+        dense, ids, label = batch_of(setting, engine.global_steps, rank)
         engine.backward(nn.functional.binary_cross_entropy_with_logits(engine(dense, ids), label))
         engine.step()
+
+
+def train(rank: int, seen: Seen, folder: str, setting: Setting) -> None:
+    """Initializes, takes steps, and saves: in the step, then twice behind the steps; leaves ``saving<rank>.json``."""
+    engine = engine_of(rank, seen, folder, setting, setting.trains)
+    seen.phases[rank] = STEP
+    take_steps(engine, setting, rank, STEPS)
+    root = Path(folder, "checkpoints")
+
+    def saved(asynchronous: bool) -> float:
+        dist.barrier()
+        start = time.perf_counter()
+        engine.save_checkpoint(str(root), asynchronous=asynchronous)
+        return time.perf_counter() - start
+
     seen.phases[rank] = SAVE
-    engine.save_checkpoint(f"{folder}/checkpoints")
+    found: dict[str, Any] = {"in_step": saved(asynchronous=False), "behind": [], "written": []}
+    seen.phases[rank] = SAVE_BEHIND
+    for _ in range(2):  # the first takes the memory of the snapshot, the second uses it again
+        start, before = time.perf_counter(), engine.global_steps
+        found["behind"].append(saved(asynchronous=True))
+        take_steps(engine, setting, rank, STEPS_BEHIND)
+        engine.wait_for_checkpoint()
+        found["written"].append(time.perf_counter() - start)
+        for old in root.glob("global_step*") if rank == 0 else ():  # the disk need not hold them all
+            if old.name != f"global_step{before}":
+                shutil.rmtree(old)
+    Path(folder, f"saving{rank}.json").write_text(json.dumps(found))
     seen.phases[rank] = END
     dist.barrier()
 
@@ -177,8 +204,9 @@ def load(rank: int, seen: Seen, folder: str, setting: Setting) -> None:
     seen.phases[rank] = LOAD
     path, _ = engine.load_checkpoint(f"{folder}/checkpoints")
     seen.phases[rank] = END
-    if path is None or engine.global_steps != STEPS:
-        raise RuntimeError(f"loaded {path}, after {engine.global_steps} steps; {STEPS} were saved")
+    steps = STEPS + STEPS_BEHIND
+    if path is None or engine.global_steps != steps:
+        raise RuntimeError(f"loaded {path}, after {engine.global_steps} steps; {steps} were saved")
     dist.barrier()
 
 

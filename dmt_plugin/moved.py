@@ -36,7 +36,7 @@ _ROOMS = {
     "integrations.deepspeed": {
         "integrations.deepspeed": "monitoring=observer shell=tower_shell tables=weight_sync",
         "integrations.deepspeed.arguments": "example_batch guards optimizers parameters",
-        "integrations.deepspeed.checkpoint": "checkpointing=save_load optimizer_state rank_state",
+        "integrations.deepspeed.checkpoint": "checkpointing=load optimizer_state rank_state",
         "integrations.deepspeed.engine": "adagrad checkpointed=engine reduction table_rate told=engine",
     },
     "nn": {

@@ -83,6 +83,7 @@ def test_every_key_is_documented():
         {"lookup": {"lr": 1}},
         {"transform": {"example_batch": "some/train.py:batch"}},
         {"transform": {"example_batch": "pkg.mod:batch"}},
+        {"checkpoint": {"asynchronous": True}},
     ],
 )
 def test_accepted(section):
@@ -148,6 +149,8 @@ def test_accepted(section):
         ({"placement": {"overrides": ["t"]}}, ["dmt.placement.overrides", '["t"]', '{"users": "row_wise"}']),
         ({"memory_per_rank": 4}, ["dmt.memory_per_rank", '"dmt.placement.memory_per_rank"']),
         ({"lookup": {"location": "uvm"}}, ["dmt.lookup.location", '"uvm"', '"managed_caching"']),
+        ({"checkpoint": {"asynchronous": 1}}, ["dmt.checkpoint.asynchronous", "1", "true or false"]),
+        ({"checkpoint": {"async": True}}, ["dmt.checkpoint.async", "asynchronous"]),
         ({"report": "out"}, ["dmt.report", '"out"', "object", '{"dir"']),
         ({"topology": {"hosts": 2.0}}, ["dmt.topology.hosts", "2.0", "whole number"]),
     ],

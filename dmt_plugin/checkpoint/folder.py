@@ -194,6 +194,11 @@ def begin(save_dir: str | Path, tag: str) -> Path:
     if place.exists() and not _is_ours(place):
         raise CheckpointError(f"{place} is there and is no checkpoint of ours; choose another tag, or move it away")
     temporary = root / unfinished_name(tag)
+    if temporary.exists() and not is_abandoned(temporary):
+        raise CheckpointError(
+            f"{temporary} is being written by another engine of this process: wait for its checkpoint "
+            "(engine.wait_for_checkpoint()), or choose another tag"
+        )
     temporary.mkdir()
     (temporary / MARK).touch()
     for name in (STATE, RANKS):

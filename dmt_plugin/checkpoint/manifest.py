@@ -17,6 +17,8 @@ from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 FORMAT = 1
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+"""What of a run's counters is kept."""
 
 #: Bytes of an entry, by the name of its type.
 WIDTHS = {

@@ -3,8 +3,7 @@
 A rank holds pieces: rectangles of tables, the whole of dense parameters, ranges of their optimizer's state. Each has
 the name of the whole, the whole's size and its own place in it, so that what some ranks wrote, any others can read.
 
-1. To write, every rank plans its pieces, long ones in blocks of rows; where several ranks hold the same piece, one of
-   them writes it. That all pieces together are the whole is checked before anything is written.
+1. To write, see :mod:`.writes`: long pieces go in blocks of rows, and of those that several ranks hold one writes each.
 2. To read, every rank plans which parts of which stored pieces fall into each of its own, and these are copied
    straight into its tensors.
 
@@ -27,13 +26,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItemType
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from dmt_plugin.checkpoint.manifest import TensorEntry
-from dmt_plugin.checkpoint.stored import Reader, Writer
+from dmt_plugin.checkpoint.stored import Reader
 
 #: Entries of the largest block that is written at once.
 BLOCK = 1 << 24
@@ -77,27 +74,6 @@ def vector(name: str, kind: str, values: Tensor) -> Piece:
     return Piece(name, kind, (flat.numel(),), (0,), flat, tuple(values.shape))
 
 
-def write_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup | None) -> None:
-    """Writes the pieces of all ranks of a group into a folder; all of them call this.
-
-    Args:
-        pieces: those of this rank.
-        folder: where to; the same for all ranks.
-        group: the ranks; None: this process alone.
-
-    Raises:
-        dcp.api.CheckpointException: the pieces are not the whole, or a rank failed.
-    """
-    with quiet():
-        dcp.save(
-            {},
-            storage_writer=Writer(folder),
-            planner=SavePlanner(blocks(pieces)),
-            process_group=group,
-            no_dist=group is None,
-        )
-
-
 def read_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup | None) -> None:
     """Fills the pieces of all ranks of a group from a folder; all of them call this.
 
@@ -139,41 +115,6 @@ def blocks(pieces: Iterable[Piece], limit: int | None = None) -> list[Piece]:
             offsets = (piece.offsets[0] + first, *piece.offsets[1:])
             found.append(dataclasses.replace(piece, offsets=offsets, values=piece.values[first : first + step]))
     return found
-
-
-class SavePlanner(DefaultSavePlanner):
-    """Plans what is written from pieces; finding duplicates and checking the whole is torch's."""
-
-    def __init__(self, pieces: Sequence[Piece]) -> None:
-        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._pieces = {(piece.name, tuple(piece.offsets)): piece for piece in pieces}
-
-    def create_local_plan(self) -> dcp.SavePlan:
-        """One item for each piece."""
-        self.plan = dcp.SavePlan(
-            [
-                dcp.WriteItem(
-                    index=MetadataIndex(piece.name, torch.Size(piece.offsets)),
-                    type=WriteItemType.SHARD,
-                    tensor_data=TensorWriteData(
-                        chunk=piece.chunk,
-                        properties=TensorProperties.create_from_tensor(piece.values),
-                        size=torch.Size(piece.size),
-                    ),
-                )
-                for piece in self._pieces.values()
-            ]
-        )
-        return self.plan
-
-    def lookup_object(self, index: MetadataIndex) -> Any:
-        """The values of a piece."""
-        return self.piece(index).values
-
-    def piece(self, index: MetadataIndex) -> Piece:
-        """The piece that is written under an index."""
-        assert index.offset is not None
-        return self._pieces[index.fqn, tuple(index.offset)]
 
 
 class _LoadPlanner(dcp.LoadPlanner):

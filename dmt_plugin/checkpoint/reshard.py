@@ -23,11 +23,12 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, Found, check_content, entry_of, rank_file
 from dmt_plugin.checkpoint.manifest import WIDTHS
-from dmt_plugin.checkpoint.pieces import Piece, SavePlanner, blocks, quiet, stored_tensors
+from dmt_plugin.checkpoint.pieces import Piece, blocks, quiet, stored_tensors
 from dmt_plugin.checkpoint.rows import as_matrix
 from dmt_plugin.checkpoint.single import check_whole
 from dmt_plugin.checkpoint.state import MODEL, TABLE_OPTIMIZER
 from dmt_plugin.checkpoint.stored import Writer, stored_rows
+from dmt_plugin.checkpoint.writes import SavePlanner
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.plan.tables import TableShard, check_runnable
 from dmt_plugin.plan.tower_plan import TowerPlan

@@ -5,8 +5,8 @@ save into one parent folder: what a dead process left behind has to go, what a l
 
 1. the name says which process of which machine writes it, where processes that cannot see each other (in two
    containers) count as of two machines;
-2. a folder is abandoned if its process is this one, which writes one at a time, or one of this machine that has ended,
-   or if it names none, as those of earlier versions do;
+2. a folder is abandoned if its process is one of this machine that has ended, or if it names none, as those of earlier
+   versions do. If it is this process, then only what it has said to be under way is not (:func:`under_way`);
 3. nothing is known of processes of other machines: theirs stay, until somebody deletes them.
 """
 
@@ -26,9 +26,23 @@ REPLACED = ".replaced"
 _OWNER = re.compile(rf"\.([0-9a-f]{{8}})-(\d+){re.escape(SAVING)}")
 
 
+_UNDER_WAY: set[str] = set()
+"""Folders that a thread of this process is writing."""
+
+
 def unfinished_name(tag: str) -> str:
     """Name of the folder that this process writes a checkpoint into."""
     return f"{tag}.{_machine()}-{os.getpid()}{SAVING}"
+
+
+def under_way(path: Path) -> None:
+    """A thread of this process writes a folder from now on, until :func:`over`."""
+    _UNDER_WAY.add(str(path.absolute()))
+
+
+def over(path: Path) -> None:
+    """No thread writes the folder any more."""
+    _UNDER_WAY.discard(str(path.absolute()))
 
 
 def place_of(path: Path) -> Path:
@@ -46,7 +60,9 @@ def is_abandoned(path: Path) -> bool:
     if owner is None:
         return True
     machine, process = owner[1], int(owner[2])
-    return machine == _machine() and (process == os.getpid() or not _runs(process))
+    if machine != _machine():
+        return False
+    return str(path.absolute()) not in _UNDER_WAY if process == os.getpid() else not _runs(process)
 
 
 def _machine() -> str:

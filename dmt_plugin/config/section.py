@@ -200,6 +200,16 @@ class ReportConfig(Section):
     )
 
 
+class CheckpointConfig(Section):
+    """How checkpoints are saved."""
+
+    asynchronous: bool = Field(
+        default=False,
+        description="engine.save_checkpoint only copies what this rank saves into host memory; it is written and "
+        "committed behind the steps that follow. Its argument asynchronous= goes before this key.",
+    )
+
+
 class DMTConfig(Section):
     """The "dmt" section. Every key has a default that serves."""
 
@@ -212,6 +222,7 @@ class DMTConfig(Section):
     comm: CommConfig = Field(default=CommConfig(), description="Exchanges.")
     transform: TransformConfig = Field(default=TransformConfig(), description="The rewrite of the model.")
     report: ReportConfig = Field(default=ReportConfig(), description="Reports.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
 
     def shape_without_launcher(self, hosts: int | None = None, ranks_per_host: int | None = None) -> tuple[int, int]:
         """Hosts, and ranks on each, where no process is started that could be asked.

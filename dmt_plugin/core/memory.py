@@ -66,6 +66,30 @@ def smallest(limits: Iterable[MemoryLimit]) -> MemoryLimit | None:
     return min(limits, key=lambda limit: limit.available, default=None)
 
 
+def lacking(needs: Sequence[int], limits: Sequence[Sequence[MemoryLimit]]) -> tuple[MemoryLimit, list[int]] | None:
+    """The limit that lacks most for what processes still need together; None where all suffice.
+
+    Args:
+        needs: of each process, bytes.
+        limits: of each process, those that it has found. What a limit has left is the least that any of them has read.
+
+    Returns:
+        The limit, and the numbers of the processes that share it.
+    """
+    sharers: dict[str, list[int]] = {}
+    least: dict[str, MemoryLimit] = {}
+    for number, own in enumerate(limits):
+        for limit in own:
+            sharers.setdefault(limit.key, []).append(number)
+            if limit.key not in least or limit.available < least[limit.key].available:
+                least[limit.key] = limit
+    missing = {key: sum(needs[n] for n in numbers) - least[key].available for key, numbers in sharers.items()}
+    worst = max(missing, key=lambda key: missing[key], default=None)
+    if worst is None or missing[worst] <= 0:
+        return None
+    return least[worst], sharers[worst]
+
+
 def available_of_machine(meminfo: str) -> int | None:
     """Bytes that ``/proc/meminfo`` calls available; None where it does not say."""
     for line in meminfo.splitlines():

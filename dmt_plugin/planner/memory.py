@@ -7,6 +7,8 @@
    the lanes of its host, the dense part by all ranks.
 3. The largest buffers of a step with ``B`` samples per rank: a rank looks up rows for ``H*L*B`` samples, gets those of
    its host's lanes for ``H*B``, and the outputs of all hosts for ``B``; gradients take the way back.
+4. With ``checkpoint.asynchronous`` the snapshot of a save: a copy of what the rank writes. Of the dense part and the
+   towers, which several ranks hold, each entry is written by one of them, and by which is found out at the save.
 
 Not counted: activations of the user's layers, and the process itself (libraries, allocators, communication).
 """
@@ -48,6 +50,10 @@ _HELD_COPIES = 3
 """Gradients that are held back, joined to one batch, and the rows looked up once more for them."""
 
 
+_LONGEST_BLOCK = 1 << 26
+"""Bytes of the largest part of a tensor that one rank writes."""
+
+
 @dataclass(frozen=True)
 class StepBuffers:
     """The largest buffers of a step, in bytes.
@@ -87,6 +93,7 @@ class RankMemory:
         towers: tower modules with gradients and optimizer states.
         dense: the dense part with gradients and optimizer states.
         buffers: the largest buffers of a step.
+        snapshot: the copy in host memory that an asynchronous save is written from, at most; 0 without one.
         total: all of it.
     """
 
@@ -98,10 +105,11 @@ class RankMemory:
     towers: int
     dense: int
     buffers: StepBuffers
+    snapshot: int = 0
     total: int = field(init=False)
 
     def __post_init__(self) -> None:
-        parts = self.tables + self.table_states + self.towers + self.dense + self.buffers.total
+        parts = self.tables + self.table_states + self.towers + self.dense + self.buffers.total + self.snapshot
         object.__setattr__(self, "total", parts)
 
 
@@ -199,7 +207,11 @@ def memory_need(
         host = topology.host_of(rank)
         buffers = _buffers(rank, topology, config, settings, sizes, copies, settings.row_dtype(plan.row_dtype))
         towers = of_towers.get(host, 0)
-        ranks.append(RankMemory(rank, host, topology.lane_of(rank), tables, states, towers, dense, buffers))
+        snapshot = 0
+        if config.checkpoint.asynchronous:
+            snapshot = tables + states + written_bytes(sizes.dense, settings, topology.world_size)
+            snapshot += written_bytes(sizes.towers.get(host, Entries()), settings, topology.ranks_per_host)
+        ranks.append(RankMemory(rank, host, topology.lane_of(rank), tables, states, towers, dense, buffers, snapshot))
     hosts = [sum(r.total for r in ranks if r.host == host) for host in range(topology.hosts)]
     largest = max(ranks, key=lambda r: (r.total, -r.rank)).rank
     return MemoryNeed(sizes.batch, _basis(settings), ranks, hosts, largest)
@@ -236,6 +248,20 @@ def trained_bytes(entries: Entries, settings: DeepSpeedSettings, ranks: int) -> 
     else:  # in bf16 fp32 copies and gradients; in fp32 the buffers of the sum over ranks, to send and to receive
         total += _FP32 * (2 + states) * entries.trained
     return total
+
+
+def written_bytes(entries: Entries, settings: DeepSpeedSettings, ranks: int) -> int:
+    """Bytes of parameters and their optimizer's states that one rank writes into a checkpoint, at most.
+
+    Each block goes to the rank that has been given least; what rank 0 holds too may go to the others.
+
+    Args:
+        entries: of the parameters.
+        settings: the DeepSpeed configuration.
+        ranks: how many ranks hold these parameters.
+    """
+    whole = _FP32 * (entries.held + _states(settings) * entries.trained)
+    return min(whole, -(-whole // max(1, ranks - 1)) + _LONGEST_BLOCK)
 
 
 def _bucket(settings: DeepSpeedSettings) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import MemoryNeedError
-from dmt_plugin.core.memory import MemoryLimit
+from dmt_plugin.core.memory import MemoryLimit, lacking
 from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.plan.tables import TableShard
@@ -31,16 +31,19 @@ class Share:
 
     Attributes:
         tables: tables and their optimizer's state.
-        rest: everything else.
+        rest: everything else, but for the snapshot.
+        snapshot: the snapshot of an asynchronous save, which is in host memory.
     """
 
     tables: bool = True
     rest: bool = True
+    snapshot: bool = True
 
     def of(self, rank: RankMemory) -> int:
         """Bytes."""
         tables = rank.tables + rank.table_states
-        return tables * self.tables + (rank.total - tables) * self.rest
+        rest = rank.total - tables - rank.snapshot
+        return tables * self.tables + rest * self.rest + rank.snapshot * self.snapshot
 
 
 def check_memory(
@@ -78,22 +81,12 @@ def shortage(
     present: Sequence[int] = (),
 ) -> str | None:
     """The message of :func:`check_memory`; None where memory suffices, or nothing is known of it."""
-    sharers: dict[str, list[RankMemory]] = {}
-    least: dict[str, MemoryLimit] = {}
-    for rank, own in zip(need.ranks, limits, strict=True):
-        for limit in own:
-            sharers.setdefault(limit.key, []).append(rank)
-            if limit.key not in least or limit.available < least[limit.key].available:
-                least[limit.key] = limit
     there = dict(enumerate(present))
-    lacking = {
-        key: sum(share.of(rank) - there.get(rank.rank, 0) for rank in ranks) - least[key].available
-        for key, ranks in sharers.items()
-    }
-    worst = max(lacking, key=lambda key: lacking[key], default=None)
-    if worst is None or lacking[worst] <= 0:
+    found = lacking([share.of(rank) - there.get(rank.rank, 0) for rank in need.ranks], limits)
+    if found is None:
         return None
-    return _message(plan, config, need, sharers[worst], least[worst], share)
+    limit, numbers = found
+    return _message(plan, config, need, [need.ranks[number] for number in numbers], limit, share)
 
 
 def _message(
@@ -109,7 +102,7 @@ def _message(
             f"  table {shard.name!r} ({shard.rows:,} x {shard.columns}, {say_bytes(size)} with its optimizer state, on "
             f"host {shard.host}, lane {shard.lane}) does not fit there even by itself"
         )
-    return "\n".join([*lines, f"  what to change: {'; '.join(_ways_out(plan, config, ranks))}."])
+    return "\n".join([*lines, f"  what to change: {'; '.join(_ways_out(plan, config, ranks, share))}."])
 
 
 def _who(ranks: Sequence[RankMemory]) -> str:
@@ -131,7 +124,9 @@ def _parts(ranks: Sequence[RankMemory], share: Share) -> str:
         "dense part with gradients and optimizer states": sum(r.dense for r in ranks),
         "buffers of a step": sum(r.buffers.total for r in ranks),
     }
-    counted = (tables if share.tables else {}) | (rest if share.rest else {})
+    snapshot = sum(r.snapshot for r in ranks)
+    copies = {"snapshot of an asynchronous save": snapshot} if share.snapshot and snapshot else {}
+    counted = (tables if share.tables else {}) | (rest if share.rest else {}) | copies
     return ", ".join(f"{what} {say_bytes(size)}" for what, size in counted.items())
 
 
@@ -148,7 +143,7 @@ def _too_large(
     return sorted((x for x in sized if x[1] > limit.available), key=lambda x: -x[1])[:3]
 
 
-def _ways_out(plan: TowerPlan, config: DMTConfig, ranks: Sequence[RankMemory]) -> list[str]:
+def _ways_out(plan: TowerPlan, config: DMTConfig, ranks: Sequence[RankMemory], share: Share) -> list[str]:
     found = ["more hosts, of which each holds fewer tables"]
     shards = _shards_on(plan, ranks)
     whole = max((s for s in shards if s.kind == "table_wise"), key=lambda s: s.rows * s.columns, default=None)
@@ -166,6 +161,8 @@ def _ways_out(plan: TowerPlan, config: DMTConfig, ranks: Sequence[RankMemory]) -
     total = sum(rank.total for rank in ranks)
     if sum(rank.buffers.total for rank in ranks) > _LARGE_BUFFERS * total:
         found.append("a smaller batch")
+    if share.snapshot and any(rank.snapshot for rank in ranks):
+        found.append("dmt.checkpoint.asynchronous = false, which needs no snapshot")
     return found
 
 

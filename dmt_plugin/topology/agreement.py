@@ -6,9 +6,10 @@ failed, every rank raises within one small collective, whose wait is bounded by 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch.distributed as dist
 
@@ -17,6 +18,13 @@ from dmt_plugin.topology.groups import RankGroups
 from dmt_plugin.topology.lost_ranks import Reporter, reporting
 
 T = TypeVar("T")
+
+
+class Meet(Protocol):
+    """A gathering of all ranks: :func:`gather` in their usual group, or in one of another thread's."""
+
+    def __call__(self, value: T, doing: str, /) -> list[T]:
+        """The values of all ranks, in rank order; ``doing`` is for the message of one that fails."""
 
 
 def speaks() -> bool:
@@ -53,8 +61,13 @@ def all_values(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     return values  # type: ignore[return-value]
 
 
+def meeting(groups: RankGroups) -> Meet:
+    """:func:`gather` in the group of all ranks."""
+    return functools.partial(gather, groups)
+
+
 @contextmanager
-def together(groups: RankGroups, doing: str) -> Iterator[None]:
+def together(groups: RankGroups, doing: str, meet: Meet | None = None) -> Iterator[None]:
     """Run the block on every rank; if it raises on any of them, raise on all.
 
     The block itself must not use collectives. A rank whose own block failed raises its own error; the others
@@ -63,6 +76,7 @@ def together(groups: RankGroups, doing: str) -> Iterator[None]:
     Args:
         groups: This rank's groups.
         doing: What the block does, for the message ("building the model of this rank").
+        meet: Where the ranks let each other know; by default in the group of all ranks.
 
     Raises:
         DMTError: On ranks whose own block went well while another's did not.
@@ -72,7 +86,7 @@ def together(groups: RankGroups, doing: str) -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    reports = gather(groups, None if error is None else f"{type(error).__name__}: {error}", doing)
+    reports = (meet or meeting(groups))(None if error is None else f"{type(error).__name__}: {error}", doing)
     if error is not None:
         raise error
     failed = [(rank, report) for rank, report in enumerate(reports) if report is not None]

@@ -3,7 +3,7 @@
 1. Every rank reads what its machine, its control groups and its accelerator have left, and all ranks share what they
    have read; only when all have read it may any of them allocate.
 2. Tables on an accelerator count against its own memory, those in managed or host memory against the machine's, which
-   all ranks on it share, hosts that are emulated on one machine too.
+   all ranks on it share, hosts that are emulated on one machine too. So does the snapshot of an asynchronous save.
 3. All ranks compare the same numbers, so that all raise the same error.
 """
 
@@ -55,10 +55,10 @@ def check_need(
         "comparing the memory that it needs with what there is",
     )
     on_device = groups.device.type != "cpu"
-    of_host = Share(config.lookup.location not in _ON_DEVICE, False) if on_device else Share()
+    of_host = Share(config.lookup.location not in _ON_DEVICE, rest=False) if on_device else Share()
     check_memory(graph.plan, config, need, [x[0] for x in read], of_host, [x[2] for x in read])
     if on_device:
-        check_memory(graph.plan, config, need, [x[1] for x in read], Share(not of_host.tables, True))
+        check_memory(graph.plan, config, need, [x[1] for x in read], Share(not of_host.tables, snapshot=False))
     return need
 
 

@@ -24,6 +24,17 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert all(run["seconds"] < kill_resume.LIMIT_S for run in found["runs"])
 
 
+@pytest.mark.processes
+def test_runs_killed_while_they_write_behind_the_steps_go_on(tmp_path: Path) -> None:
+    output = tmp_path / "kills.json"
+    done = run_program("benchmarks.kill_resume", "--asynchronous", "--kills", 2, "--seed", 5, "--output", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(output.read_text())
+    assert [run["aimed at"] for run in found["runs"]] == ["write", "write"] and found["asynchronous"]
+    assert [run["topology"] for run in found["runs"]] == ["2x2", "4x1"]
+    assert found["runs"][1]["loaded"] is not None
+
+
 def test_what_is_wrong_is_said() -> None:
     """Logs of runs that went wrong in each of the ways."""
     good = [

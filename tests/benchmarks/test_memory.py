@@ -16,8 +16,8 @@ from dmt_plugin.core.memory import MemoryLimit
 from tests._util.programs import run_program
 
 PHASES_OF = {
-    "meta_8gib": ["initialize", "steps", "save", "load", "to_flat"],
-    "real_1gib": ["steps", "save", "load", "to_flat"],
+    "meta_8gib": ["initialize", "steps", "save", "save_behind", "load", "to_flat"],
+    "real_1gib": ["steps", "save", "save_behind", "load", "to_flat"],
 }
 
 
@@ -31,8 +31,14 @@ def test_small_tables_go_through_every_phase(tmp_path: Path) -> None:
     assert {name: list(run["peak_mib"]) for name, run in found["runs"].items()} == PHASES_OF
     for run in found["runs"].values():
         assert run["share_mib"] == pytest.approx(run["tables_mib"] / 2 * (1 + 1 / 64))
-        assert run["bound_mib"] == pytest.approx(run["share_mib"] * 1.05 + 700)
-        assert all(0 < peak <= run["bound_mib"] for peak in run["peak_mib"].values())
+        for phase, bound in run["bound_mib"].items():
+            copies = 2 if phase == "save_behind" else 1
+            assert bound == pytest.approx(copies * run["share_mib"] * 1.05 + 700)
+            assert 0 < run["peak_mib"][phase] <= bound
+        saving = run["saving"]
+        assert len(saving["behind_seconds"]) == len(saving["written_seconds"]) == 2
+        assert min(saving["behind_seconds"]) > 0 and saving["behind_seconds"] < saving["written_seconds"]
+        assert saving["ratio"] == pytest.approx(max(saving["behind_seconds"]) / saving["in_step_seconds"])
         assert all(run["seconds"][phase] >= 0 for phase in run["peak_mib"])
     assert "holds" in done.stdout and "BROKEN" not in done.stdout
     assert len(found["making"]["kinds"]) == 4
@@ -40,13 +46,18 @@ def test_small_tables_go_through_every_phase(tmp_path: Path) -> None:
 
 
 def test_a_bound_that_is_broken_is_said() -> None:
-    run: dict[str, Any] = {"bound_mib": 800.0, "peak_mib": {"steps": 799.0, "save": 801.0}}
+    run: dict[str, Any] = {
+        "bound_mib": {"steps": 800.0, "save": 800.0}, "peak_mib": {"steps": 799.0, "save": 801.0},
+        "tables_mib": 1024.0, "saving": {"ratio": 0.29},
+    }  # fmt: skip
+    slow = {"bound_mib": {}, "peak_mib": {}, "tables_mib": 8192.0, "saving": {"ratio": 0.31}}
     found = {
-        "runs": {"meta_8gib": run},
+        "runs": {"meta_8gib": run, "slow": slow, "small": {**slow, "tables_mib": 1.0}},
         "making": {"kinds": {"row_wise": {"ratio": 3.9}, "table_wise": {"ratio": 4.1}}},
     }
-    peak, slow = memory.broken(found)
-    assert peak.startswith("meta_8gib: 801 MiB at the peak of save") and "table_wise: 4.10 times" in slow
+    peak, save, making = memory.broken(found)
+    assert peak.startswith("meta_8gib: 801 MiB at the peak of save") and "table_wise: 4.10 times" in making
+    assert save.startswith("slow: a save behind the steps waits 31% as long")
 
 
 def test_nothing_starts_without_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from dmt_plugin.checkpoint.changes import Fit, fit_to, read_changes
 from dmt_plugin.checkpoint.differences import Side, side_of
 from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, entry_of, rank_file
 from dmt_plugin.checkpoint.manifest import TensorEntry
-from dmt_plugin.checkpoint.pieces import Piece, vector, write_pieces
+from dmt_plugin.checkpoint.pieces import Piece, vector
 from dmt_plugin.checkpoint.state import StoredTable
+from dmt_plugin.checkpoint.writes import write_pieces
 from dmt_plugin.compiler import transform
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.model.logical import TowerModel

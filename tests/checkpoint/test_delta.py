@@ -19,7 +19,8 @@ from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.delta import Delta, write_delta
 from dmt_plugin.checkpoint.delta_apply import apply_delta, size_of_delta
 from dmt_plugin.checkpoint.folder import COMMON, MANIFEST, RANKS, STATE, Found, entry_of, rank_file
-from dmt_plugin.checkpoint.pieces import Piece, vector, write_pieces
+from dmt_plugin.checkpoint.pieces import Piece, vector
+from dmt_plugin.checkpoint.writes import write_pieces
 from dmt_plugin.core.errors import CheckpointError
 from tests.checkpoint.test_folder import manifest
 

@@ -18,6 +18,7 @@ import pytest
 from dmt_plugin.checkpoint import folder
 from dmt_plugin.checkpoint.folder import COMMON, MANIFEST, check_content, entry_of, find_checkpoint, shared_of
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest, TensorEntry
+from dmt_plugin.checkpoint.unfinished import over, under_way
 from dmt_plugin.core.errors import CheckpointError
 
 
@@ -286,6 +287,19 @@ def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
 def test_tags_that_are_no_names(tmp_path: Path, tag: str) -> None:
     with pytest.raises(CheckpointError, match="a tag is the name of one folder"):
         folder.begin(tmp_path, tag)
+
+
+def test_what_a_thread_of_this_process_is_writing_is_left_alone(tmp_path: Path) -> None:
+    """Until it is over: then the next save removes it."""
+    temporary = folder.begin(tmp_path, "behind")
+    under_way(temporary)
+    save(tmp_path, "a", "1")
+    assert temporary.is_dir() and content_of(tmp_path) == "1"
+    with pytest.raises(CheckpointError, match=r"behind\..*is being written by another engine of this process"):
+        folder.begin(tmp_path, "behind")
+    over(temporary)
+    save(tmp_path, "b", "2")
+    assert not temporary.exists()
 
 
 def test_what_belongs_to_others_is_left_alone(tmp_path: Path) -> None:

@@ -20,10 +20,11 @@ from dmt_plugin.checkpoint.delta import write_delta
 from dmt_plugin.checkpoint.delta_apply import apply_delta
 from dmt_plugin.checkpoint.flat_files import flat_writer
 from dmt_plugin.checkpoint.folder import COMMON, RANKS, STATE, Found, entry_of, find_checkpoint, rank_file
-from dmt_plugin.checkpoint.pieces import Piece, read_pieces, stored_tensors, vector, write_pieces
+from dmt_plugin.checkpoint.pieces import Piece, read_pieces, stored_tensors, vector
 from dmt_plugin.checkpoint.reshard import plan_for, reshard
 from dmt_plugin.checkpoint.single import load_checkpoint, write_flat
 from dmt_plugin.checkpoint.weights import open_weights
+from dmt_plugin.checkpoint.writes import write_pieces
 from dmt_plugin.compiler import transform
 from dmt_plugin.topology.shape import Topology
 from tests._util.memory import MIB, peak, settle, used

@@ -14,9 +14,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from dmt_plugin.checkpoint.compare import check_tensors
 from dmt_plugin.checkpoint.manifest import Manifest, TensorEntry
-from dmt_plugin.checkpoint.pieces import Piece, blocks, read_pieces, stored_tensors, vector, write_pieces
+from dmt_plugin.checkpoint.pieces import Piece, blocks, read_pieces, stored_tensors, vector
 from dmt_plugin.checkpoint.single import volumes_of
 from dmt_plugin.checkpoint.state import Targets
+from dmt_plugin.checkpoint.writes import write_pieces
 from dmt_plugin.core.errors import CheckpointError
 
 

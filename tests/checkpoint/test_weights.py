@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dmt_plugin.checkpoint import rows as rows_module
-from dmt_plugin.checkpoint.pieces import vector, write_pieces
+from dmt_plugin.checkpoint.pieces import vector
 from dmt_plugin.checkpoint.rows import RawRows, Reshaped, Rows, TensorRows
 from dmt_plugin.checkpoint.stored import stored_rows
 from dmt_plugin.checkpoint.weights import open_state, open_weights
+from dmt_plugin.checkpoint.writes import write_pieces
 from dmt_plugin.core.errors import CheckpointError
 from tests.checkpoint.test_pieces import cuts, rectangles
 

@@ -113,6 +113,20 @@ def test_memory_of_ranks_and_hosts(project: Path) -> None:
         assert "could not hold" not in output
 
 
+def test_the_snapshot_of_an_asynchronous_save_is_counted(project: Path) -> None:
+    behind = {"dmt": {"towers": {"c": 1, "p": 1, "dim": 4}, "checkpoint": {"asynchronous": True}}}
+    (project / "behind.json").write_text(json.dumps(behind))
+    command = ["explain", "--model", "net.py:build", "--config", "behind.json", "--hosts", "2"]
+    need = json.loads(runner.invoke(app, [*command, "--json"]).output)["memory"]
+    for rank in need["ranks"]:
+        assert rank["snapshot"] > rank["tables"] + rank["table_states"]
+        parts = sum(rank[x] for x in ("tables", "table_states", "towers", "dense", "snapshot"))
+        assert parts + sum(rank["buffers"].values()) == rank["total"]
+    text = runner.invoke(app, command).output
+    assert "snapshot" in text and say_bytes(need["ranks"][0]["snapshot"]) in text
+    assert "snapshot" not in runner.invoke(app, COMMAND).output
+
+
 def test_one_host_that_this_machine_could_not_be(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning with the way out, and nothing is refused."""
     limit = MemoryLimit("this laptop", 1000, "here")

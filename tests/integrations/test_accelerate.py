@@ -34,7 +34,9 @@ def config_with(section: bool) -> dict[str, Any]:
     return config
 
 
-def by_accelerate(rank: int, world: int, section: bool, instance: bool = False) -> dict[str, Any]:
+def by_accelerate(
+    rank: int, world: int, section: bool, instance: bool = False, folder: str | None = None
+) -> dict[str, Any]:
     from accelerate import Accelerator, DeepSpeedPlugin
     from accelerate.utils import DummyOptim
 
@@ -44,6 +46,8 @@ def by_accelerate(rank: int, world: int, section: bool, instance: bool = False) 
     config = config_with(section)
     if instance:
         del config["optimizer"]
+    if folder is not None:
+        config["dmt"]["checkpoint"] = {"asynchronous": True}
     with ours.towers(example_batch=example):
         accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=copy.deepcopy(config)))
         # Accelerate has no ranks on a CPU, and deals out no data there; with an accelerator it does.
@@ -68,6 +72,13 @@ def by_accelerate(rank: int, world: int, section: bool, instance: bool = False) 
         found["whole"] = set(whole) == set(expected) > set(tables) and all(
             torch.equal(value, expected[name]) for name, value in whole.items()
         )
+        if folder is not None:
+            accelerator.save_state(folder)
+            model.backward(model(dense[own], ids[own]).sum())
+            model.step()
+            accelerator.load_state(folder)  # waits for what is being written
+            again = gather_state(model.dmt.placed, model.dmt.groups)
+            found["loaded"] = all(torch.equal(value, again[name]) for name, value in expected.items())
     else:
         found["whole"] = set(accelerator.get_state_dict(model)) == set(tiny.build().state_dict())
     return found
@@ -93,8 +104,9 @@ def by_hand(rank: int, world: int) -> list[float]:
 
 
 @pytest.mark.processes
-def test_prepare_makes_towers_and_trains_as_initialize_does():
-    found = run_ranks(2, by_accelerate, True, env=env_of)
+def test_prepare_makes_towers_and_trains_as_initialize_does(tmp_path):
+    found = run_ranks(2, by_accelerate, True, False, str(tmp_path), env=env_of)
+    assert all(of_rank["loaded"] for of_rank in found)
     with_instance = run_ranks(2, by_accelerate, True, True, env=env_of)
     expected = run_ranks(2, by_hand, env=partial(launcher_env, "2x1"))
     for one in (found, with_instance):

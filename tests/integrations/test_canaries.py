@@ -149,7 +149,7 @@ def test_defaults_that_are_repeated_here():
     assert DeepSpeedZeroConfig(stage=2).overlap_comm is False
 
 
-OUR_ARGUMENTS = {"save_checkpoint": (), "load_checkpoint": ("changes",), "save_16bit_model": ()}
+OUR_ARGUMENTS = {"save_checkpoint": ("asynchronous",), "load_checkpoint": ("changes",), "save_16bit_model": ()}
 """Arguments that the engine has beside DeepSpeed's, by method: by keyword only, so that a new one of DeepSpeed does not
 meet them."""
 

@@ -16,7 +16,7 @@ from dmt_plugin.doctor import tiny
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedModel, place, place_graph
-from dmt_plugin.planner.memory import Entries, MemoryNeed, trained_bytes
+from dmt_plugin.planner.memory import Entries, MemoryNeed, trained_bytes, written_bytes
 from dmt_plugin.planner.memory_check import Share, check_memory, shortage
 from dmt_plugin.topology.shape import Topology
 
@@ -150,6 +150,27 @@ def test_dense_by_optimizer_and_stage(ds_config: dict[str, Any], bytes_per_entry
     assert trained_bytes(Entries(1000, 1000), DeepSpeedSettings(ds_config), 4) == 1000 * bytes_per_entry
 
 
+def test_the_snapshot_is_what_a_rank_writes_at_most() -> None:
+    """Tables with their state, and of what several ranks hold a share and a block, or all of it if that is less."""
+    lookup = {"optimizer": "adagrad", "backend": "torch"}
+    behind = section(towers=MODULES, lookup=lookup, checkpoint={"asynchronous": True})
+    need = need_of(behind, "2x2", optimizer={"type": "Adam"})
+    plain = need_of(section(towers=MODULES, lookup=lookup), "2x2", optimizer={"type": "Adam"})
+    logical = logical_of(behind, "2x2")
+    tables = {table.parameter for table in logical.plan.tables}
+    for rank, before in zip(need.ranks, plain.ranks, strict=True):
+        rest = {name: p.numel() for name, p in logical.named_parameters() if name not in tables}
+        towers = {name: size for name, size in rest.items() if ".tower" in name}
+        own = sum(size for name, size in towers.items() if f".tower{rank.host}." in name)
+        dense = sum(rest.values()) - sum(towers.values())
+        assert before.snapshot == 0 and rank.snapshot == rank.tables + rank.table_states + 4 * 3 * (own + dense)
+        assert rank.total == before.total + rank.snapshot
+    large, block = Entries(10**9, 10**9), 2**26
+    adam = DeepSpeedSettings({"optimizer": {"type": "Adam"}})
+    assert written_bytes(large, adam, 5) == 12 * 10**9 // 4 + block
+    assert written_bytes(large, adam, 1) == written_bytes(large, adam, 2) == 12 * 10**9
+
+
 def test_frozen_parameters_have_no_gradients() -> None:
     assert trained_bytes(Entries(1000, 0), DeepSpeedSettings({}), 4) == 4000
 
@@ -217,6 +238,23 @@ def test_what_counts_against_an_accelerator(case: tuple[Any, MemoryNeed]) -> Non
     assert found is not None and found.startswith("rank ")
     alone = shortage(plan, CONFIG, need, [[limit(0)]] * 4, Share(rest=False))
     assert alone is not None and "tables" in alone and "dense part" not in alone
+
+
+def test_the_snapshot_counts_against_the_machine_alone() -> None:
+    """Also where tables are on an accelerator; and the key that does without it is named."""
+    config = section(checkpoint={"asynchronous": True})
+    plan, need = logical_of(config, "1x2").plan, need_of(config, "1x2")
+    rank = need.ranks[0]
+    on_device, on_host = Share(snapshot=False), Share(tables=False, rest=False)
+    assert rank.snapshot and on_device.of(rank) + rank.snapshot == rank.total == Share().of(rank)
+    assert on_host.of(rank) == rank.snapshot
+    snapshots = sum(r.snapshot for r in need.ranks)
+    assert shortage(plan, config, need, [[limit(snapshots)]] * 2, on_host) is None
+    found = shortage(plan, config, need, [[limit(snapshots - 1)]] * 2, on_host)
+    assert found is not None and "needed: snapshot of an asynchronous save" in found
+    assert "dmt.checkpoint.asynchronous = false" in found and "tables" not in found.splitlines()[1]
+    found = shortage(plan, config, need, [[limit(1)]] * 2, on_device)
+    assert found is not None and "snapshot" not in found
 
 
 def test_the_error_says_what_is_needed_what_is_there_and_what_to_change(case: tuple[Any, MemoryNeed]) -> None:

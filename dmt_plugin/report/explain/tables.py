@@ -99,7 +99,8 @@ def loads_table(data: Explanation) -> Table:
 
 def memory_table(data: Explanation) -> Table:
     """The memory that ranks need, and the sum of each host; the rank that needs most is set off."""
-    parts = ("tables", "table_states", "towers", "dense", "buffers")
+    parts = ("tables", "table_states", "towers", "dense", "buffers", "snapshot")
+    snapshots = data.memory is not None and any(rank.snapshot for rank in data.memory.ranks)
     columns = [
         Column("place", "rank"),
         Column("tables", "tables"),
@@ -107,6 +108,7 @@ def memory_table(data: Explanation) -> Table:
         Column("towers", "towers", note="with gradients, optimizer"),
         Column("dense", "dense part", note="with gradients, optimizer"),
         Column("buffers", "buffers of a step"),
+        *([Column("snapshot", "snapshot", note="of an asynchronous save")] if snapshots else []),
         Column("total", "sum"),
     ]
     need = data.memory

@@ -28,9 +28,10 @@ from dmt_plugin.checkpoint.logical import Receivers, gather_state, receivers_of
 from dmt_plugin.checkpoint.streams import StateStream
 from dmt_plugin.checkpoint.weights import StoredTensor, open_state
 from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.integrations.deepspeed.checkpoint.load import forget_gradients
 from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState
-from dmt_plugin.integrations.deepspeed.checkpoint.save_load import forget_gradients, waits
 from dmt_plugin.integrations.deepspeed.checkpoint.trained import Trained
+from dmt_plugin.integrations.deepspeed.checkpoint.waits import waits
 from dmt_plugin.integrations.deepspeed.weight_sync import sync_tables
 from dmt_plugin.model.flat_state import LoadedState, check_flat_state
 from dmt_plugin.topology.agreement import gather, together

@@ -6,6 +6,7 @@ rank gets rank 0's ``client_state``, and the rest stays as it is.
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,10 +100,26 @@ def set_random_states(saved: Mapping[str, Any]) -> None:
         accelerator.set_rng_state(saved["accelerator"])
 
 
-def write(path: Path, content: Any) -> None:
-    """Writes an object, synced to the disk."""
-    with synced(path) as stream:
+class Packed:
+    """An object as it is now, in the bytes that :func:`write` would write.
+
+    Args:
+        content: the object.
+    """
+
+    def __init__(self, content: Any) -> None:
+        stream = io.BytesIO()
         torch.save(content, stream)
+        self.bytes = stream.getbuffer()
+
+
+def write(path: Path, content: Any) -> None:
+    """Writes an object, packed or not, synced to the disk."""
+    with synced(path) as stream:
+        if isinstance(content, Packed):
+            stream.write(content.bytes)
+        else:
+            torch.save(content, stream)
 
 
 def read(path: Path) -> Any:

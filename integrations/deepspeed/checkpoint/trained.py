@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from dmt_plugin.integrations.deepspeed.checkpoint.behind import Behind
 from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered
 from dmt_plugin.integrations.deepspeed.engine.state import DMTState
 
@@ -17,6 +18,7 @@ class Trained(Protocol):
     Attributes:
         dmt: the plugin's part.
         checkpointed: the user's objects whose state belongs to a checkpoint.
+        behind: the checkpoint that is written behind the steps.
         optimizer: of the dense part and the towers; None without one.
         lr_scheduler: its scheduler; None without one.
         global_steps: steps so far, skipped ones too.
@@ -25,6 +27,7 @@ class Trained(Protocol):
 
     dmt: DMTState
     checkpointed: Registered
+    behind: Behind
     optimizer: Any
     lr_scheduler: Any
     global_steps: int

@@ -11,11 +11,13 @@
 3. At ZeRO 1 and 2 a torch Adagrad keeps its parameter groups (:mod:`.adagrad`).
 4. Where DeepSpeed waits for a rank that is gone, the error says so, as those of the exchanges do (:mod:`.failures`).
 5. At ZeRO stage 0 gradients are summed while the backward pass goes on, by way of the hosts (:mod:`.reduction`).
-6. Checkpoints hold the tables and all hosts' towers too (:mod:`dmt_plugin.integrations.deepspeed.checkpoint`).
+6. Checkpoints hold the tables and all hosts' towers too, and can be written behind the steps
+   (:mod:`.checkpoint_access`, :mod:`dmt_plugin.integrations.deepspeed.checkpoint`).
 7. The learning rate of the tables can follow that of the dense part (:mod:`.table_rate`).
 8. A step with a gradient that is not finite is skipped by all ranks, tables included (:mod:`.bad_steps`).
 9. States of the flat model come out of the engine and go into it, as no rank has a whole model (:mod:`.flat_access`).
-10. ``destroy`` gives back the process groups, threads and hooks that ``initialize`` took.
+10. ``destroy`` waits for a checkpoint that is being written, and gives back the process groups, threads and hooks that
+    ``initialize`` took.
 
 Gradient clipping never covers the tables: their gradients are applied by their own optimizer and are no part of the
 global norm.
@@ -34,11 +36,12 @@ from deepspeed.moe.utils import is_moe_param
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
 
-from dmt_plugin.core.errors import CheckpointError, ConfigError, DMTError
-from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered, Stateful
-from dmt_plugin.integrations.deepspeed.checkpoint.save_load import load, save
+from dmt_plugin.core.errors import ConfigError, DMTError
+from dmt_plugin.integrations.deepspeed.checkpoint.behind import Behind
+from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered
 from dmt_plugin.integrations.deepspeed.engine.adagrad import safe_for_zero
 from dmt_plugin.integrations.deepspeed.engine.bad_steps import BadSteps
+from dmt_plugin.integrations.deepspeed.engine.checkpoint_access import CheckpointAccess
 from dmt_plugin.integrations.deepspeed.engine.failures import noting
 from dmt_plugin.integrations.deepspeed.engine.flat_access import FlatAccess
 from dmt_plugin.integrations.deepspeed.engine.gradient_norm import clip, clip_by, exact_norm
@@ -49,7 +52,7 @@ from dmt_plugin.model.dense_compile import compile_dense
 from dmt_plugin.topology.lost_ranks import reporting
 
 
-class DMTEngine(FlatAccess, DeepSpeedEngine):
+class DMTEngine(CheckpointAccess, FlatAccess, DeepSpeedEngine):
     """``DeepSpeedEngine`` for one rank of a tower-decomposed model.
 
     Args:
@@ -60,16 +63,19 @@ class DMTEngine(FlatAccess, DeepSpeedEngine):
     Attributes:
         dmt: Plan, topology, groups, traffic and tables (:class:`DMTState`).
         checkpointed: The user's objects whose state belongs to a checkpoint.
+        behind: The checkpoint that is written behind the steps.
     """
 
     dmt: DMTState
     checkpointed: Registered
+    behind: Behind
 
     def __init__(self, *args: Any, dmt: DMTState, **kwargs: Any) -> None:
         self.dmt = dmt
         self._rate: FollowedRates | None = None
         super().__init__(*args, **kwargs)
         self.checkpointed = Registered()
+        self.behind = Behind(dmt.groups, dmt.resources)
         self._reduction = self._overlapped_reduction()
         self._accumulates = dmt.config.lookup.accumulation == "accumulate"
         dmt.lookup.hold_gradients(False, once=self._accumulates)
@@ -268,110 +274,22 @@ class DMTEngine(FlatAccess, DeepSpeedEngine):
         compile_dense(self.dmt.placed, **{**(compile_kwargs or {}), "backend": backend})
         self._is_compiled = True
 
-    def register_state(self, name: str, thing: Stateful) -> None:
-        """Make the state of an object, such as a ``prefetched`` loader, part of checkpoints.
-
-        Every rank's object is saved and, in a run of as many ranks, given back its own state: by ``load_checkpoint``,
-        or here if that was called before.
-
-        Args:
-            name: its name in checkpoints.
-            thing: anything with ``state_dict`` and ``load_state_dict``.
-
-        Raises:
-            ValueError: the name is taken, or the object has no such calls.
-        """
-        self.checkpointed.add(name, thing)
-
-    def save_checkpoint(
-        self,
-        save_dir: str,
-        tag: Any = None,
-        client_state: Any = None,
-        save_latest: bool = True,
-        exclude_frozen_parameters: bool = False,
-    ) -> bool:
-        """Save everything that is needed to go on; all ranks call this, between two steps.
-
-        The checkpoint exists from the moment on in which it is whole: whenever a rank dies, one before can be loaded.
-
-        Args:
-            save_dir: A folder that all hosts share.
-            tag: Name of the checkpoint, the same on all ranks; by default ``global_step<n>``. A checkpoint of that name
-                is replaced.
-            client_state: What the caller wants back from ``load_checkpoint``, of each rank its own.
-            save_latest: Whether a load without a tag may take this one.
-            exclude_frozen_parameters: Leave out parameters that are not trained; a load leaves them as they are.
-
-        Returns:
-            True.
-
-        Raises:
-            CheckpointError: Nothing was committed; says why.
-            ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
-        """
-        if not save_dir:
-            raise ValueError(f"save_dir must be a non-empty string, got {save_dir!r}")
-        save(self, save_dir, tag, client_state, save_latest, exclude_frozen_parameters)
-        return True
-
-    def load_checkpoint(
-        self,
-        load_dir: str,
-        tag: Any = None,
-        load_module_strict: bool = True,
-        load_optimizer_states: bool = True,
-        load_lr_scheduler_states: bool = True,
-        load_module_only: bool = False,
-        custom_load_fn: Any = None,
-        *,
-        changes: Mapping[str, Iterable[str]] | None = None,
-    ) -> tuple[str | None, dict[str, Any] | None]:
-        """Go on from a checkpoint, whatever topology and ZeRO stage it was saved with; all ranks call this.
-
-        Args:
-            load_dir: The folder that ``save_checkpoint`` was given.
-            tag: Name of the checkpoint; by default the newest whole one.
-            load_module_strict: Must be true.
-            load_optimizer_states: False: optimizers, also that of the tables, stay as they are: new in a new engine.
-            load_lr_scheduler_states: False: the learning-rate scheduler stays as it is.
-            load_module_only: Only tables, parameters and buffers; counters, optimizers and schedulers stay as they are.
-            custom_load_fn: Not supported.
-            changes: What of the model has changed since, the same on all ranks: names of tables, features, parameters
-                or modules, or patterns with ``*`` and ``?``, under ``"grow"`` (tables with more rows: those that are
-                stored are loaded, with their optimizer state), ``"new"`` (tables and layers that keep what this engine
-                started them with) and ``"drop"`` (what only the checkpoint has).
-
-        Returns:
-            The checkpoint's path and what ``save_checkpoint`` was given as ``client_state`` by this rank, or by rank 0
-            if another number of ranks saved it. Two ``None`` if no tag was asked for and there is no whole checkpoint.
-
-        Raises:
-            CheckpointError: It is not whole, or something of the model or optimizer is not in it or has no place for
-                it and is not named by ``changes``, or what is named there is not so; names tables, features and
-                tensors. Nothing was loaded then.
-            ExchangeError: A rank is gone, or ``dmt.comm.timeout_s`` is over.
-        """
-        if not load_module_strict or custom_load_fn is not None:
-            given = "custom_load_fn" if custom_load_fn is not None else "load_module_strict=False"
-            raise CheckpointError(
-                f"load_checkpoint({given}) is not supported for a tower-decomposed model: a load restores everything "
-                "or nothing. Where the model has changed since, say with changes= what has. To start from parts of a "
-                "checkpoint, write it with `dmt checkpoint to-flat` and load what you want into the model before "
-                "dmt_plugin.initialize."
-            )
-        return load(self, load_dir, tag, load_optimizer_states, load_lr_scheduler_states, load_module_only, changes)
-
     def destroy(self) -> None:
         """As DeepSpeed's, and gives back the process groups, threads and hooks of this engine.
 
         All ranks call this, when none of them uses the engine any more; a second call does nothing more. A process that
         initializes one engine after the other needs it, as each takes groups, and they threads and connections.
+
+        Raises:
+            CheckpointError: The checkpoint that was being written is not committed; everything was given back.
         """
         try:
-            super().destroy()
+            self.behind.wait()
         finally:
-            self.dmt.resources.close()
+            try:
+                super().destroy()
+            finally:
+                self.dmt.resources.close()
 
     def __del__(self) -> None:
         """As DeepSpeed's; process groups stay, as only all ranks together may give them back."""
