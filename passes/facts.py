@@ -32,7 +32,7 @@ class Lookup:
             layer; with the range of rows where a table is shared by fields.
         rows: rows of the table.
         dim: ``N``.
-        pooling: ``"sum"`` or ``"mean"``, ``"none"`` for a sequence.
+        pooling: ``"sum"``, ``"mean"`` or ``"max"``, ``"none"`` for a sequence.
         feature: name of the feature (see :attr:`key`).
         key: structural key of the index input; equal keys mean the same ids.
         ids: how the index input is read.
@@ -43,6 +43,7 @@ class Lookup:
         origin: key of the raw input that the index is computed from.
         padding: id whose row is zero and stays so (sequences only; else such ids are dropped).
         dtype: type of the table.
+        frozen: whether the table is not trained.
     """
 
     node: fx.Node
@@ -60,6 +61,7 @@ class Lookup:
     origin: str = ""
     padding: int | None = None
     dtype: WeightType = "fp32"
+    frozen: bool = False
 
     @property
     def width(self) -> int:
@@ -220,6 +222,11 @@ class StoredFacts:
     def changes(self) -> list[Change]:
         """What towers changed; that is about names of modules, whatever the graph."""
         return list(self.facts.changes)
+
+    @property
+    def pooled_by_maximum(self) -> frozenset[str]:
+        """Names of the tables that some lookup pools by maximum."""
+        return frozenset(lookup.table for lookup in self.facts.lookups if lookup.pooling == "max")
 
     def over(self, graph: fx.Graph) -> ModelFacts:
         """The facts about the nodes of a graph, which is the one they were stored for or a copy of it."""

@@ -22,11 +22,13 @@ class SentColumn:
         name: of the node of the logical graph whose value it is.
         width: entries per sample.
         tower: path of the tower module, or ``""``.
+        trained: whether gradients come back for it.
     """
 
     name: str
     width: int
     tower: str = ""
+    trained: bool = True
 
 
 @dataclass
@@ -42,6 +44,8 @@ class Placement:
         host_columns: for each host the columns it sends to its peers (hierarchical route).
         rank_widths: for each rank the width of the rows that it sends into the first exchange of rows: looked up, or
             what this host's tower makes of them there (of other hosts it is not known here, and does not matter).
+        rank_gradients: for each rank how many of these entries gradients come back for; the others, of frozen tables,
+            are last.
         looked_up: for each rank the entries per sample that it looks up.
         loads: the predicted load of each rank.
         route: ``"hierarchical"`` or ``"flat"``.
@@ -54,9 +58,15 @@ class Placement:
     feature_layers: tuple[str, ...] = ()
     host_columns: tuple[tuple[SentColumn, ...], ...] = ()
     rank_widths: tuple[int, ...] = ()
+    rank_gradients: tuple[int, ...] = ()
     looked_up: tuple[int, ...] = ()
     loads: tuple[LaneLoad, ...] = ()
     route: Route = "hierarchical"
+
+    @property
+    def host_gradients(self) -> tuple[int, ...]:
+        """For each host how many of the entries that it sends to its peers gradients come back for."""
+        return tuple(sum(column.width for column in own if column.trained) for own in self.host_columns)
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Say in which dtype rows travel between ranks, where their wire format leaves them as they are."""

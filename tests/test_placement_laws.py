@@ -9,6 +9,7 @@ values of order one; epsilon is large enough for Adagrad not to blow up rounding
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -38,7 +39,23 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "mixed": {"strategy": "row_wise", "overrides": {"bags.field_1": "column_wise", "bags.field_2": "table_wise"}},
     "whole": {"strategy": "table_wise"},
 }
-MODELS = {**ZOO, "joint": CATALOGUE["joint_dlrm"].build, "sequence": CATALOGUE["deepctr_deepfm_sequence"].build}
+
+
+def max_bags() -> tuple[nn.Module, Any]:
+    """Bags of zero to three ids, half of them pooled by maximum."""
+    model, batch = ZOO["multi_hot_dlrm"]()
+    for table in list(model.modules()):
+        if isinstance(table, nn.EmbeddingBag) and table.mode == "mean":
+            table.mode = "max"
+    return model, batch
+
+
+MODELS = {
+    **ZOO,
+    "max": max_bags,
+    "joint": CATALOGUE["joint_dlrm"].build,
+    "sequence": CATALOGUE["deepctr_deepfm_sequence"].build,
+}
 
 
 def batch_size(step: int, rank: int) -> int:
@@ -55,6 +72,9 @@ class OneTable:
     @torch.no_grad()
     def step(self) -> None:
         gradient = self.weight.grad
+        if self.rule.frozen:
+            assert gradient is None
+            return
         assert gradient is not None
         self.steps += 1
         seen = gradient.abs().sum(1) > 0
@@ -72,7 +92,8 @@ def one_process(logical: TowerModel, config: DMTConfig, batches: list[list[Any]]
     model = copy.deepcopy(logical).train()
     named = dict(model.named_parameters())
     tables = {
-        t.parameter: OneTable(config.lookup.rule_of(t.name, t.parameter), named[t.parameter]) for t in model.plan.tables
+        t.parameter: OneTable(config.lookup.rule_of(t.name, t.parameter, frozen=t.frozen), named[t.parameter])
+        for t in model.plan.tables
     }
     dense = torch.optim.SGD([p for n, p in named.items() if n not in tables], lr=DENSE_LR)
     outputs: list[Tensor] = []
@@ -150,12 +171,21 @@ def worst(a: Tensor, b: Tensor) -> float:
 
 
 def trained(
-    name: str, topology: str, placement: str, rule: str, backend: str, towers: dict[str, Any], **comm: Any
+    name: str,
+    topology: str,
+    placement: str,
+    rule: str,
+    backend: str,
+    towers: dict[str, Any],
+    frozen: Sequence[str] = (),
+    **comm: Any,
 ) -> list[str]:
     settings = OPTIONS.get(rule, {"optimizer": rule})
     torch.manual_seed(0)
     where = Topology.parse(topology)
     flat, batch = MODELS[name]()
+    for parameter in frozen:
+        flat.get_parameter(parameter).requires_grad_(False)
     config = DMTConfig.model_validate(
         {
             "lookup": {
@@ -172,10 +202,13 @@ def trained(
     logical = transform(prepared(flat), batch(5, 0), config, where)
     batches = [[batch(batch_size(k, r), 100 * k + r) for r in range(where.world_size)] for k in range(STEPS)]
     expected = one_process(logical, config, batches)
-    moved = worst(expected[1][logical.plan.tables[0].parameter], dict(logical.named_parameters())[
-        logical.plan.tables[0].parameter].detach())  # fmt: skip
-    assert moved > 1e-4, "the tables are not trained"
-    return differences(many_ranks(logical, config, where, batches), expected)
+    before = {name: p.detach().clone() for name, p in logical.named_parameters()}
+    for table in logical.plan.tables:
+        assert table.frozen == (table.parameter in frozen)
+        assert table.frozen or worst(expected[1][table.parameter], before[table.parameter]) > 1e-4, "it is not trained"
+    found = many_ranks(logical, config, where, batches)
+    assert all(torch.equal(found[1][name], before[name]) for name in frozen), "a frozen table has changed"
+    return differences(found, expected)
 
 
 SPTT = {"module": "none"}
@@ -226,8 +259,44 @@ def test_every_update_rule(placement: str, topology: str, rule: str, backend: st
         ("joint", "1x4", "columns", SPTT, {"micro_blocks": 3}),
         ("sequence", "2x2", "rows", SPTT, {}),
         ("sequence", "2x2", "whole", SPTT, {}),
+        ("max", "2x2", "columns", MODULES, {}),
+        ("max", "1x4", "rows", SPTT, {"micro_blocks": 2}),
     ],
     ids=str,
 )
 def test_models(name: str, topology: str, placement: str, towers: dict[str, Any], comm: dict[str, Any]) -> None:
     assert trained(name, topology, placement, "adagrad", "torch", towers, **comm) == []
+
+
+FROZEN = {
+    "some": ["bags.field_0.weight", "bags.field_2.weight", "bags.field_3.weight"],
+    "all of a host": [f"bags.field_{i}.weight" for i in (0, 2, 4)],
+    "all": [f"bags.field_{i}.weight" for i in range(6)],
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "fbgemm"])
+@pytest.mark.parametrize(
+    ("frozen", "topology", "placement", "towers", "comm"),
+    [
+        ("some", "2x2", "mixed", SPTT, {}),
+        ("some", "1x4", "rows", MODULES, {"route": "flat"}),
+        ("some", "2x2", "columns", MODULES, {"micro_blocks": 2, "intra_dtype": "fp32"}),
+        ("some", "2x2", "whole", {"module": "dlrm", "c": 1, "p": 0, "dim": 4}, {}),
+        ("all of a host", "2x2", "whole", SPTT, {}),
+        ("all of a host", "2x2", "rows", {"module": "dlrm", "c": 1, "p": 0, "dim": 4}, {}),
+        ("all", "2x2", "columns", MODULES, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_frozen_tables(
+    frozen: str, topology: str, placement: str, towers: dict[str, Any], comm: dict[str, Any], backend: str
+) -> None:
+    names = FROZEN[frozen]
+    assert trained("multi_hot_dlrm", topology, placement, "adagrad", backend, towers, names, **comm) == []
+
+
+@pytest.mark.parametrize("towers", [SPTT, MODULES], ids=str)
+def test_a_frozen_joint_table(towers: dict[str, Any]) -> None:
+    """All fields share it: nothing at all is sent back."""
+    assert trained("joint", "2x2", "rows", "adagrad", "torch", towers, ["embedding.weight"]) == []

@@ -283,6 +283,18 @@ def test_plans_keep_the_fingerprints_that_version_0_1_0_gave_them() -> None:
     assert json.dumps(divided.to_dict()["table_splits"]["t0"]) == json.dumps({"kind": "row_wise", "ranges": ranges})
 
 
+def test_a_frozen_table_is_the_same_table() -> None:
+    """It changes the plan, and so its fingerprint, but not the model that a plan is for."""
+    plan = plan_for(4, Topology(2, 2), 2)
+    frozen = dataclasses.replace(plan, tables=(dataclasses.replace(plan.tables[0], frozen=True), *plan.tables[1:]))
+    assert frozen.tables == plan.tables and frozen.fingerprint != plan.fingerprint
+    assert model_fingerprint(frozen.tables, plan.features) == model_fingerprint(plan.tables, plan.features)
+    again = TowerPlan.from_dict(frozen.to_dict())
+    assert [t.frozen for t in again.tables] == [True] + [False] * (len(plan.tables) - 1)
+    assert again.fingerprint == frozen.fingerprint
+    assert all("frozen" not in table for table in plan.to_dict()["tables"])
+
+
 def test_another_model_or_topology() -> None:
     plan = plan_for(4, Topology(2, 2), 2)
     plan.check(model=plan.model, topology=Topology(2, 2))

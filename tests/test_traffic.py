@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import pytest
 import torch
 
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import read_dmt_config
-from dmt_plugin.model.placed import place
+from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.report.explain.explanation import costs_of
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
@@ -57,15 +59,38 @@ def test_counted_bytes_with_divided_tables(name: str, placement: str, topology: 
     assert miscounted(name, topology, route, formats, placement) == []
 
 
-def miscounted(name: str, topology: str, route: str, formats: str, placement: str) -> list[str]:
+FROZEN = {"some": (0, 2, 3, 5), "host 0": (0, 2, 4, 6), "all": range(99)}
+
+
+@pytest.mark.parametrize(("route", "formats"), [("hierarchical", "mixed"), ("flat", "short")])
+@pytest.mark.parametrize("towers", [{"module": "none"}, {}, {"c": 1, "p": 0, "dim": 4}], ids=str)
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_gradients_of_frozen_tables_are_not_sent(frozen: str, towers: dict[str, Any], route: str, formats: str) -> None:
+    """Nor those of towers in which nothing is trained; an exchange without gradients has no backward."""
+    chosen, placement = FROZEN[frozen], "mixed" if frozen == "some" else "whole"
+    assert miscounted("dlrm", "2x2", route, formats, placement, chosen, {"towers": towers}) == []
+
+
+def miscounted(
+    name: str,
+    topology: str,
+    route: str,
+    formats: str,
+    placement: str,
+    frozen: Container[int] = (),
+    more: dict[str, Any] | None = None,
+) -> list[str]:
     torch.manual_seed(0)
     flat, batch = ZOO[name]()
+    for number, table in enumerate(flat.tables if frozen else ()):
+        table.requires_grad_(number not in frozen)
     config = read_dmt_config(
         {
             "dmt": {
                 "comm": {"route": route, **FORMATS[formats]},
                 "lookup": {"backend": "torch", "optimizer": "adagrad"},
                 "placement": PLACEMENTS[placement],
+                **(more or {}),
             }
         }
     )
@@ -93,12 +118,20 @@ def miscounted(name: str, topology: str, route: str, formats: str, placement: st
             found = counted.get(cost.name, {}).get(cost.phase, {"other_hosts": 0, "same_host": 0})
             if (found["other_hosts"], found["same_host"]) != (cost.other_hosts, cost.same_host):
                 wrong.append(f"rank {wire.rank} {cost}: counted {found}")
+            if cost.phase == "backward" and not any((cost.other_hosts, cost.same_host)):
+                assert cost.phase not in counted.get(cost.name, {}) or any(_gradients(placed, cost.name))
             assert not short or "B, " not in cost.shape or "int" in cost.shape or "bf16" in cost.shape, cost
         unknown = set(counted) - {cost.name for cost in costs_of(placed, BATCH)}
         return wrong + sorted(unknown)
 
     assert placement == "whole" or logical.plan.table_splits
     return [line for lines in SimulatedWorld(where).run(program) for line in lines]
+
+
+def _gradients(placed: PlacedModel, exchange: str) -> tuple[int, ...]:
+    found = placed.placement.exchanges[exchange]
+    assert isinstance(found, OutputDist)
+    return found.gradient_widths
 
 
 def test_varying_bags_are_counted_by_their_mean() -> None:

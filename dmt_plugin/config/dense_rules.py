@@ -119,6 +119,9 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "max_grad_norm": (0, 0.0, None),
 }
 
+#: Options of a parameter group that decide, beside the learning rate, how it is trained.
+RULE_OPTIONS = tuple(sorted({*set().union(*_OPTIONS.values()), *_WITHOUT_EFFECT, "decoupled_weight_decay"} - {"lr"}))
+
 
 def rule_of_options(kind: str, options: Mapping[str, Any], decoupled: bool, source: str) -> Rule:
     """The rule that trains tables as an optimizer trains dense parameters.

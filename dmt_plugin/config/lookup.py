@@ -21,7 +21,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from dmt_plugin.config.base import Section
 from dmt_plugin.config.dense_rules import DenseRules
 from dmt_plugin.core.errors import ConfigError
-from dmt_plugin.core.update_rule import KNOWN_BY, Rule, RuleName, WeightType
+from dmt_plugin.core.update_rule import FROZEN, KNOWN_BY, Rule, RuleName, WeightType
 
 AUTO: Final = "auto"
 NotNegative = Annotated[float, Field(ge=0)]
@@ -188,20 +188,21 @@ class LookupConfig(UpdateSection):
         new._dense = dense
         return new
 
-    def rule_of(self, table: str, parameter: str = "", dtype: WeightType = "fp32") -> Rule:
+    def rule_of(self, table: str, parameter: str = "", dtype: WeightType = "fp32", frozen: bool = False) -> Rule:
         """How a table is kept and trained.
 
         Args:
             table: its name.
             parameter: name of the parameter that holds it; by default ``<table>.weight``.
             dtype: type of the table in the model.
+            frozen: whether it is frozen; then no optimizer need have a rule for it.
 
         Raises:
             ConfigError: the optimizer of the dense part has no rule for tables, or an option is not its rule's.
         """
-        parameter = parameter or f"{table}.weight"
-        entries = {f".tables[{name!r}]": s for name, s in self.tables.items() if _matches(name, table, parameter)}
-        sections: dict[str, UpdateSection] = {"": self, **entries}
+        if frozen:
+            return replace(FROZEN, dtype=self.dtype_of(table, parameter, dtype))
+        sections = self._sections_of(table, parameter)
         named: list[RuleName] = [s.optimizer for s in sections.values() if s.optimizer != "auto"]
         rule = Rule(named[-1], 0.01) if named else self._dense.rule_of(table, parameter)
         options: dict[str, Any] = {}
@@ -216,6 +217,18 @@ class LookupConfig(UpdateSection):
         rule = replace(rule, **{"dtype": dtype, "stochastic_rounding": True, **options})
         rule = replace(rule, stochastic_rounding=rule.stochastic_rounding and rule.dtype != "fp32")
         return replace(rule, group=None) if self.schedule == "constant" else rule
+
+    def dtype_of(self, table: str, parameter: str = "", dtype: WeightType = "fp32") -> WeightType:
+        """The type that a table is kept in, however it is trained; arguments as for :meth:`rule_of`."""
+        given = [section.given for section in self._sections_of(table, parameter).values()]
+        found: list[WeightType] = [options["dtype"] for options in given if "dtype" in options]
+        return found[-1] if found else dtype
+
+    def _sections_of(self, table: str, parameter: str) -> dict[str, UpdateSection]:
+        """The sections that are about a table, by their place; later ones win."""
+        parameter = parameter or f"{table}.weight"
+        entries = {f".tables[{name!r}]": s for name, s in self.tables.items() if matches(name, table, parameter)}
+        return {"": self, **entries}
 
     @property
     def keeps_rate(self) -> bool:
@@ -233,15 +246,8 @@ class LookupConfig(UpdateSection):
         """
         known = list(tables)
         for name in self.tables:
-            if any(_matches(name, table, parameter) for table, parameter in known):
-                continue
-            names = sorted(table for table, _ in known)
-            near = difflib.get_close_matches(name, names, n=1)
-            meant = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ConfigError(
-                f"dmt.lookup.tables[{name!r}]: no table has this name{meant}; there are {', '.join(names[:8])}"
-                f"{', ...' if len(names) > 8 else ''}"
-            )
+            if not any(matches(name, table, parameter) for table, parameter in known):
+                raise ConfigError(f"dmt.lookup.tables[{name!r}]: {no_such_table(name, [table for table, _ in known])}")
 
     def check_types(self, tables: Iterable[tuple[str, str, WeightType]]) -> None:
         """Tables of one parameter are kept in one type.
@@ -254,7 +260,7 @@ class LookupConfig(UpdateSection):
         """
         found: dict[str, tuple[str, WeightType]] = {}
         for name, parameter, dtype in tables:
-            own = self.rule_of(name, parameter, dtype).dtype
+            own = self.dtype_of(name, parameter, dtype)
             first, other = found.setdefault(parameter, (name, own))
             if own != other:
                 raise ConfigError(
@@ -270,5 +276,14 @@ def _unknown_option(place: str, key: str, rule: str) -> str:
     )
 
 
-def _matches(pattern: str, table: str, parameter: str) -> bool:
+def no_such_table(name: str, tables: Iterable[str]) -> str:
+    """What is wrong with a name, or pattern of names, that is none of a table."""
+    names = sorted(tables)
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"no table has this name{meant}; there are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+def matches(pattern: str, table: str, parameter: str) -> bool:
+    """Whether a name or pattern is about a table: by its name or that of its parameter."""
     return pattern in (table, parameter) or fnmatchcase(table, pattern) or fnmatchcase(parameter, pattern)

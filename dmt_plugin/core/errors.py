@@ -71,7 +71,8 @@ class TablesReleasedError(DMTError, RuntimeError):
             "nothing else, so no process has the whole model. On every rank, call dmt_plugin.to_flat(engine) for the "
             "trained model, engine.gather_state() for its state dict (gather_state(out=...) for files), "
             "engine.save_checkpoint(folder) to go on from later, and engine.load_flat_state(state or path) to load a "
-            "state dict of the flat model. For a penalty on the embeddings in the loss set dmt.lookup.weight_decay."
+            "state dict of the flat model. For a penalty on the embeddings in the loss set dmt.lookup.weight_decay; to "
+            "freeze tables in mid-run, or to go on training them, call engine.freeze_tables(names)."
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -72,6 +72,7 @@ class Rule:
         dtype: type that the rows are kept in.
         stochastic_rounding: rows of 16 bits are rounded up or down by chance, so that the mean is right; else to the
             nearest number, by which updates of less than half a step of the type are lost.
+        frozen: the table is never updated, whatever the rest says; nothing is kept for it.
     """
 
     name: RuleName
@@ -89,6 +90,7 @@ class Rule:
     group: int | None = None
     dtype: WeightType = "fp32"
     stochastic_rounding: bool = False
+    frozen: bool = False
 
     @property
     def states(self) -> dict[str, Literal["row", "entry"]]:
@@ -101,6 +103,11 @@ class Rule:
     def counts_steps(self) -> bool:
         """Whether an update depends on how many there were before: by its rule, or by the chance of its rounding."""
         return self.name in _ADAM or self.stochastic_rounding
+
+    @property
+    def said(self) -> str:
+        """Its name, as checkpoints and messages have it."""
+        return "frozen" if self.frozen else self.name
 
     @property
     def mixes_columns(self) -> str:
@@ -126,6 +133,8 @@ class Rule:
 
     def __str__(self) -> str:
         """Name, rate and what is not at its default, e.g. ``adam, lr 0.001, weight_decay 0.1 (decoupled), bf16``."""
+        if self.frozen:
+            return self.said
         said = [self.name, f"lr {self.lr:g}"]
         for field in fields(self)[2:]:
             value = getattr(self, field.name)
@@ -137,6 +146,9 @@ class Rule:
             said.append(f"{self.dtype} rounded {'stochastically' if self.stochastic_rounding else 'to nearest'}")
         return ", ".join(said)
 
+
+#: That of a table that is frozen from the start: by name one that keeps nothing and can be divided anyhow.
+FROZEN = Rule("sgd", 0.0, frozen=True)
 
 #: What tables are planned with, and trained with where there is no DeepSpeed, if nothing says how.
 ASSUMED = Rule("rowwise_adagrad", 0.01)

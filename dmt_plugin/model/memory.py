@@ -35,6 +35,7 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
         towers=towers,
         dense=dense,
         fbgemm=find_spec("fbgemm_gpu") is not None,
+        on_torch=graph.logical.stored_facts.pooled_by_maximum,
     )
     return memory_need(graph.plan, graph.topology, config, settings, sizes)
 

@@ -332,7 +332,7 @@ def place_tables(
 
 
 def _rule(config: DMTConfig, table: TableSpec) -> Rule:
-    return config.lookup.rule_of(table.name, table.parameter, table.dtype)
+    return config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
 
 
 def _fill(shard: TableShard, sources: Mapping[str, RowSource]) -> Fill:

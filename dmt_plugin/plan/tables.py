@@ -15,7 +15,7 @@ No torch is imported here: a plan is read where torch is not wanted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dmt_plugin.core.errors import PlanError
@@ -41,6 +41,8 @@ class TableSpec:
         weight: qualified name of the parameter that holds it; by default ``<name>.weight``.
         first_row: where it begins in that parameter.
         dtype: type of that parameter.
+        frozen: it is not trained: its owners keep nothing for it, and no gradients travel. Such a table is the same
+            table, so that it is not compared.
     """
 
     name: str
@@ -49,6 +51,7 @@ class TableSpec:
     weight: str = ""
     first_row: int = 0
     dtype: WeightType = "fp32"
+    frozen: bool = field(default=False, compare=False)
 
     @property
     def parameter(self) -> str:
@@ -56,8 +59,9 @@ class TableSpec:
         return self.weight or f"{self.name}.weight"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, without the type where it is fp32: a plan keeps the fingerprint that it had before others."""
-        return {key: value for key, value in vars(self).items() if (key, value) != ("dtype", "fp32")}
+        """As plain data, without what is at its default: a plan keeps the fingerprint that it had before others."""
+        known = (("dtype", "fp32"), ("frozen", False))
+        return {key: value for key, value in vars(self).items() if (key, value) not in known}
 
     def of(self, model: nn.Module) -> Tensor:
         """The table's rows in ``model``'s own parameter: a ``(rows, dim)`` view.

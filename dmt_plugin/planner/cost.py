@@ -10,6 +10,8 @@ of the exchange and direction takes for that width (fp32: 4 bytes an entry):
 * hierarchical: inside the host ``H*B`` rows of ``W`` forward and the transpose backward; to each
   other host ``B`` rows of ``O`` forward and of ``O_h`` backward;
 * flat: to each other rank ``B`` rows of ``W`` forward and of ``W_r`` backward;
+* backward, of ``W`` and ``O`` only what gradients go back for: not what frozen tables, and towers in which nothing is
+  trained, give;
 * ids and their headers come on top, on the way out only.
 """
 
@@ -58,6 +60,8 @@ def exchange_costs(
     route: Route,
     mean_ids: Mapping[str, float] | None = None,
     formats: Mapping[str, tuple[Format, Format]] | None = None,
+    rank_gradients: Sequence[int] | None = None,
+    host_gradients: Sequence[int] | None = None,
 ) -> list[ExchangeCost]:
     """The costs of one step on one rank, all ranks having ``batch`` samples.
 
@@ -72,7 +76,11 @@ def exchange_costs(
         mean_ids: ids per sample of the features without a fixed number; 1 where not given.
         formats: for each output distribution (``"lanes"``, ``"peers"``, ``"world"``) its wire formats, forward and
             backward; fp32 where not given.
+        rank_gradients: of ``rank_widths`` what gradients go back for; by default all.
+        host_gradients: the same of ``host_widths``.
     """
+    rank_back = rank_widths if rank_gradients is None else rank_gradients
+    host_back = host_widths if host_gradients is None else host_gradients
     wire = 4 if all(slot.rows <= 2**31 for slot in slots) else 8
     means = mean_ids or {}
 
@@ -139,9 +147,9 @@ def exchange_costs(
             }
             costs += index_stage("world", "world", owned, batch, 1)
         width = rank_widths[rank]
-        widths = dict(enumerate(rank_widths))
+        widths = dict(enumerate(rank_back))
         shape = f"(B, {width}) to each of {topology.world_size}"
-        back = f"(B, {sum(rank_widths)}) over {topology.world_size}"
+        back = f"(B, {sum(rank_back)}) over {topology.world_size}"
         return costs + rows_cost("world", dict.fromkeys(everyone, batch), width, widths, shape, back)
     if hosts > 1:
         by_host = {topology.peers_of(rank)[h]: [s for s in slots if s.host == h] for h in range(hosts)}
@@ -152,13 +160,13 @@ def exchange_costs(
         }
         costs += index_stage("lanes", "lanes", by_lane, hosts * batch, hosts)
     own = rank_widths[rank]
-    lane_widths = {topology.rank_of(host, j): rank_widths[topology.rank_of(host, j)] for j in range(lanes)}
+    lane_widths = {topology.rank_of(host, j): rank_back[topology.rank_of(host, j)] for j in range(lanes)}
     total = sum(lane_widths.values())
     to_lanes = dict.fromkeys(lane_widths, hosts * batch)
     shape, back = f"(H*B, {own}) to each of {lanes} lanes", f"(H*B, {total}) over {lanes} lanes"
     costs += rows_cost("lanes", to_lanes, own, lane_widths, shape, back)
-    peer_widths = {topology.peers_of(rank)[h]: host_widths[h] for h in range(hosts)}
+    peer_widths = {topology.peers_of(rank)[h]: host_back[h] for h in range(hosts)}
     to_peers = dict.fromkeys(peer_widths, batch)
     shape = f"(B, {host_widths[host]}) to each of {hosts} hosts"
-    back = f"(B, {sum(host_widths)}) over {hosts} hosts"
+    back = f"(B, {sum(host_back)}) over {hosts} hosts"
     return costs + rows_cost("peers", to_peers, host_widths[host], peer_widths, shape, back)

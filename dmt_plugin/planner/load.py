@@ -8,6 +8,8 @@ Per sample that arrives at a lane, with ``k`` ids looked up in a table of width 
 3. pooling: ``k`` rows of ``N`` entries are read, and read and written again by the update. A byte of memory is far
    cheaper than a byte on a link between ranks: :data:`MEMORY_BYTE`.
 
+A frozen table has no gradients and no update, and keeps nothing for one.
+
 A range of rows reads its share of the ids, if ids are spread evenly, but gets all of them and sends full width. A range
 of columns reads all ids and sends its own columns. Memory is that of the values and of the optimizer's state.
 """
@@ -24,8 +26,8 @@ from dmt_plugin.plan.tables import TableShard, TableSpec
 MEMORY_BYTE = 1 / 8
 """Cost of a byte read or written in memory, in bytes on the wire inside a host (NVLink beside HBM: about this)."""
 
-_PASSES = 3
-"""How often a looked-up row moves: forward, and twice in the update."""
+_UPDATE_PASSES = 2
+"""How often a looked-up row moves in the update."""
 
 _ID_BYTES = 4
 _FP32 = 4
@@ -43,12 +45,18 @@ class TableUse:
         ids: ids per sample, over all its lookups.
         width: entries per sample that they give together.
         whole: why the table cannot be divided; empty if it can.
+        whole_rows: why it cannot be divided by rows, where it can be by columns.
     """
 
     table: TableSpec
     ids: float
     width: int
     whole: str = ""
+    whole_rows: str = ""
+
+    def why_not(self, kind: str) -> str:
+        """Why the table cannot be divided like that; empty if it can."""
+        return self.whole or (self.whole_rows if kind == "row_wise" else "")
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,8 @@ class Load:
         ids: ids that arrive per sample.
         width: entries sent per sample.
         read: bytes of rows read per sample.
+        back: entries per sample whose gradients come back.
+        updated: bytes of rows updated per sample.
     """
 
     memory: int = 0
@@ -68,6 +78,8 @@ class Load:
     ids: float = 0.0
     width: int = 0
     read: float = 0.0
+    back: int = 0
+    updated: float = 0.0
 
     def __add__(self, other: Load) -> Load:
         return Load(
@@ -76,6 +88,8 @@ class Load:
             self.ids + other.ids,
             self.width + other.width,
             self.read + other.read,
+            self.back + other.back,
+            self.updated + other.updated,
         )
 
 
@@ -104,18 +118,21 @@ class CostModel:
         width = use.width // use.table.dim * shard.columns
         memory = self.memory(shard.table, shard.rows, shard.columns)
         read = lookups * shard.columns * BYTES_OF[self.rule_of(shard.table).dtype]
-        return Load(memory, lookups, use.ids, width, read)
+        frozen = use.table.frozen
+        return Load(memory, lookups, use.ids, width, read, 0 if frozen else width, 0.0 if frozen else read)
 
     def exchange(self, load: Load) -> float:
         """Bytes per sample that the lane sends to other ranks as rows and gets back as gradients."""
         away = (self.members - 1) / self.members
-        return away * sum(row_bytes(form, load.width) for form in self.formats)
+        forward, backward = self.formats
+        return away * (row_bytes(forward, load.width) + row_bytes(backward, load.back))
 
     def cost(self, load: Load) -> float:
         """Cost of a step per sample, in bytes on the wire; the cost of a sum is the sum of the costs."""
         away = (self.members - 1) / self.members
-        sent = away * sum(map(bytes_per_entry, self.formats)) * load.width
-        return sent + _ID_BYTES * load.ids + MEMORY_BYTE * _PASSES * load.read
+        forward, backward = map(bytes_per_entry, self.formats)
+        sent = away * (forward * load.width + backward * load.back)
+        return sent + _ID_BYTES * load.ids + MEMORY_BYTE * (load.read + _UPDATE_PASSES * load.updated)
 
 
 @dataclass(frozen=True)

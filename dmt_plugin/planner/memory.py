@@ -163,6 +163,7 @@ class ModelSizes:
         towers: for each host the entries of its tower modules.
         dense: entries of all other parameters but tables.
         fbgemm: whether FBGEMM is there to look up rows.
+        on_torch: tables that are looked up on PyTorch whatever their rule.
     """
 
     batch: int
@@ -173,6 +174,7 @@ class ModelSizes:
     towers: Mapping[int, Entries]
     dense: Entries
     fbgemm: bool = True
+    on_torch: frozenset[str] = frozenset()
 
 
 def memory_need(
@@ -199,8 +201,9 @@ def memory_need(
     for rank, shards in enumerate(own):
         tables, states, copies = 0, 0, 0
         for shard in shards:
-            rule = config.lookup.rule_of(shard.table.name, shard.table.parameter, shard.table.dtype)
-            torch = _on_torch(shard, config, rule, sizes.fbgemm)
+            table = shard.table
+            rule = config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
+            torch = table.name in sizes.on_torch or _on_torch(shard, config, rule, sizes.fbgemm)
             values, state = shard_bytes(shard, rule, padded=not torch)
             tables, states = tables + values, states + state
             copies = max(copies, torch * (_UPDATED_COPIES + (rule.dtype != "fp32") * _SHORT_COPIES))

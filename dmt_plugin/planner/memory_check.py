@@ -167,4 +167,4 @@ def _ways_out(plan: TowerPlan, config: DMTConfig, ranks: Sequence[RankMemory], s
 
 
 def _rule(config: DMTConfig, shard: TableShard) -> Rule:
-    return config.lookup.rule_of(shard.table.name, shard.table.parameter, shard.table.dtype)
+    return config.lookup.rule_of(shard.table.name, shard.table.parameter, shard.table.dtype, shard.table.frozen)

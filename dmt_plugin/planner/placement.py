@@ -183,7 +183,7 @@ class _Host:
 
     def _can(self, name: str, kind: Kind) -> bool:
         use = self.uses[name]
-        return self.lanes > 1 and not use.whole and divisible(use.table, kind)
+        return self.lanes > 1 and not use.why_not(kind) and divisible(use.table, kind)
 
     def _no_room(self, divided: Mapping[str, Kind]) -> str:
         limit = self.rules.memory_limit
@@ -199,7 +199,7 @@ class _Host:
         if need <= room and whole:
             largest = max(whole, key=lambda name: (self.whole[name].memory, name))
             use = self.uses[largest]
-            why = use.whole or (
+            why = use.why_not("row_wise") or (
                 f"it is to be {self.rules.kind_of(largest)}" if divisible(use.table, "row_wise") else "it has one row"
             )
             text += (

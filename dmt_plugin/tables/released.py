@@ -32,6 +32,16 @@ _METADATA = frozenset(
 )
 
 
+_NAME = "_dmt_table"
+"""Attribute of a parameter that was let go: its name."""
+
+
+def _said(args: tuple[Any, ...]) -> str:
+    """What a call is about, by the name of the first table among its arguments that has one."""
+    names = [found for arg in args if isinstance(arg, _Released) and (found := arg.__dict__.get(_NAME))]
+    return f"{names[0]}, a table of the flat model," if names else "a table of the flat model"
+
+
 class _Released:
     """What tensors without values do: metadata as before, an error for everything else."""
 
@@ -43,9 +53,14 @@ class _Released:
         name = _name_of(func)
         if name in ("__repr__", "__str__", "__format__"):
             return repr(args[0])
+        if name in ("requires_grad_", "requires_grad.__set__"):
+            asked = args[1] if len(args) > 1 else (kwargs or {}).get("requires_grad", True)
+            if bool(asked) == args[0].requires_grad:
+                return args[0]  # nothing changes
         clears = name == "grad.__set__" and len(args) > 1 and args[1] is None
         if name not in _METADATA and name.removesuffix(".__get__") not in _METADATA and not clears:
-            raise TablesReleasedError(f"{name.removesuffix('.__get__')} of a table of the flat model")
+            what = name.removesuffix(".__get__").removesuffix(".__set__")
+            raise TablesReleasedError(f"{what} of {_said(args)}")
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -102,6 +117,7 @@ def release(model: nn.Module, parameters: Iterable[str], keep: Iterable[Tensor] 
         if is_released(p):
             continue
         if p.is_meta:
+            p.__dict__[_NAME] = name
             _hollow(p)
             continue
         storage = p.untyped_storage()
@@ -116,6 +132,8 @@ def release(model: nn.Module, parameters: Iterable[str], keep: Iterable[Tensor] 
         for tensor in tensors:
             span = _span(tensor)
             spared = id(tensor) in needed or any(_meet(span, other) for other in kept)
+            if id(tensor) in let_go:
+                tensor.__dict__[_NAME] = let_go[id(tensor)][0]
             if id(tensor) in let_go or (not spared and any(_meet(span, other) for _, other in memory[key])):
                 _hollow(tensor)
     found.clear()

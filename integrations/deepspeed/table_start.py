@@ -170,7 +170,7 @@ def _loaded(plan: TowerPlan, weights: Any, share: tuple[int, int]) -> tuple[dict
 
 def _other_types(plan: TowerPlan, config: LookupConfig, loaded: Mapping[str, RowSource]) -> list[str]:
     """Weights that are stored in another type than they are kept in."""
-    here = {t.parameter: TORCH_TYPES[config.rule_of(t.name, t.parameter, t.dtype).dtype] for t in plan.tables}
+    here = {t.parameter: TORCH_TYPES[config.dtype_of(t.name, t.parameter, t.dtype)] for t in plan.tables}
     stored = {
         name: source.dtype if isinstance(source, StoredTensor) else source.values.dtype
         for name, source in loaded.items()

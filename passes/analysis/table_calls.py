@@ -76,7 +76,9 @@ def read_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
     A table that is read otherwise (one row per position, say) is an ordinary dense parameter.
     """
     found = _module_call(gm, node) if node.op == "call_module" else _function_call(gm, node)
-    return found if found is not None and reads_samples(node) else None
+    if found is None or not isinstance(weight_of(gm, found.weight), nn.Parameter):
+        return None  # a buffer is what the model says it is: the same on every rank
+    return found if reads_samples(node) else None
 
 
 def _module_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:

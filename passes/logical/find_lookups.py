@@ -51,14 +51,16 @@ class FindLookups(GraphPass):
         names = _one_name_per_weight(ctx.gm, calls)
         found: list[Lookup] = []
         for call in calls:
-            problem = _unsupported(ctx.gm, call, ctx.captured.batch_size)
+            problem = _unsupported(ctx, call)
             if problem is None:
                 found.extend(_lookups_of(ctx.gm, replace(call, weight=names[call.weight])))
             else:
                 code, reason, hint = problem
                 ctx.find(code, "error", call.table, reason, hint)
         found = _whole_where_ranges_overlap(ctx.gm, ranges_of_columns(ctx.gm, found))
+        found = [replace(x, frozen=not weight_of(ctx.gm, x.weight).requires_grad) for x in found]
         _check_weights(ctx, calls, found)
+        _say_frozen(ctx, found)
         _report_unread(ctx, [*calls, *dependent])
         for call in dependent:
             ctx.find(
@@ -175,16 +177,19 @@ def _on_whole_table(gm: fx.GraphModule, field: Lookup) -> Lookup:
 # -- what cannot be done ---------------------------------------------------------------
 
 
-def _unsupported(gm: fx.GraphModule, call: TableCall, batch_size: int) -> tuple[str, str, str] | None:
+def _unsupported(ctx: PassContext, call: TableCall) -> tuple[str, str, str] | None:
+    gm, batch_size = ctx.gm, ctx.captured.batch_size
     weight = weight_of(gm, call.weight)
     if call.max_norm is not None:
         return "DMT201", "max_norm renormalises rows at every lookup", "drop max_norm; clip the table outside the step"
     if call.scale_grad_by_freq:
         return "DMT202", "scale_grad_by_freq changes the gradient by batch counts", "set scale_grad_by_freq=False"
-    if not weight.requires_grad:
-        return "DMT203", "the table is frozen; a sharded table is always trained", "unfreeze the table"
-    if call.mode == "max":
-        return "DMT204", 'pooling "max" is not available for sharded tables', 'use "sum" or "mean"'
+    if call.mode == "max" and ctx.config.lookup.backend == "fbgemm":
+        return (
+            "DMT204",
+            'the table is pooled by maximum, which FBGEMM does not have, and dmt.lookup.backend is "fbgemm"',
+            'set dmt.lookup.backend to "auto", which looks this table up on PyTorch',
+        )
     shape = tuple(call.node.meta["val"].shape)
     if shape[0] != batch_size or len(shape) not in (2, 3):
         return (
@@ -228,26 +233,64 @@ def _check_weights(ctx: PassContext, calls: list[TableCall], lookups: list[Looku
     """A table may only be read by lookups: anything else would need all of it on every rank."""
     tables = {id(weight_of(ctx.gm, x.weight)): x.weight for x in lookups}
     reading = {call.node for call in calls}
-    uses: dict[str, set[str]] = {}
+    uses: dict[str, dict[str, str]] = {}  # by table: what else uses it, and the parameter's name in that layer
     for node in ctx.gm.graph.nodes:
         if node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             weight = tables.get(id(getattr(ctx.gm.get_submodule(path), name)))
-            others = {user.name for user in node.users if user not in reading}
+            others = {user.name: "" for user in node.users if user not in reading}
         elif node.op == "call_module" and node not in reading:
             weight = next((tables[id(p)] for p in ctx.module(node).parameters() if id(p) in tables), None)
-            others = {str(node.target)}
+            others = {str(node.target): _name_in(ctx.module(node), weight, tables)}
         else:
             continue
         if weight is not None and others:
-            uses.setdefault(weight, set()).update(others)
+            uses.setdefault(weight, {}).update(others)
     for weight, others in uses.items():
         ctx.find(
             "DMT205", "error", weight.removesuffix(".weight"),
             f"this table's weight is also used by {sorted(others)}; a sharded table lives on one rank and cannot be "
             "tied",
-            "give the other use its own parameter",
+            _untied(weight, others),
         )  # fmt: skip
+
+
+def _say_frozen(ctx: PassContext, lookups: list[Lookup]) -> None:
+    for weight in dict.fromkeys(x.weight for x in lookups if x.frozen):
+        ctx.find(
+            "DMT203", "info", weight.removesuffix(".weight"),
+            "the table is frozen: its rows stay as they are, nothing is kept for an optimizer, and no gradients are "
+            "sent for it",
+        )  # fmt: skip
+
+
+def _name_in(layer: nn.Module, weight: str | None, tables: dict[int, str]) -> str:
+    return next((name for name, p in layer.named_parameters() if weight and tables.get(id(p)) == weight), "")
+
+
+def _untied(weight: str, uses: dict[str, str]) -> str:
+    """What to write in place of a weight that is a table and something else, in the user's names.
+
+    Args:
+        weight: the parameter.
+        uses: what else uses it: layers with their name of the parameter, or values that are computed from it.
+    """
+    own, table = _python(weight), weight.removesuffix(".weight")
+    layers = [f"model.{_python(f'{path}.{name}')}" for path, name in sorted(uses.items()) if name]
+    ways = []
+    if layers:
+        ways.append(f"before initialize untie {' and '.join(layers)} = nn.Parameter(model.{own}.detach().clone())")
+    if len(layers) < len(uses):
+        copy = f"{table.replace('.', '_')}_out"
+        ways.append(f"make self.{copy} = nn.Parameter(self.{own}.detach().clone()) and read that where it is no lookup")
+    candidates = f"self.{_python(table)}(candidates)" if weight != table else f"F.embedding(candidates, self.{own})"
+    return f"{'; '.join(ways)}; or score candidates by their rows, {candidates}, which is a lookup"
+
+
+def _python(path: str) -> str:
+    """A qualified name as Python: ``tables.1.weight`` is ``tables[1].weight``."""
+    first, *rest = path.split(".")
+    return first + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in rest)
 
 
 def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
@@ -259,7 +302,7 @@ def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
         if node in reading or not (picked or node.target in (F.embedding, F.embedding_bag)) or not reads_samples(node):
             continue
         weight = next((n for n in node.all_input_nodes if n.op == "get_attr"), node)
-        if picked and not isinstance(weight_of(ctx.gm, str(weight.target)), nn.Parameter):
+        if weight is not node and not isinstance(weight_of(ctx.gm, str(weight.target)), nn.Parameter):
             continue
         ctx.find(
             "DMT208", "warning", str(weight.target) if weight is not node else node.name,

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
@@ -38,10 +39,7 @@ class MakeTowerPlan(GraphPass):
         if given is not None and given.is_plan:
             plan = TowerPlan.from_dict(given.data)
             plan.check(model=fingerprint, topology=ctx.topology)
-            types = {table.name: table.dtype for table in tables}  # those of this model, whatever it was planned with
-            plan = dataclasses.replace(
-                plan, tables=tuple(dataclasses.replace(t, dtype=types.get(t.name, t.dtype)) for t in plan.tables)
-            )
+            plan = _kept_as(plan, tables)
             _check_settings(ctx.config, plan, given.named)
             check_settings(ctx.config, plan, given.named, ctx.topology)
             _apply_kinds(ctx, plan)
@@ -115,6 +113,17 @@ def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:
             )
 
 
+def _kept_as(plan: TowerPlan, tables: Sequence[TableSpec]) -> TowerPlan:
+    """A plan with the types of this model's tables, and those frozen that are, whatever it was planned with."""
+    here = {table.name: table for table in tables}
+
+    def own(planned: TableSpec) -> TableSpec:
+        table = here.get(planned.name, planned)
+        return dataclasses.replace(planned, dtype=table.dtype, frozen=table.frozen)
+
+    return dataclasses.replace(plan, tables=tuple(map(own, plan.tables)))
+
+
 def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
     """Groups take the kind they have in the plan."""
     planned = {g.name: g for g in plan.groups}
@@ -161,7 +170,13 @@ def describe(lookups: list[Lookup]) -> tuple[tuple[TableSpec, ...], tuple[Featur
     """Tables and features of a model, in the order of their first lookup."""
     tables = {
         x.table: TableSpec(
-            x.table, x.rows, x.dim, "" if x.weight == f"{x.table}.weight" else x.weight, x.first_row, x.dtype
+            x.table,
+            x.rows,
+            x.dim,
+            "" if x.weight == f"{x.table}.weight" else x.weight,
+            x.first_row,
+            x.dtype,
+            x.frozen,
         )
         for x in lookups
     }

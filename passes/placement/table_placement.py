@@ -32,7 +32,7 @@ def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
     """The cost model for the exchange that looked-up rows take."""
 
     def rule_of(table: TableSpec) -> Rule:
-        return config.lookup.rule_of(table.name, table.parameter, table.dtype)
+        return config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
 
     if config.comm.route == "flat":
         return CostModel(rule_of, topology.world_size, config.comm.formats_of("world"))
@@ -63,7 +63,7 @@ def place(ctx: PassContext, tables: Sequence[TableSpec], host_of_feature: Mappin
 def uses_of(ctx: PassContext, tables: Sequence[TableSpec]) -> list[TableUse]:
     """What is looked up in each table."""
     return [
-        TableUse(table, sum(map(ids_per_sample, own)), sum(x.width for x in own), _why_whole(ctx, own))
+        TableUse(table, sum(map(ids_per_sample, own)), sum(x.width for x in own), _why_whole(ctx, own), _why_rows(own))
         for table in tables
         if (own := [x for x in ctx.facts.lookups if x.table == table.name])
     ]
@@ -85,13 +85,19 @@ def _why_whole(ctx: PassContext, lookups: Sequence[Lookup]) -> str:
     return ""
 
 
+def _why_rows(lookups: Sequence[Lookup]) -> str:
+    if any(lookup.pooling == "max" for lookup in lookups):
+        return "it is pooled by maximum, and a range of rows does not know what of a bag is largest in the others"
+    return ""
+
+
 def _say_undivided(ctx: PassContext, use: TableUse, placed: TablePlacement) -> None:
     """Says why a table is whole that was to be divided."""
     name, config = use.table.name, ctx.config.placement
     kind = config.overrides.get(name, config.strategy)
     if kind in ("auto", "table_wise") or name in placed.splits:
         return
-    why = use.whole or "it has one row or column"
+    why = use.why_not(kind) or "it has one row or column"
     if name in config.overrides:
         _refuse(ctx, name, kind, why)
     else:
@@ -103,20 +109,21 @@ def _refuse(ctx: PassContext, table: str, kind: str, why: str) -> None:
         "DMT309", "error", table,
         f"the table cannot be placed {kind}: {why}",
         'set "table_wise" for it in dmt.placement.overrides, or in table_lanes of the plan; or pool the rows with '
-        "nn.EmbeddingBag, if ids are what they need",
+        'nn.EmbeddingBag, if ids are what they need; pooled by maximum, "column_wise" is possible too',
     )  # fmt: skip
 
 
 def check_placement(ctx: PassContext) -> None:
     """Findings for divided tables of the plan that would not compute what the whole table does."""
     assert ctx.plan is not None
+    model = cost_model(ctx.config, ctx.topology)
     for use in uses_of(ctx, ctx.plan.tables):
         name, kind = use.table.name, ctx.plan.kind_of(use.table.name)
         if kind == "table_wise":
             continue
-        if use.whole or not divisible(use.table, kind):
-            _refuse(ctx, name, kind, use.whole or "it has one row or column")
-        elif kind == "column_wise" and (why := ctx.config.lookup.rule_of(name, use.table.parameter).mixes_columns):
+        if use.why_not(kind) or not divisible(use.table, kind):
+            _refuse(ctx, name, kind, use.why_not(kind) or "it has one row or column")
+        elif kind == "column_wise" and (why := model.rule_of(use.table).mixes_columns):
             ctx.find(
                 "DMT310", "error", name,
                 f"the table's columns are divided, and {why}: each range would take its own, and the table would be "
@@ -179,6 +186,7 @@ def lane_loads(
         parts = {p.shard for p in own}
         lookups = [ids_per_sample(p.value.lookup) * p.shard.rows / p.shard.table.rows for p in own]
         memory = sum(model.memory(part.table, part.rows, part.columns) for part in parts)
-        sent = model.exchange(Load(width=widths[rank]))
+        back = sum(p.width for p in own if not p.shard.table.frozen)
+        sent = model.exchange(Load(width=widths[rank], back=back))
         found.append(LaneLoad(topology.host_of(rank), topology.lane_of(rank), len(parts), memory, sum(lookups), sent))
     return tuple(found)

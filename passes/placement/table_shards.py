@@ -39,7 +39,7 @@ class SentShard:
 
 
 def shards_by_rank(values: Sequence[SentValue], plan: TowerPlan, topology: Topology) -> tuple[list[SentShard], ...]:
-    """For each rank what it sends, in the order of the values."""
+    """For each rank what it sends, in the order of the values, but what frozen tables give behind the rest."""
     shards: tuple[list[SentShard], ...] = tuple([] for _ in range(topology.world_size))
     for value in values:
         lookup = value.lookup
@@ -49,6 +49,8 @@ def shards_by_rank(values: Sequence[SentValue], plan: TowerPlan, topology: Topol
             looked_up = lookup.width // lookup.dim * shard.columns
             width = value.width if value.region is not None else looked_up
             shards[topology.rank_of(shard.host, shard.lane)].append(SentShard(value, shard, looked_up, width))
+    for sent in shards:
+        sent.sort(key=lambda x: x.shard.table.frozen)
     return shards
 
 

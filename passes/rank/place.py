@@ -29,6 +29,7 @@ from torch import fx, nn
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.transport import Group
+from dmt_plugin.fxtools.attributes import attribute
 from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, LOOKUP, SHAPE_META, start_path, tower_number, wait_path
 from dmt_plugin.fxtools.order import drop_unused, sort_nodes
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
@@ -67,11 +68,13 @@ class _Column:
         node: the logical node whose value it is.
         width: entries per sample.
         tower: path of the tower module, or ``""``.
+        trained: whether anything behind it, on the way to the tables, is trained.
     """
 
     node: fx.Node
     width: int
     tower: str = ""
+    trained: bool = True
 
 
 class _Rewrite:
@@ -103,6 +106,7 @@ class _Rewrite:
         self.placement.slots = tuple(slot for slot, _ in slots.values())
         self.placement.sites = sites_of(self.shards[self.rank], self.slot_by_key)
         self.placement.rank_widths = widths = tuple(map(_width, self.shards))
+        self.placement.rank_gradients = tuple(map(_gradients, self.shards))
         self.placement.looked_up = tuple(sum(sent.looked_up for sent in own) for own in self.shards)
         self.placement.loads = lane_loads(self.shards, self.ctx.config, self.topology, widths)
         ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
@@ -141,7 +145,8 @@ class _Rewrite:
     def _hierarchical(self, rows: fx.Node, layout: fx.Node) -> None:
         host, lane = self.topology.host_of(self.rank), self.topology.lane_of(self.rank)
         by_lane = [self.shards[self.topology.rank_of(host, j)] for j in range(self.topology.ranks_per_host)]
-        self._add("lanes", self._rows("lanes", _width(by_lane[lane]), [_width(x) for x in by_lane]))
+        widths, back = [_width(x) for x in by_lane], [_gradients(x) for x in by_lane]
+        self._add("lanes", self._rows("lanes", widths[lane], widths, back))
         blocks = self._exchange("lanes", (rows, layout), f"(H*B, {sum(_width(x) for x in by_lane)})")
         column_of = {value.node: column for value, column in self._arrived(blocks, by_lane)}
         items = [self._columns_of(h) for h in range(self.topology.hosts)]
@@ -150,14 +155,15 @@ class _Rewrite:
         ]
         sent = self.graph.call_function(side_by_side, (own_outputs,))
         widths = [sum(c.width for c in own) for own in items]
-        self._add("peers", self._rows("peers", widths[host], widths))
+        back = [sum(c.width for c in own if c.trained) for own in items]
+        self._add("peers", self._rows("peers", widths[host], widths, back))
         sent.meta[SHAPE_META] = f"(H*B, {widths[host]})"
         arrived = self._exchange("peers", (sent, layout), f"(B, {sum(widths)})")
         parts = self._split(arrived, [[c.width for c in own] for own in items])
         for column, part in zip((c for own in items for c in own), parts, strict=True):
             self._substitute(column.node, part)
         self.placement.host_columns = tuple(
-            tuple(SentColumn(c.node.name, c.width, c.tower) for c in own) for own in items
+            tuple(SentColumn(c.node.name, c.width, c.tower, c.trained) for c in own) for own in items
         )
         if self.topology.hosts > 1:
             layers = [[path for c in own if c.tower for path in self._layers_of(c)] for own in items]
@@ -167,7 +173,7 @@ class _Rewrite:
 
     def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
         widths = self.placement.rank_widths
-        self._add("world", self._rows("world", widths[self.rank], widths))
+        self._add("world", self._rows("world", widths[self.rank], widths, self.placement.rank_gradients))
         blocks = self._exchange("world", (rows, layout), f"(B, {sum(widths)})")
         for value, column in self._arrived(blocks, self.shards):
             self._substitute(value.node, column)
@@ -198,7 +204,7 @@ class _Rewrite:
     # -- helpers -------------------------------------------------------------------------
 
     def _columns_of(self, host: int) -> list[_Column]:
-        """What a host sends: outputs of its tower modules, then lookups without one."""
+        """What a host sends: outputs of its tower modules, then lookups without one; last what has no gradients."""
         towers = set(self.plan.towers_on(host))
         columns: list[_Column] = []
         packed: set[fx.Node] = set()
@@ -212,13 +218,28 @@ class _Rewrite:
                 assert isinstance(stream, fx.Node)
                 packed.update(self.region_of[stream].lookups if stream in self.region_of else [stream])
             if tower in towers:
-                columns.append(_Column(output, int(output.meta["val"].shape[1]), str(output.target)))
+                trained = self._trained(output, pack.args[0])
+                columns.append(_Column(output, int(output.meta["val"].shape[1]), str(output.target), trained))
         columns.extend(
-            _Column(c.node, c.width)
+            _Column(c.node, c.width, trained=not c.lookup.frozen)
             for c in self.values
             if c.lookup.node not in packed and self.plan.host_of_table(c.lookup.table) == host
         )
-        return columns
+        return sorted(columns, key=lambda column: not column.trained)
+
+    def _trained(self, output: fx.Node, packed: Any) -> bool:
+        """Whether a tower module, a layer of one of its features or a table that it reads is trained."""
+        regions = [self.region_of[stream] for stream in packed if stream in self.region_of]
+        inside = {node for region in regions for node in (*region.nodes, *_inputs(region.nodes))}
+        read = {*packed, *(node for region in regions for node in region.lookups)}
+        if any(not lookup.frozen for lookup in self.ctx.facts.lookups if lookup.node in read):
+            return True
+        return any(getattr(p, "requires_grad", False) for node in (output, *inside) for p in self._parameters(node))
+
+    def _parameters(self, node: fx.Node) -> list[Any]:
+        if node.op == "call_module":
+            return list(self.ctx.module(node).parameters())
+        return [attribute(self.ctx.gm, str(node.target))] if node.op == "get_attr" else []
 
     def _layers_of(self, column: _Column) -> list[str]:
         """The user's layers with parameters that a tower runs: those of one of its features alone."""
@@ -238,8 +259,8 @@ class _Rewrite:
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)
         self.placement.exchanges[name] = exchange
 
-    def _rows(self, group: Group, own: int, widths: Sequence[int]) -> OutputDist:
-        return OutputDist(group, group, own, widths, self.ctx.config.comm.formats_of(group))
+    def _rows(self, group: Group, own: int, widths: Sequence[int], back: Sequence[int]) -> OutputDist:
+        return OutputDist(group, group, own, widths, self.ctx.config.comm.formats_of(group), back)
 
     def _exchange(self, name: str, args: tuple[Any, ...], arrives: str) -> fx.Node:
         start = self.graph.call_module(start_path(name), args)
@@ -263,3 +284,11 @@ class _Rewrite:
 
 def _width(shards: Sequence[SentShard]) -> int:
     return sum(sent.width for sent in shards)
+
+
+def _gradients(shards: Sequence[SentShard]) -> int:
+    return sum(sent.width for sent in shards if not sent.shard.table.frozen)
+
+
+def _inputs(nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    return [source for node in nodes for source in node.all_input_nodes]

@@ -3,7 +3,8 @@
 A ``dlrm`` tower with ``p = 0`` applies one linear layer to every feature: it does not matter to whose rows. Behind the
 exchange a lane applies it to its own samples and all features of the tower; before the exchange, to all samples and
 the features it holds. The products are as many, but what then crosses between the lanes is the tower's output: ``CR``
-times fewer bytes, in both directions. Gradients of the tower's parameters are summed over the lanes in either case.
+times fewer bytes, in both directions. Gradients of the tower's parameters are summed over the lanes in either case. A
+tower whose tables are all frozen stays behind the exchange: there no gradients go back through it.
 
 1. A candidate is a call of a tower on all blocks of the exchange ``lanes`` (:mod:`dmt_plugin.passes.rank.feed_towers`)
    that nothing else reads, with ``p = 0``.
@@ -55,10 +56,13 @@ def _move(ctx: PassContext, call: fx.Node) -> bool:
         return False
     exchange = placement.exchanges["lanes"]
     assert isinstance(exchange, OutputDist) and isinstance(tower.per_feature, nn.Linear)
+    if not any(exchange.gradient_widths):
+        return False
     (start,) = wait.all_input_nodes
     rows, layout = start.args
     places: Any = call.args[1]
     width, out = tower.width, tower.per_feature.out_features
+    trained = any(p.requires_grad for p in tower.parameters())
     graph = gm.graph
     with graph.inserting_before(start):
         own = graph.call_module(str(call.target), ((rows,), tuple(range(exchange.send_width // width))))
@@ -73,10 +77,13 @@ def _move(ctx: PassContext, call: fx.Node) -> bool:
     smaller = OutputDist(
         exchange.name, exchange.group, exchange.send_width // width * out,
         [own // width * out for own in exchange.recv_widths], exchange.formats,
+        None if trained else [own // width * out for own in exchange.gradient_widths],
     )  # fmt: skip
     gm.set_submodule(f"{EXCHANGES}.lanes", smaller)
     placement.exchanges["lanes"] = smaller
     of_lane = dict(zip(ctx.topology.lanes_of(ctx.rank), smaller.recv_widths, strict=True))
     widths = [of_lane.get(rank, own) for rank, own in enumerate(placement.rank_widths)]
     placement.rank_widths = tuple(widths)
+    back = dict(zip(ctx.topology.lanes_of(ctx.rank), smaller.gradient_widths, strict=True))
+    placement.rank_gradients = tuple(back.get(rank, own) for rank, own in enumerate(placement.rank_gradients))
     return True

@@ -184,6 +184,35 @@ def test_even_hosts_need_no_word() -> None:
     assert [uneven_hosts(sent) for sent in ([], [7], [36, 36], [100, 99, 100])] == [None] * 4
 
 
+def test_frozen_tables_and_what_they_save(project: Path) -> None:
+    """Two of five tables of width 8, 20 rows: both of host 1, whose lanes then send nothing back."""
+    text = (project / "net.py").read_text()
+    freeze = [f"net.tables[{number}].requires_grad_(False)" for number in (1, 3)]
+    build = "\n    ".join(["net = Net()", *freeze, "return net"])
+    (project / "net.py").write_text(text.replace("return Net()", build))
+    for dtype, row in (("fp32", 4 * 8), ("bf16", 2 * 8)):
+        section = {"towers": {"module": "none"}, "comm": {"peer_dtype": dtype}, "lookup": {"optimizer": "adagrad"}}
+        config = {"train_micro_batch_size_per_gpu": 64, "dmt": section}
+        (project / "ds.json").write_text(json.dumps(config))
+        result = runner.invoke(app, [*COMMAND, "--json"])
+        assert result.exit_code == 0, result.output
+        data = json.loads(result.stdout)
+        # Rank 0 is on host 0, which sends to its peer on host 1 the gradients of that host's columns.
+        state = 4 * 2 * 20 * 8
+        assert data["frozen"] == {
+            "tables": ["tables.1", "tables.3"], "other_hosts": 2 * 64 * row, "same_host": 0, "state": state,
+        }  # fmt: skip
+        assert [t["name"] for t in data["plan"]["tables"] if t.get("frozen")] == ["tables.1", "tables.3"]
+        assert sum(f["code"] == "DMT203" for f in data["findings"]) == 2
+        states = sum(rank["table_states"] for rank in data["memory"]["ranks"])
+        assert states == 4 * 20 * (3 * 8 + 4)  # FBGEMM pads the table of width 1
+    result = runner.invoke(app, COMMAND)
+    said = "2 table(s) are frozen (tables.1, tables.3): 2,048 bytes of gradients to other hosts and 0 inside the host"
+    text = " ".join(result.output.split())
+    assert said in text and "1.2 KiB of optimizer state are not kept" in text
+    assert re.search(r"\d frozen", text)
+
+
 def test_where_tables_are(project: Path) -> None:
     """One table by rows, one by columns, the rest whole: on the tower's line, and in what every rank carries."""
     config = json.loads((project / "ds.json").read_text())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmt_plugin.comm.batch_layout import BatchLayout
-from dmt_plugin.comm.formats import FORMATS
+from dmt_plugin.comm.formats import FORMATS, row_bytes
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.codecs import codec_of
 from dmt_plugin.topology.shape import Topology
@@ -74,6 +74,47 @@ def test_wire_formats_change_rows_and_nothing_else(formats: tuple[Any, Any]) -> 
         return all(same) and torch.equal(expected_x.grad, coded.grad)
 
     assert SimulatedWorld(PAIR).run(program) == [True, True]
+
+
+@pytest.mark.parametrize("formats", [("fp32", "fp32"), ("fp16", "bf16"), ("int8", "int8")], ids="-".join)
+@pytest.mark.parametrize("back", [(2, 1), (0, 2), (3, 0), (0, 0)], ids=str)
+def test_only_the_first_columns_have_gradients(back: tuple[int, int], formats: tuple[Any, Any]) -> None:
+    """Those behind them get zeros, and take no bytes; where nobody has any, nothing is sent back."""
+
+    def program(wire: Any) -> tuple[bool, bool]:
+        generator = torch.Generator().manual_seed(wire.rank)
+        widths, layout = (3, 2), LAYOUT[wire.rank]
+        grads = [torch.randint(-127, 128, (layout.own, w), generator=generator).float() for w in widths]
+        x = torch.randint(-127, 128, (3, widths[wire.rank]), generator=generator).float()
+        ones, twos = x.clone().requires_grad_(), x.clone().requires_grad_()
+        whole = OutputDist("whole", "peers", widths[wire.rank], widths)
+        part = OutputDist("part", "peers", widths[wire.rank], widths, formats, back)
+        whole.bind(wire)
+        part.bind(wire)
+        torch.autograd.backward(whole(ones, layout), grads)
+        blocks = part(twos, layout)
+        differentiable = [(block, grad) for block, grad in zip(blocks, grads, strict=True) if block.requires_grad]
+        assert len(differentiable) == sum(width > 0 for width in back)
+        before = wire.collectives
+        if differentiable:
+            torch.autograd.backward(*zip(*differentiable, strict=True))
+        assert wire.collectives - before == int(any(back))
+        expected = ones.grad.clone()
+        expected[:, back[wire.rank] :] = 0
+        found = twos.grad if any(back) else torch.zeros_like(twos)
+        close = torch.allclose(found, expected, rtol=1e-2, atol=1.0)
+        exact = torch.equal(found[:, back[wire.rank] :], expected[:, back[wire.rank] :])
+        sent = wire.traffic.as_dict().get("part", {}).get("backward", {"other_hosts": 0})["other_hosts"]
+        same = exact and (torch.equal(found, expected) if formats[1] == "fp32" else close)
+        return same, sent == layout.own * row_bytes(formats[1], back[1 - wire.rank])
+
+    assert SimulatedWorld(PAIR).run(program) == [(True, True)] * 2
+
+
+def test_gradients_must_fit_the_rows() -> None:
+    for back in ((3,), (4, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="exchange 'rows': gradients of"):
+            OutputDist("rows", "peers", 3, (3, 2), gradient_widths=back)
 
 
 def test_received_blocks_share_one_buffer() -> None:

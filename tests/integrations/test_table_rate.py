@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -101,10 +102,28 @@ def test_each_table_follows_the_group_that_its_rule_is_of() -> None:
     assert lookup.lr == 0.5
 
 
-def test_other_options_of_a_group_that_change_are_an_error() -> None:
-    dense = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1, momentum=0.9)
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        (torch.optim.SGD, "momentum", 0.85),
+        (torch.optim.SGD, "dampening", 0.5),
+        (torch.optim.SGD, "nesterov", True),
+        (torch.optim.SGD, "maximize", True),
+        (torch.optim.SGD, "weight_decay", 0.1),
+        (torch.optim.Adam, "betas", (0.5, 0.9)),
+        (torch.optim.Adam, "eps", 1e-3),
+        (torch.optim.Adam, "amsgrad", True),
+        (torch.optim.AdamW, "weight_decay", 0.0),
+        (torch.optim.Adagrad, "lr_decay", 0.1),
+    ],
+)
+def test_other_options_of_a_group_that_change_are_an_error(kind: Any, option: str, value: Any) -> None:
+    dense = kind([nn.Parameter(torch.ones(1))], lr=0.1)
     rates = FollowedRates(of_groups(0), dense, False)
+    dense.param_groups[0] |= {"step": 1, "max_lr": 0.2, "foreach": True}  # notes of schedulers and optimizers
     rates.apply()
-    dense.param_groups[0]["momentum"] = 0.85
-    with pytest.raises(ConfigError, match=r"momentum of parameter group 0 has changed from 0.9 to 0.85 in mid-run"):
+    before = dense.param_groups[0][option]
+    dense.param_groups[0][option] = value
+    text = rf"{option} of parameter group 0 has changed from {before} to {value} in mid-run"
+    with pytest.raises(ConfigError, match=re.escape(text)):
         rates.apply()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from dmt_plugin.config.dense_rules import DenseRules
 from dmt_plugin.config.lookup import LookupConfig
 from dmt_plugin.config.section import read_dmt_config
 from dmt_plugin.core.errors import ConfigError
-from dmt_plugin.core.update_rule import Rule
+from dmt_plugin.core.update_rule import FROZEN, Rule
 from dmt_plugin.integrations.deepspeed.arguments.parameters import read_parameters
 from dmt_plugin.integrations.deepspeed.arguments.table_rules import said, trained
 from dmt_plugin.integrations.deepspeed.initialize import to_optimize
@@ -192,6 +193,24 @@ def test_what_cannot_be_honoured(given: dict[str, Any], parts: list[str]) -> Non
     said_so = refused(**given)
     for part in parts:
         assert part in said_so, said_so
+
+
+def test_a_frozen_table_needs_no_rule() -> None:
+    model = Net()
+    model.tables[1].requires_grad_(False)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    flat = read_parameters(model, parameters)
+    section = LookupConfig.model_validate({"tables": {"tables.[12]": {"dtype": "bf16"}}})
+    lookup = trained(section, None, DeepSpeedSettings(ds("Adam", lr=0.01)), flat)
+    tables = [dataclasses.replace(table, frozen=table.name == "tables.1") for table in TABLES]
+    assert lookup.rule_of("tables.1", frozen=True) == dataclasses.replace(FROZEN, dtype="bf16")
+    assert lookup.rule_of("tables.0", frozen=True) == FROZEN and str(FROZEN) == "frozen"
+    lookup.check_types([(table.name, table.parameter, table.dtype) for table in tables])
+    assert said(lookup, tables).endswith("1 table(s) (tables.1) are frozen")
+    with pytest.raises(ConfigError, match=r"table 'tables\.1' has no rule"):
+        said(lookup, TABLES)
+    still = [dataclasses.replace(table, frozen=True) for table in TABLES]
+    assert said(lookup, still) == "tables: 3 table(s) (tables.0, tables.1, tables.2) are frozen"
 
 
 def test_a_table_in_no_group() -> None:

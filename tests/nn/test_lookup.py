@@ -340,8 +340,8 @@ def test_misuse_is_named() -> None:
         ShardedLookup((site,), weights, backend="tbe")
     with pytest.raises(ValueError, match="two lookups"):
         ShardedLookup((site, site), weights)
-    with pytest.raises(ValueError, match="pooling 'max'"):
-        ShardedLookup((LookupSite("s", "a", 0, 5, 4, "max", False),), weights)
+    with pytest.raises(ValueError, match="pooling 'median'"):
+        ShardedLookup((LookupSite("s", "a", 0, 5, 4, "median", False),), weights)
     with pytest.raises(ValueError, match="'sum' only"):
         ShardedLookup((LookupSite("s", "a", 0, 5, 4, "mean", True),), weights)
     with pytest.raises(ValueError, match="no weights given"):

@@ -47,7 +47,6 @@ def padded_with_values() -> nn.Module:
     [
         (lambda: nn.Embedding(ROWS, 4, max_norm=1.0), "DMT201", "max_norm"),
         (lambda: nn.Embedding(ROWS, 4, scale_grad_by_freq=True), "DMT202", "scale_grad_by_freq"),
-        (frozen, "DMT203", "frozen"),
         (padded_with_values, "DMT207", "row 2"),
     ],
 )
@@ -61,7 +60,7 @@ def test_layers_a_sharded_lookup_cannot_be(odd: Any, code: str, reason: str) -> 
 
 @pytest.mark.parametrize(
     ("options", "code"),
-    [({"mode": "max"}, "DMT204"), ({"max_norm": 2.0}, "DMT201"), ({"scale_grad_by_freq": True}, "DMT202")],
+    [({"max_norm": 2.0}, "DMT201"), ({"scale_grad_by_freq": True}, "DMT202")],
 )
 def test_bags_a_sharded_lookup_cannot_be(options: dict[str, Any], code: str) -> None:
     bags = [nn.EmbeddingBag(ROWS, 4, **{"mode": "sum", **(options if f == 2 else {})}) for f in range(4)]
@@ -69,9 +68,37 @@ def test_bags_a_sharded_lookup_cannot_be(options: dict[str, Any], code: str) -> 
     assert only(refused(Flat(cat, bags, look), ids(4, 5)).findings, code).module == "tables.2"
 
 
+def test_pooling_by_maximum_is_refused_where_fbgemm_is_asked_for() -> None:
+    bags = [nn.EmbeddingBag(ROWS, 4, mode="max" if f == 2 else "sum") for f in range(4)]
+    look = lambda model, index: [t(index[:, f : f + 1]) for f, t in enumerate(model.tables)]  # noqa: E731
+    model = Flat(cat, bags, look)
+    finding = only(refused(model, ids(4, 5), lookup={"backend": "fbgemm"}).findings, "DMT204")
+    assert finding.module == "tables.2" and "dmt.lookup.backend" in finding.reason + finding.hint
+    assert [x.pooling for x in found(model, ids(4, 5), **SPTT).facts.lookups] == ["sum", "sum", "max", "sum"]
+
+
 def test_all_problems_are_reported_at_once() -> None:
-    error = refused(Flat(cat, [*tables(frozen())[:3], nn.Embedding(ROWS, 4, max_norm=1.0)]), ids(4, 5))
-    assert {f.code for f in error.findings} == {"DMT201", "DMT203"}
+    wrong = [nn.Embedding(ROWS, 4, scale_grad_by_freq=True), nn.Embedding(ROWS, 4), nn.Embedding(ROWS, 4, max_norm=1.0)]
+    error = refused(Flat(cat, [*wrong, frozen()]), ids(4, 5))
+    assert {f.code for f in error.findings if f.severity == "error"} == {"DMT201", "DMT202"}
+
+
+def test_a_frozen_table_is_a_lookup_like_any_other() -> None:
+    ctx = found(Flat(cat, tables(frozen())), ids(4, 5), **SPTT)
+    assert [x.frozen for x in ctx.facts.lookups] == [False, True, False, False]
+    finding = only(ctx.findings, "DMT203")
+    assert (finding.severity, finding.module) == ("info", "tables.1") and "no gradients are sent" in finding.reason
+
+
+def test_a_buffer_that_is_read_as_a_table_stays_where_it_is() -> None:
+    def look(model: Any, index: Tensor) -> list[Tensor]:
+        if not hasattr(model, "codes"):
+            model.register_buffer("codes", torch.ones(ROWS, 4))
+        own = [t(index[:, f]) for f, t in enumerate(model.tables[:3])]
+        return [*own, nn.functional.embedding(index[:, 3], model.codes)]
+
+    ctx = found(Flat(cat, look=look), ids(4, 5), **SPTT)
+    assert [x.table for x in ctx.facts.lookups] == ["tables.0", "tables.1", "tables.2"] and not ctx.findings
 
 
 def test_a_model_without_embeddings() -> None:
@@ -93,8 +120,12 @@ def reads_weight(streams: list[Tensor], model: Any) -> Tensor:
 def test_tied_weights() -> None:
     first = only(refused(Flat(tied_layer), ids(4, 5)).findings, "DMT205")
     assert first.module == "tables.0" and "out" in first.reason
+    assert "untie model.out.weight = nn.Parameter(model.tables[0].weight.detach().clone());" in first.hint
+    assert "self.tables[0](candidates)" in first.hint and "tables_0_out" not in first.hint
     second = only(refused(Flat(reads_weight), ids(4, 5)).findings, "DMT205")
     assert second.module == "tables.2" and "also used by ['t" in second.reason
+    assert "self.tables_2_out = nn.Parameter(self.tables[2].weight.detach().clone())" in second.hint
+    assert "untie" not in second.hint
 
 
 def test_several_samples_in_one_dimension() -> None:

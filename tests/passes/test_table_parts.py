@@ -165,6 +165,42 @@ def test_rows_that_meet_their_ids_stay_on_one_lane() -> None:
     assert only(raised.value.findings, "DMT309").module == "tables.0"
 
 
+def maxima(model: Any, index: Tensor) -> list[Tensor]:
+    return [t(index[:, 3 * f : 3 * f + 3]) for f, t in enumerate(model.tables)]
+
+
+def of_maxima() -> nn.Module:
+    """Bags of three ids; few distinct values, so that many entries of a bag are equal."""
+    torch.manual_seed(0)
+    options: list[dict[str, Any]] = [{"mode": "max"}, {"mode": "sum"}, {"mode": "max", "padding_idx": 2}]
+    model = Flat(cat, [nn.EmbeddingBag(ROWS, 4, **given) for given in (*options, options[0])], maxima, features=12)
+    with torch.no_grad():
+        for table in model.tables:
+            table.weight.copy_(torch.randint(-1, 2, (ROWS, 4)).float())  # type: ignore[operator]
+    return model
+
+
+@pytest.mark.parametrize("strategy", ["row_wise", "column_wise", "table_wise"])
+@pytest.mark.parametrize("route", ["hierarchical", "flat"])
+def test_pooled_by_maximum(route: str, strategy: str) -> None:
+    config = settings("auto", placement={"strategy": strategy}, comm={"route": route}, towers={"module": "none"})
+    logical = towered(of_maxima(), (ids(12, 5),), "2x2", config)
+    batches = [(ids(12, size, seed=rank),) for rank, size in enumerate(SIZES)]
+    assert differences(logical, run_placed(logical, config, SimulatedWorld(Topology(2, 2)), batches), batches) == []
+    kinds = [logical.plan.kind_of(f"tables.{i}") for i in range(4)]
+    assert kinds == ["table_wise" if strategy == "row_wise" and i != 1 else strategy for i in range(4)]
+    whole = [f.module for f in logical.findings if f.code == "DMT308" and "maximum" in f.reason]
+    assert whole == (["tables.0", "tables.2", "tables.3"] if strategy == "row_wise" else [])
+
+
+def test_rows_of_a_table_pooled_by_maximum_are_not_divided() -> None:
+    config = settings(placement={"overrides": {"tables.0": "row_wise"}}, towers={"module": "none"})
+    with pytest.raises(TransformError) as raised:
+        towered(of_maxima(), (ids(12, 5),), "2x2", config)
+    finding = only(raised.value.findings, "DMT309")
+    assert finding.module == "tables.0" and "maximum" in finding.reason and '"column_wise"' in finding.hint
+
+
 def test_columns_and_rowwise_adagrad_are_refused() -> None:
     rule: dict[str, Any] = {"optimizer": "rowwise_adagrad", "lr": 0.1}
     config = settings(placement={"overrides": {"tables.1": "column_wise"}}, lookup=rule)

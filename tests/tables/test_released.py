@@ -84,6 +84,22 @@ def test_every_use_of_values_is_an_error_that_says_what_to_call(use):
     assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
+def test_who_is_trained_cannot_be_changed_and_the_error_has_the_name():
+    net = Net()
+    release(net, ["table.weight"])
+    assert net.table.requires_grad_(True) is net.table and net.table.weight.requires_grad  # as it is
+    net.table.weight.requires_grad = True
+    for change in (
+        lambda: net.table.weight.requires_grad_(False),
+        lambda: setattr(net.table.weight, "requires_grad", False),
+        lambda: net.requires_grad_(False),
+    ):
+        with pytest.raises(TablesReleasedError, match=r"^requires_grad_? of table\.weight, a table of the flat model"):
+            change()
+    with pytest.raises(TablesReleasedError, match=r"of table\.weight, .*engine\.freeze_tables\(names\)"):
+        (net.table.weight**2).sum()
+
+
 def test_other_parameters_in_the_same_memory_stay(caplog):
     net = Net()
     whole = torch.arange(8008.0)

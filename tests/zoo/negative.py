@@ -50,7 +50,6 @@ from tests.zoo.negative_models import (
     _compiled_in_place,
     _compiled_inside,
     _distributed,
-    _frozen,
     _hidden,
     _hooked,
     _hooked_backward,
@@ -64,6 +63,7 @@ from tests.zoo.spec import Built, call_of
 
 TOWERS = {"dmt": {"towers": {"module": "dlrm", "c": 1, "p": 0, "dim": 4}}}
 SPTT = {"dmt": {"towers": {"module": "none"}}}
+FBGEMM = {"dmt": {**SPTT["dmt"], "lookup": {"backend": "fbgemm"}}}
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ NEGATIVES = [
     Negative("max_norm", _plain(lambda: Base(max_norm=1.0)), "DMT201", "tables.0", "max_norm"),
     Negative("max_norm_in_function", _plain(SomeFunctional), "DMT201", "extra", "F.embedding(ids[:, 0], self.extra"),
     Negative("scale_grad_by_freq", _bags(mode="sum", scale_grad_by_freq=True), "DMT202", "tables.2", "batch counts"),
-    Negative("frozen", _frozen, "DMT203", "tables.4", "frozen"),
-    Negative("max_pooling", _bags(mode="max"), "DMT204", "tables.2", "max"),
+    Negative("max_pooling", _bags(mode="max"), "DMT204", "tables.2", "maximum", FBGEMM),
     Negative("tied_to_a_layer", _plain(Tied), "DMT205", "tables.1", "items"),
     Negative("tied_by_function", _plain(TiedByFunction), "DMT205", "tables.1", "also used by"),
     Negative("padding_not_zero", _padding_not_zero, "DMT207", "tables.0", "not zero"),

@@ -260,12 +260,6 @@ def _bags(**table: Any) -> Callable[[], Built]:
     return lambda: (Pooled(**table), lambda n, seed=0: (dense_of(n, seed), *bags_of(n, FIELDS, seed)))
 
 
-def _frozen() -> Built:
-    model = Base()
-    model.tables[4].weight.requires_grad_(False)
-    return model, dense_and_ids(FIELDS)
-
-
 def _padding_not_zero() -> Built:
     model = Base(padding_idx=0)
     with torch.no_grad():

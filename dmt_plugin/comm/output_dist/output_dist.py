@@ -14,6 +14,9 @@ the input, and what comes from one member is one contiguous slice of the receive
 The backward is the exact transpose of the moves of the forward: nothing is scaled, and rounding by a wire format
 (:mod:`dmt_plugin.comm.wire.codecs`) counts as the identity. Whenever gradients are enabled it runs on every rank of the
 group, also on one whose input needs no gradient (a rank that owns no table): its peers wait for it.
+
+Of each source the first columns only may have gradients; those behind them (rows of frozen tables) get zeros, and
+nothing is sent for them. All ranks know these numbers of all sources: where they are all zero, there is no backward.
 """
 
 from __future__ import annotations
@@ -35,12 +38,14 @@ from dmt_plugin.comm.wire.transport import Group, Pending, Wire, group_ranks
 
 @dataclass
 class _Shape:
-    """What one exchange carries: ``rows x width`` to and from each member, in group order."""
+    """What one exchange carries: ``rows x width`` to and from each member, in group order; of them, with gradients."""
 
     send_rows: list[int]
     recv_rows: list[int]
     send_width: int
     recv_widths: tuple[int, ...]
+    gradients_of_sent: int
+    gradients_of_received: tuple[int, ...]
 
     @property
     def sent(self) -> Shape:
@@ -56,6 +61,12 @@ class _Shape:
 
     def recv_splits(self, codec: Codec) -> list[int]:
         return [rows * codec.row_elements(width) for rows, width in self.received]
+
+    def back_splits(self, codec: Codec) -> tuple[list[int], list[int]]:
+        """Of gradients: what goes back to each source, and what comes back from each member."""
+        widths = zip(self.recv_rows, self.gradients_of_received, strict=True)
+        size = codec.row_elements(self.gradients_of_sent)
+        return [rows * codec.row_elements(width) for rows, width in widths], [rows * size for rows in self.send_rows]
 
 
 class _Flight:
@@ -83,15 +94,18 @@ class _Flight:
 
     def start_backward(self, gradients: Sequence[Tensor]) -> None:
         shape, codec = self.shape, self.core.codecs[1]
-        self.backward = self.core.all_to_all(
-            "backward", codec.encode(gradients), shape.recv_splits(codec), shape.send_splits(codec)
-        )
+        widths = shape.gradients_of_received
+        if widths != shape.recv_widths:
+            gradients = [gradient[:, :width] for gradient, width in zip(gradients, widths, strict=True)]
+        self.backward = self.core.all_to_all("backward", codec.encode(gradients), *shape.back_splits(codec))
 
     def finish_backward(self) -> Tensor:
         pending, self.backward = self.backward, None
         assert pending is not None, "the backward of wait runs before that of start"
-        (gradient,) = self.core.codecs[1].decode(pending.wait(), [self.shape.sent], self.dtype)
-        return gradient
+        rows, width = self.shape.sent
+        own = self.shape.gradients_of_sent
+        (gradient,) = self.core.codecs[1].decode(pending.wait(), [(rows, own)], self.dtype)
+        return gradient if own == width else nn.functional.pad(gradient, (0, width - own))
 
 
 class _StartRows(Function):
@@ -116,7 +130,10 @@ class _WaitRows(Function):
     @staticmethod
     def forward(ctx: Any, token: Tensor, flight: _Flight) -> tuple[Tensor, ...]:
         ctx.flight = flight
-        return flight.finish()
+        blocks = flight.finish()
+        widths = zip(blocks, flight.shape.gradients_of_received, strict=True)
+        ctx.mark_non_differentiable(*(block for block, width in widths if width == 0 and block.shape[1]))
+        return blocks
 
     @staticmethod
     @once_differentiable
@@ -138,7 +155,13 @@ class _Core:
     """What the start and wait nodes of one exchange share."""
 
     def __init__(
-        self, name: str, group: Group, send_width: int, recv_widths: Sequence[int], formats: tuple[Format, Format]
+        self,
+        name: str,
+        group: Group,
+        send_width: int,
+        recv_widths: Sequence[int],
+        formats: tuple[Format, Format],
+        gradient_widths: Sequence[int],
     ) -> None:
         if group not in ("lanes", "peers", "world"):
             raise ValueError(f"exchange '{name}': unknown group {group!r}; expected 'lanes', 'peers' or 'world'")
@@ -146,6 +169,12 @@ class _Core:
         self.group = group
         self.send_width = send_width
         self.recv_widths = tuple(recv_widths)
+        self.gradient_widths = tuple(gradient_widths)
+        pairs = list(zip(self.gradient_widths, self.recv_widths, strict=False))
+        if len(self.gradient_widths) != len(self.recv_widths) or any(not 0 <= own <= width for own, width in pairs):
+            raise ValueError(
+                f"exchange '{name}': gradients of {self.gradient_widths} columns do not fit rows of {self.recv_widths}"
+            )
         self.formats = formats
         self.codecs = (codec_of(formats[0]), codec_of(formats[1]))
         self.wire: Wire | None = None
@@ -191,7 +220,8 @@ class _Core:
                 f"exchange '{self.name}': the batch layout has blocks {layout.blocks}, which do not fit a "
                 f"{self.group} group of {members} ranks"
             )
-        return _Shape(send, receive, self.send_width, self.recv_widths)
+        own = self.gradient_widths[self.index]
+        return _Shape(send, receive, self.send_width, self.recv_widths, own, self.gradient_widths)
 
     def start(self, x: Tensor, layout: BatchLayout) -> RowsInFlight:
         if self.wire is None:
@@ -202,8 +232,11 @@ class _Core:
         if len(self.recv_widths) == 1:
             return RowsInFlight(x, None)
         flight = _Flight(self, shape)
+        if not any(self.gradient_widths):
+            x = x.detach()
         # The anchor makes the graph reach this node when x itself needs no gradient.
-        anchor = torch.empty(0, device=x.device, requires_grad=torch.is_grad_enabled())
+        back = torch.is_grad_enabled() and any(self.gradient_widths)
+        anchor = torch.empty(0, device=x.device, requires_grad=back)
         return RowsInFlight(_StartRows.apply(x, anchor, flight), flight)
 
     def finish(self, pending: RowsInFlight) -> tuple[Tensor, ...]:
@@ -256,6 +289,7 @@ class OutputDist(nn.Module):
         send_width: columns of this rank's rows.
         recv_widths: columns of each source's rows, in group order.
         formats: wire formats of the forward and the backward direction, from :mod:`dmt_plugin.comm.formats`.
+        gradient_widths: of each source's columns the first so many have gradients, in group order; default: all.
     """
 
     def __init__(
@@ -265,9 +299,11 @@ class OutputDist(nn.Module):
         send_width: int,
         recv_widths: Sequence[int],
         formats: tuple[Format, Format] = ("fp32", "fp32"),
+        gradient_widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self._core, self._asked = _Core(name, group, send_width, recv_widths, formats), formats
+        back = recv_widths if gradient_widths is None else gradient_widths
+        self._core, self._asked = _Core(name, group, send_width, recv_widths, formats, back), formats
         self.start = _Start(self._core)
         self.wait = _Wait(self._core)
 
@@ -290,6 +326,11 @@ class OutputDist(nn.Module):
     def recv_widths(self) -> tuple[int, ...]:
         """Columns of each source's rows, in group order."""
         return self._core.recv_widths
+
+    @property
+    def gradient_widths(self) -> tuple[int, ...]:
+        """How many of each source's columns have gradients, in group order; they come first."""
+        return self._core.gradient_widths
 
     @property
     def formats(self) -> tuple[Format, Format]:
@@ -319,4 +360,5 @@ class OutputDist(nn.Module):
     def extra_repr(self) -> str:
         """Name, group, widths and formats."""
         widths = f"send_width={self.send_width}, recv_widths={self.recv_widths}"
-        return f"{self.name!r}, group={self.group!r}, {widths}, formats={self.formats}"
+        back = f", gradient_widths={self.gradient_widths}" if self.gradient_widths != self.recv_widths else ""
+        return f"{self.name!r}, group={self.group!r}, {widths}, formats={self.formats}{back}"

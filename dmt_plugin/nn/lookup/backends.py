@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -74,7 +75,8 @@ def make_backends(
     if backend == "torch":
         return [TorchTables(sites, weights, rules, device, places, seed)]
     refused = refusals(sites, rules)
-    tried = {rule: why_not(rule, device) for rule in {rules[s.table] for s in sites if s.table not in refused}}
+    wanted = {rules[s.table] for s in sites if s.table not in refused}
+    tried = {rule: why_not(replace(rule, frozen=False), device) for rule in wanted}
     refused |= {site.table: why for site in sites if (why := tried.get(rules[site.table], ""))}
     if refused and backend == "fbgemm":
         table, reason = next(iter(refused.items()))

@@ -8,7 +8,9 @@
 5. where several micro-batches make one step, forward keeps their ids, backward their gradients, and ``step`` looks all
    of them up once more, as one batch, for the one backward pass that updates the tables;
 6. where updates are delayed, a forward pass keeps the graph of its lookup, and ``step`` goes backward through it. With
-   more than one, or after a change of the learning rate, which a lookup takes when it is made, step 5 holds.
+   more than one, or after a change of the learning rate, which a lookup takes when it is made, step 5 holds;
+7. tables of a frozen rule are looked up without a graph. While some tables of a TBE are frozen, there are two lookups
+   with empty bags in the place of the others' ids, of which one has a graph: no row of a frozen table is touched.
 
 FBGEMM's row-wise Adagrad averages over the padded columns too, so such tables are refused here, and so is a table
 that is pooled in two ways: two TBEs cannot share it. Which rules and types it has is tried out (:mod:`.fbgemm_rules`).
@@ -16,7 +18,7 @@ that is pooled in two ways: two TBEs cannot share it. Which rules and types it h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -31,7 +33,7 @@ from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.core.versions import import_fbgemm
 from dmt_plugin.nn.lookup.border import watched
 from dmt_plugin.nn.lookup.site import Fill, LookupSite, write_start
-from dmt_plugin.nn.lookup.site_ids import SiteIds, ids_of, joined
+from dmt_plugin.nn.lookup.site_ids import SiteIds, emptied, ids_of, joined
 
 OPTIMIZERS = {"sgd": "EXACT_SGD", "adagrad": "EXACT_ADAGRAD", "rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD"}
 
@@ -55,7 +57,9 @@ def refusals(sites: Sequence[LookupSite], rules: Mapping[str, Rule]) -> dict[str
     modes: dict[str, str] = {}
     for site in sites:
         rule = rules[site.table]
-        if modes.setdefault(site.table, site.mode) != site.mode:
+        if site.mode == "max":
+            reasons[site.table] = "it is pooled by maximum, and a TBE pools by sum or mean"
+        elif modes.setdefault(site.table, site.mode) != site.mode:
             reasons[site.table] = "it is pooled with both sum and mean, and a TBE pools in one way"
         elif rule.name not in OPTIMIZERS:
             reasons[site.table] = f"its rule {rule.name} is looked for on PyTorch only"
@@ -78,6 +82,7 @@ class _Held:
         gradient: ``(rows, sum of padded dims)``.
         graph: where the lookup's graph begins, if that was kept; its rows are not, whose memory others may have.
         lr: learning rate that the graph would use.
+        frozen: tables that the graph does not reach.
     """
 
     own: list[SiteIds]
@@ -85,6 +90,7 @@ class _Held:
     gradient: Tensor
     graph: GradientEdge | None
     lr: float
+    frozen: frozenset[str]
 
 
 class FbgemmTables:
@@ -144,6 +150,7 @@ class FbgemmTables:
         self._held: list[_Held] = []
         self._rule, self._lr = rule, rule.lr
         self._updates = 0
+        self._frozen: frozenset[str] = frozenset()
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -158,21 +165,36 @@ class FbgemmTables:
     def forward(self, routed: RoutedIds) -> Tensor:
         """``(rows, sum of padded dims)`` pooled embeddings."""
         own, rows = [ids_of(site, routed) for site in self.sites], routed.layout.rows
-        if not torch.is_grad_enabled():
-            return self._look_up(own, rows)
+        if not torch.is_grad_enabled() or self._rule.frozen or self._frozen.issuperset(self._index):
+            with torch.no_grad():
+                return self._look_up(own, rows)
         if self._hold:
             with torch.no_grad():
                 output = self._look_up(own, rows)
             return self._holding(own, rows, output, None)
-        output = self._look_up(own, rows)
+        output, values = self._look_up_trained(own, rows)
         if self._delay:
-            return self._holding(own, rows, output.detach(), get_gradient_edge(output))
-        output.register_hook(self._count)
-        return output
+            return self._holding(own, rows, values.detach(), get_gradient_edge(output))
+        frozen = self._frozen
+        output.register_hook(lambda gradient: self._count(frozen))
+        return values
 
     def _holding(self, own: list[SiteIds], rows: int, values: Tensor, graph: GradientEdge | None) -> Tensor:
-        lr = self._lr
-        return watched(values, lambda gradient: self._held.append(_Held(own, rows, gradient, graph, lr)))
+        lr, frozen = self._lr, self._frozen
+        return watched(values, lambda gradient: self._held.append(_Held(own, rows, gradient, graph, lr, frozen)))
+
+    def _look_up_trained(self, own: Sequence[SiteIds], rows: int) -> tuple[Tensor, Tensor]:
+        """What has a graph, with zeros for frozen tables, and what was looked up in all."""
+        output = self._look_up(self._without(own, rows, self._frozen), rows)
+        if not self._frozen:
+            return output, output
+        with torch.no_grad():
+            rest = self._look_up(self._without(own, rows, frozenset(self._index) - self._frozen), rows)
+        return output, output + rest
+
+    def _without(self, own: Sequence[SiteIds], rows: int, tables: Collection[str]) -> list[SiteIds]:
+        """The ids of all sites, with empty bags for those of some tables."""
+        return [emptied(ids, rows) if s.table in tables else ids for s, ids in zip(self.sites, own, strict=True)]
 
     def _look_up(self, own: Sequence[SiteIds], rows: int) -> Tensor:
         indices = torch.cat([ids.values for ids in own]) if len(own) > 1 else own[0].values
@@ -180,9 +202,14 @@ class FbgemmTables:
         output: Tensor = self._tbe(indices.long(), self._offset(own, rows), weights)
         return output
 
-    def _count(self, gradient: Tensor | None = None) -> None:
-        """Before an update."""
-        del gradient
+    def _count(self, frozen: frozenset[str]) -> None:
+        """Before an update that spares some tables."""
+        if frozen != self._frozen:
+            raise DMTError(
+                f"tables were frozen, or not any more, between the forward and the backward pass of a step, and those "
+                f"on FBGEMM, such as '{self.sites[0].table}', are updated in the backward pass. Call "
+                "engine.freeze_tables between two steps"
+            )
         self._updates += 1
         if self._once and self._updates > 1:
             raise DMTError(
@@ -215,14 +242,16 @@ class FbgemmTables:
         held, self._held = self._held, []
         if not held:
             return
-        self._count()
+        self._count(self._frozen)
         first = held[0]
-        if len(held) == 1 and first.graph is not None and first.lr == self._lr:
+        as_then = first.lr == self._lr and first.frozen == self._frozen
+        if len(held) == 1 and first.graph is not None and as_then:
             torch.autograd.backward(first.graph, first.gradient)
             return
         ids = [joined([h.own[i] for h in held], [h.rows for h in held]) for i in range(len(self.sites))]
+        rows = sum(h.rows for h in held)
         with torch.enable_grad():
-            output = self._look_up(ids, sum(h.rows for h in held))
+            output = self._look_up(self._without(ids, rows, self._frozen), rows)
         output.backward(torch.cat([h.gradient for h in held]))
 
     def zero_grad(self) -> None:
@@ -242,6 +271,10 @@ class FbgemmTables:
     def delay_updates(self, delay: bool) -> None:
         """Whether no table is updated before ``step``."""
         self._delay = delay
+
+    def freeze(self, tables: Collection[str]) -> None:
+        """Which tables are not updated from now on; the others are, unless the rule is frozen."""
+        self._frozen = frozenset(tables).intersection(self._index)
 
     def set_lr(self, lr_of: Callable[[Rule], float]) -> None:
         """Learning rate of the next backward passes, by rule."""

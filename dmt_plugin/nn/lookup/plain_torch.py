@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.nn.lookup.border import watched
+from dmt_plugin.nn.lookup.max_pooling import max_bags
 from dmt_plugin.nn.lookup.rounding import TORCH_TYPES, Place, written
 from dmt_plugin.nn.lookup.site import Fill, LookupSite, write_start
 from dmt_plugin.nn.lookup.site_ids import ids_of
@@ -53,7 +54,7 @@ class TorchTables:
                 continue
             table = torch.empty(site.rows, site.dim, device=device, dtype=TORCH_TYPES[rules[site.table].dtype])
             write_start(table, weights[site.table])
-            self._tables[site.table] = table.requires_grad_(table.dtype == torch.float32)
+            self._tables[site.table] = table
             self._states[site.table] = new_states(rules[site.table], site.rows, site.dim, device)
         self._rules = {table: rules[table] for table in self._tables}
         self._lr = {table: rule.lr for table, rule in self._rules.items()}
@@ -61,6 +62,8 @@ class TorchTables:
         whole = {site.table: Place(site.table, 0, 1, range(site.dim), site.dim) for site in self.sites}
         self._places, self._seed = whole | dict(places or {}), seed
         self._wide: dict[str, list[tuple[Tensor, Tensor]]] = {table: [] for table in self._tables}
+        self._still: frozenset[str] = frozenset()
+        self.freeze(())
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -90,6 +93,8 @@ class TorchTables:
             offsets = F.pad(lengths.cumsum(0), (1, 0))
         table = self._tables[site.table]
         short = table.dtype != torch.float32
+        if site.mode == "max" and not short:
+            return max_bags(values, table, offsets)
         return F.embedding_bag(
             torch.arange(len(values), device=values.device, dtype=values.dtype) if short else values,
             self._widened(site.table, values) if short else table,
@@ -103,7 +108,7 @@ class TorchTables:
     def _widened(self, name: str, ids: Tensor) -> Tensor:
         """``(ids, dim)`` rows in fp32, one for each id, whose gradients are collected."""
         rows = self._tables[name].index_select(0, ids).float()
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or name in self._still:
             return rows
         return watched(rows, lambda gradient: self._wide[name].append((ids, gradient)))
 
@@ -120,7 +125,7 @@ class TorchTables:
         """Apply the rule of every table that got a gradient to the rows that were looked up."""
         for name, table in self._tables.items():
             gradient = self._gradient(name)
-            if gradient is None:
+            if gradient is None or name in self._still:
                 continue
             self._steps[name] += 1
             numbers, values = gradient.indices()[0], gradient.values()
@@ -148,6 +153,12 @@ class TorchTables:
 
     def delay_updates(self, delay: bool) -> None:
         """Nothing: gradients always wait for ``step``."""
+
+    def freeze(self, tables: Collection[str]) -> None:
+        """These tables get no gradients from now on; the others do, but for those whose rule is frozen."""
+        self._still = frozenset(name for name in self._tables if name in tables or self._rules[name].frozen)
+        for name, table in self._tables.items():
+            table.requires_grad_(name not in self._still and table.dtype == torch.float32)
 
     def set_lr(self, lr_of: Callable[[Rule], float]) -> None:
         """Learning rates of the next steps, by rule."""

@@ -15,7 +15,7 @@ broadcast, cast or decay shards that differ from rank to rank. They go in and ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -198,10 +198,21 @@ class ShardedLookup(nn.Module):
         for tables in self._backends:
             tables.zero_grad()
 
+    def freeze(self, tables: Collection[str]) -> None:
+        """From now on these tables are not updated, beside those whose rule is frozen; all others are.
+
+        What is kept for their updates stays as it is, so that these can go on later. To be called between two steps.
+
+        Args:
+            tables: names; those of other ranks' tables are no error.
+        """
+        for own in self._backends:
+            own.freeze(tables)
+
     def set_lr(self, lr: float | Callable[[Rule], float]) -> None:
         """Set the learning rate of the updates to come: of all tables, or by their rule."""
         lr_of = lr if callable(lr) else lambda rule: lr
-        self._rates = {name: lr_of(rule) for name, rule in self.rules.items()}
+        self._rates = {name: 0.0 if rule.frozen else lr_of(rule) for name, rule in self.rules.items()}
         for tables in self._backends:
             tables.set_lr(lr_of)
 

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -40,7 +40,7 @@ class LookupSite:
         slot: index into ``RoutedIds``' tuples on this rank.
         rows: rows held here.
         dim: columns held here.
-        pooling: ``"sum"`` or ``"mean"``.
+        pooling: ``"sum"``, ``"mean"`` or ``"max"``.
         weighted: ids carry weights (sum only).
         position: of a sequence, which of the slot's ids per row this site looks up.
         padding: at a position, the id that gives a zero row and no gradient.
@@ -60,8 +60,10 @@ class LookupSite:
     first_row: int | None = None
 
     @property
-    def mode(self) -> Literal["sum", "mean"]:
+    def mode(self) -> Literal["sum", "mean", "max"]:
         """How a backend pools it: what a row range adds to a mean is a sum with weights."""
+        if self.pooling == "max":
+            return "max"
         return "mean" if self.pooling == "mean" and self.first_row is None else "sum"
 
     @property
@@ -110,6 +112,10 @@ class Tables(Protocol):
         """Whether no table is updated before ``step``."""
         ...
 
+    def freeze(self, tables: Collection[str]) -> None:
+        """Which of its tables are not updated from now on, beside those whose rule says so; the others are."""
+        ...
+
     def set_lr(self, lr_of: Callable[[Rule], float]) -> None:
         """Learning rates of the updates to come, by the rule of a table."""
         ...
@@ -148,9 +154,11 @@ def check_sites(sites: Sequence[LookupSite], weights: Mapping[str, Tensor | Fill
         if site.name in names:
             raise ValueError(f"two lookups are named '{site.name}'")
         names.add(site.name)
-        if site.pooling not in ("sum", "mean"):
-            raise ValueError(f"lookup '{site.name}': pooling {site.pooling!r} found, 'sum' or 'mean' expected")
-        if site.weighted and site.pooling == "mean":
+        if site.pooling not in ("sum", "mean", "max"):
+            raise ValueError(f"lookup '{site.name}': pooling {site.pooling!r} found, 'sum', 'mean' or 'max' expected")
+        if site.pooling == "max" and site.first_row is not None:
+            raise ValueError(f"lookup '{site.name}': a range of rows does not know the maximum over a whole bag")
+        if site.weighted and site.pooling != "sum":
             raise ValueError(
                 f"lookup '{site.name}': per-sample weights go with pooling 'sum' only, as in nn.EmbeddingBag"
             )

@@ -58,6 +58,12 @@ def joined(parts: Sequence[SiteIds], rows: Sequence[int]) -> SiteIds:
     return SiteIds(values, lengths, torch.cat(weights) if weights else None)
 
 
+def emptied(ids: SiteIds, rows: int) -> SiteIds:
+    """As many bags without an id."""
+    weights = None if ids.weights is None else ids.weights[:0]
+    return SiteIds(ids.values[:0], torch.zeros(rows, dtype=torch.int64, device=ids.values.device), weights)
+
+
 def _lengths(ids: SiteIds, rows: int) -> Tensor:
     if ids.lengths is not None:
         return ids.lengths.long()

@@ -30,7 +30,7 @@ _ORDER_OF_REFUSED = (
     "plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed", "refused",
     "towers", "groups", "tower_modules", "findings", "repairs", "new_parameters", "passes", "lanes", "collectives",
     "sent_by_host", "nodes_after", "graphs_by_host", "topology", "rank", "batch_size", "route", "graph_before",
-    "nodes_before", "memory",
+    "nodes_before", "memory", "frozen",
 )  # fmt: skip
 
 
@@ -102,6 +102,23 @@ class ParameterCounts:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """The tables that are frozen, and what that saves.
+
+    Attributes:
+        tables: their names.
+        other_hosts: bytes of gradients of a step that a rank does not send to other hosts.
+        same_host: the same inside the host.
+        state: bytes of optimizer state that all owners together do not keep; None where no rule is known.
+    """
+
+    tables: list[str]
+    other_hosts: int
+    same_host: int
+    state: int | None
+
+
+@dataclass(frozen=True)
 class Explanation:
     """One transformation, as seen from one rank.
 
@@ -123,6 +140,7 @@ class Explanation:
         nodes_before: nodes around the towers in ``graph_before``.
         nodes_after: the same in ``graph_placed``.
         memory: what every rank and host needs for training.
+        frozen: tables that are not trained, and what that saves; None where there are none.
     """
 
     refused: str | None
@@ -151,6 +169,7 @@ class Explanation:
     nodes_before: list[NodeLine] = field(default_factory=list)
     graphs_by_host: Mapping[str, GraphData] = field(default_factory=dict)
     memory: MemoryNeed | None = None
+    frozen: Frozen | None = None
 
     @property
     def bytes_of_a_step(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.compiler import new_context, transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.core.errors import CaptureError, FindingsError, TransformError
+from dmt_plugin.core.errors import CaptureError, ConfigError, FindingsError, TransformError
 from dmt_plugin.core.findings import sort_findings
 from dmt_plugin.core.memory import memory_limits
 from dmt_plugin.fxtools.names import tower_part
@@ -42,7 +43,7 @@ from dmt_plugin.plan.file import write_json
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
-from dmt_plugin.planner.memory import MemoryNeed
+from dmt_plugin.planner.memory import MemoryNeed, shard_bytes
 from dmt_plugin.planner.memory_check import shortage
 from dmt_plugin.report.explain import content
 from dmt_plugin.report.explain.content import Explanation
@@ -114,7 +115,7 @@ def explain(
     placed.placement.compute_in(TORCH_TYPES[DeepSpeedSettings(ds_config or {}).row_dtype(placed.plan.row_dtype)])
     sums = gradient_sums(ds_config or {}, config)
     memory = _memory(placed, config, DeepSpeedSettings(ds_config or {}), samples)
-    return replace(describe(placed, samples, sums), graphs_by_host=by_host, memory=memory, **before)
+    return replace(describe(placed, samples, sums, config), graphs_by_host=by_host, memory=memory, **before)
 
 
 def _memory(placed: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings, samples: int) -> MemoryNeed:
@@ -144,13 +145,16 @@ def _refused(error: FindingsError, ctx: PassContext | None = None, **shown: Any)
     )
 
 
-def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientSums) -> Explanation:
+def describe(
+    placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientSums, config: DMTConfig | None = None
+) -> Explanation:
     """What was made of a model, from one rank's graph: all of :func:`explain` but the flat graph and other hosts.
 
     Args:
         placed: the rank's graph, or its model.
         batch_size: samples per rank for the byte counts.
         sums: how gradients are summed.
+        config: the ``"dmt"`` section, if it is to be said what state frozen tables save.
     """
     logical = placed.logical
     plan = logical.plan
@@ -179,6 +183,7 @@ def describe(placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientS
         collectives=[*costs_of(placed, batch_size), *gradient_costs_of(placed, sums)],
         sent_by_host=sent_by_host(placed),
         gradient_sums=sums,
+        frozen=_frozen(placed, batch_size, config),
         graph_after=condensed(logical.__dict__["graph_module"], size),
         graph_placed=condensed(graph, size),
         nodes_after=node_lines(graph, size),
@@ -269,8 +274,8 @@ def _start(plan: TowerPlan, name: str) -> str:
     return _INIT.get(spec.init, spec.init) if spec.kind in ("dlrm", "dcn", "preserve") else "as its module starts"
 
 
-def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[ExchangeCost]:
-    """Bytes of every exchange of one step of a placed model, by formula."""
+def costs_of(placed: PlacedGraph | PlacedModel, batch: int, as_trained: bool = False) -> list[ExchangeCost]:
+    """Bytes of every exchange of one step of a placed model, by formula; also as if no table were frozen."""
     placement = placed.placement
     return exchange_costs(
         placement.slots,
@@ -281,7 +286,27 @@ def costs_of(placed: PlacedGraph | PlacedModel, batch: int) -> list[ExchangeCost
         batch,
         placement.route,
         formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, OutputDist)},
+        rank_gradients=None if as_trained else placement.rank_gradients,
+        host_gradients=None if as_trained else placement.host_gradients,
     )
+
+
+def _frozen(placed: PlacedGraph | PlacedModel, batch: int, config: DMTConfig | None) -> content.Frozen | None:
+    """What is saved by tables that are frozen; None where none is."""
+    tables = [table for table in placed.plan.tables if table.frozen]
+    if not tables:
+        return None
+    both = costs_of(placed, batch, as_trained=True), costs_of(placed, batch)
+    (away, near), (now_away, now_near) = (
+        (sum(cost.other_hosts for cost in costs), sum(cost.same_host for cost in costs)) for costs in both
+    )
+    state = None
+    if config is not None:
+        with suppress(ConfigError):  # as the optimizer could not train it
+            rules = {t.name: config.lookup.rule_of(t.name, t.parameter, t.dtype) for t in tables}
+            shards = [shard for table in tables for shard in placed.plan.shards_of(table.name)]
+            state = sum(shard_bytes(shard, rules[shard.table.name], padded=False)[1] for shard in shards)
+    return content.Frozen([table.name for table in tables], away - now_away, near - now_near, state)
 
 
 def sent_by_host(placed: PlacedGraph | PlacedModel) -> list[int]:

@@ -8,7 +8,7 @@ from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.load import LaneLoad
 from dmt_plugin.planner.memory import MemoryNeed, RankMemory
-from dmt_plugin.report.explain.content import Explanation, ParameterCounts
+from dmt_plugin.report.explain.content import Explanation, Frozen, ParameterCounts
 
 _MOST_RANKS = 32
 """How many ranks are listed one by one."""
@@ -43,9 +43,10 @@ def feature_with_lanes(plan: TowerPlan | None, feature: str) -> str:
 
 
 def _lanes_of(plan: TowerPlan, table: str) -> str:
-    """Where a table is on its host: its lane, or ``rows 0+1``, ``columns 0+1`` for the lanes of its shards."""
+    """Where a table is on its host: its lane, or ``rows 0+1``, ``columns 0+1`` for its shards; and if it is frozen."""
     kind, lanes = plan.kind_of(table), "+".join(str(shard.lane) for shard in plan.shards_of(table))
-    return lanes if kind == "table_wise" else f"{kind.removesuffix('_wise')}s {lanes}"
+    where = lanes if kind == "table_wise" else f"{kind.removesuffix('_wise')}s {lanes}"
+    return f"{where} frozen" if plan.table(table).frozen else where
 
 
 def parameters_in_words(counts: ParameterCounts) -> str:
@@ -104,7 +105,17 @@ def notes_on_exchanges(data: Explanation) -> list[str]:
     """What there is to know beside the list of exchanges."""
     sums = [data.gradient_sums.note] if data.gradient_sums else []
     uneven = uneven_hosts(data.sent_by_host)
-    return [*sums, *([uneven] if uneven else [])]
+    return [*sums, *([uneven] if uneven else []), *([frozen_in_words(data.frozen)] if data.frozen else [])]
+
+
+def frozen_in_words(frozen: Frozen) -> str:
+    """Which tables are frozen, and what is saved by that."""
+    names = ", ".join(frozen.tables[:8]) + (", ..." if len(frozen.tables) > 8 else "")
+    state = "" if frozen.state is None else f"; {say_bytes(frozen.state)} of optimizer state are not kept"
+    return (
+        f"{len(frozen.tables)} table(s) are frozen ({names}): {frozen.other_hosts:,} bytes of gradients to other hosts "
+        f"and {frozen.same_host:,} inside the host are not sent in a step{state}."
+    )
 
 
 def uneven_hosts(sent: Sequence[int]) -> str | None:

@@ -155,10 +155,13 @@ def said(lookup: LookupConfig, tables: Iterable[TableSpec]) -> str:
         lookup: the "lookup" section, with the optimizer's rules.
         tables: all tables.
     """
-    rules = {table.name: lookup.rule_of(table.name, table.parameter, table.dtype) for table in tables}
+    tables = list(tables)
+    frozen = [table.name for table in tables if table.frozen]
+    rules = {t.name: lookup.rule_of(t.name, t.parameter, t.dtype) for t in tables if not t.frozen}
     frequent = Counter(rules.values()).most_common()
+    stay = f"{len(frozen)} table(s) ({', '.join(frozen[:3])}{', ...' if len(frozen) > 3 else ''}) are frozen"
     if not frequent:
-        return "no tables"
+        return f"tables: {stay}" if frozen else "no tables"
     origin = f", from {lookup.dense.source}" if lookup.optimizer == "auto" else ", from dmt.lookup"
     parts = [f"tables: {frequent[0][0]}{origin}"]
     for rule, count in frequent[1:]:
@@ -166,4 +169,5 @@ def said(lookup: LookupConfig, tables: Iterable[TableSpec]) -> str:
         group = "" if rule.group is None else f" of group {rule.group}"
         shown = ", ".join(names[:3]) + (", ..." if count > 3 else "")
         parts.append(f"{count} table(s){group} ({shown}): {rule}")
+    parts += [stay] if frozen else []
     return "; ".join(parts)

@@ -101,6 +101,7 @@ def load(
         if optimizer:
             planned.finish()
             table_training.restore_steps(dmt.lookup, dmt.plan, manifest)
+            table_training.restore_frozen(dmt, manifest, where)
         if not module_only:
             _restore_run(engine, manifest, common, planned.of_groups, scheduler)
         forget_gradients(engine)

@@ -83,7 +83,7 @@ def save(
             writes = Writes(pieces, temporary / STATE, groups.rank)
         writes.agree(lambda plan: gather(groups, plan, f"planning the checkpoint {name}"))
         left_out = sorted(set().union(*left_out_of))
-        trained = (view.name, table_training.entry(dmt.config.lookup, dmt.plan, steps_of))
+        trained = (view.name, table_training.entry(dmt.config.lookup, dmt.plan, steps_of, dmt.frozen))
         manifest = _manifest(engine, name, merged(entries_of), left_out, save_latest, trained)
         common = {"optimizer": shared_state(shared_of), "scheduler": schedule}
         prepared = Prepared(temporary, writes, own, common, manifest)

@@ -53,7 +53,8 @@ class CheckpointAccess:
                 is replaced.
             client_state: What the caller wants back from ``load_checkpoint``, of each rank its own.
             save_latest: Whether a load without a tag may take this one.
-            exclude_frozen_parameters: Leave out parameters that are not trained; a load leaves them as they are.
+            exclude_frozen_parameters: Leave out layers that are not trained, which a load leaves as they are; tables
+                are never left out.
             asynchronous: Return when what is saved has been copied into host memory; a thread writes and commits it
                 behind the steps that follow. By default what ``dmt.checkpoint.asynchronous`` says.
 

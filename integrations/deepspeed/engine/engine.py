@@ -1,4 +1,4 @@
-"""DeepSpeed's engine with the ten things a tower-decomposed model needs on top.
+"""DeepSpeed's engine with the eleven things a tower-decomposed model needs on top.
 
 1. ``step`` also applies and clears the tables' gradients, at the same boundary and only if the dense step was applied.
    FBGEMM's updates in the backward pass are held back until then where other micro-batches belong to the step, or a
@@ -16,7 +16,8 @@
 7. The learning rate of the tables can follow that of the dense part (:mod:`.table_rate`).
 8. A step with a gradient that is not finite is skipped by all ranks, tables included (:mod:`.bad_steps`).
 9. States of the flat model come out of the engine and go into it, as no rank has a whole model (:mod:`.flat_access`).
-10. ``destroy`` waits for a checkpoint that is being written, and gives back the process groups, threads and hooks that
+10. Tables can be frozen in mid-run (:mod:`.table_freeze`); a change of ``requires_grad`` then is an error.
+11. ``destroy`` waits for a checkpoint that is being written, and gives back the process groups, threads and hooks that
     ``initialize`` took.
 
 Gradient clipping never covers the tables: their gradients are applied by their own optimizer and are no part of the
@@ -47,12 +48,13 @@ from dmt_plugin.integrations.deepspeed.engine.flat_access import FlatAccess
 from dmt_plugin.integrations.deepspeed.engine.gradient_norm import clip, clip_by, exact_norm
 from dmt_plugin.integrations.deepspeed.engine.reduction import GradientReduction
 from dmt_plugin.integrations.deepspeed.engine.state import DMTState
+from dmt_plugin.integrations.deepspeed.engine.table_freeze import GradientFlags, TableFreeze
 from dmt_plugin.integrations.deepspeed.engine.table_rate import FollowedRates
 from dmt_plugin.model.dense_compile import compile_dense
 from dmt_plugin.topology.lost_ranks import reporting
 
 
-class DMTEngine(CheckpointAccess, FlatAccess, DeepSpeedEngine):
+class DMTEngine(TableFreeze, CheckpointAccess, FlatAccess, DeepSpeedEngine):
     """``DeepSpeedEngine`` for one rank of a tower-decomposed model.
 
     Args:
@@ -76,6 +78,7 @@ class DMTEngine(CheckpointAccess, FlatAccess, DeepSpeedEngine):
         super().__init__(*args, **kwargs)
         self.checkpointed = Registered()
         self.behind = Behind(dmt.groups, dmt.resources)
+        self._flags = GradientFlags(self.module)
         self._reduction = self._overlapped_reduction()
         self._accumulates = dmt.config.lookup.accumulation == "accumulate"
         dmt.lookup.hold_gradients(False, once=self._accumulates)
@@ -172,7 +175,11 @@ class DMTEngine(CheckpointAccess, FlatAccess, DeepSpeedEngine):
         If a gradient of the dense part or of the tables' rows is not finite on any rank, all ranks skip the step for
         both: ``was_step_applied()`` is False then, and ``skipped_steps`` counts it. With ``dmt.lookup.check_finite`` =
         false only DeepSpeed's own checks can skip it, and the ``fbgemm`` backend has updated its tables by then.
+
+        Raises:
+            ConfigError: ``requires_grad`` of a parameter has changed since ``initialize``.
         """
+        self._flags.check()
         before = self.global_steps
         if self._rate is not None:
             self._rate.apply()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -30,6 +30,7 @@ class DMTState:
         lookup: This rank's tables.
         placed: This rank's model; the engine's ``module``.
         group_positions: By number of a parameter group of the script's its number in the engine's optimizer.
+        frozen: Tables that ``engine.freeze_tables`` has frozen.
         resources: Process groups, hooks and threads; what was taken last is given back first.
     """
 
@@ -43,4 +44,14 @@ class DMTState:
     lookup: ShardedLookup
     placed: PlacedModel
     group_positions: Mapping[int, int]
+    frozen: frozenset[str] = frozenset()
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    def freeze(self, tables: Iterable[str]) -> None:
+        """Freeze these tables, and no others but those that were frozen before ``initialize``.
+
+        Args:
+            tables: Their names; the same on all ranks.
+        """
+        self.frozen = frozenset(tables)
+        self.lookup.freeze([shard for shard in self.lookup.tables if self.plan.shard(shard).table.name in self.frozen])

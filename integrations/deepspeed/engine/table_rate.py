@@ -12,7 +12,8 @@ first group that has parameters.
 3. the rate is read before every forward pass (without ``check_finite`` FBGEMM updates in the backward pass) and before
    ``step`` updates tables.
    Schedulers step behind the optimizer, so both have the rate of the dense update of the same step;
-4. other options of a group that change in mid-run (betas, momentum, weight decay) are an error: tables keep theirs.
+4. other options of a group that change in mid-run (betas, eps, momentum, weight decay, ...) are an error: tables keep
+   theirs.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dmt_plugin.config.dense_rules import RULE_OPTIONS
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 
 _BEFORE = "initial_lr"
-_WATCHED = ("betas", "momentum", "weight_decay")
 
 
 class FollowedRates:
@@ -89,4 +90,5 @@ class FollowedRates:
 
 
 def _watched(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(v) if isinstance(v := group[key], list) else v for key in _WATCHED if key in group}
+    """Options of a group that are part of its rule; what else schedulers and optimizers note in it is not."""
+    return {key: tuple(v) if isinstance(v := group[key], list) else v for key in RULE_OPTIONS if key in group}
