@@ -45,6 +45,7 @@ class Setting:
         width: of each.
         trains: hosts x ranks that train and save.
         loads: hosts x ranks that load.
+        behind: whether checkpoints are written behind the steps; then nothing is loaded.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Setting:
     width: int = 64
     trains: tuple[int, int] = (2, 2)
     loads: tuple[int, int] = (4, 1)
+    behind: bool = False
 
     @property
     def bytes(self) -> int:
@@ -63,7 +65,10 @@ class Setting:
     @property
     def phases(self) -> tuple[str, ...]:
         """Those with a bound."""
-        return PHASES[INITIALIZE if self.meta else STEP : END]
+        if self.behind:
+            return PHASES[SAVE : SAVE_BEHIND + 1]
+        phases = PHASES[INITIALIZE if self.meta else STEP : END]
+        return tuple(phase for phase in phases if phase != PHASES[SAVE_BEHIND])
 
 
 class Model(nn.Module):
@@ -150,6 +155,7 @@ def engine_of(rank: int, seen: Seen, folder: str, setting: Setting, shape: tuple
                 "towers": {"count": max(setting.trains[0], setting.loads[0]), "module": "dlrm", "dim": 16},
                 "lookup": {"optimizer": "rowwise_adagrad", "lr": 0.05},
                 "comm": {"timeout_s": TIMEOUT_S},
+                "checkpoint": {"asynchronous": setting.behind},
             },
         },
         example_batch=batch_of(setting, 0, rank)[:2],
@@ -169,24 +175,35 @@ def take_steps(engine: Any, setting: Setting, rank: int, count: int) -> None:
 
 
 def train(rank: int, seen: Seen, folder: str, setting: Setting) -> None:
-    """Initializes, takes steps, and saves: in the step, then twice behind the steps; leaves ``saving<rank>.json``."""
+    """Initializes, takes steps, and saves in the step."""
+    engine = engine_of(rank, seen, folder, setting, setting.trains)
+    seen.phases[rank] = STEP
+    take_steps(engine, setting, rank, STEPS)
+    seen.phases[rank] = SAVE
+    engine.save_checkpoint(f"{folder}/checkpoints")
+    seen.phases[rank] = END
+    dist.barrier()
+
+
+def save_behind(rank: int, seen: Seen, folder: str, setting: Setting) -> None:
+    """Saves in the step, then twice behind the steps; leaves ``saving<rank>.json``."""
     engine = engine_of(rank, seen, folder, setting, setting.trains)
     seen.phases[rank] = STEP
     take_steps(engine, setting, rank, STEPS)
     root = Path(folder, "checkpoints")
 
-    def saved(asynchronous: bool) -> float:
+    def saved(**asked: bool) -> float:
         dist.barrier()
         start = time.perf_counter()
-        engine.save_checkpoint(str(root), asynchronous=asynchronous)
+        engine.save_checkpoint(str(root), **asked)
         return time.perf_counter() - start
 
     seen.phases[rank] = SAVE
     found: dict[str, Any] = {"in_step": saved(asynchronous=False), "behind": [], "written": []}
     seen.phases[rank] = SAVE_BEHIND
-    for _ in range(2):  # the first takes the memory of the snapshot, the second uses it again
+    for _ in range(2):
         start, before = time.perf_counter(), engine.global_steps
-        found["behind"].append(saved(asynchronous=True))
+        found["behind"].append(saved())
         take_steps(engine, setting, rank, STEPS_BEHIND)
         engine.wait_for_checkpoint()
         found["written"].append(time.perf_counter() - start)
@@ -204,9 +221,8 @@ def load(rank: int, seen: Seen, folder: str, setting: Setting) -> None:
     seen.phases[rank] = LOAD
     path, _ = engine.load_checkpoint(f"{folder}/checkpoints")
     seen.phases[rank] = END
-    steps = STEPS + STEPS_BEHIND
-    if path is None or engine.global_steps != steps:
-        raise RuntimeError(f"loaded {path}, after {engine.global_steps} steps; {steps} were saved")
+    if path is None or engine.global_steps != STEPS:
+        raise RuntimeError(f"loaded {path}, after {engine.global_steps} steps; {STEPS} were saved")
     dist.barrier()
 
 

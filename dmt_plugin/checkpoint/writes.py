@@ -53,6 +53,10 @@ class Snapshot:
             self._buffer = torch.empty(0, dtype=torch.uint8)  # first, so that the two are not there at once
             self._buffer = torch.empty(size, dtype=torch.uint8)
 
+    def touch(self) -> None:
+        """Has the system give all pages now, which takes far longer than a copy into pages that are there."""
+        self._buffer.zero_()
+
     def release(self) -> None:
         """Gives the memory back."""
         self._buffer = torch.empty(0, dtype=torch.uint8)

@@ -223,7 +223,7 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
         config.lookup.check_types([(table.name, table.parameter, table.dtype) for table in graph.plan.tables])
         samples = batch_size_of(graph.logical.binder.inputs(example.args, example.kwargs)) or 1
     check_same_plan(groups, graph.plan.fingerprint)
-    check_need(graph, config, call.settings, samples, groups)
+    need = check_need(graph, config, call.settings, samples, groups)
     with together(groups, "finding what its tables start from"):
         share = (rank, resolved.topology.world_size)
         found = find_start(model, graph.plan, config.lookup, seed, own.weights, own.table_init, share)
@@ -243,7 +243,11 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
     for line in (*summary(placed, resolved.source), *lines):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
     with private.limited_waits(config.comm.timeout_s):
-        return launch(placed, call, config, groups, resolved.source, flat)
+        results = launch(placed, call, config, groups, resolved.source, flat)
+    if config.checkpoint.asynchronous:
+        with together(groups, "making room for the snapshots of asynchronous saves"):
+            results[0].behind.prepare(need.ranks[rank].snapshot)
+    return results
 
 
 def summary(placed: PlacedModel, source: str) -> list[str]:

@@ -117,7 +117,7 @@ def same_as_in_the_step(rank: int, folder: str) -> list[str]:
         train(engine, batch, 2)
         asked = {"client_state": mine, "exclude_frozen_parameters": "prepare" in run}
         engine.save_checkpoint(place, tag="in the step", asynchronous=False, **asked)
-        before = everything(engine)
+        before, room = everything(engine), (engine.behind.bytes, engine.behind._snapshot._buffer.data_ptr())
         with held() as writer:
             engine.save_checkpoint(place, tag="behind", **asked)
             train(engine, batch, 2)
@@ -125,6 +125,7 @@ def same_as_in_the_step(rank: int, folder: str) -> list[str]:
             counter.state["count"] += 1
             counter.state["values"] += 1
             checks = {
+                "room since the start": room == (engine.behind.bytes, engine.behind._snapshot._buffer.data_ptr()),
                 "it trains": bool(differences(before, everything(engine))),
                 "not there yet": engine.behind.busy and not Path(place, "behind").exists(),
                 "latest": Path(place, "latest").read_text() == "in the step",

@@ -1,7 +1,8 @@
 """Checkpoints that are written behind the steps: the save waits for a snapshot, a thread of each rank does the rest.
 
-1. A save copies what this rank writes into host memory, which is kept for the next save. Whether there is room is
-   judged over all ranks that share a machine or a control group, before any of them allocates; all find the same.
+1. A save copies what this rank writes into host memory, which is kept for the next save, and taken at the start of a
+   run whose saves are all like this. Whether there is room is judged over all ranks that share a machine or a control
+   group, before any of them allocates; all find the same.
 2. A thread writes the copies and commits as any save does (:mod:`.writing`). The threads of the ranks meet in a group
    of their own (:class:`.SideGroup`), so that theirs and the training's exchanges never mix.
 3. One checkpoint is written at a time. Whoever needs the last one (the next save, a load, ``wait_for_checkpoint``,
@@ -33,6 +34,8 @@ from dmt_plugin.topology.side_group import SideGroup
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
+_MARGIN = 1 << 20
+"""Bytes beyond the need that was foreseen: small buffers of the model, and what lies between copies."""
 _EXIT_PRIORITY = 0
 """Of what ``multiprocessing`` calls when a process ends: in the main one, and in those that it has started."""
 
@@ -88,6 +91,11 @@ class Behind:
         if writer.error is not None:
             raise CheckpointError(f"the checkpoint {writer.checkpoint}, written behind the steps, {writer.error}")
         return writer.place
+
+    def prepare(self, size: int) -> None:
+        """Takes the memory for snapshots of about ``size`` bytes, so that the first save need not."""
+        self._snapshot.reserve(size + _MARGIN)
+        self._snapshot.touch()
 
     def begin(self, prepared: Prepared) -> None:
         """Takes the snapshot, and lets the thread write it; all ranks call this, when nothing is being written.
