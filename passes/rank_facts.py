@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from dmt_plugin.comm.distinct.row_groups import RowGroup
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.comm.input_dist.input_dist import Route
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.nn.lookup.site import LookupSite
+from dmt_plugin.nn.lookup.stacks import Stack, all_names
 from dmt_plugin.planner.load import LaneLoad
 
 
@@ -36,8 +38,12 @@ class Placement:
     """What placement makes for one rank.
 
     Attributes:
-        slots: id streams of the whole model.
-        sites: lookups of this rank.
+        slots: id streams of the whole model whose rows travel once per sample.
+        sites: lookups of this rank for them.
+        distinct_slots: id streams whose rows travel once, however many samples need them.
+        groups: the tables that these read.
+        stacks: what this rank holds of each group.
+        distinct_widths: for each rank the entries per sample that its tables in groups give, if no row comes twice.
         exchanges: the exchange modules by name.
         tower_paths: modules that only this host holds.
         feature_layers: layers of the user's model that run in the towers of all hosts.
@@ -53,6 +59,10 @@ class Placement:
 
     slots: tuple[IdSlot, ...] = ()
     sites: tuple[LookupSite, ...] = ()
+    distinct_slots: tuple[IdSlot, ...] = ()
+    groups: tuple[RowGroup, ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    distinct_widths: tuple[int, ...] = ()
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()
     feature_layers: tuple[str, ...] = ()
@@ -67,6 +77,11 @@ class Placement:
     def host_gradients(self) -> tuple[int, ...]:
         """For each host how many of the entries that it sends to its peers gradients come back for."""
         return tuple(sum(column.width for column in own if column.trained) for own in self.host_columns)
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Names of the tables, and shards of tables, that this rank holds."""
+        return tuple(dict.fromkeys([*(site.table for site in self.sites), *all_names(self.stacks)]))
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Say in which dtype rows travel between ranks, where their wire format leaves them as they are."""

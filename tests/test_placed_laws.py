@@ -62,6 +62,29 @@ PLACEMENT_CASES = (
 )
 """Divided tables on 2x2, with ZeRO stages and backends."""
 
+ONCE: dict[str, dict[str, Any]] = {
+    "once": {"towers": {"module": "none"}, "comm": {"dedup": "on"}},
+    "once per rank": {"towers": {"module": "dcn"}, "comm": {"dedup": "on", "route": "flat"}},
+    "once in ranges": {
+        "towers": {"module": "none"}, "placement": {"strategy": "row_wise"},
+        "comm": {"dedup": "on", "dedup_features": {"*1*": "off"}},
+    },
+}  # fmt: skip
+ONCE_CASES = {
+    "2x2": (
+        ("dlrm", "once", 1, "fbgemm"),
+        ("multi_hot_dlrm", "once in ranges", 2, "torch"),
+        ("multi_hot_dlrm", "once", 0, "fbgemm"),
+        ("deepctr_deepfm_sequence", "once", 2, "fbgemm"),
+        ("torchrec_dlrm", "once per rank", 1, "torch"),
+        ("joint_dlrm", "once in ranges", 1, "fbgemm"),
+        ("dlrm_mixed_dims", "once", 2, "torch"),
+    ),
+    "2x1": (("dlrm", "once", 0, "fbgemm"), ("dlrm_qr_mult", "once", 2, "torch")),
+    "1x2": (("multi_hot_dlrm", "once per rank", 1, "fbgemm"),),
+}
+"""Rows that travel once per host or rank, with ZeRO stages and backends."""
+
 LOOKUPS = ("deepctr_deepfm_sequence", "dlrm_mixed_dims", "dlrm_qr_mult", "joint_dlrm")
 LOOKUP_CASES = {"2x2": (("tower modules", 1), ("sptt", 2)), "2x1": (("tower modules", 0),), "1x2": (("sptt", 1),)}
 """A pooled sequence, projected widths, quotient and remainder tables, a joint table; with ZeRO stages."""
@@ -191,7 +214,7 @@ def compare(rank: int, world: int, topology: str, cases: list[tuple[str, str, in
     """Trains every case on all ranks; rank 0 also trains the single process and lists what differs."""
     wrong = []
     for name, variant, stage, backend in cases:
-        dmt = section(name, {**VARIANTS, **FORMS, **PLACEMENTS}[variant], topology, backend)
+        dmt = section(name, {**VARIANTS, **FORMS, **PLACEMENTS, **ONCE}[variant], topology, backend)
         outputs, state = train(name, dmt, stage, rank)
         everyone: list[Any] = [None] * world
         dist.all_gather_object(everyone, outputs)
@@ -227,6 +250,7 @@ def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]
             backend = "torch" if (stage + i) % 3 == 0 else "fbgemm"
             cases.append((name, variant, stage, backend))
     cases += PLACEMENT_CASES if topology == "2x2" else ()
+    cases += ONCE_CASES[topology]
     tied = itertools.product(sorted(TIED), FORM_CASES[topology])
     rest = [*tied, *itertools.product(LOOKUPS, LOOKUP_CASES[topology])]
     return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in rest]

@@ -46,6 +46,10 @@ CASES: list[Case] = [
     *((name, comm, 0, 1) for name, comm in itertools.product(("sptt", "jagged"), PAIRS)),
     *(("towers of CR 4", comm, 0, 2) for comm in COMBINATIONS[:2]),
     ("sptt", {"micro_blocks": 3}, 1, 1),
+    ("sptt", {"dedup": "on", "micro_blocks": 1}, 0, 2),
+    ("sptt", {"dedup": "on", "micro_blocks": 1, "prefetch": False}, 1, 1),
+    ("jagged", {"dedup": "on", "micro_blocks": 1, "overlap": False}, 0, 1),
+    ("jagged", {"dedup_features": {"*1": "on"}, "micro_blocks": 2}, 0, 1),
     ("towers of CR 4", {"route": "flat"}, 0, 1),
 ]
 

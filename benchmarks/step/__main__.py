@@ -33,6 +33,8 @@ def main(
     rate: Annotated[str | None, typer.Option(help="Of each host's link.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per rank.")] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
+    ids: Annotated[str | None, typer.Option(help="How ids are distributed: uniform or kaggle.")] = None,
+    table_lr: Annotated[float | None, typer.Option(help="Learning rate of the tables.")] = None,
     repeats: Annotated[int | None, typer.Option("--repeats", "-n", min=1)] = None,
     settle: Annotated[int | None, typer.Option(min=0, help="Steps before each timing that are not timed.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Steps of one timing.")] = None,
@@ -47,7 +49,8 @@ def main(
             _curve(repeats, output or Path("build/bench/curve.json"))
         else:
             changed = {
-                "hosts": hosts, "lanes": lanes, "rate": rate, "batch": batch, "width": width, "repeats": repeats,
+                "hosts": hosts, "lanes": lanes, "rate": rate, "batch": batch, "width": width, "ids": ids,
+                "table_lr": table_lr, "repeats": repeats,
                 "settle": settle, "iterations": iterations,
             }  # fmt: skip
             chosen = _chosen(profile, variants, {key: value for key, value in changed.items() if value is not None})

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.step.ids import draw
 from benchmarks.step.setting import Setting
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 
@@ -37,7 +38,8 @@ def make_batch(setting: Setting, step: int, rank: int) -> Batch:
     """The batch of one rank in one step."""
     generator = torch.Generator().manual_seed(1_000 * step + rank)
     dense = torch.randn(setting.batch, setting.dense, generator=generator)
-    ids = torch.randint(0, setting.rows, (setting.batch, setting.features), generator=generator)
+    columns = [draw(setting.ids, i, setting.rows, setting.batch, generator) for i in range(setting.features)]
+    ids = torch.stack(columns, dim=1)
     labels = (torch.rand(setting.batch, generator=generator) < torch.sigmoid(dense.sum(1) / 2)).float()
     return Batch(dense, ids, labels)
 
@@ -98,8 +100,8 @@ class FlatModel(nn.Module):
         super().__init__()
         # Without the library's own start, which takes as long as ours and is made for every variant on every rank.
         self.tables = nn.ModuleList(
-            nn.utils.skip_init(nn.EmbeddingBag, setting.rows, setting.width, mode="sum")
-            for _ in range(setting.features)
+            nn.utils.skip_init(nn.EmbeddingBag, setting.rows_of(feature), setting.width, mode="sum")
+            for feature in range(setting.features)
         )
         self.dense = Dense(setting)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.step import ids
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -16,7 +18,8 @@ class Setting:
         rate: of each host's link.
         batch: samples per rank ``B``.
         features: features ``F``, each with a table of its own.
-        rows: of each table.
+        rows: of each table with uniform ids; else see :func:`rows_of`.
+        ids: how ids are distributed, see :mod:`benchmarks.step.ids`: ``"uniform"`` or ``"kaggle"``.
         width: of each table ``N``.
         dense: dense features.
         top: width of the first layer behind the interaction; the second has half of it.
@@ -37,6 +40,7 @@ class Setting:
     batch: int = 512
     features: int = 26
     rows: int = 10_000
+    ids: str = "uniform"
     width: int = 64
     dense: int = 13
     top: int = 128
@@ -49,10 +53,16 @@ class Setting:
     table_lr: float = 500.0
 
     def __post_init__(self) -> None:
+        if self.ids not in ("uniform", "kaggle"):
+            raise ValueError(f"ids are uniform or kaggle, not {self.ids!r}")
         if min(self.repeats, self.few, self.iterations, self.checked) < 1:
             raise ValueError("repeats, few, iterations and checked must be at least 1")
         if self.settle < 0:
             raise ValueError("settle must be at least 0")
+
+    def rows_of(self, feature: int) -> int:
+        """Rows of a feature's table."""
+        return ids.rows_of(self.ids, feature, self.rows)
 
     @property
     def world_size(self) -> int:

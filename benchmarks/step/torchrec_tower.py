@@ -136,7 +136,9 @@ def _plan(setting: Setting, towers: Sequence[Sequence[int]], hosts: Sequence[int
         for place, feature in enumerate(features):
             rank = host * setting.lanes + place % setting.lanes
             block = ShardMetadata(
-                shard_offsets=[0, 0], shard_sizes=[setting.rows, setting.width], placement=f"rank:{rank}/cpu"
+                shard_offsets=[0, 0],
+                shard_sizes=[setting.rows_of(feature), setting.width],
+                placement=f"rank:{rank}/cpu",
             )
             plan[table_name(feature)] = ParameterSharding(
                 sharding_type=ShardingType.TABLE_COLUMN_WISE.value,

@@ -42,7 +42,7 @@ def collection(setting: Setting, features: Sequence[int]) -> nn.Module:
         EmbeddingBagConfig(
             name=table_name(feature),
             embedding_dim=setting.width,
-            num_embeddings=setting.rows,
+            num_embeddings=setting.rows_of(feature),
             feature_names=[feature_name(feature)],
         )
         for feature in features

@@ -149,6 +149,15 @@ def _all() -> dict[str, Entry]:
         _ours("none", comm=three), "SPTT, 3 micro-blocks", "ours", "fp32", "flat", losses=1e-6
     )
     for precision in _PRECISIONS:
+        found[f"sptt_dedup_{precision}"] = Entry(
+            _ours("none", comm={"dedup": "on", "peer_dtype": precision}), "SPTT, distinct rows once", "ours", precision,
+            "flat", *_BOUNDS[precision],
+        )  # fmt: skip
+    found["flat_dedup_fp32"] = Entry(
+        _ours("none", comm={"dedup": "on", "route": "flat"}), "flat route, distinct rows once per rank", "ours", "fp32",
+        "flat",
+    )  # fmt: skip
+    for precision in _PRECISIONS:
         for ratio in _RATIOS:
             found[f"dmt_cr{ratio}_{precision}"] = Entry(
                 _ours(f"cr{ratio}", comm={"peer_dtype": precision}), f"DMT, CR {ratio}", "ours", precision,

@@ -36,3 +36,16 @@ class BatchLayout:
     def rows_of_lane(self, lane: int) -> int:
         """Rows that came through source lane ``lane``: the sum over hosts."""
         return sum(self.blocks[lane])
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """How many rows an exchange carries, where they are not one per sample.
+
+    Attributes:
+        sent: rows to each member of the group, in group order.
+        received: rows from each.
+    """
+
+    sent: tuple[int, ...]
+    received: tuple[int, ...]

@@ -16,6 +16,7 @@ import binascii
 import copy
 import json
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,6 +131,15 @@ class CommConfig(Section):
         default="auto",
         description='Wire format of gradients inside a host; "auto": intra_dtype, but "bf16" for "fp16".',
     )
+    dedup: Literal["on", "off"] = Field(
+        default="off",
+        description='"on": every row that a batch needs crosses to a host once, however many of its samples need it, '
+        "and the host's gradients for it are summed before they leave; per rank on the flat route. Features that tower "
+        "modules read by sample keep their way.",
+    )
+    dedup_features: dict[str, Literal["on", "off"]] = Field(
+        default={}, description='The same for single features, by name or pattern ("item*"); the last that fits holds.'
+    )
     overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
     micro_blocks: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
         default="auto",
@@ -142,6 +152,11 @@ class CommConfig(Section):
         "dmt_plugin.data.prefetched or are announced by engine.prefetch.",
     )
     timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
+
+    def travels_once(self, feature: str) -> bool:
+        """Whether the rows of a feature are to travel once, however many samples need them."""
+        found = [value for name, value in self.dedup_features.items() if name == feature or fnmatchcase(feature, name)]
+        return (found[-1] if found else self.dedup) == "on"
 
     def blocks_on(self, hosts: int) -> int:
         """Parts that a batch is cut into on so many hosts."""

@@ -22,6 +22,12 @@ EXCHANGES = "dmt_exchange"
 """Where the exchanges live in the graph of a rank."""
 LOOKUP = "dmt_lookup"
 """The sharded lookup in the graph of a rank."""
+INDEX = "index"
+"""The exchange of ids for rows that travel once per sample."""
+REQUESTS = "requests"
+"""The exchange of requests for distinct rows."""
+DISTINCT = "rows"
+"""How the exchanges of distinct rows begin, by group of tables: ``rows0.peers``, ``rows0.lanes``, ``rows0.world``."""
 
 MUTATED = "dmt_mutated"
 """While a model is traced: the example values of the inputs that the node changed in place."""
@@ -98,6 +104,17 @@ def start_path(exchange: str) -> str:
 def wait_path(exchange: str) -> str:
     """Qualified name of what waits for an exchange."""
     return f"{EXCHANGES}.{exchange}.wait"
+
+
+def carries_ids(node: fx.Node) -> bool:
+    """Whether a node belongs to an exchange that needs ids only, and can run before the batch is there."""
+    return node.meta.get(EXCHANGE_META) in (INDEX, REQUESTS)
+
+
+def carries_samples(node: fx.Node) -> bool:
+    """Whether a node belongs to an exchange of rows with one row per sample."""
+    name = str(node.meta.get(EXCHANGE_META, INDEX))
+    return name not in (INDEX, REQUESTS) and not name.startswith(DISTINCT)
 
 
 def is_start(node: fx.Node) -> bool:

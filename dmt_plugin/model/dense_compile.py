@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from dmt_plugin.fxtools.names import EXCHANGE_META, LOOKUP
+from dmt_plugin.fxtools.names import EXCHANGES, LOOKUP
 from dmt_plugin.model.placed import PlacedModel
 
 
@@ -33,7 +33,7 @@ def compile_dense(placed: PlacedModel, **options: Any) -> int:
     apart = {
         str(node.target)
         for node in graph_module.graph.nodes
-        if node.op == "call_module" and (EXCHANGE_META in node.meta or str(node.target).startswith(LOOKUP))
+        if node.op == "call_module" and str(node.target).startswith((EXCHANGES, LOOKUP))
     }
     for path in apart:
         module = graph_module.get_submodule(path)

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 
-from dmt_plugin.comm.input_dist.input_dist import InputDist, RoutedIds
+from dmt_plugin.comm.distinct.requests import RowRequests
+from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.core.errors import ExchangeError
-from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES
+from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, carries_ids, is_start
 from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.passes.ops.per_sample import writes_input
 
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 Inputs = Sequence[Any]
 
-_ARRIVED = f"{EXCHANGES}.index.arrived"
+
+def _arrived(exchange: str) -> str:
+    return f"{EXCHANGES}.{exchange}.arrived"
 
 
 class IdPrefetcher:
@@ -39,16 +42,19 @@ class IdPrefetcher:
 
     Args:
         graph_module: the placed graph.
-        exchange: its input distribution.
+        exchanges: its exchanges that need ids only, by name: input distribution, requests for distinct rows, or both.
         transport: a wire that nothing else uses.
 
     Attributes:
         possible: False where reading the ids changes the batch in place, so that it cannot be done early.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, exchange: InputDist, transport: Transport) -> None:
-        graph_module.add_submodule(_ARRIVED, exchange.arrived)
-        self._exchange, self._transport = exchange, transport
+    def __init__(
+        self, graph_module: fx.GraphModule, exchanges: Mapping[str, InputDist | RowRequests], transport: Transport
+    ) -> None:
+        for name, exchange in exchanges.items():
+            graph_module.add_submodule(_arrived(name), exchange.arrived)
+        self._exchanges, self._transport = dict(exchanges), transport
         self._graph_module = graph_module
         self.possible = not any(writes_input(graph_module, n) for n in _leads(graph_module))
         self._programs: tuple[Callable[..., Any], Callable[..., Any]] | None = None
@@ -83,8 +89,9 @@ class IdPrefetcher:
         self._transport.step = announced.step
         read = self._both()[0]
 
-        def distribute() -> RoutedIds:
-            return self._exchange.distribute(read(self._graph_module, *announced.inputs), self._transport)
+        def distribute() -> dict[str, Any]:
+            ids = read(self._graph_module, *announced.inputs)
+            return {name: self._exchanges[name].distribute(own, self._transport) for name, own in ids.items()}
 
         self._job = _Job(announced, distribute)
         if self._transport.device.type == "cpu":
@@ -107,7 +114,8 @@ class IdPrefetcher:
         if self._job is None or not self._job.announced.are(inputs):
             return False, None
         job, self._job = self._job, None
-        self._exchange.hand_over(job.result())
+        for name, arrived in job.result().items():
+            self._exchanges[name].hand_over(arrived)
         return True, self._both()[1](self._graph_module, *inputs)
 
     def compile(self, compiled: Callable[[Any], Any]) -> None:
@@ -162,27 +170,26 @@ class _Announced:
 class _Job:
     """One batch's ids under way."""
 
-    def __init__(self, announced: _Announced, work: Callable[[], RoutedIds]) -> None:
+    def __init__(self, announced: _Announced, work: Callable[[], dict[str, Any]]) -> None:
         self.announced = announced
         self.done = threading.Event()
         self._work = work
-        self._routed: RoutedIds | None = None
+        self._arrived: dict[str, Any] = {}
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            self._routed = self._work()
+            self._arrived = self._work()
         except BaseException as error:  # belongs to the batch: raised where it is asked for
             self.error = error
         finally:
             self.done.set()
 
-    def result(self) -> RoutedIds:
+    def result(self) -> dict[str, Any]:
         self.done.wait()  # the exchanges inside have their limits
         if self.error is not None:
             raise self.error
-        assert self._routed is not None
-        return self._routed
+        return self._arrived
 
 
 def _mark(value: Any) -> Any:
@@ -194,16 +201,15 @@ def _mark(value: Any) -> Any:
     return value.data_ptr(), value.shape, value.stride(), value.dtype, value.device, version
 
 
-def _ends(nodes: Sequence[fx.Node]) -> tuple[fx.Node, fx.Node]:
-    """Start and wait of the input distribution."""
-    start, wait = (n for n in nodes if n.meta.get(EXCHANGE_META) == "index")
-    return start, wait
+def _starts(nodes: Sequence[fx.Node]) -> dict[str, fx.Node]:
+    """What starts each exchange of ids, by its name, in the order in which all ranks run them."""
+    return {str(n.meta[EXCHANGE_META]): n for n in nodes if carries_ids(n) and is_start(n)}
 
 
 def _leads(graph_module: fx.GraphModule) -> list[fx.Node]:
     """Nodes that the ids are made by."""
     nodes = list(graph_module.graph.nodes)
-    wanted = set(_ends(nodes)[0].all_input_nodes)
+    wanted = {n for start in _starts(nodes).values() for n in start.all_input_nodes}
     for node in reversed(nodes):
         if node in wanted:
             wanted.update(node.all_input_nodes)
@@ -221,12 +227,12 @@ def _program(graph_module: fx.GraphModule, cut: Callable[[fx.Graph], None]) -> C
 
 
 def _reading(graph: fx.Graph) -> None:
-    start, _ = _ends(list(graph.nodes))
+    starts = _starts(list(graph.nodes))
     output = next(n for n in graph.nodes if n.op == "output")
-    output.args = (tuple(start.args),)
+    output.args = ({name: tuple(start.args) for name, start in starts.items()},)
 
 
 def _rest(graph: fx.Graph) -> None:
-    _, wait = _ends(list(graph.nodes))
-    with graph.inserting_before(wait):
-        wait.replace_all_uses_with(graph.call_module(_ARRIVED))
+    for wait in [n for n in graph.nodes if carries_ids(n) and not is_start(n)]:
+        with graph.inserting_before(wait):
+            wait.replace_all_uses_with(graph.call_module(_arrived(wait.meta[EXCHANGE_META])))

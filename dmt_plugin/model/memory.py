@@ -26,12 +26,18 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
     """
     placement = graph.placement
     towers, dense = _entries(graph.logical)
+    # Rows that travel once need no more than a row per sample would, and how many they are is known by the batch only.
+    once = placement.distinct_widths or (0,) * graph.topology.world_size
+    of_hosts = [sum(column.width for column in own) for own in placement.host_columns] or [0] * graph.topology.hosts
     sizes = ModelSizes(
         batch=batch,
-        slots=placement.slots,
+        slots=(*placement.slots, *placement.distinct_slots),
         looked_up=placement.looked_up,
-        rank_widths=placement.rank_widths,
-        host_widths=[sum(column.width for column in own) for own in placement.host_columns],
+        rank_widths=[width + own for width, own in zip(placement.rank_widths, once, strict=True)],
+        host_widths=[
+            width + sum(once[graph.topology.rank_of(host, lane)] for lane in range(graph.topology.ranks_per_host))
+            for host, width in enumerate(of_hosts)
+        ],
         towers=towers,
         dense=dense,
         fbgemm=find_spec("fbgemm_gpu") is not None,

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, InputBinder, copy_graph, graph_module_over
 from dmt_plugin.capture.graph_state import load_graph_module, save_graph_module
+from dmt_plugin.comm.distinct.requests import RowRequests
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.wire.transport import Transport, Wire
 from dmt_plugin.config.section import DMTConfig
@@ -185,9 +186,8 @@ class PlacedModel(GraphModel):
         Args:
             transport: a wire over groups that nothing else uses.
         """
-        index = self.placement.exchanges["index"]
-        assert isinstance(index, InputDist)
-        prefetcher = IdPrefetcher(self.__dict__["graph_module"], index, transport)
+        exchanges = {n: x for n, x in self.placement.exchanges.items() if isinstance(x, InputDist | RowRequests)}
+        prefetcher = IdPrefetcher(self.__dict__["graph_module"], exchanges, transport)
         self._keep(prefetcher=prefetcher)
         return prefetcher
 
@@ -311,23 +311,24 @@ def place_tables(
         sources: by parameter of the flat model where its rows come from; tables without one start from zeros.
         device: where the tables are.
     """
-    plan = graph.plan
+    own = {name: graph.plan.shard(name) for name in graph.placement.shards}
     lookup = ShardedLookup(
         graph.placement.sites,
-        {site.table: _fill(plan.shard(site.table), sources) for site in graph.placement.sites},
+        {name: _fill(shard, sources) for name, shard in own.items()},
         backend=config.lookup.backend,
-        rules={site.table: _rule(config, plan.shard(site.table).table) for site in graph.placement.sites},
+        rules={name: _rule(config, shard.table) for name, shard in own.items()},
         location=config.lookup.location,
         device=device,
-        places={site.table: Place.of(plan.shard(site.table)) for site in graph.placement.sites},
+        places={name: Place.of(shard) for name, shard in own.items()},
         seed=0 if config.lookup.seed == "auto" else config.lookup.seed,
+        stacks=graph.placement.stacks,
     )
     setattr(graph.graph_module, LOOKUP, lookup)
     placed = graph_module_over(graph.graph_module, graph.graph_module.graph)
     logical = graph.logical
     model = PlacedModel(placed, logical.binder, logical, graph.topology, graph.rank, graph.placement, lookup)
     model._keep(passes=graph.passes)
-    model.compute_in(TORCH_TYPES[plan.row_dtype])
+    model.compute_in(TORCH_TYPES[graph.plan.row_dtype])
     return model
 
 

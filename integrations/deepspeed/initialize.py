@@ -234,7 +234,7 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
         placed.compute_in(TORCH_TYPES[call.settings.row_dtype(graph.plan.row_dtype)])
         if rank == 0 and config.report.dir is not None:
             write_description(placed, samples, gradient_sums(call.settings.given, config), config.report.dir)
-    sent = {site.table for site in placed.lookup.sites if placed.plan.shard(site.table).table.parameter in start.sent}
+    sent = {name for name in placed.lookup.tables if placed.plan.shard(name).table.parameter in start.sent}
     sync_tables(placed.lookup, functools.partial(values_of, placed.plan, start), groups, only=sent)
     sync_feature_layers(placed, model, groups)
     del found, start

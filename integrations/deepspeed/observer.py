@@ -118,7 +118,11 @@ class Observer:
         """Begin to watch an engine; its ``dmt`` is there."""
         self._engine, self._plan = engine, engine.dmt.plan
         self._tables = _tables_by_slot(self._plan, engine.dmt.lookup)
-        self._hook = engine.dmt.lookup.register_forward_pre_hook(self._looked_up)
+        lookup = engine.dmt.lookup
+        self._hooks = [
+            lookup.register_forward_pre_hook(self._looked_up),
+            lookup.distinct.register_forward_pre_hook(self._looked_up_once),
+        ]
         for name in (FORWARD, BACKWARD, STEP):
             setattr(engine, name, self._timed(name, getattr(engine, name)))
         engine.allreduce_gradients = self._timed_reduction(engine.allreduce_gradients)
@@ -128,7 +132,8 @@ class Observer:
 
     def close(self) -> None:
         """Watches the engine no longer; a record that is not complete is not written."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         for name in (FORWARD, BACKWARD, STEP, "allreduce_gradients"):
             vars(self._engine).pop(name, None)
         if self._shared is not None:
@@ -140,6 +145,12 @@ class Observer:
             for slot, tables in self._tables.items():
                 for table in tables:
                     self._sums.ids[table] += arguments[0].values[slot].numel()
+
+    def _looked_up_once(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        del module
+        if torch.is_grad_enabled():
+            for shard, count in self._engine.dmt.lookup.asked_by_table(arguments[0]).items():
+                self._sums.ids[self._plan.shard(shard).table.name] += count
 
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

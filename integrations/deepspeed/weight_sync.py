@@ -31,7 +31,7 @@ CHUNK_ELEMENTS = 4 * 1024 * 1024
 
 def owned_tables(lookup: Any) -> dict[str, tuple[int, int]]:
     """Rows and columns of the tables, or shards of tables, a rank's lookup holds, by name."""
-    return {site.table: (site.rows, site.dim) for site in lookup.sites}
+    return dict(lookup.shapes)
 
 
 def sync_tables(
@@ -44,7 +44,7 @@ def sync_tables(
     """Load rank 0's copy of every table where its owner is another rank.
 
     Args:
-        lookup: This rank's tables (``sites`` and ``table_weight``).
+        lookup: This rank's tables (``shapes`` and ``table_weight``).
         weight_of: The ``(rows, dim)`` weight of a table, or shard of one, in this rank's flat model, by its name;
             only used on rank 0.
         groups: This rank's groups.

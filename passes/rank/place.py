@@ -35,10 +35,12 @@ from dmt_plugin.fxtools.order import drop_unused, sort_nodes
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, Region
+from dmt_plugin.passes.placement.distinct_tables import distinct_tables
 from dmt_plugin.passes.placement.sent_values import SentValue, copied_region, sent_values_of, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.placement.table_placement import lane_loads
 from dmt_plugin.passes.placement.table_shards import SentShard, arrived_columns, shards_by_rank
+from dmt_plugin.passes.rank.distinct_rows import add_distinct_rows
 from dmt_plugin.passes.rank_facts import SentColumn
 
 
@@ -84,11 +86,20 @@ class _Rewrite:
         assert ctx.plan is not None
         self.ctx, self.plan, self.topology, self.rank = ctx, ctx.plan, ctx.topology, ctx.rank
         self.graph, self.placement = ctx.gm.graph, ctx.placement
-        self.values = sent_values_of(ctx)
-        self.shards = shards_by_rank(self.values, self.plan, self.topology)
+        values = sent_values_of(ctx)
         self.region_of = {region.stream: region for region in ctx.facts.regions.values()}
         self.placement.route = ctx.config.comm.route
+        once = distinct_tables(ctx, self._packed())
+        self.values = [value for value in values if value.lookup.table not in once]
+        self.shards = shards_by_rank(self.values, self.plan, self.topology)
+        ctx.gm.add_submodule(LOOKUP, nn.Identity())  # replaced by the sharded lookup
+        self._say_loads(shards_by_rank(values, self.plan, self.topology))
         with self.graph.inserting_before(next(n for n in reversed(self.graph.nodes) if n.op == "output")):
+            if once:
+                add_distinct_rows(ctx, [x for x in ctx.facts.lookups if x.table in once], self._substitute)
+            if not self.values:
+                self.placement.rank_widths = self.placement.rank_gradients = (0,) * self.topology.world_size
+                return
             routed, layout = self._distribute()
             rows = self._look_up(routed)
             if ctx.config.comm.route == "flat":
@@ -105,10 +116,8 @@ class _Rewrite:
         self.slot_by_key = {keys[slot]: i for i, slot in enumerate(exchange.owned)}
         self.placement.slots = tuple(slot for slot, _ in slots.values())
         self.placement.sites = sites_of(self.shards[self.rank], self.slot_by_key)
-        self.placement.rank_widths = widths = tuple(map(_width, self.shards))
+        self.placement.rank_widths = tuple(map(_width, self.shards))
         self.placement.rank_gradients = tuple(map(_gradients, self.shards))
-        self.placement.looked_up = tuple(sum(sent.looked_up for sent in own) for own in self.shards)
-        self.placement.loads = lane_loads(self.shards, self.ctx.config, self.topology, widths)
         ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
         self._add("index", exchange)
         routed = self._exchange("index", tuple(ids), f"{len(exchange.owned)} id stream(s), H*L*B rows")
@@ -118,7 +127,7 @@ class _Rewrite:
     def _look_up(self, routed: fx.Node) -> fx.Node:
         """This rank's rows, and what their features make of them here."""
         mine = self.shards[self.rank]
-        rows = self._call(LOOKUP, (routed,))
+        rows = self.graph.call_module(LOOKUP, (routed,))
         rows.meta[SHAPE_META] = f"(H*L*B, {sum(sent.looked_up for sent in mine)})"
         values = [sent.value for sent in mine]
         if not any(c.region for c in values):
@@ -153,6 +162,8 @@ class _Rewrite:
         own_outputs = [
             self._tower(column, column_of) if column.tower else column_of[column.node] for column in items[host]
         ]
+        if not own_outputs:  # nothing of this host travels by sample: a block of no columns
+            own_outputs = [self.graph.call_function(operator.getitem, (blocks, 0))]
         sent = self.graph.call_function(side_by_side, (own_outputs,))
         widths = [sum(c.width for c in own) for own in items]
         back = [sum(c.width for c in own if c.trained) for own in items]
@@ -201,24 +212,36 @@ class _Rewrite:
         region = self.region_of[stream]
         return copied_region(self.graph, region, lambda node: shaped(self.graph, column_of[node], node))
 
+    def _say_loads(self, shards: Sequence[Sequence[SentShard]]) -> None:
+        """What each rank holds and looks up, whichever way its rows travel."""
+        self.placement.looked_up = tuple(sum(sent.looked_up for sent in own) for own in shards)
+        self.placement.loads = lane_loads(shards, self.ctx.config, self.topology, tuple(map(_width, shards)))
+
+    def _packed(self) -> set[fx.Node]:
+        """Lookups that tower modules read."""
+        packed: set[fx.Node] = set()
+        for output in (n for n in self.graph.nodes if n.op == "call_module"):
+            if tower_number(str(output.target)) is not None:
+                pack = output.args[0]
+                assert isinstance(pack, fx.Node)
+                for stream in pack.args[0]:  # type: ignore[union-attr]
+                    assert isinstance(stream, fx.Node)
+                    packed.update(self.region_of[stream].lookups if stream in self.region_of else [stream])
+        return packed
+
     # -- helpers -------------------------------------------------------------------------
 
     def _columns_of(self, host: int) -> list[_Column]:
         """What a host sends: outputs of its tower modules, then lookups without one; last what has no gradients."""
         towers = set(self.plan.towers_on(host))
         columns: list[_Column] = []
-        packed: set[fx.Node] = set()
+        packed = self._packed()
         for output in (n for n in self.graph.nodes if n.op == "call_module"):
             tower = tower_number(str(output.target))
             if tower is None:
                 continue  # a decoder, say: it runs where the samples are
-            pack = output.args[0]
-            assert isinstance(pack, fx.Node)
-            for stream in pack.args[0]:  # type: ignore[union-attr]
-                assert isinstance(stream, fx.Node)
-                packed.update(self.region_of[stream].lookups if stream in self.region_of else [stream])
             if tower in towers:
-                trained = self._trained(output, pack.args[0])
+                trained = self._trained(output, output.args[0].args[0])
                 columns.append(_Column(output, int(output.meta["val"].shape[1]), str(output.target), trained))
         columns.extend(
             _Column(c.node, c.width, trained=not c.lookup.frozen)
@@ -249,11 +272,6 @@ class _Rewrite:
         regions = [self.region_of[s] for s in packed if s in self.region_of]
         nodes = [n for region in regions if region.layers for n in region.nodes if n.op == "call_module"]
         return [str(n.target) for n in nodes if any(True for _ in self.ctx.module(n).parameters())]
-
-    def _call(self, target: str, args: tuple[Any, ...]) -> fx.Node:
-        if target == LOOKUP:
-            self.ctx.gm.add_submodule(target, nn.Identity())  # replaced by the sharded lookup
-        return self.graph.call_module(target, args)
 
     def _add(self, name: str, exchange: nn.Module) -> None:
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)

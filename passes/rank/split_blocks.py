@@ -27,7 +27,17 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from dmt_plugin.comm.input_dist.input_dist import InputDist
-from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, LOOKUP, SHAPE_META, calls_tower, is_start, is_wait
+from dmt_plugin.fxtools.names import (
+    BLOCK_META,
+    EXCHANGE_META,
+    INDEX,
+    LOOKUP,
+    SHAPE_META,
+    calls_tower,
+    carries_samples,
+    is_start,
+    is_wait,
+)
 from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
@@ -56,7 +66,9 @@ class SplitBlocks(GraphPass):
         strange = _strange_modules(ctx.plan) if ctx.placement.route == "hierarchical" else ""
         if strange:
             return self.result(0, 0, f"one block: {strange} may mix samples, and runs between two exchanges")
-        index = ctx.placement.exchanges["index"]
+        if not any(map(_starts_rows, ctx.gm.graph.nodes)):
+            return self.result(0, 0, "one block: all rows travel once, whichever block needs them")
+        index = ctx.placement.exchanges[INDEX]
         assert isinstance(index, InputDist)
         index.sort_by_blocks(blocks)
         before = len(ctx.gm.graph.nodes)
@@ -83,7 +95,7 @@ class _Split:
         self.layout = layout
         first = _entry(start)
         self.inside = self._inside(first)
-        missed = [n.name for n in self.order if _is_row_exchange(n) and n not in self.inside]
+        missed = [n.name for n in self.order if carries_samples(n) and n not in self.inside]
         assert not missed, f"{missed} would carry the whole batch while others carry blocks"
         self._clone(first, self.inside)
 
@@ -106,7 +118,7 @@ class _Split:
         for node in self.order:
             if node.op == "output" or not any(n in inside for n in node.all_input_nodes):
                 continue
-            if node in leads or (_is_row_exchange(node) and is_wait(node)):
+            if node in leads or (carries_samples(node) and is_wait(node)):
                 # Placement puts here what it has proven to need the rows alone (`find_regions`); rows of other ranks
                 # have nothing on this one that could be cut beside them.
                 strangers = [n for n in node.all_input_nodes if n not in inside and n not in self.constants]
@@ -196,7 +208,7 @@ class _Split:
                         parts = [copies[node] for copies in of_block]
                         joined[node] = self.graph.call_function(join_rows, (parts, self.layout))
                     else:  # a size, or several results: made again from what was joined
-                        assert not _is_row_exchange(node), f"{node.name} would be run a second time"
+                        assert not carries_samples(node), f"{node.name} would be run a second time"
                         joined[node] = self.graph.node_copy(node, whole)
                     joined[node].meta["val"] = node.meta.get("val")
             return joined[node]
@@ -210,12 +222,8 @@ class _Split:
             self.graph.erase_node(node)
 
 
-def _is_row_exchange(node: fx.Node) -> bool:
-    return node.meta.get(EXCHANGE_META, "index") != "index"
-
-
 def _starts_rows(node: fx.Node) -> bool:
-    return _is_row_exchange(node) and is_start(node)
+    return carries_samples(node) and is_start(node)
 
 
 def _entry(start: fx.Node) -> fx.Node:

@@ -67,6 +67,8 @@ class StandinLookup(nn.Module):
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.sites = [Site(name, ROWS, DIM) for name in weights]
+        self.shapes = {name: (ROWS, DIM) for name in weights}
+        self.distinct = nn.Identity()
         self.__dict__["weights"] = {k: w.detach().clone().requires_grad_() for k, w in weights.items()}
         self.grad_scale = 1.0
         self.steps = 0

@@ -23,8 +23,9 @@ def prefetcher(error: Exception | None) -> IdPrefetcher:
     made = IdPrefetcher.__new__(IdPrefetcher)
     wire = SimpleNamespace(step=0, device=torch.device("cpu"))
     made.__dict__.update(
-        _exchange=SimpleNamespace(distribute=distribute), _transport=wire, _graph_module=None, possible=True,
-        _programs=(lambda *_: (), None), _announced=None, _job=None, _warned=False,
+        _exchanges={"index": SimpleNamespace(distribute=distribute)}, _transport=wire, _graph_module=None,
+        possible=True,
+        _programs=(lambda *_: {"index": ()}, None), _announced=None, _job=None, _warned=False,
     )  # fmt: skip
     return made
 

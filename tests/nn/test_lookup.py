@@ -150,7 +150,7 @@ def test_gradient_scale(backend: str) -> None:
 def test_tables_are_hidden_from_engines(backend: str) -> None:
     lookup = make(backend)
     assert not list(lookup.parameters()) and not list(lookup.buffers()) and not lookup.state_dict()
-    assert [name for name, _ in lookup.named_modules()] == ["", "cut_rows"]
+    assert [name for name, _ in lookup.named_modules()] == ["", "cut_rows", "distinct"]
     lookup.bfloat16().eval()
     assert lookup.table_weight("a").dtype == lookup(make_routed(3)).dtype == torch.float32
     assert lookup.backend_of("a") == backend

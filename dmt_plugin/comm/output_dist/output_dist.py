@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.batch_layout import BatchLayout, RowCounts
 from dmt_plugin.comm.formats import Format
 from dmt_plugin.comm.wire.codecs import Codec, Shape, codec_of
 from dmt_plugin.comm.wire.transport import Group, Pending, Wire, group_ranks
@@ -203,8 +203,13 @@ class _Core:
         assert self.wire is not None
         return self.wire.all_to_all(self.name, phase, self.group, send, send_splits, recv_splits)
 
-    def shape(self, layout: BatchLayout) -> _Shape:
-        blocks, members = layout.blocks, len(self.recv_widths)
+    def shape(self, layout: BatchLayout | RowCounts) -> _Shape:
+        members = len(self.recv_widths)
+        own = self.gradient_widths[self.index]
+        if isinstance(layout, RowCounts):
+            sent, received = list(layout.sent), list(layout.received)
+            return _Shape(sent, received, self.send_width, self.recv_widths, own, self.gradient_widths)
+        blocks = layout.blocks
         if self.group == "lanes":
             send = [sum(block) for block in blocks]
             receive = [send[self.index] if self.index < len(send) else 0] * members
@@ -220,10 +225,9 @@ class _Core:
                 f"exchange '{self.name}': the batch layout has blocks {layout.blocks}, which do not fit a "
                 f"{self.group} group of {members} ranks"
             )
-        own = self.gradient_widths[self.index]
         return _Shape(send, receive, self.send_width, self.recv_widths, own, self.gradient_widths)
 
-    def start(self, x: Tensor, layout: BatchLayout) -> RowsInFlight:
+    def start(self, x: Tensor, layout: BatchLayout | RowCounts) -> RowsInFlight:
         if self.wire is None:
             raise RuntimeError(f"exchange '{self.name}' has no transport; call bind(transport) first")
         shape = self.shape(layout)
@@ -256,7 +260,7 @@ class _Start(nn.Module):
         super().__init__()
         self.core = core
 
-    def forward(self, x: Tensor, layout: BatchLayout) -> RowsInFlight:
+    def forward(self, x: Tensor, layout: BatchLayout | RowCounts) -> RowsInFlight:
         return self.core.start(x, layout)
 
 
@@ -282,6 +286,8 @@ class OutputDist(nn.Module):
     - ``"peers"``: of this lane's rows those of host ``h`` go to host ``h``; ``layout.own`` rows come from
       each;
     - ``"world"``: the rows of rank ``r`` go to rank ``r``; ``layout.own`` rows come from each.
+
+    With ``RowCounts`` in place of a layout those numbers of rows go to each member, and come from each.
 
     Args:
         name: for messages and the traffic count.
@@ -352,7 +358,7 @@ class OutputDist(nn.Module):
         """
         self._core.bind(transport)
 
-    def forward(self, x: Tensor, layout: BatchLayout) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, layout: BatchLayout | RowCounts) -> tuple[Tensor, ...]:
         """Start and wait at once."""
         blocks: tuple[Tensor, ...] = self.wait(self.start(x, layout))
         return blocks

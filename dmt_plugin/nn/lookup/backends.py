@@ -6,7 +6,7 @@ Each backend gives the columns of its own sites; :func:`column_runs` says how th
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -67,13 +67,40 @@ def make_backends(
         ValueError: FBGEMM was asked for and cannot serve a table exactly.
         PairingError: it is installed, but cannot be loaded.
     """
+    refused = on_torch(sites, backend, rules, device)
+    alike: dict[tuple[str, Rule], list[LookupSite]] = {}
+    for site in sites:
+        if site.table not in refused:
+            alike.setdefault((site.mode, rules[site.table]), []).append(site)
+    backends: list[Tables] = [FbgemmTables(of, weights, rule, device, location) for (_, rule), of in alike.items()]
+    rest = [site for site in sites if site.table in refused]
+    if rest:
+        backends.append(TorchTables(rest, weights, rules, device, places, seed))
+    return backends
+
+
+def on_torch(
+    sites: Sequence[LookupSite], backend: str, rules: Mapping[str, Rule], device: torch.device
+) -> Collection[str]:
+    """Names of the tables that PyTorch looks up; FBGEMM has the others.
+
+    Args:
+        sites: lookups in the tables.
+        backend: ``"auto"``, ``"fbgemm"`` or ``"torch"``.
+        rules: how each table is updated.
+        device: of the computation.
+
+    Raises:
+        ValueError: FBGEMM was asked for and cannot serve a table exactly.
+        PairingError: it is installed, but cannot be loaded.
+    """
     if not sites:
-        return []
+        return ()
     if backend == "auto" and find_spec("fbgemm_gpu") is None:
         logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
         backend = "torch"
     if backend == "torch":
-        return [TorchTables(sites, weights, rules, device, places, seed)]
+        return {site.table for site in sites}
     refused = refusals(sites, rules)
     wanted = {rules[s.table] for s in sites if s.table not in refused}
     tried = {rule: why_not(replace(rule, frozen=False), device) for rule in wanted}
@@ -87,15 +114,7 @@ def make_backends(
     if refused:
         why = "; ".join(f"'{table}': {reason}" for table, reason in refused.items())
         logger.info("tables looked up on PyTorch instead of FBGEMM: %s", why)
-    alike: dict[tuple[str, Rule], list[LookupSite]] = {}
-    for site in sites:
-        if site.table not in refused:
-            alike.setdefault((site.mode, rules[site.table]), []).append(site)
-    backends: list[Tables] = [FbgemmTables(of, weights, rule, device, location) for (_, rule), of in alike.items()]
-    rest = [site for site in sites if site.table in refused]
-    if rest:
-        backends.append(TorchTables(rest, weights, rules, device, places, seed))
-    return backends
+    return refused
 
 
 def column_runs(sites: Sequence[LookupSite], backends: Sequence[Tables]) -> list[tuple[int, int, int]] | None:

@@ -105,6 +105,11 @@ class TorchTables:
             sparse=not short,
         )
 
+    def rows_of(self, name: str, ids: Tensor) -> Tensor:
+        """``(n, dim)`` rows of one table in fp32, one for each id ``(n,)``."""
+        table = self._tables[name]
+        return self._widened(name, ids) if table.dtype != torch.float32 else F.embedding(ids, table, sparse=True)
+
     def _widened(self, name: str, ids: Tensor) -> Tensor:
         """``(ids, dim)`` rows in fp32, one for each id, whose gradients are collected."""
         rows = self._tables[name].index_select(0, ids).float()

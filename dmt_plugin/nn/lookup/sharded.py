@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.distinct.requests import Requests
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 from dmt_plugin.comm.micro_blocks import layouts_of
 from dmt_plugin.core.finite import all_finite, bounds_of
@@ -30,6 +31,7 @@ from dmt_plugin.nn.lookup.border import CutBlocks, OneBlock, ScaleGradient, Whol
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
 from dmt_plugin.nn.lookup.rounding import Place
 from dmt_plugin.nn.lookup.site import Fill, LookupSite, Tables, check_sites
+from dmt_plugin.nn.lookup.stacks import Stack, StackedTables, all_names
 
 LOCATIONS = ("auto", "host", "device", "managed", "managed_caching")
 
@@ -51,6 +53,7 @@ class ShardedLookup(nn.Module):
         device: device of the computation.
         places: where in a parameter the rows and columns of a table are; by default, it is the parameter.
         seed: of stochastic rounding on PyTorch.
+        stacks: tables that are asked for by distinct rows, in the order of the groups of the requests.
 
     Attributes:
         grad_scale: factor on the gradient that enters the tables, read in forward.
@@ -77,6 +80,7 @@ class ShardedLookup(nn.Module):
         device: torch.device | str = "cpu",
         places: Mapping[str, Place] | None = None,
         seed: int = 0,
+        stacks: Sequence[Stack] = (),
     ) -> None:
         super().__init__()
         for key, value, known in (
@@ -89,7 +93,7 @@ class ShardedLookup(nn.Module):
         check_sites(sites, weights)
         self.sites = tuple(sites)
         self.device = torch.device(device)
-        names = dict.fromkeys(site.table for site in sites)
+        names = dict.fromkeys([*(site.table for site in sites), *all_names(stacks)])
         self.rules = {name: rules[name] if rules else Rule(optimizer, lr, eps) for name in names}  # type: ignore[arg-type]
         self._rates = {name: rule.lr for name, rule in self.rules.items()}
         self.grad_scale = 1.0
@@ -98,10 +102,17 @@ class ShardedLookup(nn.Module):
         self._backends: tuple[Tables, ...] = tuple(
             make_backends(sites, weights, backend, self.rules, location, self.device, places, seed)
         )
+        self._stacks = tuple(
+            StackedTables(stack, weights, self.rules, backend, location, self.device, places, seed) for stack in stacks
+        )
+        self._pooled = self._backends
+        self._backends += tuple(stack.backend for stack in self._stacks if stack.backend is not None)
         check_location(location, self.device, self._backends)
-        self._of_table = {table: tables for tables in self._backends for table in tables.tables}
-        self._order = column_runs(self.sites, self._backends)
+        self._holders: tuple[Tables | StackedTables, ...] = (*self._pooled, *self._stacks)
+        self._of_table = {table: tables for tables in self._holders for table in tables.tables}
+        self._order = column_runs(self.sites, self._pooled)
         self.cut_rows = _CutRows(self)
+        self.distinct = _Distinct(self)
         self._watches = False
         self._bounds: list[Tensor] = []
 
@@ -112,7 +123,9 @@ class ShardedLookup(nn.Module):
 
     def backend_of(self, table: str) -> str:
         """``"fbgemm"`` or ``"torch"``."""
-        return "torch" if isinstance(self._find(table), TorchTables) else "fbgemm"
+        found = self._find(table)
+        held_by = found.backend if isinstance(found, StackedTables) else found
+        return "torch" if isinstance(held_by, TorchTables) else "fbgemm"
 
     def forward(self, routed: RoutedIds, scaled: bool = True) -> Tensor:
         """Pool the ids of all sites.
@@ -124,21 +137,42 @@ class ShardedLookup(nn.Module):
         Returns:
             ``(rows, sum of dims)``, columns in the order of the sites; the mean of an empty bag is zero.
         """
-        if not self._backends:
+        if not self._pooled:
             return torch.zeros(routed.layout.rows, 0, device=self.device, dtype=self.row_dtype)
         for site in self.sites:
             if site.weighted and routed.weights[site.slot] is None:
                 raise ValueError(f"lookup '{site.name}' is weighted, but its ids came without weights")
-        outputs = [tables.forward(routed) for tables in self._backends]
+        outputs = [tables.forward(routed) for tables in self._pooled]
         if self._order is None:
             pooled = outputs[0]
         else:
             pooled = torch.cat([outputs[b][:, start:end] for b, start, end in self._order], dim=1)
-        if self._watches and pooled.requires_grad:
-            pooled.register_hook(self._note)  # of the gradient behind the scale, be it whole or put together by blocks
-        if scaled and (self.row_dtype != pooled.dtype or (self.grad_scale != 1.0 and pooled.requires_grad)):
-            pooled = ScaleGradient.apply(pooled, self.grad_scale, self.row_dtype)
-        return pooled
+        self._watch(pooled)
+        return self._scaled(pooled) if scaled else pooled
+
+    def look_up_distinct(self, requests: Requests) -> tuple[Tensor, ...]:
+        """The rows that ranks ask for: ``(n, width)`` by group of tables, in the order of the requests."""
+        found = []
+        for stack, group in zip(self._stacks, requests.groups, strict=True):
+            rows = stack.look_up(group.asked)
+            self._watch(rows)
+            found.append(self._scaled(rows))
+        return tuple(found)
+
+    def asked_by_table(self, requests: Requests) -> dict[str, int]:
+        """How many rows of each table of this rank are asked for."""
+        pairs = zip(self._stacks, requests.groups, strict=True)
+        return {name: n for stack, group in pairs for name, n in stack.asked_by_table(group.asked).items()}
+
+    def _watch(self, rows: Tensor) -> None:
+        if self._watches and rows.requires_grad:
+            rows.register_hook(self._note)  # of the gradient behind the scale, be it whole or put together by blocks
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        if self.row_dtype == rows.dtype and (self.grad_scale == 1.0 or not rows.requires_grad):
+            return rows
+        scaled: Tensor = ScaleGradient.apply(rows, self.grad_scale, self.row_dtype)
+        return scaled
 
     def cut(self, rows: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ...]:
         """Cut rows that came out of ``forward`` without its scale into micro-blocks, whose gradients are scaled.
@@ -206,7 +240,7 @@ class ShardedLookup(nn.Module):
         Args:
             tables: names; those of other ranks' tables are no error.
         """
-        for own in self._backends:
+        for own in self._holders:
             own.freeze(tables)
 
     def set_lr(self, lr: float | Callable[[Rule], float]) -> None:
@@ -229,11 +263,11 @@ class ShardedLookup(nn.Module):
     @property
     def steps(self) -> dict[str, int]:
         """Updates so far of each table whose rule counts them: Adam's and Lamb's."""
-        return {table: count for tables in self._backends for table, count in tables.steps.items()}
+        return {table: count for tables in self._holders for table, count in tables.steps.items()}
 
     def set_steps(self, steps: Mapping[str, int]) -> None:
         """How many updates tables have had; names of other ranks' tables are no error."""
-        for tables in self._backends:
+        for tables in self._holders:
             tables.set_steps({table: count for table, count in steps.items() if table in tables.tables})
 
     def settle(self) -> None:
@@ -268,7 +302,12 @@ class ShardedLookup(nn.Module):
         """Counts of sites and tables."""
         return f"sites={len(self.sites)}, tables={len(self.tables)}"
 
-    def _find(self, table: str) -> Tables:
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of each table of this rank."""
+        return {name: tuple(tables.weight(name).shape) for name, tables in self._of_table.items()}  # type: ignore[misc]
+
+    def _find(self, table: str) -> Tables | StackedTables:
         if table not in self._of_table:
             raise KeyError(f"this rank has no table '{table}'; it has {sorted(self._of_table)}")
         return self._of_table[table]
@@ -284,6 +323,18 @@ class _CutRows(nn.Module):
     def forward(self, rows: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ...]:
         """See :meth:`ShardedLookup.cut`."""
         return self._lookup[0].cut(rows, layout, blocks)
+
+
+class _Distinct(nn.Module):
+    """``ShardedLookup.look_up_distinct`` as a graph node."""
+
+    def __init__(self, lookup: ShardedLookup) -> None:
+        super().__init__()
+        self._lookup = (lookup,)  # a tuple hides it: the lookup holds this module
+
+    def forward(self, requests: Requests) -> tuple[Tensor, ...]:
+        """See :meth:`ShardedLookup.look_up_distinct`."""
+        return self._lookup[0].look_up_distinct(requests)
 
 
 @torch.no_grad()

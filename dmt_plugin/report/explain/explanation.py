@@ -30,7 +30,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, ConfigError, FindingsError, TransformError
 from dmt_plugin.core.findings import sort_findings
 from dmt_plugin.core.memory import memory_limits
-from dmt_plugin.fxtools.names import tower_part
+from dmt_plugin.fxtools.names import INDEX, tower_part
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
@@ -42,6 +42,7 @@ from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.file import write_json
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
+from dmt_plugin.planner.distinct_cost import distinct_costs
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
 from dmt_plugin.planner.memory import MemoryNeed, shard_bytes
 from dmt_plugin.planner.memory_check import shortage
@@ -277,7 +278,13 @@ def _start(plan: TowerPlan, name: str) -> str:
 def costs_of(placed: PlacedGraph | PlacedModel, batch: int, as_trained: bool = False) -> list[ExchangeCost]:
     """Bytes of every exchange of one step of a placed model, by formula; also as if no table were frozen."""
     placement = placed.placement
-    return exchange_costs(
+    formats = {name: x.formats for name, x in placement.exchanges.items() if isinstance(x, OutputDist)}
+    once = distinct_costs(
+        placement.groups, placement.distinct_slots, placed.topology, placed.rank, batch, formats, as_trained
+    )
+    if INDEX not in placement.exchanges:
+        return once
+    return once + exchange_costs(
         placement.slots,
         placement.rank_widths,
         sent_by_host(placed),
@@ -285,7 +292,7 @@ def costs_of(placed: PlacedGraph | PlacedModel, batch: int, as_trained: bool = F
         placed.rank,
         batch,
         placement.route,
-        formats={name: x.formats for name, x in placement.exchanges.items() if isinstance(x, OutputDist)},
+        formats=formats,
         rank_gradients=None if as_trained else placement.rank_gradients,
         host_gradients=None if as_trained else placement.host_gradients,
     )

@@ -1,0 +1,196 @@
+"""Groups of tables whose distinct rows travel together, and the numbers by which ranks ask for them.
+
+1. The tables of a group have one width and one update rule. What a rank holds of them lies one below the other: the
+   rank's *stack*. A row of a table has one owner, and one place in the stack of that owner.
+2. The *code* of a row is ``position of its owner * span + place in the owner's stack``, where no stack is longer than
+   ``span``. On the hierarchical route owners are numbered lane by lane and inside a lane host by host, on the flat
+   route by rank. Sorted codes therefore lie owner by owner, and what goes to one rank is a contiguous slice.
+3. Codes are int32 wherever the largest fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dmt_plugin.topology.shape import Topology
+
+Route = Literal["hierarchical", "flat"]
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Rows of one table that one rank holds.
+
+    Attributes:
+        rank: the owner.
+        first_row: number of the first row in the table.
+        step: distance of neighbours: row ``i`` of the part is row ``first_row + i * step`` of the table.
+        rows: number of rows.
+        base: place of its first row in the owner's stack.
+    """
+
+    rank: int
+    first_row: int
+    step: int
+    rows: int
+    base: int
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """A table, or a range of its columns, in a group.
+
+    Attributes:
+        name: unique in the group.
+        rows: valid ids are ``0 .. rows - 1``.
+        parts: its rows by owner, each row in one of them.
+    """
+
+    name: str
+    rows: int
+    parts: tuple[RowPart, ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """One lookup in a table of a group.
+
+    Attributes:
+        slot: index of the id stream.
+        table: index of the table in the group.
+        pooling: ``"sum"`` or ``"mean"`` of a bag; ``"none"`` for a vector per id.
+        weighted: the ids have weights.
+        padding: with ``"none"``, the id whose vector is zero and takes no gradient.
+    """
+
+    slot: int
+    table: int
+    pooling: str = "sum"
+    weighted: bool = False
+    padding: int | None = None
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Tables whose rows travel together.
+
+    Attributes:
+        name: prefix of its exchanges.
+        width: entries of a row.
+        tables: the tables.
+        reads: the lookups in them.
+        trained: whether gradients come back; not for frozen tables.
+    """
+
+    name: str
+    width: int
+    tables: tuple[GroupTable, ...]
+    reads: tuple[Read, ...]
+    trained: bool = True
+
+    def stack_rows(self, rank: int) -> int:
+        """Rows that a rank holds of the group."""
+        return sum(part.rows for table in self.tables for part in table.parts if part.rank == rank)
+
+
+class RowCodes:
+    """Turns ids into codes, and codes into places of a stack.
+
+    Args:
+        group: the tables.
+        topology: hosts and lanes.
+        route: which order of owners.
+        rank: this rank.
+    """
+
+    def __init__(self, group: RowGroup, topology: Topology, route: Route, rank: int) -> None:
+        self.group = group
+        world = range(topology.world_size)
+        self.span = max([group.stack_rows(rank) for rank in world] + [1])
+        self.dtype = torch.int32 if len(world) * self.span < 2**31 else torch.int64
+        hosts = topology.hosts
+        self._position = {
+            rank: topology.lane_of(rank) * hosts + topology.host_of(rank) if route == "hierarchical" else rank
+            for rank in world
+        }
+        self._own = self._position[rank] * self.span
+        self._tables = [_coder(table, [self._first_code(part) for part in table.parts]) for table in group.tables]
+
+    def _first_code(self, part: RowPart) -> int:
+        return self._position[part.rank] * self.span + part.base
+
+    def of(self, read: Read, ids: Tensor) -> Tensor:
+        """Codes of the rows that a lookup reads, ``(n,)``."""
+        return self._tables[read.table](ids.to(self.dtype))
+
+    def counts(self, codes: Tensor, members: int, owners: int, first: int = 0) -> list[int]:
+        """How many of these sorted codes belong to each member of a group.
+
+        Args:
+            codes: ``(n,)``.
+            members: ranks in the group.
+            owners: owners behind each member, next to each other.
+            first: position of the first owner.
+        """
+        borders = torch.arange(members + 1, dtype=codes.dtype, device=codes.device) * owners + first
+        return torch.searchsorted(codes, borders * self.span).diff().tolist()
+
+    def rows_of_stack(self, asked: Sequence[Tensor]) -> Tensor:
+        """Rows of this rank's stack, from the codes that the members of a group ask for."""
+        return torch.cat(list(asked)) - self._own
+
+
+class _OneOwner:
+    """A table that lies whole in one stack."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        return ids + self._code
+
+
+class _ByRange:
+    """A table in ranges of neighbouring rows."""
+
+    def __init__(self, starts: Sequence[int], codes: Sequence[int]) -> None:
+        self._starts = torch.tensor(starts)
+        self._shift = torch.tensor([code - start for start, code in zip(starts, codes, strict=True)])
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        self._starts, self._shift = self._starts.to(ids), self._shift.to(ids)
+        part = torch.bucketize(ids.contiguous(), self._starts[1:], right=True)
+        return ids + self._shift[part]
+
+
+class _ByModulo:
+    """A table whose rows are dealt out by their number modulo the number of parts."""
+
+    def __init__(self, codes: Sequence[int]) -> None:
+        self._codes = torch.tensor(codes)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        self._codes = self._codes.to(ids)
+        step = len(self._codes)
+        return self._codes[(ids % step).long()] + torch.div(ids, step, rounding_mode="floor")
+
+
+def _coder(table: GroupTable, codes: Sequence[int]) -> _OneOwner | _ByRange | _ByModulo:
+    steps = {part.step for part in table.parts}
+    if steps == {1}:
+        order = sorted(range(len(codes)), key=lambda i: table.parts[i].first_row)
+        starts = [table.parts[i].first_row for i in order]
+        ordered = [codes[i] for i in order]
+        return _OneOwner(ordered[0]) if len(ordered) == 1 else _ByRange(starts, ordered)
+    by_residue = {part.first_row: code for part, code in zip(table.parts, codes, strict=True)}
+    if steps != {len(codes)} or sorted(by_residue) != list(range(len(codes))):
+        raise ValueError(
+            f"table '{table.name}': parts with the steps {sorted(steps)} cannot be asked for by distinct rows; ranges "
+            "of neighbouring rows, or one part for each remainder, are expected"
+        )
+    return _ByModulo([by_residue[r] for r in range(len(codes))])

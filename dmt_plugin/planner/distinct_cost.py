@@ -1,0 +1,148 @@
+"""Bytes of the exchanges of rows that travel once, in one training step on one rank.
+
+They depend on how many rows of each owner are distinct: in a rank's batch (``n_rank``), and in the batches of its
+host's ``L`` lanes together (``n_host``). Where nobody has counted them, the most that can be is taken: every id another
+row, and no more than the owner has. With ``b`` bytes of a row on the wire, ``H`` hosts, and codes of 4 or 8 bytes:
+
+* requests: to the lanes ``n_rank`` codes of each of their owners' rows, to the peers ``n_host`` of each of theirs;
+* rows: an owner sends ``n_host * b`` to each other host, a lane ``n_rank * b`` to each other lane that asked;
+* gradients: the same numbers of rows the other way;
+* on the flat route all of it goes between ranks, with ``n_rank``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dmt_plugin.comm.distinct.row_groups import RowGroup
+from dmt_plugin.comm.formats import Format, row_bytes
+from dmt_plugin.comm.input_dist.ids import IdSlot
+from dmt_plugin.planner.cost import ExchangeCost
+from dmt_plugin.planner.load import ASSUMED_IDS
+from dmt_plugin.topology.shape import Topology
+
+_HEADER_WORD = 8
+_FAULT_WORDS = 4
+
+
+@dataclass(frozen=True)
+class _Need:
+    """Distinct rows of one owner: in a rank's batch, and in all batches of a host."""
+
+    rank: float
+    host: float
+
+
+def distinct_costs(
+    groups: Sequence[RowGroup],
+    slots: Sequence[IdSlot],
+    topology: Topology,
+    rank: int,
+    batch: int,
+    formats: Mapping[str, tuple[Format, Format]],
+    as_trained: bool = False,
+) -> list[ExchangeCost]:
+    """The costs, at most, of one step on one rank, all ranks having ``batch`` samples.
+
+    Args:
+        groups: the tables.
+        slots: id streams that their lookups read.
+        topology: hosts and lanes.
+        rank: the rank.
+        batch: samples per rank.
+        formats: wire formats of each exchange of rows by name, forward and backward.
+        as_trained: as if no table were frozen.
+    """
+    if not groups:
+        return []
+    trained = [group.name for group in groups if group.trained or as_trained]
+    costs = _Costs(groups, slots, topology, rank, batch, formats).found()
+    return [cost for cost in costs if cost.phase == "forward" or cost.name.split(".")[0] in trained]
+
+
+class _Costs:
+    def __init__(
+        self,
+        groups: Sequence[RowGroup],
+        slots: Sequence[IdSlot],
+        topology: Topology,
+        rank: int,
+        batch: int,
+        formats: Mapping[str, tuple[Format, Format]],
+    ) -> None:
+        self.groups, self.topology, self.rank, self.formats = groups, topology, rank, formats
+        self.host, self.lane = topology.host_of(rank), topology.lane_of(rank)
+        self.flat = any(name.endswith(".world") for name in formats)
+        self.needs = [self._needs(group, slots, batch) for group in groups]
+        spans = [max([group.stack_rows(r) for r in range(topology.world_size)] + [1]) for group in groups]
+        self.word = 8 if any(topology.world_size * span >= 2**31 for span in spans) else 4
+
+    def _needs(self, group: RowGroup, slots: Sequence[IdSlot], batch: int) -> dict[int, _Need]:
+        """By owner."""
+        ids = [0.0] * len(group.tables)
+        for read in group.reads:
+            ids[read.table] += batch * (slots[read.slot].hotness or ASSUMED_IDS)
+        needs = {r: _Need(0.0, 0.0) for r in range(self.topology.world_size)}
+        for table, wanted in zip(group.tables, ids, strict=True):
+            for part in table.parts:
+                share = wanted * part.rows / table.rows
+                lanes = self.topology.ranks_per_host
+                before = needs[part.rank]
+                needs[part.rank] = _Need(
+                    before.rank + min(share, part.rows), before.host + min(lanes * share, part.rows)
+                )
+        return needs
+
+    def found(self) -> list[ExchangeCost]:
+        topology, owners = self.topology, range(self.topology.world_size)
+        others = [r for r in owners if r != self.rank]
+        if self.flat:
+            codes = {r: sum(need[r].rank for need in self.needs) for r in others}
+            costs = self._requests("world", others, codes)
+            for group, need in zip(self.groups, self.needs, strict=True):
+                out = dict.fromkeys(others, need[self.rank].rank)
+                costs += self._rows(f"{group.name}.world", "world", group.width, out, {r: need[r].rank for r in others})
+            return costs
+        costs = []
+        near = [r for r in topology.lanes_of(self.rank) if r != self.rank]
+        peers = [r for r in topology.peers_of(self.rank) if r != self.rank]
+        of_lane = {r: [o for o in owners if topology.lane_of(o) == topology.lane_of(r)] for r in (*near, self.rank)}
+        if near:
+            codes = {r: sum(need[o].rank for need in self.needs for o in of_lane[r]) for r in near}
+            costs += self._requests("lanes", near, codes)
+        if peers:
+            costs += self._requests("peers", peers, {r: sum(need[r].host for need in self.needs) for r in peers})
+        for group, need in zip(self.groups, self.needs, strict=True):
+            out = dict.fromkeys(peers, need[self.rank].host)
+            costs += self._rows(f"{group.name}.peers", "peers", group.width, out, {r: need[r].host for r in peers})
+            if near:
+                mine = sum(need[o].rank for o in of_lane[self.rank])
+                back = {r: sum(need[o].rank for o in of_lane[r]) for r in near}
+                costs += self._rows(f"{group.name}.lanes", "lanes", group.width, dict.fromkeys(near, mine), back)
+        return costs
+
+    def _requests(self, group: str, members: Sequence[int], codes: Mapping[int, float]) -> list[ExchangeCost]:
+        words = _FAULT_WORDS + len(self.groups)
+        header = dict.fromkeys(members, _HEADER_WORD * words)
+        sent = {r: self.word * n for r, n in codes.items()}
+        name = f"requests.{group}"
+        return [
+            self._cost(f"{name}.header", group, "forward", f"{words} words to each", header),
+            self._cost(f"{name}.codes", group, "forward", f"codes, int{8 * self.word}", sent),
+        ]
+
+    def _rows(
+        self, name: str, group: str, width: int, out: Mapping[int, float], back: Mapping[int, float]
+    ) -> list[ExchangeCost]:
+        costs = []
+        for phase, rows, form in zip(("forward", "backward"), (out, back), self.formats[name], strict=True):
+            shown = f"(distinct rows, {width})" + ("" if form == "fp32" else f" {form}")
+            size = row_bytes(form, width)
+            costs.append(self._cost(name, group, phase, shown, {r: n * size for r, n in rows.items()}))
+        return costs
+
+    def _cost(self, name: str, group: str, phase: str, shape: str, size: Mapping[int, float]) -> ExchangeCost:
+        away = sum(b for r, b in size.items() if self.topology.host_of(r) != self.host)
+        near = sum(b for r, b in size.items() if self.topology.host_of(r) == self.host)
+        return ExchangeCost(name, group, phase, shape, round(away), round(near))

@@ -1,0 +1,122 @@
+"""Adds to a rank's graph what brings the rows that travel once: requests, lookup, exchanges, and rows by sample.
+
+1. ids go into the requests (:mod:`dmt_plugin.comm.distinct.requests`);
+2. per group of tables: the rows that are asked for are looked up, go back to the peers that asked, are spread to the
+   lanes there, and expanded to what each lookup of the model gives; on the flat route they go straight to the rank;
+3. that takes the place of the lookup in the logical graph. What the model does to a feature's rows before it meets
+   others runs where the samples are, as it is written.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+
+from torch import fx, nn
+
+from dmt_plugin.comm.distinct.requests import RowRequests
+from dmt_plugin.comm.distinct.row_groups import RowGroup
+from dmt_plugin.comm.output_dist.output_dist import OutputDist
+from dmt_plugin.comm.wire.transport import Group
+from dmt_plugin.fxtools.names import (
+    EXCHANGE_META,
+    EXCHANGES,
+    LOOKUP,
+    REQUESTS,
+    SHAPE_META,
+    start_path,
+    wait_path,
+)
+from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, group_requests
+from dmt_plugin.nn.graph_ops import join_column_ranges
+from dmt_plugin.passes.base import PassContext
+from dmt_plugin.passes.facts import Lookup
+from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker
+from dmt_plugin.passes.placement.slots import READERS, slots_of
+
+
+def add_distinct_rows(
+    ctx: PassContext, lookups: Sequence[Lookup], substitute: Callable[[fx.Node, fx.Node], None]
+) -> None:
+    """Rewrites these lookups at the current insertion point; fills ``ctx.placement``.
+
+    Args:
+        ctx: the rank's model.
+        lookups: all lookups in tables whose rows travel once.
+        substitute: puts a flat column ``(B, width)`` in the place of a logical node.
+    """
+    _Rewrite(ctx).run(lookups, substitute)
+
+
+class _Rewrite:
+    def __init__(self, ctx: PassContext) -> None:
+        assert ctx.plan is not None
+        self.ctx, self.plan, self.graph, self.placement = ctx, ctx.plan, ctx.gm.graph, ctx.placement
+
+    def run(self, lookups: Sequence[Lookup], substitute: Callable[[fx.Node, fx.Node], None]) -> None:
+        topology, rank, route = self.ctx.topology, self.ctx.rank, self.ctx.config.comm.route
+        slots = slots_of(lookups, self.plan)
+        number = {key: i for i, key in enumerate(slots)}
+        found = DistinctRowsMaker(self.plan, self.ctx.config, topology).of(lookups, number)
+        exchange = RowRequests([slot for slot, _ in slots.values()], found.groups, topology, rank, route)
+        self._add(REQUESTS, exchange)
+        self.placement.distinct_slots, self.placement.groups = exchange.slots, found.groups
+        self.placement.stacks = found.stacks(rank)
+        widths = [0] * topology.world_size
+        for lookup in lookups:
+            for shard in self.plan.shards_of(lookup.table):
+                widths[topology.rank_of(shard.host, shard.lane)] += lookup.width // lookup.dim * shard.columns
+        self.placement.distinct_widths = tuple(widths)
+        ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
+        requests = self._exchange(REQUESTS, tuple(ids), f"distinct rows of {len(ids)} id stream(s)")
+        self.ctx.gm.add_submodule(f"{LOOKUP}.distinct", nn.Identity())  # comes with the sharded lookup
+        rows = self.graph.call_module(f"{LOOKUP}.distinct", (requests,))
+        expanded = [self._group(i, requests, rows) for i in range(len(found.groups))]
+        for lookup, reads in zip(lookups, found.columns, strict=True):
+            columns = [self._item(expanded[group], read) for group, read in reads]
+            column = columns[0]
+            if len(columns) > 1:
+                column = self.graph.call_function(join_column_ranges, (columns, 1))
+            vectors = lookup.width // lookup.dim
+            if vectors > 1:
+                column = self.graph.call_method("reshape", (column, -1, lookup.width))
+            substitute(lookup.node, column)
+
+    def _group(self, i: int, requests: fx.Node, rows: fx.Node) -> fx.Node:
+        """What the lookups in one group of tables give."""
+        group, topology = self.placement.groups[i], self.ctx.topology
+        own = self.graph.call_function(group_requests, (requests, i))
+        asked = self._item(rows, i)
+        last: Group = "world" if self.ctx.config.comm.route == "flat" else "peers"
+        blocks = self._rows(group, last, asked, self._part(own, "owners"))
+        if last == "peers" and topology.ranks_per_host > 1:
+            self.ctx.gm.add_submodule(f"{EXCHANGES}.{group.name}.spread", SpreadRows())
+            spread = self.graph.call_module(f"{EXCHANGES}.{group.name}.spread", (blocks, own))
+            spread.meta[SHAPE_META] = f"(rows for the lanes, {group.width})"
+            blocks = self._rows(group, "lanes", spread, self._part(own, "lanes"))
+        self.ctx.gm.add_submodule(f"{EXCHANGES}.{group.name}.expand", ExpandRows())
+        return self.graph.call_module(f"{EXCHANGES}.{group.name}.expand", (blocks, own))
+
+    def _rows(self, tables: RowGroup, group: Group, rows: fx.Node, counts: fx.Node) -> fx.Node:
+        topology, width, name = self.ctx.topology, tables.width, f"{tables.name}.{group}"
+        members = {"world": topology.world_size, "peers": topology.hosts, "lanes": topology.ranks_per_host}[group]
+        formats, back = self.ctx.config.comm.formats_of(group), [width * tables.trained] * members
+        self._add(name, OutputDist(name, group, width, [width] * members, formats, back))
+        return self._exchange(name, (rows, counts), f"(distinct rows, {width})")
+
+    def _add(self, name: str, exchange: RowRequests | OutputDist) -> None:
+        self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)
+        self.placement.exchanges[name] = exchange
+
+    def _exchange(self, name: str, args: tuple[fx.Node, ...], arrives: str) -> fx.Node:
+        start = self.graph.call_module(start_path(name), args)
+        wait = self.graph.call_module(wait_path(name), (start,))
+        start.meta[EXCHANGE_META] = wait.meta[EXCHANGE_META] = name
+        wait.meta[SHAPE_META] = arrives
+        return wait
+
+    def _part(self, requests: fx.Node, name: str) -> fx.Node:
+        return self.graph.call_function(getattr, (requests, name))
+
+    def _item(self, several: fx.Node, i: int) -> fx.Node:
+        return self.graph.call_function(operator.getitem, (several, i))

@@ -1,0 +1,190 @@
+"""Training with rows that travel once is training with a row per sample: simulated ranks against one process.
+
+As :mod:`tests.test_placement_laws`: outputs of every step, all parameters and the tables' optimizer states after five
+steps, over routes, placements, wire order, update rules and both backends; tolerance 2e-6 on values of order one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dmt_plugin.compiler import transform
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import ConfigError, IdRangeError
+from dmt_plugin.model.placed import PlacedModel, place, place_graph
+from dmt_plugin.report.explain.explanation import costs_of
+from dmt_plugin.topology.shape import Topology
+from tests._util.simulated import SimulatedWire, SimulatedWorld
+from tests.test_placed_laws import loss_of, prepared
+from tests.test_placement_laws import MODELS, MODULES, OPTIONS, SPTT, trained
+
+ONCE = {"dedup": "on"}
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize(("placement", "rule"), [("rows", r) for r in OPTIONS] + [("mixed", "adam"), ("whole", "lamb")])
+def test_every_rule(placement: str, rule: str, backend: str) -> None:
+    assert trained("multi_hot_dlrm", "2x2", placement, rule, backend, SPTT, **ONCE) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "placement", "towers", "comm"),
+    [
+        ("dlrm", "2x2", "rows", SPTT, {}),
+        ("dlrm", "4x1", "whole", SPTT, {"overlap": False}),
+        ("dlrm", "1x4", "columns", MODULES, {"route": "flat"}),
+        ("dlrm", "2x2", "whole", MODULES, {"dedup": "off", "dedup_features": {"*": "off"}}),
+        ("deepfm", "2x2", "rows", MODULES, {"route": "flat"}),
+        ("deepfm", "2x3", "columns", SPTT, {"micro_blocks": 3}),
+        ("deepfm", "3x2", "whole", SPTT, {}),
+        ("joint", "2x2", "rows", MODULES, {}),
+        ("joint", "1x4", "columns", SPTT, {"micro_blocks": 3}),
+        ("sequence", "2x2", "rows", SPTT, {}),
+        ("sequence", "2x2", "whole", SPTT, {"route": "flat"}),
+        ("sequence", "2x2", "columns", SPTT, {}),
+        ("multi_hot_dlrm", "3x2", "mixed", SPTT, {"dedup_features": {"*1": "off"}}),
+        ("multi_hot_dlrm", "2x2", "mixed", SPTT, {"dedup": "off", "dedup_features": {"*1": "on"}, "micro_blocks": 2}),
+    ],
+    ids=str,
+)
+def test_models(name: str, topology: str, placement: str, towers: dict[str, Any], comm: dict[str, Any]) -> None:
+    assert trained(name, topology, placement, "adagrad", "torch", towers, **{**ONCE, **comm}) == []
+
+
+WHERE = Topology(2, 2)
+
+
+def models_of(name: str, comm: dict[str, Any], dtype: torch.dtype = torch.float32, **section: Any) -> list[PlacedModel]:
+    """The model of every rank, from the same weights."""
+    torch.manual_seed(0)
+    flat, batch = MODELS[name]()
+    lookup = {"optimizer": "adagrad", "lr": 0.1, "backend": "torch"}
+    config = DMTConfig.model_validate({"towers": SPTT, "lookup": lookup, "comm": comm, **section})
+    logical = transform(prepared(flat), batch(5, 0), config, WHERE)
+    models = [place(logical, config, WHERE, rank) for rank in range(WHERE.world_size)]
+    for model in models:
+        if dtype != torch.float32:
+            model.to(dtype)
+            model.compute_in(dtype)
+    return models
+
+
+def outputs(models: list[PlacedModel], name: str, train: bool, batches: int = 1) -> list[Tensor]:
+    """Of every rank and batch; with a step behind each where they train."""
+    _, batch = MODELS[name]()
+    found: list[Tensor] = []
+    for k in range(batches):
+
+        def program(wire: SimulatedWire, k: int = k) -> Tensor:
+            model = models[wire.rank].train(train)
+            model.bind(wire)
+            inputs = batch(6 + wire.rank, 10 * k + wire.rank)
+            cast = next(model.parameters()).dtype
+            inputs = [x.to(cast) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+            with torch.set_grad_enabled(train):
+                out: Tensor = model(*inputs)
+                if train:
+                    loss_of(out.float(), k).backward()
+                    model.lookup.step()
+                    model.lookup.zero_grad()
+            return out.detach()
+
+        found += SimulatedWorld(WHERE).run(program)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["fp32", "bf16", "fp16"])
+def test_rows_arrive_as_without(form: str, dtype: torch.dtype) -> None:
+    """Bit for bit, whatever they are rounded to on the way; in evaluation as well as in training."""
+    plain = {"peer_dtype": form, "intra_dtype": form, "micro_blocks": 1}
+    for train in (True, False):
+        expected = outputs(models_of("dlrm", plain, dtype), "dlrm", train)
+        found = outputs(models_of("dlrm", {**plain, **ONCE}, dtype), "dlrm", train)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_int8_is_no_further_off() -> None:
+    """A scale of its own for every row, in place of one for the columns of several features."""
+    eight = {"peer_dtype": "int8", "intra_dtype": "int8", "micro_blocks": 1}
+    exact, plain, once = (outputs(models_of("dlrm", comm), "dlrm", False) for comm in ({}, eight, {**eight, **ONCE}))
+    off = [sum(float((a - b).norm()) for a, b in zip(found, exact, strict=True)) for found in (plain, once)]
+    assert 0 < off[1] <= off[0]
+
+
+def test_the_same_steps_give_the_same_bits() -> None:
+    first, second = (outputs(models_of("multi_hot_dlrm", ONCE), "multi_hot_dlrm", True, 3) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_bad_id_is_said_on_every_rank() -> None:
+    models, (_, batch) = models_of("dlrm", ONCE), MODELS["dlrm"]()
+    messages: list[str] = []
+
+    def program(wire: SimulatedWire) -> None:
+        models[wire.rank].bind(wire)
+        inputs = [x.clone() if isinstance(x, Tensor) else x for x in batch(4, wire.rank)]
+        if wire.rank == 2:
+            ids = next(x for x in inputs if isinstance(x, Tensor) and not x.is_floating_point())
+            ids.view(-1)[0] = 10**6
+        try:
+            models[wire.rank](*inputs)
+        except IdRangeError as error:
+            messages.append(str(error))
+
+    SimulatedWorld(WHERE).run(program)
+    assert len(messages) == WHERE.world_size and len(set(messages)) == 1
+    assert "rank 2" in messages[0] and "1000000" in messages[0]
+
+
+def test_bytes_are_at_most_what_is_foretold() -> None:
+    """Of ids that are all distinct, exactly."""
+    torch.manual_seed(0)
+    flat, _ = MODELS["dlrm"]()
+    rows = min(m.num_embeddings for m in flat.modules() if isinstance(m, torch.nn.Embedding | torch.nn.EmbeddingBag))
+    assert rows >= 4, "four ranks with ids of their own"
+    models = models_of("dlrm", ONCE)
+    traffic: dict[int, Any] = {}
+
+    def program(wire: SimulatedWire) -> None:
+        model = models[wire.rank].train()
+        model.bind(wire)
+        _, batch = MODELS["dlrm"]()
+        inputs = [x.clone() if isinstance(x, Tensor) else x for x in batch(1, wire.rank)]
+        ids = next(x for x in inputs if isinstance(x, Tensor) and not x.is_floating_point())
+        ids.fill_(wire.rank)
+        loss_of(model(*inputs), 0).backward()
+        traffic[wire.rank] = wire.traffic
+
+    SimulatedWorld(WHERE).run(program)
+    for rank, model in enumerate(models):
+        for cost in costs_of(model, 1):
+            counted = traffic[rank].totals(cost.name, cost.phase)
+            assert (counted.other_hosts, counted.same_host) == (cost.other_hosts, cost.same_host), (rank, cost)
+
+
+def test_features_by_name() -> None:
+    torch.manual_seed(0)
+    flat, batch = MODELS["dlrm"]()
+
+    def exchanges(towers: dict[str, Any], **comm: Any) -> set[str]:
+        config = DMTConfig.model_validate({"towers": towers, "comm": comm})
+        logical = transform(prepared(flat), batch(5, 0), config, WHERE)
+        return set(place_graph(logical, config, WHERE, 0).placement.exchanges)
+
+    sptt = DMTConfig.model_validate({"towers": SPTT})
+    name = transform(prepared(flat), batch(5, 0), sptt, WHERE).plan.features[0].name
+    ordinary, once = {"index", "lanes", "peers"}, {"requests", "rows0.peers", "rows0.lanes"}
+    assert exchanges(SPTT) == ordinary
+    assert exchanges(SPTT, dedup="on") == once
+    assert exchanges(SPTT, dedup="on", dedup_features={name: "off"}) == ordinary | once
+    assert exchanges(MODULES, dedup="on") == ordinary, "tower modules read by sample"
+    assert exchanges(MODULES, dedup="on", route="flat") == {"requests", "rows0.world"}
+    with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features.*a tower module reads the rows"):
+        exchanges(MODULES, dedup_features={name: "on"})
+    with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features\['nobody'\]"):
+        exchanges(SPTT, dedup_features={"nobody": "on"})
