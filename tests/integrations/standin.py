@@ -67,7 +67,7 @@ class StandinLookup(nn.Module):
     def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
         self.sites = [Site(name, ROWS, DIM) for name in weights]
-        self.shapes = {name: (ROWS, DIM) for name in weights}
+        self.shapes = dict.fromkeys(weights, (ROWS, DIM))
         self.distinct = nn.Identity()
         self.__dict__["weights"] = {k: w.detach().clone().requires_grad_() for k, w in weights.items()}
         self.grad_scale = 1.0
