@@ -292,6 +292,26 @@ def test_a_plan_from_a_file_places_the_tables(tmp_path: Path) -> None:
     assert only(raised.value.findings, "DMT310").module == "tables.1"
 
 
+def test_the_model_says_what_is_frozen_and_in_which_type_not_the_plan(tmp_path: Path) -> None:
+    model = Flat(cat)
+    model.tables[2].requires_grad_(False)
+    model.tables[1].bfloat16()
+    torch.manual_seed(0)
+    config = settings(placement={"strategy": "row_wise"}, towers={"module": "none"})
+    towered(model, (ids(4, 5),), "1x2", config).plan.save(tmp_path / "p.json")
+    planned = json.loads((tmp_path / "p.json").read_text())["tables"]
+    assert [table.get("frozen") for table in planned] == [None, None, True, None]
+    again = settings(partition={"strategy": "file", "file": str(tmp_path / "p.json")}, towers={"module": "none"})
+    other = Flat(cat)
+    other.tables[3].requires_grad_(False)
+    logical = towered(other, (ids(4, 5),), "1x2", again)
+    assert [t.frozen for t in logical.plan.tables] == [False, False, False, True]
+    assert {t.dtype for t in logical.plan.tables} == {"fp32"}
+    placed = place(logical, again, Topology(1, 2), 0)
+    exchange = placed.placement.exchanges["lanes"]
+    assert (exchange.recv_widths, exchange.gradient_widths) == ((16, 16), (12, 12))
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
