@@ -33,6 +33,23 @@ class SentColumn:
     trained: bool = True
 
 
+@dataclass(frozen=True)
+class RowTower:
+    """A tower module that runs on distinct rows at their owners.
+
+    Attributes:
+        path: of the module.
+        host: where it runs.
+        features: number of its features.
+        width: entries that travel for a row.
+    """
+
+    path: str
+    host: int
+    features: int
+    width: int
+
+
 @dataclass
 class Placement:
     """What placement makes for one rank.
@@ -43,6 +60,7 @@ class Placement:
         distinct_slots: id streams whose rows travel once, however many samples need them.
         groups: the tables that these read.
         stacks: what this rank holds of each group.
+        row_towers: tower modules that such rows go through, of all hosts.
         distinct_widths: for each rank the entries per sample that its tables in groups give, if no row comes twice.
         exchanges: the exchange modules by name.
         tower_paths: modules that only this host holds.
@@ -62,6 +80,7 @@ class Placement:
     distinct_slots: tuple[IdSlot, ...] = ()
     groups: tuple[RowGroup, ...] = ()
     stacks: tuple[Stack, ...] = ()
+    row_towers: tuple[RowTower, ...] = ()
     distinct_widths: tuple[int, ...] = ()
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()

@@ -23,6 +23,8 @@ from tests.test_placed_laws import loss_of, prepared
 from tests.test_placement_laws import MODELS, MODULES, OPTIONS, SPTT, trained
 
 ONCE = {"dedup": "on"}
+BY_ROW = {"module": "dlrm", "c": 1, "p": 0, "dim": 4}
+"""A tower module that is a function of the row."""
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
@@ -46,6 +48,14 @@ def test_every_rule(placement: str, rule: str, backend: str) -> None:
         ("sequence", "2x2", "rows", SPTT, {}),
         ("sequence", "2x2", "whole", SPTT, {"route": "flat"}),
         ("sequence", "2x2", "columns", SPTT, {}),
+        ("dlrm", "2x2", "rows", BY_ROW, {}),
+        ("dlrm", "3x1", "whole", BY_ROW, {"overlap": False}),
+        ("dlrm", "2x2", "columns", BY_ROW, {"micro_blocks": 2}),
+        ("deepfm", "2x2", "whole", {**BY_ROW, "c": 2}, {}),
+        ("dlrm", "2x2", "rows", {**BY_ROW, "count": 4}, {}),
+        ("dlrm", "2x2", "whole", {**BY_ROW, "overrides": {"1": {"p": 1}}}, {}),
+        ("joint", "2x2", "rows", BY_ROW, {}),
+        ("multi_hot_dlrm", "2x2", "rows", BY_ROW, {"micro_blocks": 2}),
         ("multi_hot_dlrm", "3x2", "mixed", SPTT, {"dedup_features": {"*1": "off"}}),
         ("multi_hot_dlrm", "2x2", "mixed", SPTT, {"dedup": "off", "dedup_features": {"*1": "on"}, "micro_blocks": 2}),
     ],
@@ -183,8 +193,11 @@ def test_features_by_name() -> None:
     assert exchanges(SPTT, dedup="on") == once
     assert exchanges(SPTT, dedup="on", dedup_features={name: "off"}) == ordinary | once
     assert exchanges(MODULES, dedup="on") == ordinary, "tower modules read by sample"
+    assert exchanges(BY_ROW, dedup="on") == once, "what is a function of the row runs at its owner"
+    assert exchanges(BY_ROW, dedup="on", dedup_features={name: "off"}) == ordinary | once, "but for one tower"
+    assert exchanges({**BY_ROW, "count": 4}, dedup="on") == once | {"rows1.peers", "rows1.lanes"}
     assert exchanges(MODULES, dedup="on", route="flat") == {"requests", "rows0.world"}
-    with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features.*a tower module reads the rows"):
+    with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features.*a tower module reads them by sample"):
         exchanges(MODULES, dedup_features={name: "on"})
     with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features\['nobody'\]"):
         exchanges(SPTT, dedup_features={"nobody": "on"})

@@ -153,6 +153,11 @@ def _all() -> dict[str, Entry]:
             _ours("none", comm={"dedup": "on", "peer_dtype": precision}), "SPTT, distinct rows once", "ours", precision,
             "flat", *_BOUNDS[precision],
         )  # fmt: skip
+    for ratio in _RATIOS:
+        found[f"dmt_cr{ratio}_dedup_fp32"] = Entry(
+            _ours(f"cr{ratio}", comm={"dedup": "on"}), f"DMT, CR {ratio}, distinct rows once", "ours", "fp32",
+            f"cr{ratio}",
+        )  # fmt: skip
     found["flat_dedup_fp32"] = Entry(
         _ours("none", comm={"dedup": "on", "route": "flat"}), "flat route, distinct rows once per rank", "ours", "fp32",
         "flat",

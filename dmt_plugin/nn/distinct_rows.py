@@ -31,6 +31,13 @@ def group_requests(requests: Requests, group: int) -> GroupRequests:
     return requests.groups[group]
 
 
+@graph_function
+def no_rows(rows: Tensor, width: int) -> Tensor:
+    """What a tower that is not on this host makes of the rows that nobody asks for: ``(0, N) -> (0, width)``."""
+    assert not rows.shape[0], f"{rows.shape[0]} rows are asked for of a host that has no tower for them"
+    return rows.new_zeros(0, width)
+
+
 class SpreadRows(nn.Module):
     """Graph node that gives every lane the rows that it asked for; see the module."""
 

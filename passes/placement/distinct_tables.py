@@ -1,30 +1,35 @@
 """Which tables' rows travel once, however many samples need them, and in which groups.
 
 1. ``dmt.comm.dedup`` says it for all features, ``dmt.comm.dedup_features`` for some by name or pattern.
-2. A tower module in front of the exchange between hosts reads its features' rows by sample: their tables keep the
-   ordinary way, and so do tables that share a lookup's ids or features with them. On the flat route towers run where
-   the samples are, and nothing stands in the way.
-3. Neither does a table that is pooled by maximum: its gradients go to single entries of single rows.
-4. Tables of one width and one update rule are one group. A table in ranges of columns is as many tables of their
-   widths; in ranges of rows it is one, whose rows have several owners.
+2. On the hierarchical route tower modules run before rows cross hosts. One that works on each feature by itself is a
+   function of the row, where a feature has one id per sample: it runs on the distinct rows at their owner, and what
+   travels is its output. So either all features of such a tower travel once, or none.
+3. Any other tower module mixes features of a sample: their tables keep the ordinary way, and so do those that share
+   tables with them. On the flat route towers run where the samples are, and nothing stands in the way.
+4. A table that is pooled by maximum keeps it too: its gradients go to single entries of single rows.
+5. Tables of one width and one update rule are one group; behind tower modules also of one output width, and of one
+   tower per host. A table in ranges of columns is as many tables of their widths; in ranges of rows it is one, whose
+   rows have several owners.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup, RowPart
 from dmt_plugin.config.messages import one_of
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.update_rule import Rule
-from dmt_plugin.fxtools.names import DISTINCT
+from dmt_plugin.fxtools.names import DISTINCT, calls_tower, tower_number
 from dmt_plugin.nn.lookup.stacks import Stack
+from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.plan.tables import TableShard, check_runnable
@@ -32,15 +37,66 @@ from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
 
-def distinct_tables(ctx: PassContext, packed: Collection[fx.Node]) -> set[str]:
-    """Names of the tables whose rows travel once.
+@dataclass(frozen=True)
+class TowerReads:
+    """What one tower module reads.
+
+    Attributes:
+        output: the node that calls it.
+        path: of the module.
+        host: where it runs.
+        place: its number among the towers of its host.
+        lookups: what it reads, and what its regions read.
+        width: entries that it makes of each row by itself; 0 where it does more than that.
+    """
+
+    output: fx.Node
+    path: str
+    host: int
+    place: int
+    lookups: tuple[fx.Node, ...]
+    width: int
+
+
+def tower_reads(ctx: PassContext) -> list[TowerReads]:
+    """The tower modules of the logical graph, in its order."""
+    assert ctx.plan is not None
+    region_of = {region.stream: region for region in ctx.facts.regions.values()}
+    lookups = {lookup.node: lookup for lookup in ctx.facts.lookups}
+    found: list[TowerReads] = []
+    for output in (n for n in ctx.gm.graph.nodes if calls_tower(n)):
+        path = str(output.target)
+        pack = output.args[0]
+        assert isinstance(pack, fx.Node)
+        streams: Any = pack.args[0]
+        read = [n for s in streams for n in (region_of[s].lookups if s in region_of else (s,))]
+        host = ctx.plan.tower_hosts[tower_number(path) or 0]
+        module, width = ctx.gm.get_submodule(path), 0
+        if type(module) is DLRMTower and module.per_tower is None and isinstance(module.per_feature, nn.Linear):
+            by_row = all(
+                s in lookups and len(s.users) == 1 and _one_row(lookups[s]) and lookups[s].dim == module.width
+                for s in streams
+            )
+            whole = all(ctx.plan.kind_of(lookups[s].table) != "column_wise" for s in streams if s in lookups)
+            width = module.per_feature.out_features if by_row and whole else 0
+        found.append(TowerReads(output, path, host, sum(x.host == host for x in found), tuple(read), width))
+    return found
+
+
+def _one_row(lookup: Lookup) -> bool:
+    """Whether a lookup gives, for every sample, one row of its table as it is."""
+    return lookup.hotness == 1 and lookup.pooling in ("sum", "mean") and not lookup.weighted
+
+
+def distinct_tables(ctx: PassContext, towers: Sequence[TowerReads]) -> dict[str, TowerReads | None]:
+    """The tables whose rows travel once, by name, each with the tower module that its rows go through, if any.
 
     Args:
         ctx: the model, its plan and the configuration.
-        packed: lookups that tower modules read.
+        towers: what tower modules read.
 
     Raises:
-        ConfigError: a feature is asked for by name, and a tower module reads it; or there is no such feature.
+        ConfigError: a feature is asked for by name, and cannot travel so; or there is no such feature.
     """
     config, plan = ctx.config, ctx.plan
     assert plan is not None
@@ -48,26 +104,48 @@ def distinct_tables(ctx: PassContext, packed: Collection[fx.Node]) -> set[str]:
     for name in config.comm.dedup_features:
         if not any(name == known or fnmatchcase(known, name) for known in features):
             raise ConfigError(f"dmt.comm.dedup_features[{name!r}]: {one_of(name, features)}.")
+    flat = config.comm.route == "flat"
+    tower_of = {} if flat else {node: tower for tower in towers for node in tower.lookups}
     by_table: dict[str, list[Lookup]] = defaultdict(list)
     for lookup in ctx.facts.lookups:
         by_table[lookup.table].append(lookup)
-    chosen = set()
+    chosen: dict[str, TowerReads | None] = {}
     for table, lookups in by_table.items():
-        wanted = [config.comm.travels_once(x.feature) for x in lookups]
-        in_tower = [x.feature for x in lookups if x.node in packed and config.comm.route == "hierarchical"]
-        asked = [name for name in in_tower if config.comm.dedup_features.get(name) == "on"]
-        if asked:
+        behind = {tower_of.get(x.node) for x in lookups}
+        wanted = all(config.comm.travels_once(x.feature) and x.pooling != "max" for x in lookups)
+        if wanted and len(behind) == 1:
+            chosen[table] = behind.pop()
+    for tower in [] if flat else towers:
+        tables = {x.table for x in ctx.facts.lookups if x.node in tower.lookups}
+        if not tower.width or not tables <= chosen.keys():
+            for table in tables:
+                chosen.pop(table, None)
+    for lookup in ctx.facts.lookups:
+        if config.comm.dedup_features.get(lookup.feature) == "on" and lookup.table not in chosen:
             raise ConfigError(
-                f"dmt.comm.dedup_features[{asked[0]!r}] is 'on', but a tower module reads the rows of this feature by "
-                "sample before they cross hosts; take the feature out of the towers, or remove the entry"
+                f"dmt.comm.dedup_features[{lookup.feature!r}] is 'on', but this feature's rows cannot travel once: "
+                "a tower module reads them by sample, together with other features or pooled, before they cross hosts; "
+                "or it shares table or tower with a feature that keeps its way, or is pooled by maximum. Remove the "
+                "entry, or set it for all features of its tower"
             )
-        if all(wanted) and not in_tower and all(x.pooling != "max" for x in lookups):
-            chosen.add(table)
     return chosen
 
 
-Key = tuple[int, Rule]
-"""Width and update rule: what the tables of a group have in common."""
+@dataclass(frozen=True)
+class Key:
+    """What the tables of a group have in common.
+
+    Attributes:
+        dim: entries of a row.
+        rule: how rows are updated.
+        width: entries that travel for a row.
+        tower: which tower of each host makes these of a row; -1 for none.
+    """
+
+    dim: int
+    rule: Rule
+    width: int
+    tower: int = -1
 
 
 @dataclass(frozen=True)
@@ -78,17 +156,19 @@ class DistinctRows:
         groups: of the tables.
         columns: for each lookup, in the order given, the reads that it is put together from, as (group, read).
         shards: for each rank and group the shards that it holds, in the order of its stack.
+        keys: of the groups.
     """
 
     groups: tuple[RowGroup, ...]
     columns: tuple[tuple[tuple[int, int], ...], ...]
     shards: tuple[tuple[tuple[TableShard, ...], ...], ...]
+    keys: tuple[Key, ...]
 
     def stacks(self, rank: int) -> tuple[Stack, ...]:
         """What a rank holds of each group."""
         return tuple(
-            Stack(group.name, group.width, tuple((shard.name, shard.rows) for shard in own))
-            for group, own in zip(self.groups, self.shards[rank], strict=True)
+            Stack(group.name, key.dim, tuple((shard.name, shard.rows) for shard in own))
+            for group, key, own in zip(self.groups, self.keys, self.shards[rank], strict=True)
         )
 
 
@@ -99,10 +179,13 @@ class DistinctRowsMaker:
         plan: where tables are.
         config: the ``"dmt"`` section.
         topology: hosts and lanes.
+        towers: by table the tower module that its rows go through, if any.
     """
 
-    def __init__(self, plan: TowerPlan, config: DMTConfig, topology: Topology) -> None:
-        self.plan, self.config, self.topology = plan, config, topology
+    def __init__(
+        self, plan: TowerPlan, config: DMTConfig, topology: Topology, towers: Mapping[str, TowerReads | None]
+    ) -> None:
+        self.plan, self.config, self.topology, self.towers = plan, config, topology, towers
         self._tables: dict[Key, list[GroupTable]] = defaultdict(list)
         self._reads: dict[Key, list[Read]] = defaultdict(list)
         self._shards: dict[tuple[Key, int], list[TableShard]] = defaultdict(list)
@@ -118,13 +201,19 @@ class DistinctRowsMaker:
         found = [self._read(lookup, slot_of[lookup.key]) for lookup in lookups]
         number = {key: i for i, key in enumerate(self._tables)}
         groups = tuple(
-            RowGroup(f"{DISTINCT}{i}", key[0], tuple(self._tables[key]), tuple(self._reads[key]), not key[1].frozen)
+            RowGroup(
+                f"{DISTINCT}{i}",
+                key.width,
+                tuple(self._tables[key]),
+                tuple(self._reads[key]),
+                trained=not key.rule.frozen or key.tower >= 0,
+            )
             for key, i in number.items()
         )
         columns = tuple(tuple((number[key], read) for key, read in own) for own in found)
         ranks = range(self.topology.world_size)
         shards = tuple(tuple(tuple(self._shards[key, rank]) for key in number) for rank in ranks)
-        return DistinctRows(groups, columns, shards)
+        return DistinctRows(groups, columns, shards, tuple(number))
 
     def _read(self, lookup: Lookup, slot: int) -> list[tuple[Key, int]]:
         """Adds a lookup; gives its reads."""
@@ -145,7 +234,8 @@ class DistinctRowsMaker:
         for parts in [[shard] for shard in shards] if by_columns else [list(shards)]:
             table = parts[0].table
             rule = self.config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
-            key = parts[0].columns, rule
+            tower, dim = self.towers[name], parts[0].columns
+            key = Key(dim, rule, dim) if tower is None else Key(dim, rule, tower.width, tower.place)
             own = tuple(self._part(key, shard) for shard in parts)
             self._tables[key].append(GroupTable(parts[0].name if by_columns else name, table.rows, own))
             places.append((key, len(self._tables[key]) - 1))

@@ -4,13 +4,15 @@
 2. per group of tables: the rows that are asked for are looked up, go back to the peers that asked, are spread to the
    lanes there, and expanded to what each lookup of the model gives; on the flat route they go straight to the rank;
 3. that takes the place of the lookup in the logical graph. What the model does to a feature's rows before it meets
-   others runs where the samples are, as it is written.
+   others runs where the samples are, as it is written;
+4. rows that go through a tower module do so at their owner, each once, and what comes back takes the place of the
+   tower's output.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import fx, nn
 
@@ -27,37 +29,39 @@ from dmt_plugin.fxtools.names import (
     start_path,
     wait_path,
 )
-from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, group_requests
-from dmt_plugin.nn.graph_ops import join_column_ranges
+from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, group_requests, no_rows
+from dmt_plugin.nn.graph_ops import join_column_ranges, side_by_side
 from dmt_plugin.passes.base import PassContext
-from dmt_plugin.passes.facts import Lookup
-from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker
+from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker, Key, TowerReads
 from dmt_plugin.passes.placement.slots import READERS, slots_of
 
 
 def add_distinct_rows(
-    ctx: PassContext, lookups: Sequence[Lookup], substitute: Callable[[fx.Node, fx.Node], None]
+    ctx: PassContext, tables: Mapping[str, TowerReads | None], substitute: Callable[[fx.Node, fx.Node], None]
 ) -> None:
-    """Rewrites these lookups at the current insertion point; fills ``ctx.placement``.
+    """Rewrites the lookups in these tables at the current insertion point; fills ``ctx.placement``.
 
     Args:
         ctx: the rank's model.
-        lookups: all lookups in tables whose rows travel once.
+        tables: the tables whose rows travel once, each with the tower module that they go through, if any.
         substitute: puts a flat column ``(B, width)`` in the place of a logical node.
     """
-    _Rewrite(ctx).run(lookups, substitute)
+    _Rewrite(ctx, tables).run(substitute)
 
 
 class _Rewrite:
-    def __init__(self, ctx: PassContext) -> None:
+    def __init__(self, ctx: PassContext, tables: Mapping[str, TowerReads | None]) -> None:
         assert ctx.plan is not None
+        self.tables = tables
+        self.lookups = [lookup for lookup in ctx.facts.lookups if lookup.table in tables]
         self.ctx, self.plan, self.graph, self.placement = ctx, ctx.plan, ctx.gm.graph, ctx.placement
 
-    def run(self, lookups: Sequence[Lookup], substitute: Callable[[fx.Node, fx.Node], None]) -> None:
+    def run(self, substitute: Callable[[fx.Node, fx.Node], None]) -> None:
+        lookups = self.lookups
         topology, rank, route = self.ctx.topology, self.ctx.rank, self.ctx.config.comm.route
         slots = slots_of(lookups, self.plan)
         number = {key: i for i, key in enumerate(slots)}
-        found = DistinctRowsMaker(self.plan, self.ctx.config, topology).of(lookups, number)
+        found = DistinctRowsMaker(self.plan, self.ctx.config, topology, self.tables).of(lookups, number)
         exchange = RowRequests([slot for slot, _ in slots.values()], found.groups, topology, rank, route)
         self._add(REQUESTS, exchange)
         self.placement.distinct_slots, self.placement.groups = exchange.slots, found.groups
@@ -71,7 +75,8 @@ class _Rewrite:
         requests = self._exchange(REQUESTS, tuple(ids), f"distinct rows of {len(ids)} id stream(s)")
         self.ctx.gm.add_submodule(f"{LOOKUP}.distinct", nn.Identity())  # comes with the sharded lookup
         rows = self.graph.call_module(f"{LOOKUP}.distinct", (requests,))
-        expanded = [self._group(i, requests, rows) for i in range(len(found.groups))]
+        expanded = [self._group(i, key, requests, rows) for i, key in enumerate(found.keys)]
+        column_of: dict[fx.Node, fx.Node] = {}
         for lookup, reads in zip(lookups, found.columns, strict=True):
             columns = [self._item(expanded[group], read) for group, read in reads]
             column = columns[0]
@@ -80,13 +85,22 @@ class _Rewrite:
             vectors = lookup.width // lookup.dim
             if vectors > 1:
                 column = self.graph.call_method("reshape", (column, -1, lookup.width))
-            substitute(lookup.node, column)
+            column_of[lookup.node] = column
+            if self.tables[lookup.table] is None:
+                substitute(lookup.node, column)
+        for tower in self._towers():
+            outputs = [column_of[node] for node in tower.lookups]
+            substitute(tower.output, self.graph.call_function(side_by_side, (outputs,)))
 
-    def _group(self, i: int, requests: fx.Node, rows: fx.Node) -> fx.Node:
+    def _towers(self) -> list[TowerReads]:
+        """The tower modules that rows go through, each once."""
+        return list({tower.path: tower for tower in self.tables.values() if tower is not None}.values())
+
+    def _group(self, i: int, key: Key, requests: fx.Node, rows: fx.Node) -> fx.Node:
         """What the lookups in one group of tables give."""
         group, topology = self.placement.groups[i], self.ctx.topology
         own = self.graph.call_function(group_requests, (requests, i))
-        asked = self._item(rows, i)
+        asked = self._through_tower(key, self._item(rows, i))
         last: Group = "world" if self.ctx.config.comm.route == "flat" else "peers"
         blocks = self._rows(group, last, asked, self._part(own, "owners"))
         if last == "peers" and topology.ranks_per_host > 1:
@@ -96,6 +110,18 @@ class _Rewrite:
             blocks = self._rows(group, "lanes", spread, self._part(own, "lanes"))
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{group.name}.expand", ExpandRows())
         return self.graph.call_module(f"{EXCHANGES}.{group.name}.expand", (blocks, own))
+
+    def _through_tower(self, key: Key, rows: fx.Node) -> fx.Node:
+        """What this host's tower makes of rows that are asked for; rows of tables outside of towers as they are."""
+        if key.tower < 0:
+            return rows
+        here = [t for t in self._towers() if t.host == self.ctx.topology.host_of(self.ctx.rank)]
+        for tower in here:
+            if (tower.place, tower.width) == (key.tower, key.width):
+                output = self.graph.call_module(tower.path, ((rows,), (0,)))
+                output.meta[SHAPE_META] = f"(distinct rows, {key.width})"
+                return output
+        return self.graph.call_function(no_rows, (rows, key.width))
 
     def _rows(self, tables: RowGroup, group: Group, rows: fx.Node, counts: fx.Node) -> fx.Node:
         topology, width, name = self.ctx.topology, tables.width, f"{tables.name}.{group}"

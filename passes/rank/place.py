@@ -30,18 +30,18 @@ from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.transport import Group
 from dmt_plugin.fxtools.attributes import attribute
-from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, LOOKUP, SHAPE_META, start_path, tower_number, wait_path
+from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, LOOKUP, SHAPE_META, start_path, wait_path
 from dmt_plugin.fxtools.order import drop_unused, sort_nodes
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, Region
-from dmt_plugin.passes.placement.distinct_tables import distinct_tables
+from dmt_plugin.passes.placement.distinct_tables import distinct_tables, tower_reads
 from dmt_plugin.passes.placement.sent_values import SentValue, copied_region, sent_values_of, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.placement.table_placement import lane_loads
 from dmt_plugin.passes.placement.table_shards import SentShard, arrived_columns, shards_by_rank
 from dmt_plugin.passes.rank.distinct_rows import add_distinct_rows
-from dmt_plugin.passes.rank_facts import SentColumn
+from dmt_plugin.passes.rank_facts import RowTower, SentColumn
 
 
 class Place(GraphPass):
@@ -89,14 +89,23 @@ class _Rewrite:
         values = sent_values_of(ctx)
         self.region_of = {region.stream: region for region in ctx.facts.regions.values()}
         self.placement.route = ctx.config.comm.route
-        once = distinct_tables(ctx, self._packed())
+        self.towers = tower_reads(ctx)
+        once = distinct_tables(ctx, self.towers)
         self.values = [value for value in values if value.lookup.table not in once]
         self.shards = shards_by_rank(self.values, self.plan, self.topology)
         ctx.gm.add_submodule(LOOKUP, nn.Identity())  # replaced by the sharded lookup
         self._say_loads(shards_by_rank(values, self.plan, self.topology))
         with self.graph.inserting_before(next(n for n in reversed(self.graph.nodes) if n.op == "output")):
             if once:
-                add_distinct_rows(ctx, [x for x in ctx.facts.lookups if x.table in once], self._substitute)
+                add_distinct_rows(ctx, once, self._substitute)
+            by_row = {tower.path: tower for tower in once.values() if tower is not None}
+            self.towers = [tower for tower in self.towers if tower.path not in by_row]
+            if self.topology.hosts > 1:
+                host = self.topology.host_of(self.rank)
+                self.placement.tower_paths = tuple(path for path, tower in by_row.items() if tower.host == host)
+            self.placement.row_towers = tuple(
+                RowTower(tower.path, tower.host, len(tower.lookups), tower.width) for tower in by_row.values()
+            )
             if not self.values:
                 self.placement.rank_widths = self.placement.rank_gradients = (0,) * self.topology.world_size
                 return
@@ -180,7 +189,7 @@ class _Rewrite:
             layers = [[path for c in own if c.tower for path in self._layers_of(c)] for own in items]
             self.placement.feature_layers = tuple(path for own in layers for path in own)
             towers = [c.tower for c in items[host] if c.tower]
-            self.placement.tower_paths = (*towers, *layers[host])
+            self.placement.tower_paths += (*towers, *layers[host])
 
     def _flat(self, rows: fx.Node, layout: fx.Node) -> None:
         widths = self.placement.rank_widths
@@ -217,32 +226,17 @@ class _Rewrite:
         self.placement.looked_up = tuple(sum(sent.looked_up for sent in own) for own in shards)
         self.placement.loads = lane_loads(shards, self.ctx.config, self.topology, tuple(map(_width, shards)))
 
-    def _packed(self) -> set[fx.Node]:
-        """Lookups that tower modules read."""
-        packed: set[fx.Node] = set()
-        for output in (n for n in self.graph.nodes if n.op == "call_module"):
-            if tower_number(str(output.target)) is not None:
-                pack = output.args[0]
-                assert isinstance(pack, fx.Node)
-                for stream in pack.args[0]:  # type: ignore[union-attr]
-                    assert isinstance(stream, fx.Node)
-                    packed.update(self.region_of[stream].lookups if stream in self.region_of else [stream])
-        return packed
-
     # -- helpers -------------------------------------------------------------------------
 
     def _columns_of(self, host: int) -> list[_Column]:
         """What a host sends: outputs of its tower modules, then lookups without one; last what has no gradients."""
-        towers = set(self.plan.towers_on(host))
         columns: list[_Column] = []
-        packed = self._packed()
-        for output in (n for n in self.graph.nodes if n.op == "call_module"):
-            tower = tower_number(str(output.target))
-            if tower is None:
-                continue  # a decoder, say: it runs where the samples are
-            if tower in towers:
-                trained = self._trained(output, output.args[0].args[0])
-                columns.append(_Column(output, int(output.meta["val"].shape[1]), str(output.target), trained))
+        packed = {node for tower in self.towers for node in tower.lookups}
+        for tower in (tower for tower in self.towers if tower.host == host):
+            pack = tower.output.args[0]
+            assert isinstance(pack, fx.Node)
+            trained = self._trained(tower.output, pack.args[0])
+            columns.append(_Column(tower.output, int(tower.output.meta["val"].shape[1]), tower.path, trained))
         columns.extend(
             _Column(c.node, c.width, trained=not c.lookup.frozen)
             for c in self.values

@@ -337,6 +337,7 @@ def _compression(placed: PlacedGraph | PlacedModel) -> float | None:
     """``CR = sum(F_t * N) / sum(O_t)`` over the tower modules, or ``None`` without any."""
     plan = placed.plan
     sent = sum(c.width for own in placed.placement.host_columns for c in own if c.tower)
+    sent += sum(tower.features * tower.width for tower in placed.placement.row_towers)
     if not sent:
         return None
     looked_up = sum(g.width * len(g.features) for g in plan.groups if g.kind == "tower")
