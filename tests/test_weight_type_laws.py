@@ -90,7 +90,9 @@ def one_process(logical: TowerModel, config: DMTConfig, batches: list[list[Any]]
     return outputs, {n: p.detach() for n, p in named.items()}, states
 
 
-def trained(placement: str, backend: str = "torch", **lookup: Any) -> tuple[State, State, list[str], DMTConfig]:
+def trained(
+    placement: str, backend: str = "torch", dedup: str = "off", **lookup: Any
+) -> tuple[State, State, list[str], DMTConfig]:
     """What ranks have, what one process has, and the tables' names."""
     torch.manual_seed(0)
     where = Topology.parse("2x2")
@@ -100,7 +102,8 @@ def trained(placement: str, backend: str = "torch", **lookup: Any) -> tuple[Stat
         {
             "lookup": {"backend": backend, "lr": TABLE_LR, **eps, **lookup},
             "placement": LANES[placement],
-            "towers": MODULES,
+            "towers": MODULES if dedup == "off" else {"module": "none"},
+            "comm": {"dedup": dedup},
         }
     )
     logical = transform(prepared(flat), batch(5, 0), config, where)
@@ -133,6 +136,13 @@ def test_rows_columns_and_whole_tables_under_every_rule(name: str, dtype: Weight
     close = {"rtol": 0.0, "atol": 2e-2 * (1 if dtype == "bf16" else 0.125)}
     assert all(torch.allclose(a, b, **close) for a, b in zip(found[0], expected[0], strict=True))
     assert all(torch.allclose(found[2][key], state, rtol=1e-2, atol=1e-4) for key, state in expected[2].items())
+
+
+@pytest.mark.parametrize("dtype", SHORT)
+def test_rows_that_travel_once(dtype: WeightType) -> None:
+    found, expected, names, _ = trained("rows and whole", dedup="on", optimizer="adam", dtype=dtype)
+    share, steps = strays(found, expected, names, dtype)
+    assert share <= 0.01 and steps <= 2
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])
@@ -177,17 +187,20 @@ class Net(nn.Module):
 B, H, F = torch.bfloat16, torch.float16, torch.float32
 
 
-@pytest.mark.parametrize("towers", [{"module": "none"}, {"module": "dlrm", "c": 1, "p": 1, "dim": 4}], ids=str)
+@pytest.mark.parametrize("dedup", ["off", "on"])
+@pytest.mark.parametrize(
+    "towers", [{"module": "none"}, *({"module": "dlrm", "c": 1, "p": p, "dim": 4} for p in (0, 1))]
+)
 @pytest.mark.parametrize(
     ("types", "rows"), [((B, B, B, B), B), ((H, H, H, H), H), ((B, F, B, H), F), ((F, F, F, F), F)], ids=str
 )
 def test_tables_have_the_types_of_the_model(
-    types: tuple[torch.dtype, ...], rows: torch.dtype, towers: dict[str, Any]
+    types: tuple[torch.dtype, ...], rows: torch.dtype, towers: dict[str, Any], dedup: str
 ) -> None:
     """On every rank the outputs are the flat model's: rows are not rounded on the way."""
     torch.manual_seed(0)
     where, ids = Topology.parse("2x2"), [torch.randint(0, 9, (3, 4)) for _ in range(4)]
-    config = DMTConfig.model_validate({"towers": towers, "lookup": {"optimizer": "sgd"}})
+    config = DMTConfig.model_validate({"towers": towers, "lookup": {"optimizer": "sgd"}, "comm": {"dedup": dedup}})
     flat = Net(*types)
     logical = transform(flat, (ids[0],), config, where)
     assert [TORCH_TYPES[table.dtype] for table in logical.plan.tables] == list(types)
