@@ -6,17 +6,21 @@ steps, over routes, placements, wire order, update rules and both backends; tole
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from dmt_plugin.cli.explain import explained
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, IdRangeError
 from dmt_plugin.model.placed import PlacedModel, place, place_graph
+from dmt_plugin.model.row_counts import count_rows
 from dmt_plugin.report.explain.explanation import costs_of
+from dmt_plugin.report.explain.words import notes_on_distinct_rows
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.test_placed_laws import loss_of, prepared
@@ -175,6 +179,65 @@ def test_bytes_are_at_most_what_is_foretold() -> None:
         for cost in costs_of(model, 1):
             counted = traffic[rank].totals(cost.name, cost.phase)
             assert (counted.other_hosts, counted.same_host) == (cost.other_hosts, cost.same_host), (rank, cost)
+
+
+@pytest.mark.parametrize("route", ["hierarchical", "flat"])
+@pytest.mark.parametrize("name", ["dlrm", "multi_hot_dlrm", "deepfm"])
+def test_bytes_are_those_expected_of_the_same_data(name: str, route: str) -> None:
+    """Of every rank: what is counted on data is what its exchanges send."""
+    comm, steps, samples = {**ONCE, "route": route}, 3, 5
+    models, (_, batch) = models_of(name, comm), MODELS[name]()
+    batches = [batch(samples, k) for k in range(steps * WHERE.world_size)]
+    sent = {(rank, phase): 0 for rank in range(WHERE.world_size) for phase in ("forward", "backward")}
+    for step in range(steps):
+
+        def program(wire: SimulatedWire, step: int = step) -> None:
+            model = models[wire.rank].train()
+            model.bind(wire)
+            loss_of(model(*batches[step * WHERE.world_size + wire.rank]), 0).backward()
+            for phase in ("forward", "backward"):
+                totals = wire.traffic.totals(phase=phase)
+                sent[wire.rank, phase] += totals.other_hosts + totals.same_host
+
+        SimulatedWorld(WHERE).run(program)
+    config = DMTConfig.model_validate({"towers": SPTT, "comm": comm})
+    graph = place_graph(models[0].logical, config, WHERE, 0)
+    data: list[Any] = batches
+    if all(isinstance(x, Tensor) for x in batches[0]):  # as a loader gives them: of another size than a rank's batch
+        whole = [torch.cat([own[i] for own in batches]) for i in range(len(batches[0]))]
+        data = [tuple(x[k : k + 10] for x in whole) for k in range(0, len(whole[0]), 10)]
+    counted = count_rows(graph, data, samples, steps + 5)
+    assert (counted.samples, counted.steps) == (samples, steps)
+    assert all(0 < f.host <= f.rank <= 1 for f in counted.features)
+    for (rank, phase), found in sent.items():
+        costs = [cost for cost in costs_of(models[rank], samples, needs=counted.needs) if cost.phase == phase]
+        expected = sum(cost.other_hosts + cost.same_host for cost in costs)
+        assert found / steps == pytest.approx(expected, abs=len(costs)), (rank, phase)  # each is rounded to a byte
+    with pytest.raises(ConfigError, match="fewer than 20 samples"):
+        count_rows(graph, data[:1], samples, steps)
+
+
+def test_explain_tells_what_it_would_bring(tmp_path: Path) -> None:
+    module = tmp_path / "model.py"
+    module.write_text(
+        "import torch\nfrom tests.zoo.models import ZOO\n"
+        "def build():\n    model, batch = ZOO['dlrm']()\n    return model, batch(5, 0)\n"
+        "def data():\n    _, batch = ZOO['dlrm']()\n    return [batch(8, k) for k in range(9)]\n"
+    )
+    options = {"hosts": 2, "ranks_per_host": 2, "batch_size": 4}
+    found = explained(f"{module}:build", None, data=f"{module}:data", data_steps=3, **options)
+    rows = found.distinct_rows
+    assert rows is not None and not rows.on and rows.steps == 3
+    assert 0 < rows.once[0] < rows.by_sample[0]
+    assert "Counted on 3 step(s) with 4 samples per rank" in notes_on_distinct_rows(rows)[0]
+    assert "switches it on" in notes_on_distinct_rows(rows)[1]
+    config = tmp_path / "ds.json"
+    config.write_text('{"dmt": {"towers": {"module": "none"}, "comm": {"dedup": "on"}}}')
+    on = explained(f"{module}:build", str(config), data=f"{module}:data", data_steps=3, **options)
+    assert on.distinct_rows is not None and on.distinct_rows.on
+    exchanges = [cost for cost in on.collectives if cost.name.startswith(("requests", "rows"))]
+    assert sum(cost.other_hosts for cost in exchanges) == on.distinct_rows.once[0]
+    assert explained(f"{module}:build", str(config), **options).distinct_rows is None
 
 
 def test_features_by_name() -> None:

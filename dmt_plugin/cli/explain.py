@@ -11,6 +11,7 @@ from rich.console import Console
 
 from dmt_plugin.cli.load import load
 from dmt_plugin.cli.options import Batch, Config, Hosts, Model
+from dmt_plugin.cli.partition_inputs import batches_of
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.report.explain.content import Explanation
 from dmt_plugin.report.explain.explanation import explain
@@ -29,6 +30,8 @@ def explained(
     batch: str | None = None,
     batch_size: int | None = None,
     rank: int = 0,
+    data: str | None = None,
+    data_steps: int = 20,
 ) -> Explanation:
     """What ``dmt explain`` shows.
 
@@ -40,6 +43,8 @@ def explained(
         batch: factory of an example batch.
         batch_size: samples per rank; default: the config's micro batch, else the example's.
         rank: whose exchanges to show.
+        data: factory of an iterable of batches, to count distinct rows on.
+        data_steps: the most steps of all ranks that are counted.
 
     Returns:
         ``refused`` says whether the model was refused.
@@ -60,6 +65,8 @@ def explained(
         rank=rank,
         batch_size=samples if isinstance(samples, int) else None,
         ds_config=loaded.ds_config,
+        data=batches_of(data)() if data is not None else None,
+        data_steps=data_steps,
     )
 
 
@@ -75,6 +82,11 @@ def command(
         int | None, typer.Option(min=1, help="Samples per rank for the byte counts; default: the config's micro batch.")
     ] = None,
     rank: Annotated[int, typer.Option(min=0, help="Whose graph and exchanges to show.")] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Function that returns an iterable of batches, to count their distinct rows (comm.dedup)."),
+    ] = None,
+    data_steps: Annotated[int, typer.Option(min=1, help="With --data: the most steps of all ranks to count.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     svg: Annotated[
         Path | None,
@@ -86,18 +98,21 @@ def command(
 
     Exit status: 0, or 1 if the model is refused (the findings say why), or 2 if something cannot be found.
     """
-    data = explained(model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank)
-    written = [*_write_pictures(data, svg)] if svg is not None else []
+    found = explained(
+        model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank, data=data,
+        data_steps=data_steps,
+    )  # fmt: skip
+    written = [*_write_pictures(found, svg)] if svg is not None else []
     if html is not None:
-        written.append(page_of(data, model, config).write(html))
+        written.append(page_of(found, model, config).write(html))
     if as_json:
-        typer.echo(json.dumps(data.as_dict(), indent=2))
+        typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
         console = Console() if Console().is_terminal else Console(width=140)
-        show(data, console)
+        show(found, console)
         for path in written:
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    if data.refused:
+    if found.refused:
         raise typer.Exit(1)
 
 

@@ -226,6 +226,11 @@ def _program(graph_module: fx.GraphModule, cut: Callable[[fx.Graph], None]) -> C
     return type(fx.GraphModule(graph_module, graph)).forward
 
 
+def reading_program(graph_module: fx.GraphModule) -> Callable[..., dict[str, Any]]:
+    """A function of a placed graph module and its inputs: what enters its exchanges of ids, by their names."""
+    return _program(graph_module, _reading)
+
+
 def _reading(graph: fx.Graph) -> None:
     starts = _starts(list(graph.nodes))
     output = next(n for n in graph.nodes if n.op == "output")

@@ -27,11 +27,16 @@ _FAULT_WORDS = 4
 
 
 @dataclass(frozen=True)
-class _Need:
-    """Distinct rows of one owner: in a rank's batch, and in all batches of a host."""
+class Needs:
+    """Distinct rows of one group of tables, by who asks and who owns them.
 
-    rank: float
-    host: float
+    Attributes:
+        rank: ``rank[asking rank, owner]`` in a rank's batch.
+        host: ``host[asking host, owner]`` in all batches of a host.
+    """
+
+    rank: Mapping[tuple[int, int], float]
+    host: Mapping[tuple[int, int], float]
 
 
 def distinct_costs(
@@ -42,6 +47,7 @@ def distinct_costs(
     batch: int,
     formats: Mapping[str, tuple[Format, Format]],
     as_trained: bool = False,
+    needs: Sequence[Needs] | None = None,
 ) -> list[ExchangeCost]:
     """The costs, at most, of one step on one rank, all ranks having ``batch`` samples.
 
@@ -53,11 +59,13 @@ def distinct_costs(
         batch: samples per rank.
         formats: wire formats of each exchange of rows by name, forward and backward.
         as_trained: as if no table were frozen.
+        needs: by group the distinct rows that were counted (:mod:`dmt_plugin.model.row_counts`): then the
+            costs are those that are to be expected.
     """
     if not groups:
         return []
     trained = [group.name for group in groups if group.trained or as_trained]
-    costs = _Costs(groups, slots, topology, rank, batch, formats).found()
+    costs = _Costs(groups, slots, topology, rank, batch, formats, needs).found()
     return [cost for cost in costs if cost.phase == "forward" or cost.name.split(".")[0] in trained]
 
 
@@ -70,56 +78,60 @@ class _Costs:
         rank: int,
         batch: int,
         formats: Mapping[str, tuple[Format, Format]],
+        needs: Sequence[Needs] | None,
     ) -> None:
         self.groups, self.topology, self.rank, self.formats = groups, topology, rank, formats
         self.host, self.lane = topology.host_of(rank), topology.lane_of(rank)
         self.flat = any(name.endswith(".world") for name in formats)
-        self.needs = [self._needs(group, slots, batch) for group in groups]
+        self.needs = needs or [self._needs(group, slots, batch) for group in groups]
         spans = [max([group.stack_rows(r) for r in range(topology.world_size)] + [1]) for group in groups]
         self.word = 8 if any(topology.world_size * span >= 2**31 for span in spans) else 4
 
-    def _needs(self, group: RowGroup, slots: Sequence[IdSlot], batch: int) -> dict[int, _Need]:
-        """By owner."""
+    def _needs(self, group: RowGroup, slots: Sequence[IdSlot], batch: int) -> Needs:
+        """The most that can be, whoever asks."""
         ids = [0.0] * len(group.tables)
         for read in group.reads:
             ids[read.table] += batch * (slots[read.slot].hotness or ASSUMED_IDS)
-        needs = {r: _Need(0.0, 0.0) for r in range(self.topology.world_size)}
+        world, hosts, lanes = self.topology.world_size, self.topology.hosts, self.topology.ranks_per_host
+        of_rank, of_host = [0.0] * world, [0.0] * world
         for table, wanted in zip(group.tables, ids, strict=True):
             for part in table.parts:
                 share = wanted * part.rows / table.rows
-                lanes = self.topology.ranks_per_host
-                before = needs[part.rank]
-                needs[part.rank] = _Need(
-                    before.rank + min(share, part.rows), before.host + min(lanes * share, part.rows)
-                )
-        return needs
+                of_rank[part.rank] += min(share, part.rows)
+                of_host[part.rank] += min(lanes * share, part.rows)
+        return Needs(
+            {(asker, owner): of_rank[owner] for asker in range(world) for owner in range(world)},
+            {(asker, owner): of_host[owner] for asker in range(hosts) for owner in range(world)},
+        )
 
     def found(self) -> list[ExchangeCost]:
-        topology, owners = self.topology, range(self.topology.world_size)
-        others = [r for r in owners if r != self.rank]
+        topology, me = self.topology, self.rank
+        owners = range(topology.world_size)
         if self.flat:
-            codes = {r: sum(need[r].rank for need in self.needs) for r in others}
-            costs = self._requests("world", others, codes)
+            others = [r for r in owners if r != me]
+            costs = self._requests("world", others, {r: sum(need.rank[me, r] for need in self.needs) for r in others})
             for group, need in zip(self.groups, self.needs, strict=True):
-                out = dict.fromkeys(others, need[self.rank].rank)
-                costs += self._rows(f"{group.name}.world", "world", group.width, out, {r: need[r].rank for r in others})
+                out, back = {r: need.rank[r, me] for r in others}, {r: need.rank[me, r] for r in others}
+                costs += self._rows(f"{group.name}.world", "world", group.width, out, back)
             return costs
         costs = []
-        near = [r for r in topology.lanes_of(self.rank) if r != self.rank]
-        peers = [r for r in topology.peers_of(self.rank) if r != self.rank]
-        of_lane = {r: [o for o in owners if topology.lane_of(o) == topology.lane_of(r)] for r in (*near, self.rank)}
+        near = [r for r in topology.lanes_of(me) if r != me]
+        peers = [r for r in topology.peers_of(me) if r != me]
+        of_lane = {r: [o for o in owners if topology.lane_of(o) == topology.lane_of(r)] for r in (*near, me)}
         if near:
-            codes = {r: sum(need[o].rank for need in self.needs for o in of_lane[r]) for r in near}
+            codes = {r: sum(need.rank[me, o] for need in self.needs for o in of_lane[r]) for r in near}
             costs += self._requests("lanes", near, codes)
         if peers:
-            costs += self._requests("peers", peers, {r: sum(need[r].host for need in self.needs) for r in peers})
+            codes = {r: sum(need.host[self.host, r] for need in self.needs) for r in peers}
+            costs += self._requests("peers", peers, codes)
         for group, need in zip(self.groups, self.needs, strict=True):
-            out = dict.fromkeys(peers, need[self.rank].host)
-            costs += self._rows(f"{group.name}.peers", "peers", group.width, out, {r: need[r].host for r in peers})
+            out = {r: need.host[topology.host_of(r), me] for r in peers}
+            back = {r: need.host[self.host, r] for r in peers}
+            costs += self._rows(f"{group.name}.peers", "peers", group.width, out, back)
             if near:
-                mine = sum(need[o].rank for o in of_lane[self.rank])
-                back = {r: sum(need[o].rank for o in of_lane[r]) for r in near}
-                costs += self._rows(f"{group.name}.lanes", "lanes", group.width, dict.fromkeys(near, mine), back)
+                out = {r: sum(need.rank[r, o] for o in of_lane[me]) for r in near}
+                back = {r: sum(need.rank[me, o] for o in of_lane[r]) for r in near}
+                costs += self._rows(f"{group.name}.lanes", "lanes", group.width, out, back)
         return costs
 
     def _requests(self, group: str, members: Sequence[int], codes: Mapping[int, float]) -> list[ExchangeCost]:

@@ -194,7 +194,7 @@ class _Core:
         """The distinct rows that this rank's batch needs of one group."""
         parts, found = [], []
         for read in codes.group.reads:
-            ids, where = _ids_of(read, streams[read.slot], batch)
+            ids, where = ids_of_read(read, streams[read.slot], batch)
             parts.append(codes.of(read, ids))
             found.append(where)
         distinct, inverse = torch.unique(torch.cat(parts), return_inverse=True)
@@ -204,8 +204,14 @@ class _Core:
         return _Own(distinct, codes.counts(distinct, members, owners), reads)
 
 
-def _ids_of(read: Read, stream: Stream, batch: int) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, int]]:
-    """The ids ``(n,)`` of a lookup, with lengths, weights and number of its bags."""
+def ids_of_read(read: Read, stream: Stream, batch: int) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, int]]:
+    """The ids ``(n,)`` of a lookup, with lengths, weights and number of its bags.
+
+    Args:
+        read: the lookup.
+        stream: of its slot.
+        batch: number of samples.
+    """
     ids = stream.values.reshape(-1)
     if read.pooling != "none":
         weights = None

@@ -140,6 +140,11 @@ class RowCodes:
         borders = torch.arange(members + 1, dtype=codes.dtype, device=codes.device) * owners + first
         return torch.searchsorted(codes, borders * self.span).diff().tolist()
 
+    def by_owner(self, codes: Tensor) -> dict[int, int]:
+        """How many of these sorted codes belong to each rank."""
+        counted = self.counts(codes, len(self._position), 1)
+        return {rank: counted[position] for rank, position in self._position.items()}
+
     def rows_of_stack(self, asked: Sequence[Tensor]) -> Tensor:
         """Rows of this rank's stack, from the codes that the members of a group ask for."""
         return torch.cat(list(asked)) - self._own

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmt_plugin.core.findings import Finding
+from dmt_plugin.model.row_counts import FeatureShare
 from dmt_plugin.passes.base import PassResult
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost
@@ -30,7 +31,7 @@ _ORDER_OF_REFUSED = (
     "plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed", "refused",
     "towers", "groups", "tower_modules", "findings", "repairs", "new_parameters", "passes", "lanes", "collectives",
     "sent_by_host", "nodes_after", "graphs_by_host", "topology", "rank", "batch_size", "route", "graph_before",
-    "nodes_before", "memory", "frozen",
+    "nodes_before", "memory", "frozen", "distinct_rows",
 )  # fmt: skip
 
 
@@ -119,6 +120,28 @@ class Frozen:
 
 
 @dataclass(frozen=True)
+class DistinctRows:
+    """How many rows of real batches are distinct, and what that makes of the bytes of a step.
+
+    Attributes:
+        samples: per rank and step.
+        steps: how many were counted.
+        features: those whose rows can travel once.
+        by_sample: bytes that the explained rank sends in a step without ``comm.dedup``: to other hosts, and inside the
+            host.
+        once: the same with it.
+        on: whether the configuration has it on.
+    """
+
+    samples: int
+    steps: int
+    features: list[FeatureShare]
+    by_sample: tuple[int, int]
+    once: tuple[int, int]
+    on: bool
+
+
+@dataclass(frozen=True)
 class Explanation:
     """One transformation, as seen from one rank.
 
@@ -141,6 +164,7 @@ class Explanation:
         nodes_after: the same in ``graph_placed``.
         memory: what every rank and host needs for training.
         frozen: tables that are not trained, and what that saves; None where there are none.
+        distinct_rows: what was counted on data; None without any.
     """
 
     refused: str | None
@@ -170,6 +194,7 @@ class Explanation:
     graphs_by_host: Mapping[str, GraphData] = field(default_factory=dict)
     memory: MemoryNeed | None = None
     frozen: Frozen | None = None
+    distinct_rows: DistinctRows | None = None
 
     @property
     def bytes_of_a_step(self) -> tuple[int, int]:

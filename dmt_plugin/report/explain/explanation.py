@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,16 +21,15 @@ from typing import Any
 
 from torch import fx, nn
 
-from dmt_plugin.capture import InputBinder, capture, graph_module_over
+from dmt_plugin.capture import InputBinder, capture
 from dmt_plugin.capture.inputs import batch_size_of, example_of
-from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.compiler import new_context, transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, ConfigError, FindingsError, TransformError
 from dmt_plugin.core.findings import sort_findings
 from dmt_plugin.core.memory import memory_limits
-from dmt_plugin.fxtools.names import INDEX, tower_part
+from dmt_plugin.fxtools.names import tower_part
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
@@ -41,14 +40,15 @@ from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.file import write_json
 from dmt_plugin.plan.tower_plan import TowerPlan
-from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
-from dmt_plugin.planner.distinct_cost import distinct_costs
-from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
+from dmt_plugin.planner.distinct_cost import Needs
+from dmt_plugin.planner.gradient_cost import GradientSums, gradient_sums
 from dmt_plugin.planner.memory import MemoryNeed, shard_bytes
 from dmt_plugin.planner.memory_check import shortage
 from dmt_plugin.report.explain import content
 from dmt_plugin.report.explain.content import Explanation
+from dmt_plugin.report.explain.costs import costs_of, gradient_costs_of, sent_by_host
 from dmt_plugin.report.explain.graph_data import condensed, node_lines
+from dmt_plugin.report.explain.rows_once import count_of, rows_once
 from dmt_plugin.topology.shape import Topology
 
 _MOST_HOSTS = 3
@@ -70,6 +70,8 @@ def explain(
     rank: int = 0,
     batch_size: int | None = None,
     ds_config: Mapping[str, Any] | None = None,
+    data: Iterable[Any] | None = None,
+    data_steps: int = 20,
 ) -> Explanation:
     """Explains the transformation of ``model``.
 
@@ -82,6 +84,8 @@ def explain(
         batch_size: samples per rank for the byte counts; by default that of ``batch``.
         ds_config: the DeepSpeed configuration around the section, which says how gradients are summed; by default
             DeepSpeed's own defaults.
+        data: batches to count distinct rows on; each as the model is called with it, labels behind it are left out.
+        data_steps: the most steps of all ranks that are counted.
 
     Returns:
         Plan, groups, findings, repairs, new parameters, passes, load by rank, collectives, graphs; of a model that
@@ -89,6 +93,8 @@ def explain(
 
     Raises:
         CaptureError: the batch is no call of the model.
+        ConfigError: the data are fewer than one step needs.
+        IdRangeError: an id of the data is outside its table.
     """
     example = example_of(batch, model)
     inputs = InputBinder(model.forward, example).inputs(example.args, example.kwargs)
@@ -116,7 +122,11 @@ def explain(
     placed.placement.compute_in(TORCH_TYPES[DeepSpeedSettings(ds_config or {}).row_dtype(placed.plan.row_dtype)])
     sums = gradient_sums(ds_config or {}, config)
     memory = _memory(placed, config, DeepSpeedSettings(ds_config or {}), samples)
-    return replace(describe(placed, samples, sums, config), graphs_by_host=by_host, memory=memory, **before)
+    counted = None if data is None else count_of(logical, config, topology, samples, data, data_steps)
+    if counted is not None:
+        before["distinct_rows"] = rows_once(placed, config, counted)
+    shown_data = describe(placed, samples, sums, config, counted.needs_of(placed) if counted is not None else None)
+    return replace(shown_data, graphs_by_host=by_host, memory=memory, **before)
 
 
 def _memory(placed: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings, samples: int) -> MemoryNeed:
@@ -147,7 +157,11 @@ def _refused(error: FindingsError, ctx: PassContext | None = None, **shown: Any)
 
 
 def describe(
-    placed: PlacedGraph | PlacedModel, batch_size: int, sums: GradientSums, config: DMTConfig | None = None
+    placed: PlacedGraph | PlacedModel,
+    batch_size: int,
+    sums: GradientSums,
+    config: DMTConfig | None = None,
+    needs: Sequence[Needs] | None = None,
 ) -> Explanation:
     """What was made of a model, from one rank's graph: all of :func:`explain` but the flat graph and other hosts.
 
@@ -156,6 +170,7 @@ def describe(
         batch_size: samples per rank for the byte counts.
         sums: how gradients are summed.
         config: the ``"dmt"`` section, if it is to be said what state frozen tables save.
+        needs: distinct rows that were counted, see :func:`dmt_plugin.report.explain.costs.costs_of`.
     """
     logical = placed.logical
     plan = logical.plan
@@ -181,7 +196,7 @@ def describe(
         new_parameters=_new_parameters(logical),
         passes=[*logical.passes, *placed.passes],
         lanes=list(placed.placement.loads),
-        collectives=[*costs_of(placed, batch_size), *gradient_costs_of(placed, sums)],
+        collectives=[*costs_of(placed, batch_size, needs=needs), *gradient_costs_of(placed, sums)],
         sent_by_host=sent_by_host(placed),
         gradient_sums=sums,
         frozen=_frozen(placed, batch_size, config),
@@ -275,29 +290,6 @@ def _start(plan: TowerPlan, name: str) -> str:
     return _INIT.get(spec.init, spec.init) if spec.kind in ("dlrm", "dcn", "preserve") else "as its module starts"
 
 
-def costs_of(placed: PlacedGraph | PlacedModel, batch: int, as_trained: bool = False) -> list[ExchangeCost]:
-    """Bytes of every exchange of one step of a placed model, by formula; also as if no table were frozen."""
-    placement = placed.placement
-    formats = {name: x.formats for name, x in placement.exchanges.items() if isinstance(x, OutputDist)}
-    once = distinct_costs(
-        placement.groups, placement.distinct_slots, placed.topology, placed.rank, batch, formats, as_trained
-    )
-    if INDEX not in placement.exchanges:
-        return once
-    return once + exchange_costs(
-        placement.slots,
-        placement.rank_widths,
-        sent_by_host(placed),
-        placed.topology,
-        placed.rank,
-        batch,
-        placement.route,
-        formats=formats,
-        rank_gradients=None if as_trained else placement.rank_gradients,
-        host_gradients=None if as_trained else placement.host_gradients,
-    )
-
-
 def _frozen(placed: PlacedGraph | PlacedModel, batch: int, config: DMTConfig | None) -> content.Frozen | None:
     """What is saved by tables that are frozen; None where none is."""
     tables = [table for table in placed.plan.tables if table.frozen]
@@ -314,23 +306,6 @@ def _frozen(placed: PlacedGraph | PlacedModel, batch: int, config: DMTConfig | N
             shards = [shard for table in tables for shard in placed.plan.shards_of(table.name)]
             state = sum(shard_bytes(shard, rules[shard.table.name], padded=False)[1] for shard in shards)
     return content.Frozen([table.name for table in tables], away - now_away, near - now_near, state)
-
-
-def sent_by_host(placed: PlacedGraph | PlacedModel) -> list[int]:
-    """Entries of a sample that each host sends to the others' ranks; none on the flat route."""
-    return [sum(c.width for c in own) for own in placed.placement.host_columns]
-
-
-def gradient_costs_of(placed: PlacedGraph | PlacedModel, sums: GradientSums) -> list[ExchangeCost]:
-    """Bytes of summing the gradients of one step of a placed model, by formula."""
-    graph: fx.GraphModule = placed.__dict__["graph_module"]
-    own = graph_module_over(graph, graph.graph)  # tables and other hosts' towers may still be there; nothing reads them
-    # On one host every rank holds all towers: they are part of what all ranks share.
-    paths = placed.placement.tower_paths if placed.topology.hosts > 1 else ()
-    towers = {id(p) for path in paths for p in own.get_submodule(path).parameters()}
-    trained = [p for p in own.parameters() if p.requires_grad]
-    inside = sum(p.numel() for p in trained if id(p) in towers)
-    return gradient_costs(sums, sum(p.numel() for p in trained) - inside, inside, placed.topology)
 
 
 def _compression(placed: PlacedGraph | PlacedModel) -> float | None:

@@ -46,6 +46,8 @@ def page_of(data: Explanation, model: str, config: str | None) -> html.Page:
         page.section("Predicted load of ranks", *_lanes(data))
         if data.memory:
             page.section("Memory that ranks need", tables.memory_table(data).to_html())
+        if data.distinct_rows:
+            page.section("Distinct rows of the data", tables.distinct_rows_table(data).to_html())
         page.section("Bytes of every exchange", *_exchanges(data))
     if data.passes:
         page.section("Log of passes", tables.passes_table(data).to_html())

@@ -12,6 +12,7 @@ from dmt_plugin.report.explain.words import (
     hosts_shown,
     loads_shown,
     memory_shown,
+    notes_on_distinct_rows,
     notes_on_exchanges,
     notes_on_memory,
     tower_note,
@@ -136,6 +137,20 @@ def exchanges_table(data: Explanation) -> Table:
     total = {"name": "sum", "group": "", "phase": "", "shape": "", "other_hosts": away, "same_host": near}
     rows = [*map(asdict, data.collectives), total]
     return Table(columns, rows, notes_on_exchanges(data), emphasis="sum")
+
+
+def distinct_rows_table(data: Explanation) -> Table:
+    """How many of each feature's ids are distinct rows, on the data that was counted."""
+    columns = [
+        Column("feature", "feature"),
+        Column("ids", "ids per sample", ".1f"),
+        Column("rank", "distinct in a rank's batch", ".3f", "rows per id"),
+        Column("host", "distinct in a host's batches", ".3f", "rows per id"),
+    ]
+    found = data.distinct_rows
+    if found is None:
+        return Table(columns, [])
+    return Table(columns, [asdict(f) for f in found.features], notes_on_distinct_rows(found))
 
 
 def passes_table(data: Explanation) -> Table:

@@ -32,6 +32,8 @@ def show(data: Explanation, console: Console) -> None:
         put(f"graph around the towers, after (rank {data.rank})", tables.nodes_table(data.nodes_after))
         put(loads_shown(data)[0], tables.loads_table(data))
         put("memory that ranks need, and hosts", tables.memory_table(data))
+        if data.distinct_rows:
+            put("distinct rows of the data", tables.distinct_rows_table(data))
         samples = data.batch_size
         title = f"exchanges of one step on rank {data.rank}, {samples} samples per rank (bytes)"
         put(title, tables.exchanges_table(data))

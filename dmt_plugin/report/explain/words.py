@@ -8,7 +8,7 @@ from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.load import LaneLoad
 from dmt_plugin.planner.memory import MemoryNeed, RankMemory
-from dmt_plugin.report.explain.content import Explanation, Frozen, ParameterCounts
+from dmt_plugin.report.explain.content import DistinctRows, Explanation, Frozen, ParameterCounts
 
 _MOST_RANKS = 32
 """How many ranks are listed one by one."""
@@ -106,6 +106,18 @@ def notes_on_exchanges(data: Explanation) -> list[str]:
     sums = [data.gradient_sums.note] if data.gradient_sums else []
     uneven = uneven_hosts(data.sent_by_host)
     return [*sums, *([uneven] if uneven else []), *([frozen_in_words(data.frozen)] if data.frozen else [])]
+
+
+def notes_on_distinct_rows(found: DistinctRows) -> list[str]:
+    """What was counted, and what it makes of the bytes of a step."""
+    (away, near), (once_away, once_near) = found.by_sample, found.once
+    how = "is on" if found.on else 'is off: "dmt": {"comm": {"dedup": "on"}} switches it on'
+    less = f", {away / once_away:.1f} times fewer" if 0 < once_away < away else ""
+    return [
+        f"Counted on {found.steps} step(s) with {found.samples} samples per rank; 1.000: every id is another row.",
+        f"Every row once: {once_away:,} bytes to other hosts and {once_near:,} inside the host in a step, where a row "
+        f"per sample takes {away:,} and {near:,}{less}. comm.dedup {how}.",
+    ]
 
 
 def frozen_in_words(frozen: Frozen) -> str:

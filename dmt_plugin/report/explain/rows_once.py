@@ -1,0 +1,86 @@
+"""What ``comm.dedup`` would make of the bytes of a step, by the distinct rows of real batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.fxtools.names import REQUESTS
+from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.placed import PlacedGraph, place_graph
+from dmt_plugin.model.row_counts import CountedRows, count_rows
+from dmt_plugin.planner.cost import ExchangeCost
+from dmt_plugin.planner.distinct_cost import Needs
+from dmt_plugin.report.explain.content import DistinctRows
+from dmt_plugin.report.explain.costs import costs_of
+from dmt_plugin.topology.shape import Topology
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What was counted, and under which configuration.
+
+    Attributes:
+        rows: the counts.
+        config: of the model that was counted: with ``comm.dedup`` as it is, or on where it is off.
+        on: whether it is on as it is.
+    """
+
+    rows: CountedRows
+    config: DMTConfig
+    on: bool
+
+    def needs_of(self, placed: PlacedGraph) -> Sequence[Needs] | None:
+        """The counts for the exchanges of a graph; None if it has no rows that travel once."""
+        return self.rows.needs if self.on and placed.placement.groups else None
+
+
+def count_of(
+    logical: TowerModel, config: DMTConfig, topology: Topology, samples: int, data: Iterable[Any], steps: int
+) -> Counted | None:
+    """Counts the distinct rows of all features that travel once, or could.
+
+    Args:
+        logical: the tower model.
+        config: the ``"dmt"`` section.
+        topology: hosts and lanes.
+        samples: per rank and step.
+        data: batches.
+        steps: the most that are counted.
+
+    Returns:
+        None where no feature can travel once.
+    """
+    on = config.comm.dedup == "on" or "on" in config.comm.dedup_features.values()
+    counted = config if on else _with(config, "on")
+    graph = place_graph(logical, counted, topology, 0)
+    if REQUESTS not in graph.placement.exchanges:
+        return None
+    return Counted(count_rows(graph, data, samples, steps), counted, on)
+
+
+def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted) -> DistinctRows:
+    """The counts, and the bytes of the graph's rank with and without ``comm.dedup``."""
+    logical, topology, rank, rows = placed.logical, placed.topology, placed.rank, counted.rows
+    once = place_graph(logical, counted.config, topology, rank)
+    by_sample = place_graph(logical, _with(config, "off"), topology, rank)
+    return DistinctRows(
+        rows.samples,
+        rows.steps,
+        list(rows.features),
+        _sum(costs_of(by_sample, rows.samples)),
+        _sum(costs_of(once, rows.samples, needs=rows.needs)),
+        counted.on,
+    )
+
+
+def _with(config: DMTConfig, dedup: str) -> DMTConfig:
+    comm = config.comm.model_copy(update={"dedup": dedup, "dedup_features": {}})
+    return config.model_copy(update={"comm": comm})
+
+
+def _sum(costs: Iterable[ExchangeCost]) -> tuple[int, int]:
+    found = list(costs)
+    return sum(cost.other_hosts for cost in found), sum(cost.same_host for cost in found)
