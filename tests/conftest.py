@@ -4,7 +4,8 @@
    emulated clusters, as each cluster sweeps away what dead owners left, and those that read the demo's data.
 2. Every other test is handed out by itself. What starts processes, or is otherwise slow, comes first, so that no worker
    is alone with it at the end.
-3. No test depends on either: each worker has folders, ports and a server for ranks of its own.
+3. No test depends on either: each worker has folders, ports and a server for ranks of its own. Nor does one depend on
+   how fast the machine is: examples of a property may take as long as they take.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("whatever the machine", deadline=None)
+settings.load_profile("whatever the machine")
 
 ROOT = Path(__file__).parents[1]
 SLOW = ("launcher", "processes", "slow")
