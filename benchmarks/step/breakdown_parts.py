@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 from torch import fx
 
+from dmt_plugin.fxtools.names import DISTINCT as ROWS
 from dmt_plugin.fxtools.names import EXCHANGES, LOOKUP, tower_number
 from dmt_plugin.nn.graph_ops import pack_streams
 
 INDEX, LOOK_UP, INTRA, TOWER, PEER, GLOBAL = "index", "lookup", "intra", "tower", "peer", "global"
-DENSE, ALL_REDUCE, OPTIMIZER, IDLE, REST = "dense", "all-reduce", "optimizer", "idle", "rest"
+DISTINCT, DENSE, ALL_REDUCE, OPTIMIZER = "distinct", "dense", "all-reduce", "optimizer"
+IDLE, REST = "idle", "rest"
 
 PARTS = {
     INDEX: "ids: read, checked, sent to the owners of their tables",
@@ -30,6 +32,7 @@ PARTS = {
     TOWER: "tower modules and what shapes their input",
     PEER: "exchange between peers, both directions: packing, posting, unpacking",
     GLOBAL: "exchange between all ranks (flat route), both directions: packing, posting, unpacking",
+    DISTINCT: "rows that travel once: spread to lanes, expanded to samples, and the sums of their gradients",
     DENSE: "the model's own layers behind the lookups, and the loss",
     ALL_REDUCE: "gradients of dense layers and towers: packing, posting, unpacking",
     OPTIMIZER: "optimizer of dense layers and towers, and of tables that PyTorch holds",
@@ -44,7 +47,9 @@ WAITED_FOR = (INDEX, INTRA, PEER, GLOBAL, ALL_REDUCE)
 _MOVES = ("dmt_plugin.nn.graph_ops", "dmt_plugin.nn.block_ops")
 """Modules whose functions only move values, but for those that have a rule of their own."""
 
-_KINDS = {"index": INDEX, "lanes": INTRA, "peers": PEER, "world": GLOBAL}
+_KINDS = {"index": INDEX, "requests": INDEX, "lanes": INTRA, "peers": PEER, "world": GLOBAL}
+_OF_ROWS = {"lanes": INTRA, "peers": PEER, "world": GLOBAL, "spread": DISTINCT, "expand": DISTINCT}
+"""Of exchanges of distinct rows, such as ``rows0.peers``, and what is done with these rows, by the second word."""
 
 
 class Where(NamedTuple):
@@ -61,6 +66,8 @@ class Where(NamedTuple):
 
 def exchange_kind(name: str) -> str | None:
     """The part of an exchange by its name, or None."""
+    if name.startswith(ROWS):
+        return _OF_ROWS.get(name.partition(".")[2])
     return next((part for prefix, part in _KINDS.items() if name.startswith(prefix)), None)
 
 
@@ -84,8 +91,7 @@ def where_in_graph(graph: fx.Graph) -> dict[fx.Node, Where]:
 def _where(node: fx.Node, came: frozenset[str], goes: frozenset[str], found: dict[fx.Node, Where]) -> Where:
     target = str(node.target)
     if node.op == "call_module" and target.startswith(f"{EXCHANGES}."):
-        name = target.split(".")[1]
-        kind = exchange_kind(name)
+        kind = exchange_kind(_name_in(target))
         action = target.rpartition(".")[2]
         return Where(kind, action) if kind else Where(REST, target)
     if node.op == "call_module" and target.startswith(LOOKUP):
@@ -127,7 +133,13 @@ def _packed_for(node: fx.Node) -> str | None:
 
 
 def _exchange_of(node: fx.Node) -> str | None:
-    return exchange_kind(str(node.target).split(".")[1])
+    return exchange_kind(_name_in(str(node.target)))
+
+
+def _name_in(target: str) -> str:
+    """Name of an exchange in the path of one of its ends; of distinct rows also what is done with them."""
+    path = target.split(".")[1:]
+    return ".".join(path[:2]) if path[0].startswith(ROWS) else path[0]
 
 
 def _is(node: fx.Node, action: str) -> bool:

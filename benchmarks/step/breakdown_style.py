@@ -14,6 +14,7 @@ _COLOURS = {
     "tower": "series-4",
     "peer": "series-2",
     "global": "series-2",
+    "distinct": "part-2",
     "dense": "series-1",
     "all-reduce": "part-6",
     "optimizer": "part-4",

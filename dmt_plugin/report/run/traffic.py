@@ -16,7 +16,7 @@ IDS, EMBEDDINGS, GRADIENTS = "ids", "embeddings", "gradients"
 
 def kind_of(exchange: str, phase: str) -> str:
     """What an exchange carries: `ids`, `embeddings` (forward) or their `gradients` (backward)."""
-    if exchange.startswith("index"):
+    if exchange.startswith(("index", "requests")):
         return IDS
     return EMBEDDINGS if phase == "forward" else GRADIENTS
 
