@@ -61,6 +61,7 @@ class Placement:
         groups: the tables that these read.
         stacks: what this rank holds of each group.
         row_towers: tower modules that such rows go through, of all hosts.
+        once: which tables' rows travel once, for people; empty where nobody asked for it.
         distinct_widths: for each rank the entries per sample that its tables in groups give, if no row comes twice.
         exchanges: the exchange modules by name.
         tower_paths: modules that only this host holds.
@@ -82,6 +83,7 @@ class Placement:
     stacks: tuple[Stack, ...] = ()
     row_towers: tuple[RowTower, ...] = ()
     distinct_widths: tuple[int, ...] = ()
+    once: str = ""
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()
     feature_layers: tuple[str, ...] = ()

@@ -260,6 +260,14 @@ def test_features_by_name() -> None:
     assert exchanges(BY_ROW, dedup="on", dedup_features={name: "off"}) == ordinary | once, "but for one tower"
     assert exchanges({**BY_ROW, "count": 4}, dedup="on") == once | {"rows1.peers", "rows1.lanes"}
     assert exchanges(MODULES, dedup="on", route="flat") == {"requests", "rows0.world"}
+
+    def said(towers: dict[str, Any], **comm: Any) -> str:
+        config = DMTConfig.model_validate({"towers": towers, "comm": comm})
+        return place_graph(transform(prepared(flat), batch(5, 0), config, WHERE), config, WHERE, 0).placement.once
+
+    assert said(SPTT) == "" and said(SPTT, dedup="on").endswith("table(s) travel once per host")
+    assert "travel once per host; by sample those of " in said(SPTT, dedup="on", dedup_features={name: "off"})
+    assert said(MODULES, dedup="on").startswith("dmt.comm.dedup is on, but no table")
     with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features.*a tower module reads them by sample"):
         exchanges(MODULES, dedup_features={name: "on"})
     with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features\['nobody'\]"):

@@ -265,6 +265,7 @@ def summary(placed: PlacedModel, source: str) -> list[str]:
         f"dmt: {topology.hosts} host(s) x {topology.ranks_per_host} rank(s), from {source}",
         f"dmt: {len(plan.towers)} tower(s) of {sizes} features, {towers}, route {placed.placement.route}, "
         f"plan {plan.fingerprint}",
+        *([f"dmt: {placed.placement.once}"] if placed.placement.once else []),
         *(f"dmt: {repair.target}: {repair.what}" for repair in logical.repairs),
         *(f"dmt: {finding}" for finding in logical.findings),
     ]

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -129,6 +129,20 @@ def distinct_tables(ctx: PassContext, towers: Sequence[TowerReads]) -> dict[str,
                 "entry, or set it for all features of its tower"
             )
     return chosen
+
+
+def once_in_words(ctx: PassContext, chosen: Collection[str]) -> str:
+    """Which tables' rows travel once; empty where nobody asked for it."""
+    comm, plan = ctx.config.comm, ctx.plan
+    assert plan is not None
+    if not any(comm.travels_once(feature.name) for feature in plan.features):
+        return ""
+    if not chosen:
+        return "dmt.comm.dedup is on, but no table's rows can travel once: tower modules read them by sample"
+    rest = sorted({table.name for table in plan.tables} - set(chosen))
+    shown = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
+    by = "rank" if comm.route == "flat" else "host"
+    return f"rows of {len(chosen)} table(s) travel once per {by}" + (f"; by sample those of {shown}" if rest else "")
 
 
 @dataclass(frozen=True)

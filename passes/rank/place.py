@@ -35,7 +35,7 @@ from dmt_plugin.fxtools.order import drop_unused, sort_nodes
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, Region
-from dmt_plugin.passes.placement.distinct_tables import distinct_tables, tower_reads
+from dmt_plugin.passes.placement.distinct_tables import distinct_tables, once_in_words, tower_reads
 from dmt_plugin.passes.placement.sent_values import SentValue, copied_region, sent_values_of, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.placement.table_placement import lane_loads
@@ -59,7 +59,8 @@ class Place(GraphPass):
         sort_nodes(ctx.gm.graph)
         drop_unused(ctx.gm.graph)
         changed = abs(len(ctx.gm.graph.nodes) - before)
-        return self.result(len(ctx.facts.lookups), changed, f"rank {ctx.rank}")
+        said = f"; {ctx.placement.once}" if ctx.placement.once else ""
+        return self.result(len(ctx.facts.lookups), changed, f"rank {ctx.rank}{said}")
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class _Rewrite:
         self.placement.route = ctx.config.comm.route
         self.towers = tower_reads(ctx)
         once = distinct_tables(ctx, self.towers)
+        self.placement.once = once_in_words(ctx, once)
         self.values = [value for value in values if value.lookup.table not in once]
         self.shards = shards_by_rank(self.values, self.plan, self.topology)
         ctx.gm.add_submodule(LOOKUP, nn.Identity())  # replaced by the sharded lookup
