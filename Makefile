@@ -60,7 +60,7 @@ bench-overhead: $(STAMP)  ## step times beside stock DeepSpeed's and a step writ
 bench-memory: $(STAMP)  ## peaks of memory of four ranks by phase, with 8 GiB of tables, and waits for saves; eight minutes
 	OMP_NUM_THREADS=1 python -m benchmarks.memory --check
 
-bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, fifteen minutes; needs root
+bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, half an hour; needs root
 	OMP_NUM_THREADS=1 python -m benchmarks.step --profile full --check
 
 # passes/ and integrations/ are dmt_plugin.passes and dmt_plugin.integrations only once installed; mypy looks at

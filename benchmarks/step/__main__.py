@@ -20,9 +20,9 @@ from benchmarks.step.bars import listed, verdicts
 from benchmarks.step.curve import CURVE, measure_curve
 from benchmarks.step.memory import memory_table
 from benchmarks.step.plots import draw_curve, draw_rows
-from benchmarks.step.profiles import PROFILES, Profile
+from benchmarks.step.profiles import PROFILES, Profile, Run
 from benchmarks.step.run import DifferentTraining, command_line, run
-from benchmarks.step.summary import table
+from benchmarks.step.summary import by_setting, table
 from benchmarks.step.variants import VARIANTS
 
 
@@ -34,11 +34,11 @@ def main(
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per rank.")] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
     ids: Annotated[str | None, typer.Option(help="How ids are distributed: uniform or kaggle.")] = None,
-    table_lr: Annotated[float | None, typer.Option(help="Learning rate of the tables.")] = None,
     repeats: Annotated[int | None, typer.Option("--repeats", "-n", min=1)] = None,
     settle: Annotated[int | None, typer.Option(min=0, help="Steps before each timing that are not timed.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Steps of one timing.")] = None,
     variants: Annotated[str | None, typer.Option(help="Names separated by commas.")] = None,
+    only: Annotated[str | None, typer.Option(help="Runs of the profile, such as kaggle_b512, commas between.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Fail where a bar of the profile is missed.")] = False,
     curve: Annotated[bool, typer.Option("--curve", help="A few variants in many settings instead.")] = False,
     output: Annotated[Path | None, typer.Option(help="Where the JSON goes; a picture goes beside it.")] = None,
@@ -50,10 +50,10 @@ def main(
         else:
             changed = {
                 "hosts": hosts, "lanes": lanes, "rate": rate, "batch": batch, "width": width, "ids": ids,
-                "table_lr": table_lr, "repeats": repeats,
-                "settle": settle, "iterations": iterations,
+                "repeats": repeats, "settle": settle, "iterations": iterations,
             }  # fmt: skip
-            chosen = _chosen(profile, variants, {key: value for key, value in changed.items() if value is not None})
+            changed = {key: value for key, value in changed.items() if value is not None}
+            chosen = _chosen(profile, variants, only, changed)
             _rows(chosen, check, output or Path("build/bench/summary.json"))
     except ClusterError as error:
         typer.echo(f"error: {error}", err=True)
@@ -63,27 +63,45 @@ def main(
         raise typer.Exit(3) from None
 
 
-def _chosen(profile: str, variants: str | None, changed: dict[str, Any]) -> Profile:
+def _chosen(profile: str, variants: str | None, only: str | None, changed: dict[str, Any]) -> Profile:
+    """The profile as the options change it: runs that become one another's like are one.
+
+    Variants that are named are measured by the first run, and by each other run that has them.
+    """
     if profile not in PROFILES:
         raise typer.BadParameter(f"no profile {profile!r}; there are: {', '.join(PROFILES)}")
-    own = PROFILES[profile]
-    names = variants.split(",") if variants else list(own.variants)
-    if unknown := [name for name in names if name not in VARIANTS]:
+    runs = list(PROFILES[profile].runs)
+    if only is not None:
+        tags = [one.setting.tag for one in runs]
+        if unknown := [tag for tag in only.split(",") if tag not in tags]:
+            raise typer.BadParameter(f"no runs {unknown} in the profile {profile!r}; there are: {', '.join(tags)}")
+        runs = [one for one in runs if one.setting.tag in only.split(",")]
+    names = variants.split(",") if variants else None
+    if names and (unknown := [name for name in names if name not in VARIANTS]):
         raise typer.BadParameter(f"unknown variants {unknown}; there are: {', '.join(VARIANTS)}")
-    return dataclasses.replace(own, setting=dataclasses.replace(own.setting, **changed), variants=names)
+    chosen: dict[str, Run] = {}
+    for one in runs:
+        setting = dataclasses.replace(one.setting, **changed)
+        own = [name for name in names if not chosen or name in one.variants] if names else list(one.variants)
+        if own:
+            chosen.setdefault(setting.tag, dataclasses.replace(one, setting=setting, variants=own))
+    return Profile(list(chosen.values()), PROFILES[profile].bars)
 
 
 def _rows(profile: Profile, check: bool, output: Path) -> None:
-    summary, setting = run(profile, command_line("benchmarks.step")), profile.setting
+    summary: dict[str, Any] = {}
+    for summary in run(profile, command_line("benchmarks.step")):
+        _write(summary, output)  # what is measured stays, whatever becomes of the rest
+        setting, rows = by_setting(summary)[-1]
+        where = f"{setting['hosts']} x {setting['lanes']}, {setting['rate']}, {setting['batch']} samples per rank"
+        typer.echo(f"{where}, {setting['ids']} ids; {output}\n{table(rows)}\n")
     found = verdicts(profile.bars, summary) if check else []
     summary["bars"] = [dataclasses.asdict(verdict) for verdict in found]
     _write(summary, output)
     draw_rows(summary, output.with_suffix(".png"))
-    typer.echo(f"{setting.hosts} x {setting.lanes}, {setting.rate}, {setting.batch} samples per rank; {output}")
-    typer.echo(table(summary["rows"]))
     for name, why in summary["absent"].items():
         typer.echo(f"{name:26}{why}")
-    if profile.memory:
+    if "memory" in summary:
         typer.echo("\n" + memory_table(summary["memory"]))
     if found:
         typer.echo("\n" + listed(found))

@@ -63,25 +63,33 @@ class Verdict:
     text: str
 
 
-def faster(name: str, least: float, than: str = "ratio_to_best", twin: str | None = None) -> Bar:
+UNIFORM, KAGGLE, LARGE = "uniform_b512", "kaggle_b512", "kaggle_b2048"
+"""Of which ids and batch a bar is: ends of the rows' names."""
+
+
+def faster(name: str, least: float, than: str = "ratio_to_best", twin: str | None = None, at: str = UNIFORM) -> Bar:
     """A variant is that many times as fast as an opponent (see :func:`benchmarks.step.summary.opponents`)."""
     whom = {
         "ratio": "TorchRec table-wise",
         "ratio_to_best": "TorchRec's best flat variant",
         "ratio_to_tower": "TorchRec's tower by hand",
+        "ratio_to_vbe": "TorchRec's variable batches",
+        "ratio_to_without": "the same with every row sent",
     }[than]
-    return Bar(f"{name}: times as fast as {whom}, same wire precision", ("rows", name, than), least, twin=twin)
+    text = f"{name}_{at}: times as fast as {whom}, same wire precision"
+    return Bar(text, ("rows", f"{name}_{at}", than), least, twin=twin and f"{twin}_{at}")
 
 
-def at_the_link(name: str, least: float, twin: str | None = None) -> Bar:
+def at_the_link(name: str, least: float, twin: str | None = None, at: str = UNIFORM) -> Bar:
     """A variant's step is little longer than the link alone needs."""
-    return Bar(f"{name}: the link's own time over the step's", ("rows", name, "nic_share"), least, twin=twin)
+    text = f"{name}_{at}: the link's own time over the step's"
+    return Bar(text, ("rows", f"{name}_{at}", "nic_share"), least, twin=twin and f"{twin}_{at}")
 
 
-def as_explained(name: str) -> Bar:
+def as_explained(name: str, at: str = UNIFORM) -> Bar:
     """Bytes counted on the link are those that ``dmt explain`` tells."""
-    text = f"{name}: bytes counted on the link, off the formula's"
-    return Bar(text, ("rows", name, "nic_bytes_off"), most=0.03, form=".1%")
+    text = f"{name}_{at}: bytes counted on the link, off the formula's"
+    return Bar(text, ("rows", f"{name}_{at}", "nic_bytes_off"), most=0.03, form=".1%")
 
 
 def lean(name: str) -> Bar:
@@ -90,19 +98,30 @@ def lean(name: str) -> Bar:
 
 
 FULL = (
+    faster("sptt_dedup_fp32", 2.0, at=KAGGLE),
+    faster("sptt_dedup_fp32", 2.8, at=LARGE),
+    faster("sptt_dedup_fp32", 1.3, "ratio_to_vbe", at=KAGGLE),
+    faster("sptt_dedup_fp32", 1.45, "ratio_to_vbe", at=LARGE),
+    faster("sptt_dedup_fp32", 2.5, "ratio_to_without", at=KAGGLE),
+    faster("sptt_dedup_fp32", 3.3, "ratio_to_without", at=LARGE),
+    *(faster("sptt_dedup_fp16", 2.2, than, at=KAGGLE) for than in ("ratio_to_best", "ratio_to_without")),
+    *(faster("sptt_dedup_int8", 1.9, than, at=KAGGLE) for than in ("ratio_to_best", "ratio_to_without")),
+    faster("dmt_cr4_dedup_fp32", 1.7, "ratio_to_without", at=KAGGLE),
+    faster("dmt_cr4_dedup_fp32", 2.8, "ratio_to_without", at=LARGE),
+    faster("dmt_cr4_dedup_fp32", 4.5, at=KAGGLE),
+    faster("dmt_cr4_dedup_fp32", 7.0, at=LARGE),
+    faster("sptt_dedup_fp32", 1 / 1.10, "ratio_to_without"),
     faster("sptt_fp32", 1.05, twin="sptt_fp32_blocks3"),
     faster("dmt_cr2_fp32", 2.05, twin="dmt_cr2_fp32_blocks3"),
     faster("dmt_cr4_fp32", 3.8, twin="dmt_cr4_fp32_blocks3"),
     faster("dmt_cr8_fp32", 5.5),
     faster("dmt_cr4_fp16", 3.2),
     faster("dmt_cr4_int8", 2.2),
-    faster("dmt_cr4_fp32", 1.2, "ratio_to_tower"),
-    faster("dmt_cr4_fp16", 1.2, "ratio_to_tower"),
-    faster("dmt_cr4_int8", 1.2, "ratio_to_tower"),
+    *(faster(f"dmt_cr4_{precision}", 1.2, "ratio_to_tower") for precision in ("fp32", "fp16", "int8")),
     at_the_link("sptt_fp32", 0.90, twin="sptt_fp32_blocks3"),
     at_the_link("dmt_cr4_fp32", 0.87, twin="dmt_cr4_fp32_blocks3"),
-    *(as_explained(name) for name in ("flat_fp32", "sptt_fp32")),
-    *(as_explained(f"dmt_cr{ratio}_{precision}") for precision in ("fp32", "fp16", "int8") for ratio in (2, 4, 8)),
+    *(as_explained(name, KAGGLE) for name in ("flat_fp32", "sptt_fp32")),
+    *(as_explained(f"dmt_cr{ratio}_{p}", KAGGLE) for p in ("fp32", "fp16", "int8") for ratio in (2, 4, 8)),
     lean("sptt_fp32"),
     lean("dmt_cr4_fp32"),
 )

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.step.profiles import Profile
-from benchmarks.step.run import about, run
+from benchmarks.step.profiles import Run
+from benchmarks.step.run import about, run_one
 from benchmarks.step.setting import Setting
 from benchmarks.step.variants import BASE
 
@@ -48,6 +48,6 @@ def measure_curve(
     for family, settings in families.items():
         for setting in settings:
             one = dataclasses.replace(setting, repeats=repeats) if repeats else setting
-            summary = run(Profile(one, VARIANTS), command)
-            points.append({"family": family, "setting": one.to_dict(), "rows": summary["rows"]})
+            rows, _ = run_one(Run(one, VARIANTS))
+            points.append({"family": family, "setting": one.to_dict(), "rows": rows})
             yield {"setting": about(command), "points": points}

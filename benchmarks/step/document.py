@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.step.summary import RATIOS, by_setting
+
 PART = "bench"
 
 
@@ -27,7 +29,9 @@ BEGIN, END = marks()
 
 
 def main(
-    summary: Annotated[Path, typer.Option(help="Of `make bench`.")] = Path("build/bench/summary.json"),
+    summary: Annotated[
+        list[Path] | None, typer.Option(help="Of `make bench`; several where runs were measured one by one.")
+    ] = None,
     curve: Annotated[Path, typer.Option(help="Of `--curve`; left out where it is not there.")] = Path(
         "build/bench/curve.json"
     ),
@@ -35,11 +39,12 @@ def main(
     part: Annotated[str, typer.Option(help="Of the page: what is between the markers PART:begin and PART:end.")] = PART,
 ) -> None:
     """Fill the page."""
-    if not summary.exists():
-        raise typer.BadParameter(f"{summary} is not there; `make bench` writes it")
-    text = tables(
-        json.loads(summary.read_text()), json.loads(curve.read_text()) if curve.exists() else None
-    )
+    summary = summary or [Path("build/bench/summary.json")]
+    if missing := [str(path) for path in summary if not path.exists()]:
+        raise typer.BadParameter(f"{', '.join(missing)} is not there; `make bench` writes it")
+    last = json.loads(curve.read_text()) if curve.exists() else None
+    texts = [tables(json.loads(path.read_text()), None if path != summary[-1] else last) for path in summary]
+    text = "\n\n".join(texts)
     try:
         page.write_text(filled(page.read_text(), text, part))
     except ValueError as error:
@@ -63,7 +68,10 @@ def filled(page: str, text: str, part: str = PART) -> str:
 
 def tables(summary: Mapping[str, Any], curve: Mapping[str, Any] | None) -> str:
     """Everything between the markers."""
-    parts = [_headline(summary), _rows(summary)]
+    parts = [part for own, rows in by_setting(summary) for part in (_headline(summary, own, rows), _rows(rows))]
+    if summary.get("absent"):
+        absent = "\n".join(f"- `{name}`: {why}." for name, why in summary["absent"].items())
+        parts.append(f"Not in the tables:\n\n{absent}")
     if summary.get("bars"):
         parts.append(_bars(summary["bars"]))
     if summary.get("memory"):
@@ -73,13 +81,16 @@ def tables(summary: Mapping[str, Any], curve: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts)
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
-    own = summary["setting"]
-    rare = f" ({own['few']} for row-wise)" if any(name.startswith("torchrec_rw_") for name in summary["rows"]) else ""
+_KINDS = {"kaggle": "ids that repeat as real ones do", "uniform": "uniform ids: hardly any duplicates"}
+
+
+def _headline(summary: Mapping[str, Any], own: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
+    rare = f" ({own['few']} for row-wise)" if any(name.startswith("torchrec_rw_") for name in rows) else ""
+    tables = f"{own['features']} tables of {own['rows']:,} rows" if own["ids"] == "uniform" else "Kaggle's tables"
     return (
-        f"### {own['hosts']} hosts x {own['lanes']} ranks, {own['rate']} per host, on {own['cores']} cores\n\n"
-        f"{own['features']} tables of {own['rows']:,} rows, width {own['width']}, {own['batch']} samples per rank; "
-        f"medians of {own['repeats']} repeats{rare}.\n\n{_origin(own)}"
+        f"### {own['batch']} samples per rank, {_KINDS[own['ids']]}\n\n"
+        f"{own['hosts']} hosts x {own['lanes']} ranks, {own['rate']} per host, on {summary['setting']['cores']} cores; "
+        f"{tables}, width {own['width']}; medians of {own['repeats']} repeats{rare}.\n\n{_origin(summary['setting'])}"
     )
 
 
@@ -87,13 +98,14 @@ def _origin(own: Mapping[str, Any]) -> str:
     return f"`{own['command']}`, {own['date']}, on {own['machine']}; {own['versions']}."
 
 
-def _rows(summary: Mapping[str, Any]) -> str:
+def _rows(rows: Mapping[str, Any]) -> str:
     heads = (
         "on the wire", "variant", "ms (min-max)", "samples/s", "to table-wise", "to best flat", "to tower by hand",
+        "to variable batches", "to every row",
         "NIC MB per host", "off the formula", "NIC ms", "NIC / step", "CPU floor ms",
     )  # fmt: skip
     lines = []
-    for row in sorted(summary["rows"].values(), key=lambda row: ("fp32", "fp16", "int8").index(row["precision"])):
+    for row in sorted(rows.values(), key=lambda row: ("fp32", "fp16", "int8").index(row["precision"])):
         off = row["nic_bytes_off"]
         lines.append(
             (
@@ -101,7 +113,7 @@ def _rows(summary: Mapping[str, Any]) -> str:
                 row["text"],
                 f"{row['median_ms']:.0f} ({row['min_ms']:.0f}-{row['max_ms']:.0f})",
                 f"{row['samples_per_s']:.0f}",
-                *(_ratio(row[key]) for key in ("ratio", "ratio_to_best", "ratio_to_tower")),
+                *(_ratio(row[key]) for key in RATIOS),
                 f"{row['nic_bytes_per_host'] / 1e6:.2f}",
                 "" if off is None else f"{100 * off:+.1f} %",
                 f"{row['nic_limit_ms']:.0f}",
@@ -109,8 +121,7 @@ def _rows(summary: Mapping[str, Any]) -> str:
                 f"{row['cpu_floor_ms']:.0f}",
             )
         )
-    absent = "\n".join(f"- `{name}`: {why}." for name, why in summary.get("absent", {}).items())
-    return _table(heads, lines, text=2) + (f"\n\nNot in the table:\n\n{absent}" if absent else "")
+    return _table(heads, lines, text=2)
 
 
 def _bars(bars: Sequence[Mapping[str, Any]]) -> str:

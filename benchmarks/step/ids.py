@@ -21,6 +21,9 @@ EXPONENTS = (
     1.02, 2.6, 2.6, 1.14, 2.44, 1.22,
 )  # fmt: skip
 CAP = 50_000
+TABLE_LR = {"uniform": 500.0, "kaggle": 30.0}
+"""Learning rate of the tables, by kind of ids. Where ids hardly repeat a row is met by few samples of a batch, and what
+a step does to it is to stand out of its rounding; a row that half a batch needs gets the gradients of all of them."""
 _HEAD = 20_000
 """Ranks whose probability is summed one by one; behind them the sum is an integral to 1e-9 of a rank's share."""
 

@@ -86,7 +86,12 @@ class OursVariant:
         return held
 
     def formula_bytes(self) -> int:
-        """Bytes that this rank sends to other hosts in one step, as ``dmt explain`` has them."""
+        """Bytes that this rank sends to other hosts in one step, as ``dmt explain`` has them.
+
+        0 where distinct rows are sent: how many there are is told by the ids alone.
+        """
+        if self._config["dmt"].get("comm", {}).get("dedup") == "on":
+            return 0
         state = self.engine.dmt
         sums = gradient_costs_of(state.placed, gradient_sums(self._config, state.config))
         return sum(cost.other_hosts for cost in (*costs_of(state.placed, self._batch), *sums))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cluster.shape import parse_rate
+from benchmarks.step.summary import by_setting
 from benchmarks.step.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -14,9 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _MUTED, _GRID = "#1f2430", "#5d6472", "#e3e6ec"
-_OURS, _PEER, _TOWER = "#2f6fdb", "#a3a9b7", "#d08b3c"
-_KIND = {"ours": _OURS, "torchrec": _PEER, "torchrec_tower": _TOWER}
-_LEGEND = {"torchrec": "TorchRec, flat", "torchrec_tower": "TorchRec, towers by hand", "ours": "this project"}
+_OURS, _PEER, _TOWER, _DISTINCT = "#2f6fdb", "#a3a9b7", "#d08b3c", "#4f9d69"
+_KIND = {"ours": _OURS, "torchrec": _PEER, "torchrec_vbe": _DISTINCT, "torchrec_tower": _TOWER}
+_LEGEND = {
+    "torchrec": "TorchRec, flat",
+    "torchrec_vbe": "TorchRec, distinct ids found beforehand",
+    "torchrec_tower": "TorchRec, towers by hand",
+    "ours": "this project",
+}
 _LINES = {
     "sptt_fp32": ("SPTT", "#7c8aa5"),
     "dmt_cr4_fp32": ("DMT, CR 4", "#2f6fdb"),
@@ -38,13 +44,13 @@ _STYLE = {
 
 
 def draw_rows(summary: Mapping[str, Any], path: Path) -> None:
-    """Step times as bars, by wire precision: the link's own share of each, and the ratio to the base.
+    """Step times of the first setting as bars, by wire precision: the link's own share of each, the ratio to the base.
 
     Args:
         summary: of a run.
         path: where the PNG goes.
     """
-    rows, setting = summary["rows"], summary["setting"]
+    setting, rows = by_setting(summary)[0]
     groups = {p: [n for n in rows if rows[n]["precision"] == p] for p in ("fp32", "fp16", "int8")}
     groups = {precision: names for precision, names in groups.items() if names}
     matplotlib, pyplot = _pyplot()
@@ -57,14 +63,14 @@ def draw_rows(summary: Mapping[str, Any], path: Path) -> None:
         )  # fmt: skip
         figure.suptitle(
             f"One training step, {setting['hosts']} hosts x {setting['lanes']} ranks, {setting['rate']} per host, "
-            f"{setting['batch']} samples per rank, tables {setting['features']} x {setting['width']}",
+            f"{setting['batch']} samples per rank, {setting['ids']} ids, width {setting['width']}",
             x=0.01, ha="left", fontsize=12,
         )  # fmt: skip
         for axes, (precision, names) in zip(panels[:, 0], groups.items(), strict=True):
             _bars(axes, rows, names, longest)
             axes.set_title(f"{precision} on the wire", loc="left", fontsize=10, color=_MUTED)
         panels[-1, 0].set_xlabel("ms per step: median, with the range of all repeats; hatched: the link's own time")
-        _rows_legend(figure, {VARIANTS[name].kind for name in rows})
+        _rows_legend(figure, {VARIANTS[row["variant"]].kind for row in rows.values()})
         _save(figure, path)
         pyplot.close(figure)
 
@@ -78,7 +84,7 @@ def _scale(rows: Mapping[str, Mapping[str, Any]]) -> float:
 
 def _bars(axes: Axes, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str], longest: float) -> None:
     for place, name in enumerate(names):
-        row, colour = rows[name], _KIND[VARIANTS[name].kind]
+        row, colour = rows[name], _KIND[VARIANTS[rows[name]["variant"]].kind]
         shown = min(row["median_ms"], longest)
         axes.barh(place, shown, color=colour, height=0.72)
         own = min(row["nic_limit_ms"], shown)

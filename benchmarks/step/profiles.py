@@ -1,7 +1,8 @@
-"""What is measured together: the variants of one interleaved run, their setting, and what it has to show."""
+"""What is measured together: interleaved runs of variants, their settings, and what they have to show."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,35 +12,68 @@ from benchmarks.step.variants import BASE, VARIANTS
 
 
 @dataclass(frozen=True)
-class Profile:
-    """One run.
+class Run:
+    """Variants that are measured in turn, in one set of ranks.
 
     Attributes:
         setting: cluster, model, repeats.
         variants: all in one set of ranks, in turn.
         rare: those timed a few times only: far behind, and there to be ruled out.
-        bars: what it has to show.
         memory: whether peak memory is measured too, each variant in ranks of its own.
     """
 
     setting: Setting
     variants: Sequence[str]
     rare: Sequence[str] = ()
-    bars: Sequence[bars.Bar] = ()
     memory: bool = False
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one call measures.
+
+    Attributes:
+        runs: one after the other, each of ids and a batch of its own; the first is the main one.
+        bars: what they have to show.
+    """
+
+    runs: Sequence[Run]
+    bars: Sequence[bars.Bar] = ()
+
+
+_FULL = Setting(hosts=4, lanes=2, settle=1)
+_LARGE = (
+    BASE, "torchrec_planner_dp_cpu_fp32", "torchrec_planner_dp_cuda_fp32", "torchrec_vbe_fp32", "sptt_fp32",
+    "sptt_dedup_fp32", "dmt_cr4_fp32", "dmt_cr4_dedup_fp32",
+)  # fmt: skip
+_WITHOUT_DUPLICATES = (
+    "flat_fp32", "flat_dedup_fp32",
+    *(f"torchrec_{plan}_{p}" for p in ("fp32", "fp16", "int8") for plan in ("tw", "planner_dp_cpu", "pipelined")),
+    *(f"torchrec_tower_{kind}_{p}" for p in ("fp32", "fp16", "int8") for kind in ("cr4", "pipelined_cr4")),
+    "sptt_fp32", "sptt_fp32_blocks3", "sptt_dedup_fp32", "dmt_cr2_fp32", "dmt_cr2_fp32_blocks3", "dmt_cr4_fp32",
+    "dmt_cr4_fp32_blocks3", "dmt_cr4_dedup_fp32", "dmt_cr8_fp32", "dmt_cr4_fp16", "dmt_cr4_int8",
+)  # fmt: skip
+
+
+def _with_ids(kind: str, batch: int = 512) -> Setting:
+    return dataclasses.replace(_FULL, ids=kind, batch=batch)
 
 
 PROFILES = {
     "quick": Profile(
-        Setting(hosts=2, lanes=2),
-        variants=(BASE, "flat_fp32", "sptt_fp32", "dmt_cr4_fp32"),
+        [Run(Setting(hosts=2, lanes=2), variants=(BASE, "flat_fp32", "sptt_fp32", "dmt_cr4_fp32"))],
         bars=bars.QUICK,
     ),
     "full": Profile(
-        Setting(hosts=4, lanes=2, settle=1),
-        variants=tuple(VARIANTS),
-        rare=tuple(name for name in VARIANTS if name.startswith("torchrec_rw_")),
+        [
+            Run(
+                _with_ids("kaggle"),
+                variants=tuple(VARIANTS),
+                rare=tuple(name for name in VARIANTS if name.startswith("torchrec_rw_")),
+            ),
+            Run(_with_ids("kaggle", 2048), variants=_LARGE),
+            Run(_with_ids("uniform"), variants=_WITHOUT_DUPLICATES, memory=True),
+        ],
         bars=bars.FULL,
-        memory=True,
     ),
 }

@@ -1,8 +1,8 @@
-"""One run of a profile: cluster up, measure, compare, put together.
+"""The runs of a profile, one after the other: cluster up, measure, compare, put together.
 
 1. Everything that ranks need is imported once; they are forked from this process.
-2. All variants are measured in one set of ranks, in turn (:mod:`benchmarks.step.measure`).
-3. Variants that do not train as they must end the run: there is no figure of them to tell.
+2. All variants of a run are measured in one set of ranks, in turn (:mod:`benchmarks.step.measure`).
+3. Variants that do not train as they must end the call: there is no figure of them to tell.
 4. The links are verified again at the end.
 """
 
@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from benchmarks.cluster import Cluster
 from benchmarks.step.measure import measure
 from benchmarks.step.memory import MEASURED, memory_rows, peak_memory
-from benchmarks.step.profiles import Profile
+from benchmarks.step.profiles import Profile, Run
 from benchmarks.step.summary import differing, rows_of
 from benchmarks.step.variants import ABSENT, VARIANTS
 
@@ -34,36 +35,48 @@ class DifferentTraining(Exception):
     """Variants that ought to compute the same do not."""
 
 
-def run(profile: Profile, command: str) -> dict[str, Any]:
+def run(profile: Profile, command: str) -> Iterator[dict[str, Any]]:
     """Measure a profile.
 
     Args:
         profile: what to measure.
         command: that the figures are reported to come from.
 
-    Returns:
-        The summary: ``setting``, ``rows``, ``absent`` and, where asked for, ``memory``.
+    Yields:
+        After each run the summary of all so far: ``setting`` (of the first run, and where the figures come from),
+        ``settings`` of all runs, ``rows`` by variant, ids and batch, ``absent`` and, where asked for, ``memory``.
 
     Raises:
         ClusterError: no cluster, or a rank failed.
         DifferentTraining: with a line for each variant.
     """
+    whole = any(len(one.variants) == len(VARIANTS) for one in profile.runs)
+    summary: dict[str, Any] = {
+        "setting": {**profile.runs[0].setting.to_dict(), **about(command)},
+        "settings": [],
+        "rows": {},
+        "absent": ABSENT if whole else {},
+    }
+    for one in profile.runs:
+        rows, memory = run_one(one)
+        summary["settings"].append(one.setting.to_dict())
+        summary["rows"].update({f"{name}_{one.setting.tag}": row for name, row in rows.items()})
+        if memory:
+            summary["memory"] = memory
+        yield summary
+
+
+def run_one(one: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure one run of a profile: its rows by variant, and its memory; raises as :func:`run` does."""
     import_once()
-    setting = profile.setting
+    setting = one.setting
     with Cluster(setting.hosts, setting.lanes, setting.rate) as cluster:
-        ranks = cluster.call(measure, setting, list(profile.variants), list(profile.rare), timeout_s=_LIMIT_S)
+        ranks = cluster.call(measure, setting, list(one.variants), list(one.rare), timeout_s=_LIMIT_S)
         cluster.check()
-        if wrong := differing(ranks):
-            raise DifferentTraining("\n".join(["the variants do not train the same model:", *wrong]))
-        summary = {
-            "setting": {**setting.to_dict(), **about(command)},
-            "rows": rows_of(setting, ranks),
-            "absent": {name: why for name, why in ABSENT.items() if len(profile.variants) == len(VARIANTS)},
-        }
-        if profile.memory:
-            peaks = {name: cluster.call(peak_memory, setting, name) for name in MEASURED}
-            summary["memory"] = memory_rows(peaks)
-    return summary
+        if wrong := differing(ranks, setting.tables_apart):
+            raise DifferentTraining("\n".join([f"the variants do not train the same model ({setting.tag}):", *wrong]))
+        peaks = {name: cluster.call(peak_memory, setting, name) for name in MEASURED} if one.memory else {}
+    return rows_of(setting, ranks), memory_rows(peaks) if peaks else {}
 
 
 def about(command: str) -> dict[str, Any]:

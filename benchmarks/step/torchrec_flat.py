@@ -1,8 +1,16 @@
 """TorchRec's ``DistributedModelParallel`` with its flat shardings: the baselines.
 
 ``tw`` assigns whole tables to the ranks in turn; ``cw`` cuts each table into two halves of columns, assigned alike;
-``twrw`` deals tables to hosts and cuts their rows over the host's ranks; ``rw`` cuts rows over all ranks; ``planner``
-is what TorchRec's own planner chooses.
+``twrw`` deals tables to hosts and cuts their rows over the host's ranks; ``rw`` cuts rows over all ranks.
+
+What TorchRec's own planner chooses: ``planner`` if every table is to train in the backward pass; ``planner_dp_cpu`` and
+``planner_dp_cuda`` if it may replicate tables, by its costs of CPUs and of GPUs. The latter two are asked without a
+codec, whatever is on the wire then: given one of fp16 or int8 the planner replicates nothing, and sends more. Where
+their plan has rows that are summed inside a host, int8 leaves that sum in fp32: TorchRec's codec for it does not run.
+
+``vbe`` is the plan of ``planner`` under TorchRec's variable batch per feature: every distinct id of a rank's batch is
+given to it once. Finding them is not timed. It takes no replicated tables: FBGEMM's dense kernel refuses such batches
+on a CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +35,10 @@ from benchmarks.step.torchrec_trainer import (
 )
 from benchmarks.step.torchrec_wire import codecs
 
-SHARDINGS = ("tw", "cw", "twrw", "rw", "planner")
+_PLANNED = {"planner": "cpu", "vbe": "cpu", "planner_dp_cpu": "cpu", "planner_dp_cuda": "cuda"}
+"""What the planner chooses, and whose costs it goes by."""
+
+SHARDINGS = ("tw", "cw", "twrw", "rw", *_PLANNED)
 
 
 class FlatCollection(nn.Module):
@@ -56,7 +67,8 @@ def flat_trainer(setting: Setting, sharding: str = "tw", precision: str = "fp32"
         messages: whether its all-to-all goes as single messages.
     """
     model = FlatCollection(setting)
-    return TorchRecTrainer(setting, _sharded(setting, model, model, "tables", sharding, precision), messages)
+    sharded = _sharded(setting, model, model, "tables", sharding, precision)
+    return TorchRecTrainer(setting, sharded, messages, distinct=sharding == "vbe")
 
 
 def pipelined_trainer(setting: Setting, precision: str = "fp32") -> Variant:
@@ -80,11 +92,10 @@ def _sharded(
 
     start = make_model(setting)
     flat.dense.load_state_dict(start.dense.state_dict())
-    sharder = EmbeddingBagCollectionSharder(
-        fused_params=fused_sgd(setting), qcomm_codecs_registry=codecs(precision)
-    )
-    if sharding == "planner":
-        plan = _planned(setting, module, sharder)
+    wire = codecs(precision, reductions=precision != "int8" or not sharding.startswith("planner_dp"))
+    sharder = EmbeddingBagCollectionSharder(fused_params=fused_sgd(setting), qcomm_codecs_registry=wire)
+    if sharding in _PLANNED:
+        plan = _planned(setting, module, sharder, sharding)
     else:
         plan = ShardingPlan(plan={path: _plan(setting, flat.tables, sharder, sharding)})
     result = DistributedModelParallel(
@@ -98,18 +109,27 @@ def _sharded(
     return result
 
 
-def _planned(setting: Setting, module: nn.Module, sharder: Any) -> Any:
+def _planned(setting: Setting, module: nn.Module, sharder: Any, sharding: str) -> Any:
     from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 
-    # Every variant's tables train in the backward pass; the sharding is the planner's own choice.
-    own = ParameterConstraints(compute_kernels=[EmbeddingComputeKernel.FUSED.value], pooling_factors=[1.0])
+    replicas, costs = sharding.startswith("planner_dp"), _PLANNED[sharding]
+    if replicas:
+        sharder = EmbeddingBagCollectionSharder(fused_params=fused_sgd(setting))
+    kernels = None if replicas else [EmbeddingComputeKernel.FUSED.value]
+    own = ParameterConstraints(compute_kernels=kernels, pooling_factors=[1.0])
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=setting.world_size, local_world_size=setting.lanes, compute_device="cpu"),
+        topology=Topology(world_size=setting.world_size, local_world_size=setting.lanes, compute_device=costs),
         batch_size=setting.batch,
         constraints={table_name(feature): own for feature in range(setting.features)},
     )
-    return planner.collective_plan(module, [sharder], dist.group.WORLD)
+    plan = planner.collective_plan(module, [sharder], dist.group.WORLD)
+    for tables in plan.plan.values():  # its blocks are where these ranks are, whatever costs it went by
+        for table in tables.values():
+            for block in table.sharding_spec.shards if table.sharding_spec else ():
+                block.placement = torch.distributed._remote_device(f"rank:{block.placement.rank()}/cpu")
+    return plan
 
 
 def _plan(setting: Setting, tables: nn.Module, sharder: Any, sharding: str) -> Any:

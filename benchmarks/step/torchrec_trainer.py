@@ -1,6 +1,8 @@
 """Training with a model of TorchRec's: what its sharded variants have in common.
 
-1. Tables are FBGEMM's with the optimizer fused into the backward pass; the dense part is under DDP.
+1. Tables are FBGEMM's with the optimizer fused into the backward pass; the dense part is under DDP. So are tables that
+   TorchRec's planner replicates (data-parallel ones): their gradients are averaged over the ranks and the optimizer
+   steps on them, plain SGD with the tables' rate, as the fused one is.
 2. Weights are copied in after sharding: TorchRec makes new tables.
 3. The all-to-all goes as this project's does (:mod:`benchmarks.step.messages`), unless set otherwise.
 """
@@ -57,13 +59,23 @@ def fused_sgd(setting: Setting) -> dict[str, Any]:
     return {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": setting.table_lr}
 
 
-def parts_of(sharded: nn.Module) -> dict[int, list[Part]]:
-    """What this rank holds of the tables, by feature: views."""
+def parts_of(sharded: nn.Module, replicas: bool = False) -> dict[int, list[Part]]:
+    """What this rank holds of the tables, by feature: views.
+
+    Args:
+        sharded: the model.
+        replicas: whether a replicated table is told of by every rank; else by rank 0 alone, so that the ranks together
+            tell of every entry once.
+    """
     found: dict[int, list[Part]] = {}
     for name, value in sharded.state_dict().items():
         if ".embedding_bags." not in name:
             continue
         feature = int(name.rpartition(".weight")[0].rpartition(f".{table_name(0)[:-1]}")[2])
+        if isinstance(value, Tensor) and not hasattr(value, "local_shards"):
+            if replicas or dist.get_rank() == 0:
+                found.setdefault(feature, []).append(Part(value))
+            continue
         for shard in value.local_shards():
             row, column = shard.metadata.shard_offsets
             if shard.tensor.numel():
@@ -75,26 +87,40 @@ def load_tables(sharded: nn.Module, tables: Sequence[Tensor]) -> None:
     """Weights into what this rank holds.
 
     Raises:
-        RuntimeError: the ranks together do not hold every entry once.
+        RuntimeError: the ranks together do not hold every entry once, replicas aside.
     """
-    loaded = 0
     with torch.no_grad():
-        for feature, parts in parts_of(sharded).items():
+        for feature, parts in parts_of(sharded, replicas=True).items():
             for part in parts:
                 part.values.copy_(part.block_of(tables[feature]))
-                loaded += part.values.numel()
+    loaded = sum(part.values.numel() for parts in parts_of(sharded).values() for part in parts)
     total = torch.tensor(loaded)
     dist.all_reduce(total)
     if total != (expected := sum(table.numel() for table in tables)):
         raise RuntimeError(
             f"{int(total)} entries of the tables were loaded instead of {expected}: TorchRec's names of them have "
-            "changed, or tables are replicated"
+            "changed"
         )
 
 
 def dense_parameters(sharded: nn.Module) -> list[nn.Parameter]:
-    """All but the tables, whose optimizer is fused into the backward pass."""
+    """All but the tables."""
     return [p for name, p in sharded.named_parameters() if ".embedding_bags." not in f".{name}"]
+
+
+def replicated_tables(sharded: nn.Module) -> list[nn.Parameter]:
+    """Data-parallel tables: those without an optimizer in the backward pass."""
+    from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+    return [p for name, p in in_backward_optimizer_filter(sharded.named_parameters()) if ".embedding_bags." in name]
+
+
+def plain_sgd(setting: Setting, sharded: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of all that has none in the backward pass."""
+    groups = [{"params": dense_parameters(sharded)}]
+    if replicas := replicated_tables(sharded):
+        groups.append({"params": replicas, "lr": setting.table_lr})
+    return torch.optim.SGD(groups, lr=setting.lr)
 
 
 def keyed(setting: Setting, ids: Tensor) -> Any:
@@ -108,6 +134,25 @@ def keyed(setting: Setting, ids: Tensor) -> Any:
     )
 
 
+def distinct_keyed(setting: Setting, ids: Tensor) -> Any:
+    """Ids ``(B, F)`` with every distinct one of a feature once, and where each sample finds it.
+
+    TorchRec's variable batch per feature: a batch of its own size for each feature, expanded behind the exchange.
+    """
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    keys = [feature_name(feature) for feature in range(setting.features)]
+    found = [torch.unique(column, return_inverse=True) for column in ids.t()]
+    values = torch.cat([distinct for distinct, _ in found])
+    return KeyedJaggedTensor(
+        keys=keys,
+        values=values,
+        lengths=torch.ones(values.numel(), dtype=torch.int64),
+        stride_per_key_per_rank=[[distinct.numel()] for distinct, _ in found],
+        inverse_indices=(keys, torch.stack([inverse for _, inverse in found])),
+    )
+
+
 class TorchRecTrainer:
     """A sharded model of TorchRec's and its optimizer.
 
@@ -115,15 +160,17 @@ class TorchRecTrainer:
         setting: what is measured.
         model: sharded; takes dense features and a ``KeyedJaggedTensor``.
         messages: whether its all-to-all goes as single messages, as this project's does.
+        distinct: whether it is given every distinct id of a feature once.
     """
 
-    def __init__(self, setting: Setting, model: nn.Module, messages: bool) -> None:
+    def __init__(self, setting: Setting, model: nn.Module, messages: bool, distinct: bool = False) -> None:
         self._setting, self._model, self._messages = setting, model, messages
-        self._optimizer = torch.optim.SGD(dense_parameters(model), lr=setting.lr)
+        self._keyed = distinct_keyed if distinct else keyed
+        self._optimizer = plain_sgd(setting, model)
 
     def prepare(self, batch: Batch) -> Any:
         """Ids as TorchRec takes them."""
-        return batch.dense, keyed(self._setting, batch.ids), batch.labels
+        return batch.dense, self._keyed(self._setting, batch.ids), batch.labels
 
     def step(self, prepared: Any) -> Tensor:
         """One optimizer step; the rank's loss before it."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from benchmarks.step.protocols import Variant
 from benchmarks.step.setting import Setting
 
-Kind = Literal["torchrec", "torchrec_tower", "ours"]
+Kind = Literal["torchrec", "torchrec_vbe", "torchrec_tower", "ours"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Entry:
         losses: how far its losses may be from those of the same model, relative.
         tables: how far the change of a table may be, relative to its norm.
         transport: form of its all-to-all: ``"messages"`` or ``"gloo"``.
+        without: the variant that differs in nothing but sending every row, where this one sends distinct ones.
     """
 
     make: Callable[[Setting], Variant]
@@ -40,6 +41,7 @@ class Entry:
     losses: float = 1e-5
     tables: float = 1e-5
     transport: str = "messages"
+    without: str | None = None
 
 
 _BOUNDS = {"fp32": (1e-5, 1e-5), "fp16": (2e-5, 0.1), "int8": (3e-4, 0.4)}
@@ -57,14 +59,29 @@ _SHARDINGS = {
     "cw": "column-wise",
     "twrw": "table-row-wise",
     "rw": "row-wise",
-    "planner": "its planner's choice",
+    "planner": "its planner's choice, nothing replicated",
+    "planner_dp_cpu": "its planner's choice, CPU costs",
+    "planner_dp_cuda": "its planner's choice, GPU costs",
 }
 
 ABSENT = {
-    f"torchrec_{sharding}_int8": (
-        "TorchRec cannot: its int8 codec stops in the reduce-scatter of rows (quantize_comm.py: no row_dim)"
-    )
-    for sharding in ("rw", "twrw")
+    **{
+        f"torchrec_{sharding}_int8": (
+            "TorchRec cannot: its int8 codec stops in the reduce-scatter of rows (quantize_comm.py: no row_dim)"
+        )
+        for sharding in ("rw", "twrw")
+    },
+    **{
+        f"torchrec_2d_{layout}_fp32": (
+            f"TorchRec's DMPCollection, {words}: its constructor ends in \"DMPCollection only supports CUDA or MTIA\", "
+            "and without that line the plan that it makes for its groups names blocks on `cpu:0`, which "
+            "ShardedTensor refuses next to tables on `cpu`"
+        )
+        for layout, words in {
+            "across": "sharding groups across hosts, replicas inside a host",
+            "inside": "sharding groups inside a host, replicas across hosts",
+        }.items()
+    },
 }
 """What nobody can measure, and why: said in the tables beside what can."""
 
@@ -128,6 +145,9 @@ def _all() -> dict[str, Entry]:
         found[f"torchrec_pipelined_{precision}"] = Entry(
             _pipelined(precision), "TorchRec, table-wise, pipelined", "torchrec", precision, "flat", *_BOUNDS[precision]
         )
+    found["torchrec_vbe_fp32"] = Entry(
+        _flat("vbe", "fp32"), "TorchRec, variable batches of distinct ids", "torchrec_vbe", "fp32", "flat"
+    )
     found[f"{BASE}_gloo"] = Entry(
         _flat("tw", "fp32", False), "TorchRec, table-wise, gloo's own all-to-all", "torchrec", "fp32", "flat",
         transport="gloo",
@@ -145,22 +165,26 @@ def _all() -> dict[str, Entry]:
         )  # fmt: skip
     three: dict[str, Any] = {"micro_blocks": 3}
     found["sptt_fp32"] = Entry(_ours("none"), "SPTT", "ours", "fp32", "flat", losses=1e-6)
+    for precision in ("fp16", "int8"):
+        found[f"sptt_{precision}"] = Entry(
+            _ours("none", comm={"peer_dtype": precision}), "SPTT", "ours", precision, "flat", *_BOUNDS[precision]
+        )
     found["sptt_fp32_blocks3"] = Entry(
         _ours("none", comm=three), "SPTT, 3 micro-blocks", "ours", "fp32", "flat", losses=1e-6
     )
     for precision in _PRECISIONS:
         found[f"sptt_dedup_{precision}"] = Entry(
             _ours("none", comm={"dedup": "on", "peer_dtype": precision}), "SPTT, distinct rows once", "ours", precision,
-            "flat", *_BOUNDS[precision],
+            "flat", *_BOUNDS[precision], without=f"sptt_{precision}",
         )  # fmt: skip
     for ratio in _RATIOS:
         found[f"dmt_cr{ratio}_dedup_fp32"] = Entry(
             _ours(f"cr{ratio}", comm={"dedup": "on"}), f"DMT, CR {ratio}, distinct rows once", "ours", "fp32",
-            f"cr{ratio}",
+            f"cr{ratio}", without=f"dmt_cr{ratio}_fp32",
         )  # fmt: skip
     found["flat_dedup_fp32"] = Entry(
         _ours("none", comm={"dedup": "on", "route": "flat"}), "flat route, distinct rows once per rank", "ours", "fp32",
-        "flat",
+        "flat", without="flat_fp32",
     )  # fmt: skip
     for precision in _PRECISIONS:
         for ratio in _RATIOS:

@@ -6,11 +6,14 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer import BadParameter
 
 from benchmarks.cluster.frames import Frames
 from benchmarks.step import measure
+from benchmarks.step.__main__ import _chosen
 from benchmarks.step.parts import Change
 from benchmarks.step.profiles import PROFILES
 from benchmarks.step.setting import Setting
@@ -45,7 +48,14 @@ def test_opponents_have_the_same_wire_precision() -> None:
         "ratio": "torchrec_tw_fp16",
         "ratio_to_best": "torchrec_cw_fp16",
         "ratio_to_tower": "torchrec_tower_cr4_fp16",
+        "ratio_to_vbe": None,
+        "ratio_to_without": None,
     }
+    ours = opponents("sptt_dedup_fp32", steps)
+    assert ours["ratio_to_vbe"] == "torchrec_vbe_fp32" and ours["ratio_to_without"] == "sptt_fp32"
+    # Who is given distinct ids is an opponent of its own, and never among the flat ones.
+    assert opponents("sptt_fp32", steps | {"torchrec_vbe_fp32": [0.1]})["ratio_to_best"] != "torchrec_vbe_fp32"
+    assert opponents("flat_dedup_fp32", {"flat_dedup_fp32": [1.0]})["ratio_to_without"] is None
     assert opponents("sptt_fp32", steps)["ratio_to_tower"] is None
     assert set(opponents("dmt_cr8_int8", {"dmt_cr8_int8": [1.0]}).values()) == {None}
 
@@ -97,10 +107,24 @@ def test_variants_that_train_otherwise_are_refused() -> None:
     other[2]["sptt_fp32"] = found([1.0] * 3, 2, losses=(0.7, 0.6, 0.50001))
     (text,) = differing(other)
     assert "sptt_fp32: losses of rank 2 differ from those of flat_fp32 by 2.00e-05" in text
+    for step, refused in ((1, True), (3, False)):  # later steps also carry what rounding made of the tables
+        other = ranks()
+        other[2]["flat_fp32"].losses[:] = [0.7, 0.6, 0.5, 0.4]
+        other[2]["sptt_fp32"].losses[:] = [0.7, 0.6, 0.5, 0.4]
+        other[2]["sptt_fp32"].losses[step] *= 1 + 5e-6
+        assert bool(differing(other)) == refused
+    other[2]["sptt_fp32"].losses[3] *= 1 + 1e-5
+    assert "by 1.50e-05 (relative), allowed 1e-05" in differing(other)[0]
     other = ranks()
     other[1]["sptt_fp32"].changes[1] = Change(4.0, 1.02, 640)
     (text,) = differing(other)
     assert "sptt_fp32: table 1 is not trained as in flat_fp32: its change is 1.00e-02" in text
+    other[1]["sptt_fp32"].changes[1] = Change(4.0, 1.01, 640)
+    assert len(differing(other, 1e-3)) == 1 and differing(other, 1e-2) == []
+    other[1]["sptt_fp32"].changes[1] = Change(4.0, 1.03, 640)
+    assert len(differing(other, 1e-2)) == 1
+    assert (Setting().tables_apart, Setting(ids="kaggle").tables_apart) == (0.0, 3e-5)
+    assert Setting(4, 2, ids="kaggle", batch=2048).tables_apart == 0.01
     for change in (Change(4.0, 1.0, 639), Change(4.2, 1.0, 640), Change(float("nan"), 1.0, 640)):
         other[1]["sptt_fp32"].changes[1] = change
         assert len(differing(other)) == 1
@@ -125,16 +149,39 @@ def test_whom_a_variant_is_compared_with() -> None:
     for name, reference in references(VARIANTS).items():
         assert reference is None or VARIANTS[reference].precision == "fp32"
         assert (reference is None) == (name in {"flat_fp32", *(f"torchrec_tower_cr{r}_fp32" for r in (2, 4, 8))})
+    for entry in VARIANTS.values():
+        assert entry.without is None or VARIANTS[entry.without].model == entry.model
+        assert entry.without is None or VARIANTS[entry.without].precision == entry.precision
 
 
 def test_profiles_name_what_there_is() -> None:
     assert not set(ABSENT) & set(VARIANTS)
     for profile in PROFILES.values():
-        assert set(profile.rare) <= set(profile.variants) <= set(VARIANTS)
+        measured = [f"{name}_{one.setting.tag}" for one in profile.runs for name in one.variants]
+        assert len(measured) == len(set(measured))
+        for one in profile.runs:
+            assert set(one.rare) <= set(one.variants) <= set(VARIANTS)
         rows = [bar.path[1] for bar in profile.bars if bar.path[0] == "rows"]
         rows += [bar.twin for bar in profile.bars if bar.twin is not None]
-        assert rows and set(rows) <= set(profile.variants)
-    assert PROFILES["full"].setting.repeats >= 7
+        assert rows and set(rows) <= set(measured)
+    runs = PROFILES["full"].runs
+    assert [one.setting.tag for one in runs] == ["kaggle_b512", "kaggle_b2048", "uniform_b512"]
+    assert all(one.setting.repeats >= 7 for one in runs) and set(runs[0].variants) == set(VARIANTS)
+
+
+def test_options_change_a_profile() -> None:
+    def runs(variants: str | None = None, only: str | None = None, **changed: Any) -> list[tuple[str, int]]:
+        return [(one.setting.tag, len(one.variants)) for one in _chosen("full", variants, only, changed).runs]
+
+    assert runs(only="kaggle_b2048,uniform_b512") == runs()[1:]
+    assert runs("sptt_fp16,sptt_fp32") == [("kaggle_b512", 2), ("kaggle_b2048", 1), ("uniform_b512", 1)]
+    assert runs("sptt_fp16") == [("kaggle_b512", 1)]
+    assert runs(ids="kaggle", batch=32) == [("kaggle_b32", len(VARIANTS))]
+    assert runs("sptt_fp16", "kaggle_b2048") == [("kaggle_b2048", 1)]  # named for a run that has it not
+    with pytest.raises(BadParameter, match="no runs"):
+        runs(only="kaggle_b1")
+    assert Setting(ids="kaggle").table_lr == 30 and Setting().table_lr == 500
+    assert Setting(ids="kaggle").to_dict()["table_lr"] == 30
 
 
 @pytest.mark.processes
@@ -143,25 +190,29 @@ def test_small_measurement(_able: None, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the picture needs the report extra")
     output = tmp_path / "summary.json"
     names = [
-        *PROFILES["quick"].variants,
-        *(f"torchrec_{sharding}_fp32" for sharding in ("cw", "twrw", "rw", "planner")),
-        *("torchrec_tw_fp16", "torchrec_tw_int8", "dmt_cr4_fp16", "dmt_cr4_int8"),
-        *("torchrec_tower_cr4_fp32", "torchrec_tower_cr4_fp16", "torchrec_tower_cr4_int8"),
+        *PROFILES["quick"].runs[0].variants,
+        *("torchrec_twrw_fp32", "torchrec_rw_fp32", "torchrec_vbe_fp32"),
+        *("torchrec_planner_dp_cpu_fp32", "torchrec_planner_dp_cuda_fp32", "torchrec_planner_dp_cpu_int8"),
+        *("torchrec_tw_fp16", "dmt_cr4_fp16", "dmt_cr4_int8"),
+        *("torchrec_tower_cr4_fp32", "torchrec_tower_cr4_int8", "sptt_dedup_fp32", "dmt_cr4_dedup_fp32"),
     ]
-    options = ["--batch", 32, "--width", 32, "--rate", "50mbit", "--repeats", 1]
+    options = ["--ids", "kaggle", "--batch", 32, "--width", 32, "--rate", "50mbit", "--repeats", 1]
     done = run_program("benchmarks.step", *options, "--variants", ",".join(names), "--output", output, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]  # 3 where variants train differently
     summary = json.loads(output.read_text())
     assert summary["setting"]["batch"] == 32 and output.with_suffix(".png").stat().st_size > 10_000
-    rows = summary["rows"]
-    assert list(rows) == names
+    assert list(summary["rows"]) == [f"{name}_kaggle_b32" for name in names] and summary["settings"][0]["batch"] == 32
+    rows = {row["variant"]: row for row in summary["rows"].values()}
+    assert list(rows) == names and {(row["ids"], row["batch"]) for row in rows.values()} == {("kaggle", 32)}
+    # The planner replicates tables here, and these ranks agree with each other as the losses do with everyone's.
+    assert rows["torchrec_planner_dp_cpu_fp32"]["nic_bytes_per_host"] < rows[BASE]["nic_bytes_per_host"]
     for name, row in rows.items():
-        ours = VARIANTS[name].kind == "ours"
+        ours = VARIANTS[name].kind == "ours" and VARIANTS[name].without is None
         formula = row["nic_bytes_by_formula"]
         # On top of the formula: headers of packets and a barrier.
         assert not ours or formula < row["nic_bytes_per_host"] < 1.05 * formula + 800_000
         assert len(row["step_ms"]) == 1 and row["median_ms"] > 0
-    assert rows["dmt_cr4_int8"]["best"] == "torchrec_tw_int8" and rows["dmt_cr4_int8"]["ratio_to_tower"] > 0
+    assert rows["dmt_cr4_int8"]["best"] == "torchrec_planner_dp_cpu_int8" and rows["dmt_cr4_int8"]["ratio_to_tower"] > 0
     assert rows["sptt_fp32"]["first_losses"] == pytest.approx(rows[BASE]["first_losses"], rel=1e-5)
     wrong = run_program("benchmarks.step", *options, "--variants", "fast", timeout=60)
     assert wrong.returncode == 2 and "unknown variants" in wrong.stderr
