@@ -36,8 +36,8 @@ class OursVariant:
             "wall_clock_breakdown": False,
             "dmt": {
                 "topology": {"hosts": setting.hosts, "ranks_per_host": setting.lanes},
-                "lookup": {"optimizer": "sgd", "lr": setting.table_lr},
                 **copy.deepcopy(section),
+                "lookup": {"optimizer": "sgd", "lr": setting.table_lr, **section.get("lookup", {})},
             },
         }
         example = make_batch(setting, 0, 0)

@@ -30,7 +30,8 @@ class Entry:
         losses: how far its losses may be from those of the same model, relative.
         tables: how far the change of a table may be, relative to its norm.
         transport: form of its all-to-all: ``"messages"`` or ``"gloo"``.
-        without: the variant that differs in nothing but sending every row, where this one sends distinct ones.
+        without: the variant that differs in nothing but sending every row, where this one sends distinct ones; or in
+            checking gradients, where this one does not.
     """
 
     make: Callable[[Setting], Variant]
@@ -165,6 +166,10 @@ def _all() -> dict[str, Entry]:
         )  # fmt: skip
     three: dict[str, Any] = {"micro_blocks": 3}
     found["sptt_fp32"] = Entry(_ours("none"), "SPTT", "ours", "fp32", "flat", losses=1e-6)
+    found["sptt_unchecked_fp32"] = Entry(
+        _ours("none", lookup={"check_finite": False}), "SPTT, gradients not checked", "ours", "fp32", "flat",
+        losses=1e-6, without="sptt_fp32",
+    )  # fmt: skip
     for precision in ("fp16", "int8"):
         found[f"sptt_{precision}"] = Entry(
             _ours("none", comm={"peer_dtype": precision}), "SPTT", "ours", precision, "flat", *_BOUNDS[precision]
