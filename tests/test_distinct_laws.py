@@ -31,8 +31,13 @@ BY_ROW = {"module": "dlrm", "c": 1, "p": 0, "dim": 4}
 """A tower module that is a function of the row."""
 
 
-@pytest.mark.parametrize("backend", ["torch", "auto"])
-@pytest.mark.parametrize(("placement", "rule"), [("rows", r) for r in OPTIONS] + [("mixed", "adam"), ("whole", "lamb")])
+RULES = [(rule, "torch") for rule in OPTIONS] + [(rule, "auto") for rule in ("adagrad that begins", "by table")]
+
+
+@pytest.mark.parametrize(
+    ("placement", "rule", "backend"),
+    [*(("rows", rule, backend) for rule, backend in RULES), ("mixed", "adam", "torch"), ("whole", "sgd", "auto")],
+)
 def test_every_rule(placement: str, rule: str, backend: str) -> None:
     assert trained("multi_hot_dlrm", "2x2", placement, rule, backend, SPTT, **ONCE) == []
 

@@ -24,6 +24,7 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert all(run["seconds"] < kill_resume.LIMIT_S for run in found["runs"])
 
 
+@pytest.mark.campaign  # what a kill leaves of a save is the law above: both ways of saving write by the same code
 @pytest.mark.processes
 def test_runs_killed_while_they_write_behind_the_steps_go_on(tmp_path: Path) -> None:
     output = tmp_path / "kills.json"

@@ -67,7 +67,9 @@ def compiles_by(backend: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("kind", "backend"),
     [
-        *(pytest.param(kind, "inductor", marks=pytest.mark.slow) for kind in ("dlrm", "dcn", "own")),
+        pytest.param("dlrm", "inductor", marks=pytest.mark.slow),
+        *((kind, "aot_eager") for kind in ("dcn", "own")),
+        *(pytest.param(kind, "inductor", marks=pytest.mark.campaign) for kind in ("dcn", "own")),
     ],
 )
 def test_compiled_is_eager_for_every_batch_in_train_and_eval(kind: str, backend: str) -> None:
