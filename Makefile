@@ -32,7 +32,7 @@ demo: $(STAMP)  ## train the example four ways through the deepspeed launcher an
 	python -m examples.demo
 
 # Workers of the tests; ranks of one test are processes of their own beside them.
-WORKERS ?= 3
+WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS)
 
 test: $(STAMP)  ## run the tests
