@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmt_plugin.comm.batch_layout import RowCounts
 from dmt_plugin.comm.distinct.request_stage import Announced, RequestStage
 from dmt_plugin.comm.distinct.row_groups import Read, Route, RowCodes, RowGroup
+from dmt_plugin.comm.id_exchange import IdCore, IdExchange
 from dmt_plugin.comm.input_dist.id_source import SourceCheck
 from dmt_plugin.comm.input_dist.id_stage import Fault, Stream, first_fault
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
@@ -102,7 +102,7 @@ class RequestsInFlight:
     pending: Pending | None
 
 
-class _Core:
+class _Core(IdCore):
     """What the start and wait nodes share."""
 
     def __init__(
@@ -116,9 +116,8 @@ class _Core:
     ) -> None:
         if not groups:
             raise ValueError("requests for rows need at least one group of tables")
-        self.slots, self.groups = tuple(slots), tuple(groups)
-        self.wire: Wire | None = None
-        self.arrived: Requests | None = None
+        super().__init__(slots)
+        self.groups = tuple(groups)
         self.check = SourceCheck(self.slots, rank)
         self.codes = [RowCodes(group, topology, route, rank) for group in groups]
         self.first = 0  # position of the first owner that this rank asks in the last stage
@@ -131,15 +130,6 @@ class _Core:
             if topology.ranks_per_host > 1:
                 self.lanes_stage = RequestStage(f"{name}.lanes", "lanes", topology.ranks_per_host, dtypes)
                 self.first = topology.lane_of(rank) * topology.hosts
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy has no wire: process groups cannot be copied.
-        return {**self.__dict__, "wire": None, "arrived": None}
-
-    def own_wire(self) -> Wire:
-        if self.wire is None:
-            raise RuntimeError("the requests for rows have no transport; call bind(transport) first")
-        return self.wire
 
     def start(self, ids: Sequence[FeatureIds], wire: Wire) -> RequestsInFlight:
         batch, streams, fault = self.check(ids, wire.device)
@@ -231,44 +221,7 @@ def _merged(came: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return merged, inverse
 
 
-class _Start(nn.Module):
-    """Graph node that checks the ids and starts the first stage."""
-
-    def __init__(self, core: _Core) -> None:
-        super().__init__()
-        self.core = core
-
-    @torch.no_grad()
-    def forward(self, *ids: FeatureIds) -> RequestsInFlight:
-        return self.core.start(ids, self.core.own_wire())
-
-
-class _Wait(nn.Module):
-    """Graph node that finishes the first stage and does the second."""
-
-    def __init__(self, core: _Core) -> None:
-        super().__init__()
-        self.core = core
-
-    @torch.no_grad()
-    def forward(self, pending: RequestsInFlight) -> Requests:
-        return self.core.finish(pending, self.core.own_wire())
-
-
-class _Arrived(nn.Module):
-    """Stands where start and wait were, in a graph whose ids were distributed before it began."""
-
-    def __init__(self, core: _Core) -> None:
-        super().__init__()
-        self.core = core
-
-    def forward(self) -> Requests:
-        arrived, self.core.arrived = self.core.arrived, None
-        assert arrived is not None, "hand_over comes before each run of the graph"
-        return arrived
-
-
-class RowRequests(nn.Module):
+class RowRequests(IdExchange):
     """Pair of graph nodes ``start(*ids) -> pending`` and ``wait(pending) -> Requests``.
 
     ``start`` takes one ``FeatureIds`` per slot, in slot order. ``wait`` raises ``IdRangeError`` on every
@@ -292,39 +245,13 @@ class RowRequests(nn.Module):
         route: Route = "hierarchical",
         name: str = "requests",
     ) -> None:
-        super().__init__()
-        self._core = _Core(slots, groups, topology, rank, route, name)
-        self.start = _Start(self._core)
-        self.wait = _Wait(self._core)
-        self.arrived = _Arrived(self._core)
-
-    @property
-    def slots(self) -> tuple[IdSlot, ...]:
-        """The id streams that it reads."""
-        return self._core.slots
+        super().__init__(_Core(slots, groups, topology, rank, route, name))
 
     @property
     def groups(self) -> tuple[RowGroup, ...]:
         """The groups of tables."""
-        return self._core.groups
-
-    def bind(self, transport: Wire) -> None:
-        """Give the exchange its wire; nothing can be sent before."""
-        self._core.wire = transport
-
-    @torch.no_grad()
-    def distribute(self, ids: Sequence[FeatureIds], wire: Wire) -> Requests:
-        """Start and wait over a wire that is not the bound one, while that may be in use."""
-        return self._core.finish(self._core.start(ids, wire), wire)
-
-    def hand_over(self, requests: Requests) -> None:
-        """Give what ``distribute`` gave to the ``arrived`` node of the next run of the graph."""
-        self._core.arrived = requests
-
-    def forward(self, *ids: FeatureIds) -> Requests:
-        """Start and wait at once."""
-        requests: Requests = self.wait(self.start(*ids))
-        return requests
+        groups: tuple[RowGroup, ...] = self._core.groups
+        return groups
 
     def extra_repr(self) -> str:
         """Counts of slots and groups."""

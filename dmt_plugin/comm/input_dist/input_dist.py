@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.id_exchange import IdCore, IdExchange
 from dmt_plugin.comm.input_dist.id_source import SourceCheck
 from dmt_plugin.comm.input_dist.id_stage import Fault, Header, IdStage, Stream, first_fault
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
@@ -68,15 +68,13 @@ class IdsInFlight:
     pending: tuple[Pending, Pending | None] | None
 
 
-class _Core:
+class _Core(IdCore):
     """What the start and wait nodes share."""
 
     def __init__(self, slots: Sequence[IdSlot], topology: Topology, rank: int, route: Route, name: str) -> None:
         _check_slots(slots, topology)
-        self.slots = tuple(slots)
-        self.wire: Wire | None = None
+        super().__init__(slots)
         self.blocks = 1
-        self.arrived: RoutedIds | None = None
         self.check = SourceCheck(self.slots, rank)
         host, lane = topology.host_of(rank), topology.lane_of(rank)
         hosts, lanes = range(topology.hosts), range(topology.ranks_per_host)
@@ -92,10 +90,6 @@ class _Core:
             self.first_stage = IdStage(f"{name}.world", "world", self.slots, by_rank, self.owned, 1)
         else:
             raise ValueError(f"unknown route {route!r}; expected 'hierarchical' or 'flat' (key dmt.comm.route)")
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy has no wire: process groups cannot be copied.
-        return {**self.__dict__, "wire": None, "arrived": None}
 
     def start(self, ids: Sequence[FeatureIds], wire: Wire) -> IdsInFlight:
         stage = self.first_stage
@@ -139,11 +133,6 @@ class _Core:
             layouts_of(layout, self.blocks),
         )
 
-    def own_wire(self) -> Wire:
-        if self.wire is None:
-            raise RuntimeError("the index exchange has no transport; call bind(transport) first")
-        return self.wire
-
 
 def _sorted(stream: Stream, order: RowOrder) -> Stream:
     if stream.lengths is None:
@@ -167,44 +156,7 @@ def _check_slots(slots: Sequence[IdSlot], topology: Topology) -> None:
             )
 
 
-class _Start(nn.Module):
-    """Graph node that checks the ids and starts the first stage."""
-
-    def __init__(self, core: _Core) -> None:
-        super().__init__()
-        self.core = core
-
-    @torch.no_grad()
-    def forward(self, *ids: FeatureIds) -> IdsInFlight:
-        return self.core.start(ids, self.core.own_wire())
-
-
-class _Wait(nn.Module):
-    """Graph node that finishes the first stage and does the second."""
-
-    def __init__(self, core: _Core) -> None:
-        super().__init__()
-        self.core = core
-
-    @torch.no_grad()
-    def forward(self, pending: IdsInFlight) -> RoutedIds:
-        return self.core.finish(pending, self.core.own_wire())
-
-
-class _Arrived(nn.Module):
-    """Stands where start and wait were, in a graph whose ids were distributed before it began."""
-
-    def __init__(self, core: _Core) -> None:
-        super().__init__()
-        self.core = core
-
-    def forward(self) -> RoutedIds:
-        routed, self.core.arrived = self.core.arrived, None
-        assert routed is not None, "hand_over comes before each run of the graph"
-        return routed
-
-
-class InputDist(nn.Module):
+class InputDist(IdExchange):
     """Pair of graph nodes ``start(*ids) -> pending`` and ``wait(pending) -> RoutedIds``.
 
     ``start`` takes one ``FeatureIds`` per slot, in slot order. ``wait`` raises ``IdRangeError`` on every
@@ -224,30 +176,8 @@ class InputDist(nn.Module):
     def __init__(
         self, slots: Sequence[IdSlot], topology: Topology, rank: int, route: Route = "hierarchical", name: str = "index"
     ) -> None:
-        super().__init__()
-        self._core = _Core(slots, topology, rank, route, name)
+        super().__init__(_Core(slots, topology, rank, route, name))
         self.owned = self._core.owned
-        self.start = _Start(self._core)
-        self.wait = _Wait(self._core)
-        self.arrived = _Arrived(self._core)
-
-    @property
-    def slots(self) -> tuple[IdSlot, ...]:
-        """Every id stream of the model."""
-        return self._core.slots
-
-    def bind(self, transport: Wire) -> None:
-        """Give the exchange its wire; nothing can be sent before."""
-        self._core.wire = transport
-
-    @torch.no_grad()
-    def distribute(self, ids: Sequence[FeatureIds], wire: Wire) -> RoutedIds:
-        """Start and wait over a wire that is not the bound one, while that may be in use."""
-        return self._core.finish(self._core.start(ids, wire), wire)
-
-    def hand_over(self, routed: RoutedIds) -> None:
-        """Give what ``distribute`` gave to the ``arrived`` node of the next run of the graph."""
-        self._core.arrived = routed
 
     def sort_by_blocks(self, blocks: int) -> None:
         """From now on give the ids of a batch in the order of its micro-blocks.
@@ -256,11 +186,6 @@ class InputDist(nn.Module):
             blocks: how many there are, at least 1.
         """
         self._core.blocks = blocks
-
-    def forward(self, *ids: FeatureIds) -> RoutedIds:
-        """Start and wait at once."""
-        routed: RoutedIds = self.wait(self.start(*ids))
-        return routed
 
     def extra_repr(self) -> str:
         """Counts of slots."""
