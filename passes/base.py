@@ -26,6 +26,7 @@ from dmt_plugin.core.findings import Finding, Severity
 from dmt_plugin.partitioner.files import GivenPartition
 from dmt_plugin.passes.facts import Change, Mark, ModelFacts
 from dmt_plugin.passes.rank_facts import Placement
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -105,6 +106,7 @@ class PassContext:
         marks: what the user marked; filled by ``read_marks``.
         plan: filled by ``partition_features``.
         given: towers, or a whole plan, that were decided before.
+        row_shares: distinct rows that were counted on real batches; None where nobody did.
         findings: what passes have to say.
         results: what each pass did, in order.
         refusal: the operation that stands in the way of tower modules; filled by ``repair_shapes``.
@@ -121,6 +123,7 @@ class PassContext:
     marks: list[Mark] = field(default_factory=list)
     plan: TowerPlan | None = None
     given: GivenPartition | None = None
+    row_shares: RowShares | None = None
     findings: list[Finding] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)
     refusal: Refusal | None = None

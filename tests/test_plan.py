@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import partition_features
 from dmt_plugin.plan.file import read_json
+from dmt_plugin.plan.row_shares import FeatureShare, RowShares, TableRows
 from dmt_plugin.plan.tables import TableRange, TableSplit, assembled, check_runnable
 from dmt_plugin.plan.tower_plan import (
     FeatureSpec,
@@ -327,7 +329,7 @@ def spoilt(**entries: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"version": 99, "novelty": 1}, "version 99, this release reads version 1"),
+        ({"version": 99, "novelty": 1}, "version 99, this release reads 1 to 2"),
         ({"towers": ..., "colour": 1}, r"missing entries \['towers'\], unknown entries \['colour'\]"),
         ({"tables": [{"name": "t0"}]}, "not a tower plan: TypeError"),
         ({"features": [{"tables": []}]}, "not a tower plan: KeyError: 'name'"),
@@ -351,3 +353,30 @@ def test_reading_a_file(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(PlanError, match=message):
             read_json(tmp_path / "bad.json")
+
+
+def test_counts_of_distinct_rows_are_kept_in_a_plan_of_the_next_version() -> None:
+    plan = plan_for(4, Topology(2, 1), 2)
+    assert plan.to_dict()["version"] == 1 and "row_shares" not in plan.to_dict()
+    features = tuple(FeatureShare(f.name, 1.0, 0.5, 0.25) for f in plan.features)
+    tables = tuple(TableRows(t.name, 8.0, 4.0) for t in plan.tables)
+    counted = RowShares("a file", 512, 2, 8, features, tables)
+    kept = dataclasses.replace(plan, row_shares=counted)
+    again = TowerPlan.from_dict(json.loads(json.dumps(kept.to_dict())))
+    assert kept.to_dict()["version"] == 2 and again == kept and again.fingerprint == kept.fingerprint
+    assert counted.of_feature("f1") == features[1] and counted.of_table("t3") == tables[3]
+    assert counted.of_feature("t1") is None and counted.of_table("f1") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"samples": "many"}, "not a count of distinct rows: ValueError"),
+        ({"features": [{"feature": "f0"}]}, "not a count of distinct rows: TypeError"),
+        ({"novelty": 1}, "not ['novelty']"),
+    ],
+)
+def test_counts_that_cannot_be_read_are_refused(change: dict[str, Any], message: str) -> None:
+    data = {"source": "x", "samples": 1, "lanes": 1, "steps": 1, "features": [], "tables": [], **change}
+    with pytest.raises(PlanError, match=re.escape(message)):
+        RowShares.from_dict(data)

@@ -27,26 +27,10 @@ from dmt_plugin.core.errors import ConfigError, IdRangeError
 from dmt_plugin.fxtools.names import REQUESTS
 from dmt_plugin.model.id_prefetch import reading_program
 from dmt_plugin.model.placed import PlacedGraph
+from dmt_plugin.plan.row_shares import FeatureShare
 from dmt_plugin.planner.distinct_cost import Needs
 
 Ids = tuple[FeatureIds, ...]
-
-
-@dataclass(frozen=True)
-class FeatureShare:
-    """How many of a feature's ids are distinct rows.
-
-    Attributes:
-        feature: its name.
-        ids: per sample, on average.
-        rank: distinct rows of a rank's batch, per id.
-        host: distinct rows of all batches of a host, per id.
-    """
-
-    feature: str
-    ids: float
-    rank: float
-    host: float
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,14 @@ from typing import Any
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.core.update_rule import WeightType
 from dmt_plugin.plan.file import read_json, short_hash, write_json
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tables import Kind, TableShard, TableSplit, check_places, shards_of
 from dmt_plugin.plan.tables import TableSpec as TableSpec
 from dmt_plugin.topology.shape import Topology
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+"""The newest version. A plan that needs nothing new says 1, and keeps its fingerprint: version 2 has counts of distinct
+rows."""
 
 FORMS = ("native", "decoder", "preserve")
 
@@ -103,6 +106,7 @@ class TowerPlan:
         overrides: the towers whose module differs from that, by number.
         model: fingerprint of the model's features and tables.
         provenance: how the partition was made (strategy and its parameters).
+        row_shares: the distinct rows that were counted when it was made; None where nobody did.
     """
 
     topology: str
@@ -117,6 +121,7 @@ class TowerPlan:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[int, TowerModuleSpec] = field(default_factory=dict)
     table_splits: Mapping[str, TableSplit] = field(default_factory=dict)
+    row_shares: RowShares | None = None
 
     def __post_init__(self) -> None:
         self._check_complete()
@@ -291,12 +296,16 @@ class TowerPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
-        data = {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+        data = {"version": 1 if self.row_shares is None else PLAN_VERSION, **dataclasses.asdict(self)}
         data["tables"] = [table.to_dict() for table in self.tables]
         data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
         data["table_splits"] = {name: split.to_dict() for name, split in self.table_splits.items()}
         if not self.table_splits:
             del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
+        if self.row_shares is None:
+            del data["row_shares"]
+        else:
+            data["row_shares"] = self.row_shares.to_dict()
         return data
 
     def save(self, path: str | Path) -> None:
@@ -310,8 +319,8 @@ class TowerPlan:
         Raises:
             PlanError: missing or unknown entries, or another version.
         """
-        if data.get("version", PLAN_VERSION) != PLAN_VERSION:
-            raise PlanError(f"the plan has version {data['version']}, this release reads version {PLAN_VERSION}.")
+        if data.get("version", 1) not in range(1, PLAN_VERSION + 1):
+            raise PlanError(f"the plan has version {data['version']}, this release reads 1 to {PLAN_VERSION}.")
         fields = {f.name for f in dataclasses.fields(cls)} | {"version"}
         required = {"version", "topology", "tables", "features", "groups", "towers", "tower_hosts", "table_lanes"}
         missing, unknown = sorted(required - set(data)), sorted(set(data) - fields)
@@ -336,6 +345,7 @@ class TowerPlan:
                 provenance=dict(data.get("provenance", {})),
                 overrides={int(k): TowerModuleSpec(**v) for k, v in data.get("overrides", {}).items()},
                 table_splits={str(k): TableSplit.from_dict(v) for k, v in data.get("table_splits", {}).items()},
+                row_shares=None if (own := data.get("row_shares")) is None else RowShares.from_dict(own),
             )
         except PlanError:
             raise

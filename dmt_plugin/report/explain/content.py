@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dmt_plugin.core.findings import Finding
-from dmt_plugin.model.row_counts import FeatureShare
 from dmt_plugin.passes.base import PassResult
+from dmt_plugin.plan.row_shares import FeatureShare
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.gradient_cost import GradientSums
