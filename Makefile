@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test test-all zoo bench bench-quick bench-overhead bench-memory quality wire-quality lint clean
+.PHONY: help venv demo test test-all zoo bench bench-quick bench-more bench-overhead bench-memory quality wire-quality lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -59,6 +59,9 @@ bench-overhead: $(STAMP)  ## step times beside stock DeepSpeed's and a step writ
 
 bench-memory: $(STAMP)  ## peaks of memory of four ranks by phase, with 8 GiB of tables, and waits for saves; eight minutes
 	OMP_NUM_THREADS=1 python -m benchmarks.memory --check
+
+bench-more: $(STAMP)  ## the same on real flights, on bags of ten ids and on 8 x 2, half an hour; needs root
+	OMP_NUM_THREADS=1 python -m benchmarks.step --profile more --check --output build/bench/more.json
 
 bench: $(STAMP)  ## time of a step beside TorchRec's on an emulated cluster of 4 x 2, half an hour; needs root
 	OMP_NUM_THREADS=1 python -m benchmarks.step --profile full --check

@@ -33,7 +33,8 @@ def main(
     rate: Annotated[str | None, typer.Option(help="Of each host's link.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per rank.")] = None,
     width: Annotated[int | None, typer.Option(min=8)] = None,
-    ids: Annotated[str | None, typer.Option(help="How ids are distributed: uniform or kaggle.")] = None,
+    ids: Annotated[str | None, typer.Option(help="How ids are distributed: uniform, kaggle or flights.")] = None,
+    bag: Annotated[int | None, typer.Option(min=1, help="Ids of each sample and feature.")] = None,
     repeats: Annotated[int | None, typer.Option("--repeats", "-n", min=1)] = None,
     settle: Annotated[int | None, typer.Option(min=0, help="Steps before each timing that are not timed.")] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Steps of one timing.")] = None,
@@ -50,7 +51,7 @@ def main(
         else:
             changed = {
                 "hosts": hosts, "lanes": lanes, "rate": rate, "batch": batch, "width": width, "ids": ids,
-                "repeats": repeats, "settle": settle, "iterations": iterations,
+                "bag": bag, "repeats": repeats, "settle": settle, "iterations": iterations,
             }  # fmt: skip
             changed = {key: value for key, value in changed.items() if value is not None}
             chosen = _chosen(profile, variants, only, changed)

@@ -81,14 +81,20 @@ def tables(summary: Mapping[str, Any], curve: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts)
 
 
-_KINDS = {"kaggle": "ids that repeat as real ones do", "uniform": "uniform ids: hardly any duplicates"}
+_KINDS = {
+    "kaggle": "ids that repeat as real ones do",
+    "flights": "ids of real flights",
+    "uniform": "uniform ids: hardly any duplicates",
+}
+_TABLES = {"kaggle": "Kaggle's tables", "flights": "the flights' 21 tables"}
 
 
 def _headline(summary: Mapping[str, Any], own: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     rare = f" ({own['few']} for row-wise)" if any(name.startswith("torchrec_rw_") for name in rows) else ""
-    tables = f"{own['features']} tables of {own['rows']:,} rows" if own["ids"] == "uniform" else "Kaggle's tables"
+    tables = _TABLES.get(own["ids"], f"{own['features']} tables of {own['rows']:,} rows")
+    bags = f", {own['bag']} ids a bag" if own["bag"] > 1 else ""
     return (
-        f"### {own['batch']} samples per rank, {_KINDS[own['ids']]}\n\n"
+        f"### {own['batch']} samples per rank, {_KINDS[own['ids']]}{bags}\n\n"
         f"{own['hosts']} hosts x {own['lanes']} ranks, {own['rate']} per host, on {summary['setting']['cores']} cores; "
         f"{tables}, width {own['width']}; medians of {own['repeats']} repeats{rare}.\n\n{_origin(summary['setting'])}"
     )

@@ -1,7 +1,8 @@
 """The flat model and its batches, the same for every variant, from seeds.
 
-A DLRM: pooled one-hot lookups, an MLP over the dense features, the dot product of every pair, an MLP on top. The layers
-behind the lookups are written once (``Dense``), so that variants differ in how the rows get there and in nothing else.
+A DLRM: pooled lookups of one id, or of a bag of them, an MLP over the dense features, the dot product of every pair,
+an MLP on top. The layers behind the lookups are written once (``Dense``), so that variants differ in how the rows get
+there and in nothing else.
 
 This project rewrites the dot products of the flat model into a form that is faster backwards (its ``faster_dot`` pass).
 Libraries that take a model as it is get the same form by hand (``FastDense``): everyone does the same arithmetic.
@@ -25,7 +26,7 @@ class Batch(NamedTuple):
 
     Attributes:
         dense: ``(B, dense)`` float32.
-        ids: ``(B, F)`` int64.
+        ids: ``(B, F * K)`` int64, the ``K`` ids of a feature's bag side by side.
         labels: ``(B,)`` 0 or 1.
     """
 
@@ -38,8 +39,7 @@ def make_batch(setting: Setting, step: int, rank: int) -> Batch:
     """The batch of one rank in one step."""
     generator = torch.Generator().manual_seed(1_000 * step + rank)
     dense = torch.randn(setting.batch, setting.dense, generator=generator)
-    columns = [draw(setting.ids, i, setting.rows, setting.batch, generator) for i in range(setting.features)]
-    ids = torch.stack(columns, dim=1)
+    ids = draw(setting.ids, setting.features, setting.rows, (setting.batch, setting.bag), generator)
     labels = (torch.rand(setting.batch, generator=generator) < torch.sigmoid(dense.sum(1) / 2)).float()
     return Batch(dense, ids, labels)
 
@@ -104,6 +104,7 @@ class FlatModel(nn.Module):
             for feature in range(setting.features)
         )
         self.dense = Dense(setting)
+        self.bag = setting.bag
 
     def weights(self) -> list[Tensor]:
         """Tables ``(rows, N)``, by feature."""
@@ -115,7 +116,8 @@ class FlatModel(nn.Module):
 
     def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
         """Logits ``(B,)``."""
-        return self.dense(dense, [table(ids[:, i : i + 1]) for i, table in enumerate(self.tables)])
+        bag = self.bag
+        return self.dense(dense, [table(ids[:, i * bag : (i + 1) * bag]) for i, table in enumerate(self.tables)])
 
 
 def make_model(setting: Setting) -> FlatModel:

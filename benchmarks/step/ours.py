@@ -81,7 +81,7 @@ class OursVariant:
         held: dict[int, list[Part]] = {}
         for name in lookup.tables:
             part = plan.shard(name)
-            block = Part(lookup.table_weight(name), part.first_row, part.first_column)
+            block = Part(lookup.table_weight(name), part.first_row, part.first_column, part.step)
             held.setdefault(self._features[part.table.name], []).append(block)
         return held
 

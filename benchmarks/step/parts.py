@@ -23,16 +23,18 @@ class Part:
         values: ``(rows, columns)``: a view on what is trained.
         row: of the table, where it begins.
         column: of the table, where it begins.
+        step: of the table, distance of its rows.
     """
 
     values: Tensor
     row: int = 0
     column: int = 0
+    step: int = 1
 
     def block_of(self, table: Tensor) -> Tensor:
         """The same block of another table ``(all rows, all columns)``."""
         rows, columns = self.values.shape
-        return table[self.row : self.row + rows, self.column : self.column + columns]
+        return table[self.row : self.row + rows * self.step : self.step, self.column : self.column + columns]
 
 
 Held = Mapping[int, Tensor | Sequence[Part]]

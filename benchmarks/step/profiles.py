@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.step import bars
 from benchmarks.step.setting import Setting
@@ -55,8 +56,14 @@ _WITHOUT_DUPLICATES = (
 )  # fmt: skip
 
 
-def _with_ids(kind: str, batch: int = 512) -> Setting:
-    return dataclasses.replace(_FULL, ids=kind, batch=batch)
+_MORE = (
+    "torchrec_planner_dp_cpu_fp32", "torchrec_planner_dp_cuda_fp32", "torchrec_vbe_fp32", "sptt_fp32",
+    "sptt_dedup_fp32",
+)  # fmt: skip
+
+
+def _with_ids(kind: str, batch: int = 512, **other: Any) -> Setting:
+    return dataclasses.replace(_FULL, ids=kind, batch=batch, **other)
 
 
 PROFILES = {
@@ -75,5 +82,13 @@ PROFILES = {
             Run(_with_ids("uniform"), variants=_WITHOUT_DUPLICATES, memory=True),
         ],
         bars=bars.FULL,
+    ),
+    "more": Profile(
+        [
+            Run(_with_ids("flights", features=21), variants=(BASE, *_MORE, "dmt_cr4_fp32", "dmt_cr4_dedup_fp32")),
+            Run(_with_ids("kaggle", bag=10, label="bags10"), variants=(BASE, *_MORE, "dmt_cr4_fp32")),
+            Run(_with_ids("kaggle", hosts=8, label="8x2"), variants=_MORE),
+        ],
+        bars=bars.MORE,
     ),
 }

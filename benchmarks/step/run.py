@@ -70,6 +70,7 @@ def run_one(one: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure one run of a profile: its rows by variant, and its memory; raises as :func:`run` does."""
     import_once()
     setting = one.setting
+    setting.rows_of(0)  # reads ids that come from a file, so that the ranks have them
     with Cluster(setting.hosts, setting.lanes, setting.rate) as cluster:
         ranks = cluster.call(measure, setting, list(one.variants), list(one.rare), timeout_s=_LIMIT_S)
         cluster.check()

@@ -18,8 +18,10 @@ class Setting:
         rate: of each host's link.
         batch: samples per rank ``B``.
         features: features ``F``, each with a table of its own.
+        bag: ids ``K`` of each sample and feature, which are summed.
         rows: of each table with uniform ids; else see :func:`rows_of`.
-        ids: how ids are distributed, see :mod:`benchmarks.step.ids`: ``"uniform"`` or ``"kaggle"``.
+        ids: how ids are distributed, see :mod:`benchmarks.step.ids`: ``"uniform"``, ``"kaggle"`` or
+            ``"flights"``.
         width: of each table ``N``.
         dense: dense features.
         top: width of the first layer behind the interaction; the second has half of it.
@@ -30,6 +32,7 @@ class Setting:
         iterations: steps of one timing.
         checked: steps before the first timing, to compare losses and warm up.
         lr: learning rate of plain SGD, dense part.
+        label: what tells rows apart beside ids and batch, where a profile has several with the same.
     """
 
     hosts: int = 2
@@ -37,6 +40,7 @@ class Setting:
     rate: str = "100mbit"
     batch: int = 512
     features: int = 26
+    bag: int = 1
     rows: int = 10_000
     ids: str = "uniform"
     width: int = 64
@@ -48,12 +52,13 @@ class Setting:
     iterations: int = 1
     checked: int = 3
     lr: float = 0.05
+    label: str = ""
 
     def __post_init__(self) -> None:
         if self.ids not in ids.TABLE_LR:
-            raise ValueError(f"ids are uniform or kaggle, not {self.ids!r}")
-        if min(self.repeats, self.few, self.iterations, self.checked) < 1:
-            raise ValueError("repeats, few, iterations and checked must be at least 1")
+            raise ValueError(f"ids are {', '.join(ids.TABLE_LR)}, not {self.ids!r}")
+        if min(self.repeats, self.few, self.iterations, self.checked, self.bag) < 1:
+            raise ValueError("repeats, few, iterations, checked and bag must be at least 1")
         if self.settle < 0:
             raise ValueError("settle must be at least 0")
 
@@ -63,8 +68,8 @@ class Setting:
 
     @property
     def table_lr(self) -> float:
-        """Learning rate of plain SGD, tables."""
-        return ids.TABLE_LR[self.ids]
+        """Learning rate of plain SGD, tables: the ``K`` rows of a bag all move, and their sum ``K`` times as far."""
+        return ids.TABLE_LR[self.ids] / self.bag**2
 
     @property
     def tables_apart(self) -> float:
@@ -81,7 +86,7 @@ class Setting:
     @property
     def tag(self) -> str:
         """Which ids and how many: what tells the rows of a summary apart."""
-        return f"{self.ids}_b{self.batch}"
+        return f"{self.ids}_b{self.batch}" + (f"_{self.label}" if self.label else "")
 
     @property
     def world_size(self) -> int:
@@ -90,4 +95,4 @@ class Setting:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {**asdict(self), "table_lr": self.table_lr}
+        return {**asdict(self), "table_lr": self.table_lr, "tag": self.tag}

@@ -122,6 +122,7 @@ def _row(setting: Setting, ranks: Ranks, name: str, steps: Mapping[str, list[flo
         "variant": name,
         "ids": setting.ids,
         "batch": setting.batch,
+        "tag": setting.tag,
         "text": entry.text,
         "precision": entry.precision,
         "step_ms": [1e3 * s for s in seconds],
@@ -220,7 +221,7 @@ def by_setting(summary: Mapping[str, Any]) -> list[tuple[dict[str, Any], dict[st
     """The settings of a summary, each with its rows."""
     rows = summary["rows"].items()
     return [
-        (own, {key: row for key, row in rows if (row["ids"], row["batch"]) == (own["ids"], own["batch"])})
+        (own, {key: row for key, row in rows if row["tag"] == own["tag"]})
         for own in summary["settings"]
     ]
 

@@ -8,7 +8,7 @@ What TorchRec's own planner chooses: ``planner`` if every table is to train in t
 codec, whatever is on the wire then: given one of fp16 or int8 the planner replicates nothing, and sends more. Where
 their plan has rows that are summed inside a host, int8 leaves that sum in fp32: TorchRec's codec for it does not run.
 
-``vbe`` is the plan of ``planner`` under TorchRec's variable batch per feature: every distinct id of a rank's batch is
+``vbe`` is the plan of ``planner`` under TorchRec's variable batch per feature: every distinct bag of a rank's batch is
 given to it once. Finding them is not timed. It takes no replicated tables: FBGEMM's dense kernel refuses such batches
 on a CPU.
 """
@@ -118,7 +118,7 @@ def _planned(setting: Setting, module: nn.Module, sharder: Any, sharding: str) -
     if replicas:
         sharder = EmbeddingBagCollectionSharder(fused_params=fused_sgd(setting))
     kernels = None if replicas else [EmbeddingComputeKernel.FUSED.value]
-    own = ParameterConstraints(compute_kernels=kernels, pooling_factors=[1.0])
+    own = ParameterConstraints(compute_kernels=kernels, pooling_factors=[float(setting.bag)])
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=setting.world_size, local_world_size=setting.lanes, compute_device=costs),
         batch_size=setting.batch,

@@ -124,31 +124,31 @@ def plain_sgd(setting: Setting, sharded: nn.Module) -> torch.optim.Optimizer:
 
 
 def keyed(setting: Setting, ids: Tensor) -> Any:
-    """Ids ``(B, F)`` as TorchRec takes them: feature by feature, each with the number of ids of every sample."""
+    """Ids ``(B, F * K)`` as TorchRec takes them: feature by feature, each with the number of ids of every sample."""
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
     return KeyedJaggedTensor.from_lengths_sync(
         keys=[feature_name(feature) for feature in range(setting.features)],
-        values=ids.t().reshape(-1),
-        lengths=torch.ones(ids.numel(), dtype=torch.int64),
+        values=torch.cat([bags.reshape(-1) for bags in ids.split(setting.bag, dim=1)]),
+        lengths=torch.full((len(ids) * setting.features,), setting.bag, dtype=torch.int64),
     )
 
 
 def distinct_keyed(setting: Setting, ids: Tensor) -> Any:
-    """Ids ``(B, F)`` with every distinct one of a feature once, and where each sample finds it.
+    """Ids ``(B, F * K)`` with every distinct bag of a feature once, and where each sample finds it.
 
     TorchRec's variable batch per feature: a batch of its own size for each feature, expanded behind the exchange.
     """
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
     keys = [feature_name(feature) for feature in range(setting.features)]
-    found = [torch.unique(column, return_inverse=True) for column in ids.t()]
-    values = torch.cat([distinct for distinct, _ in found])
+    found = [torch.unique(bags, dim=0, return_inverse=True) for bags in ids.split(setting.bag, dim=1)]
+    values = torch.cat([distinct.reshape(-1) for distinct, _ in found])
     return KeyedJaggedTensor(
         keys=keys,
         values=values,
-        lengths=torch.ones(values.numel(), dtype=torch.int64),
-        stride_per_key_per_rank=[[distinct.numel()] for distinct, _ in found],
+        lengths=torch.full((sum(len(distinct) for distinct, _ in found),), setting.bag, dtype=torch.int64),
+        stride_per_key_per_rank=[[len(distinct)] for distinct, _ in found],
         inverse_indices=(keys, torch.stack([inverse for _, inverse in found])),
     )
 

@@ -166,6 +166,8 @@ def test_profiles_name_what_there_is() -> None:
         assert rows and set(rows) <= set(measured)
     runs = PROFILES["full"].runs
     assert [one.setting.tag for one in runs] == ["kaggle_b512", "kaggle_b2048", "uniform_b512"]
+    more = [one.setting.tag for one in PROFILES["more"].runs]
+    assert more == ["flights_b512", "kaggle_b512_bags10", "kaggle_b512_8x2"]
     assert all(one.setting.repeats >= 7 for one in runs) and set(runs[0].variants) == set(VARIANTS)
 
 
