@@ -34,9 +34,12 @@ from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.model.same_outputs import OutputsCheck
 from dmt_plugin.partitioner.files import GivenPartition, given_partition
 from dmt_plugin.partitioner.partition import Partition
-from dmt_plugin.passes.base import PassContext, Refusal, run_passes
+from dmt_plugin.passes.base import DataToCount, PassContext, Refusal, run_passes
+from dmt_plugin.passes.logical.find_lookups import FindLookups
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
+from dmt_plugin.passes.placement.read_ids import count_shares
 from dmt_plugin.plan.file import read_json
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import ResolvedTopology, Topology
 
@@ -71,6 +74,7 @@ def transform(
     topology: Topology | str | None = None,
     *,
     partition: Partition | TowerPlan | Mapping[str, Any] | None = None,
+    row_shares: RowShares | DataToCount | None = None,
 ) -> TowerModel:
     """Rewrites a flat recommender into a tower-decomposed model for one process.
 
@@ -85,6 +89,8 @@ def transform(
         partition: which features form which tower, or a whole plan, in place of what ``dmt.partition`` says: as objects
             or as a partition file holds them. The number of towers, and the topology of a plan, follow where nothing
             else says them.
+        row_shares: how many of the rows that batches look up are distinct, for ``comm.dedup``; or data to count them
+            on. ``None``: what the partition or ``dmt.comm.dedup_shares`` says.
 
     Returns:
         The tower model; ``.plan``, ``.findings`` and ``.repairs`` say what was done.
@@ -108,11 +114,20 @@ def transform(
     if check is not None:
         check.run(captured.as_module(), "the capture")
 
+    known: list[RowShares | DataToCount | None] = [row_shares]
+
     def compiled(blocked: Mapping[str, str]) -> _Attempt:
         own = dataclasses.replace(captured, graph_module=copy_graph(captured.graph_module))
         ctx = new_context(own, settings, where, given)
         ctx.blocked = dict(blocked)
-        return _compile(ctx, model, check)
+        if isinstance(known[0], DataToCount):
+            ctx.data = known[0]
+        else:
+            ctx.row_shares = known[0]
+        attempt = _compile(ctx, model, check)
+        if "row_shares" in ctx.tags:  # counted once, however often it is tried
+            known[0] = ctx.row_shares
+        return attempt
 
     return _around_refusals(compiled, settings.transform.on_unsupported)
 
@@ -143,6 +158,30 @@ def build_placed(
     return place(logical, config, resolved.topology, rank, device=where)
 
 
+def count_rows_of(model: nn.Module, example_batch: Any, data: DataToCount, lanes: int) -> RowShares | None:
+    """Counts how many of the rows that batches look up are distinct; no plan is needed, nor which ranks own them.
+
+    Args:
+        model: the user's model; its weights do not matter.
+        example_batch: one call of it.
+        data: the batches.
+        lanes: ranks per host.
+
+    Returns:
+        None where the data are fewer than one step of a host.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        TransformError: its lookups cannot be read.
+        IdRangeError: an id is outside its table.
+    """
+    ctx = PassContext(capture(model, example_of(example_batch, model)), DMTConfig(), Topology(1, lanes))
+    passes = towers_passes()
+    last = next(i for i, step in enumerate(passes) if isinstance(step, FindLookups))
+    run_passes(passes[: last + 1], ctx)
+    return count_shares(ctx.gm, ctx.captured.binder, ctx.facts.lookups, data, lanes)
+
+
 def new_context(
     captured: CapturedModel, config: DMTConfig, topology: Topology, given: GivenPartition | None = None
 ) -> PassContext:
@@ -165,8 +204,8 @@ def _partition_on_disk(file: str | None, topology: Topology) -> GivenPartition |
         raise PlanError(f"dmt.partition.file: {file} has no checkpoint with a plan: {what_is_there(file)}")
     plan = dict(found.manifest.plan)
     if plan["topology"] != str(topology):
-        plan = {key: plan[key] for key in ("towers", "model", "provenance")}
-    return GivenPartition(plan, file)
+        plan = {key: plan[key] for key in ("towers", "model", "provenance", "row_shares") if key in plan}
+    return GivenPartition(plan, file, resumed=True)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import fx, nn
 
-from dmt_plugin.capture import CapturedModel
+from dmt_plugin.capture import CapturedModel, ExampleBatch
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.core.findings import Finding, Severity
@@ -73,6 +73,25 @@ class PassResult:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class DataToCount:
+    """Data on which distinct rows are counted.
+
+    Attributes:
+        source: where they come from, for people.
+        batches: starts a pass over them: calls of the model, with any number of samples.
+        samples: per rank and step of the run.
+        steps: the most steps of a host that are counted.
+        seconds: after which no further batch is read.
+    """
+
+    source: str
+    batches: Callable[[], Iterable[ExampleBatch]]
+    samples: int
+    steps: int = 8
+    seconds: float = 60.0
+
+
 Repair = Change
 """The name under which models that version 0.1.0 pickled hold changes."""
 
@@ -106,7 +125,8 @@ class PassContext:
         marks: what the user marked; filled by ``read_marks``.
         plan: filled by ``partition_features``.
         given: towers, or a whole plan, that were decided before.
-        row_shares: distinct rows that were counted on real batches; None where nobody did.
+        data: batches to count distinct rows on, if there are any.
+        row_shares: distinct rows that were counted on real batches; None where nobody did. Filled by ``count_rows``.
         findings: what passes have to say.
         results: what each pass did, in order.
         refusal: the operation that stands in the way of tower modules; filled by ``repair_shapes``.
@@ -123,6 +143,7 @@ class PassContext:
     marks: list[Mark] = field(default_factory=list)
     plan: TowerPlan | None = None
     given: GivenPartition | None = None
+    data: DataToCount | None = None
     row_shares: RowShares | None = None
     findings: list[Finding] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from dmt_plugin.passes.base import GraphPass
+from dmt_plugin.passes.logical.count_rows import CountRows
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.logical.find_joins import FindJoins
 from dmt_plugin.passes.logical.find_lookups import FindLookups
@@ -39,6 +40,7 @@ def towers_passes() -> list[GraphPass]:
         FindRegions(),
         PickPairs(),
         FindJoins(),
+        CountRows(),
         MakeTowerPlan(),
         InsertTowers(),
     ]

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.cli.explain import explained
-from dmt_plugin.compiler import transform
+from dmt_plugin.compiler import count_rows_of, transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, IdRangeError
 from dmt_plugin.model.placed import PlacedModel, place, place_graph
 from dmt_plugin.model.row_counts import count_rows
+from dmt_plugin.passes.base import DataToCount
 from dmt_plugin.report.explain.explanation import costs_of
 from dmt_plugin.report.explain.words import notes_on_distinct_rows
 from dmt_plugin.topology.shape import Topology
@@ -213,7 +215,15 @@ def test_bytes_are_those_expected_of_the_same_data(name: str, route: str) -> Non
         data = [tuple(x[k : k + 10] for x in whole) for k in range(0, len(whole[0]), 10)]
     counted = count_rows(graph, data, samples, steps + 5)
     assert (counted.samples, counted.steps) == (samples, steps)
-    assert all(0 < f.host <= f.rank <= 1 for f in counted.features)
+    flat = models[0].logical.flat
+    calls = [example_of(batch, flat) for batch in data]
+    of_hosts = DataToCount("", lambda: calls, samples, 2 * steps)
+    shares = count_rows_of(flat, batches[0], of_hosts, WHERE.ranks_per_host)
+    assert shares is not None and (shares.samples, shares.steps) == (samples, steps * WHERE.hosts)
+    assert all(0 < f.host <= f.rank <= 1 for f in shares.features)
+    asked = [sum(sum(own.values()) for own in (need.host, need.rank)) for need in counted.needs]
+    whole = sum(t.host * WHERE.hosts + t.rank * WHERE.world_size for t in shares.tables)
+    assert sum(asked) == pytest.approx(whole), "whoever owns them"
     for (rank, phase), found in sent.items():
         costs = [cost for cost in costs_of(models[rank], samples, needs=counted.needs) if cost.phase == phase]
         expected = sum(cost.other_hosts + cost.same_host for cost in costs)

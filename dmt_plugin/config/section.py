@@ -140,6 +140,11 @@ class CommConfig(Section):
     dedup_features: dict[str, Literal["on", "off"]] = Field(
         default={}, description='The same for single features, by name or pattern ("item*"); the last that fits holds.'
     )
+    dedup_shares: str | None = Field(
+        default=None,
+        description="Path of a file with the distinct rows that were counted on real batches (dmt explain --data, dmt "
+        "partition --data), which tables are dealt out by and dedup is decided by.",
+    )
     overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
     micro_blocks: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
         default="auto",
@@ -157,6 +162,11 @@ class CommConfig(Section):
         """Whether the rows of a feature are to travel once, however many samples need them."""
         found = [value for name, value in self.dedup_features.items() if name == feature or fnmatchcase(feature, name)]
         return (found[-1] if found else self.dedup) == "on"
+
+    def may_travel_once(self, hosts: int, world_size: int) -> bool:
+        """Whether the rows of any feature may travel once in a run of so many hosts and ranks."""
+        crossing = world_size > 1 if self.route == "flat" else hosts > 1
+        return crossing and (self.dedup != "off" or any(value != "off" for value in self.dedup_features.values()))
 
     def blocks_on(self, hosts: int) -> int:
         """Parts that a batch is cut into on so many hosts."""

@@ -57,11 +57,13 @@ class GivenPartition:
             a plan as :meth:`dmt_plugin.plan.tower_plan.TowerPlan.to_dict` gives it.
         source: the file that it is from; empty for one that was handed over.
         counts: whether the number of towers follows from it where the configuration leaves that open.
+        resumed: whether it is that of a checkpoint: what it does not know was not known to that run either.
     """
 
     data: Mapping[str, Any]
     source: str = ""
     counts: bool = True
+    resumed: bool = False
 
     @property
     def is_plan(self) -> bool:

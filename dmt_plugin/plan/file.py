@@ -12,8 +12,13 @@ from dmt_plugin.core.errors import PlanError
 from dmt_plugin.core.files import whole_file
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path, key: str = "dmt.partition.file", holds: str = "a plan or partition") -> dict[str, Any]:
     """Reads a JSON object from a file.
+
+    Args:
+        path: of the file.
+        key: that names the file, for messages.
+        holds: what the file should hold, for messages.
 
     Raises:
         PlanError: no file, no JSON (with line and column), or something else than an object.
@@ -21,11 +26,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         data = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
-        raise PlanError(f"no such file: {path}. Set dmt.partition.file to a plan or partition in JSON.") from error
+        raise PlanError(f"no such file: {path}. Set {key} to {holds} in JSON.") from error
     except json.JSONDecodeError as error:
         raise PlanError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
     if not isinstance(data, dict):
-        raise PlanError(f'{path} holds a {type(data).__name__}; expected an object with the entry "towers".')
+        raise PlanError(f"{path} holds a {type(data).__name__}; expected an object: {holds}.")
     return data
 
 

@@ -29,7 +29,7 @@ class MakeTowerPlan(GraphPass):
     """See the module's docstring."""
 
     name = "partition_features"
-    contract = Contract(provides=frozenset({"plan"}), requires=frozenset({"groups"}))
+    contract = Contract(provides=frozenset({"plan"}), requires=frozenset({"groups", "row_shares"}))
 
     def run(self, ctx: PassContext) -> PassResult:
         """Fills ``ctx.plan``."""
@@ -40,6 +40,8 @@ class MakeTowerPlan(GraphPass):
             plan = TowerPlan.from_dict(given.data)
             plan.check(model=fingerprint, topology=ctx.topology)
             plan = _kept_as(plan, tables)
+            if plan.row_shares is None:
+                plan = dataclasses.replace(plan, row_shares=ctx.row_shares)
             _check_settings(ctx.config, plan, given.named)
             check_settings(ctx.config, plan, given.named, ctx.topology)
             _apply_kinds(ctx, plan)
@@ -73,6 +75,7 @@ class MakeTowerPlan(GraphPass):
             overrides=override_specs(ctx.config, width, towers),
             model=fingerprint,
             provenance=made.provenance,
+            row_shares=ctx.row_shares,
         )
         check_placement(ctx)
         return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")

@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from dmt_plugin.capture import InputBinder, capture
+from dmt_plugin.capture import ExampleBatch, InputBinder, capture
 from dmt_plugin.capture.inputs import batch_size_of, example_of
-from dmt_plugin.compiler import new_context, transform
+from dmt_plugin.compiler import count_rows_of, new_context, transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, ConfigError, FindingsError, TransformError
@@ -34,7 +34,7 @@ from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
 from dmt_plugin.nn.lookup.rounding import TORCH_TYPES
-from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.base import DataToCount, PassContext, run_passes
 from dmt_plugin.passes.facts import StreamGroup
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.pipeline import towers_passes
@@ -110,8 +110,13 @@ def explain(
         "graph_before": condensed(flat.gm, captured.batch_size),
         "nodes_before": node_lines(flat.gm, captured.batch_size),
     }
+    shares = None
+    if data is not None:
+        calls = _calls(data, model, samples * topology.world_size * data_steps)
+        to_count = DataToCount("--data", lambda: calls, samples, topology.hosts * data_steps)
+        shares = count_rows_of(model, example, to_count, topology.ranks_per_host)
     try:
-        logical = transform(model, example, config, topology)
+        logical = transform(model, example, config, topology, row_shares=shares)
     except TransformError as error:
         return replace(shown(error, new_context(capture(model, example), config, topology)), **before)
     by_host = {}
@@ -122,11 +127,22 @@ def explain(
     placed.placement.compute_in(TORCH_TYPES[DeepSpeedSettings(ds_config or {}).row_dtype(placed.plan.row_dtype)])
     sums = gradient_sums(ds_config or {}, config)
     memory = _memory(placed, config, DeepSpeedSettings(ds_config or {}), samples)
-    counted = None if data is None else count_of(logical, config, topology, samples, data, data_steps)
-    if counted is not None:
-        before["distinct_rows"] = rows_once(placed, config, counted)
+    counted = None if data is None else count_of(logical, config, topology, samples, calls, data_steps)
+    if counted is not None and shares is not None:
+        before["distinct_rows"] = rows_once(placed, config, counted, shares)
     shown_data = describe(placed, samples, sums, config, counted.needs_of(placed) if counted is not None else None)
     return replace(shown_data, graphs_by_host=by_host, memory=memory, **before)
+
+
+def _calls(data: Iterable[Any], model: nn.Module, samples: int) -> list[ExampleBatch]:
+    """The first batches with so many samples, as calls of the model."""
+    calls: list[ExampleBatch] = []
+    for batch in data:
+        calls.append(example_of(batch, model))
+        samples -= batch_size_of([*calls[-1].args, *calls[-1].kwargs.values()]) or 0
+        if samples <= 0:
+            break
+    return calls
 
 
 def _memory(placed: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings, samples: int) -> MemoryNeed:

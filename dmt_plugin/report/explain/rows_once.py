@@ -11,6 +11,7 @@ from dmt_plugin.fxtools.names import REQUESTS
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph, place_graph
 from dmt_plugin.model.row_counts import CountedRows, count_rows
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.distinct_cost import Needs
 from dmt_plugin.report.explain.content import DistinctRows
@@ -61,7 +62,7 @@ def count_of(
     return Counted(count_rows(graph, data, samples, steps), counted, on)
 
 
-def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted) -> DistinctRows:
+def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: RowShares) -> DistinctRows:
     """The counts, and the bytes of the graph's rank with and without ``comm.dedup``."""
     logical, topology, rank, rows = placed.logical, placed.topology, placed.rank, counted.rows
     once = place_graph(logical, counted.config, topology, rank)
@@ -69,7 +70,7 @@ def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted) -> Disti
     return DistinctRows(
         rows.samples,
         rows.steps,
-        list(rows.features),
+        list(shares.features),
         _sum(costs_of(by_sample, rows.samples)),
         _sum(costs_of(once, rows.samples, needs=rows.needs)),
         counted.on,

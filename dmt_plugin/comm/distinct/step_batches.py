@@ -1,0 +1,79 @@
+"""Batches of ids of any size, put behind each other and cut into the batches of ranks, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from dmt_plugin.comm.input_dist.id_source import SourceCheck
+from dmt_plugin.comm.input_dist.id_stage import Stream
+from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
+from dmt_plugin.core.errors import IdRangeError
+
+Ids = tuple[FeatureIds, ...]
+"""Ids of all slots, of as many samples as there are."""
+
+
+def cut_into_steps(batches: Iterable[Ids], samples: int, ranks: int) -> Iterator[list[Ids]]:
+    """The ids of all ranks, step after step; samples that do not fill a step are left out.
+
+    Args:
+        batches: in the order of the data.
+        samples: per rank and step.
+        ranks: that take their samples from one step, one behind the other.
+    """
+    pending: list[Ids] = []
+    for batch in batches:
+        pending.append(batch)
+        while sum(ids[0].batch_size for ids in pending) >= samples * ranks:
+            whole = _joined(pending)
+            yield [_cut(whole, r * samples, (r + 1) * samples) for r in range(ranks)]
+            rest = _cut(whole, ranks * samples, whole[0].batch_size)
+            pending = [rest] if rest[0].batch_size else []
+
+
+def checked_streams(slots: Sequence[IdSlot], ids: Ids, rank: int, step: int) -> dict[int, Stream]:
+    """The ids of one rank's batch by slot, on the CPU.
+
+    Raises:
+        IdRangeError: an id is outside its table, or the lengths of bags do not fit the ids.
+    """
+    _, streams, fault = SourceCheck(slots, rank)(ids, torch.device("cpu"))
+    if fault.rank >= 0:
+        raise IdRangeError(f"step {step}: {fault.message(slots)}")
+    return streams
+
+
+def _joined(parts: Sequence[Ids]) -> Ids:
+    if len(parts) == 1:
+        return parts[0]
+    joined = []
+    for own in zip(*parts, strict=True):
+        lengths = None if own[0].lengths is None else torch.cat([_lengths(ids) for ids in own])
+        weights = None if own[0].weights is None else torch.cat([w for ids in own if (w := ids.weights) is not None])
+        batch = sum(ids.batch_size for ids in own)
+        joined.append(FeatureIds(torch.cat([ids.values for ids in own]), lengths, own[0].hotness, batch, weights))
+    return tuple(joined)
+
+
+def _lengths(ids: FeatureIds) -> Tensor:
+    assert ids.lengths is not None
+    return ids.lengths
+
+
+def _cut(whole: Ids, first: int, end: int) -> Ids:
+    """The samples from ``first`` to before ``end``."""
+    cut = []
+    for ids in whole:
+        lengths = None
+        if ids.lengths is None:
+            a, b = first * (ids.hotness or 0), end * (ids.hotness or 0)
+        else:
+            lengths = ids.lengths[first:end]
+            a = int(ids.lengths[:first].sum())
+            b = a + int(lengths.sum())
+        weights = None if ids.weights is None else ids.weights[a:b]
+        cut.append(FeatureIds(ids.values[a:b], lengths, ids.hotness, end - first, weights))
+    return tuple(cut)
