@@ -120,7 +120,7 @@ FULL = (
     *(faster(f"dmt_cr4_{precision}", 1.2, "ratio_to_tower") for precision in ("fp32", "fp16", "int8")),
     at_the_link("sptt_fp32", 0.90, twin="sptt_fp32_blocks3"),
     at_the_link("dmt_cr4_fp32", 0.87, twin="dmt_cr4_fp32_blocks3"),
-    *(as_explained(name, KAGGLE) for name in ("flat_fp32", "sptt_fp32")),
+    *(as_explained(name, KAGGLE) for name in ("flat_fp32", "sptt_fp32", "sptt_dedup_fp32", "dmt_cr4_dedup_fp32")),
     *(as_explained(f"dmt_cr{ratio}_{p}", KAGGLE) for p in ("fp32", "fp16", "int8") for ratio in (2, 4, 8)),
     lean("sptt_fp32"),
     lean("dmt_cr4_fp32"),

@@ -20,6 +20,9 @@ from benchmarks.step.ids import draw
 from benchmarks.step.setting import Setting
 from dmt_plugin.nn.pair_products import pair_of, pair_products
 
+BATCHES = 4
+"""Steps until the same batches come again."""
+
 
 class Batch(NamedTuple):
     """One rank's samples.

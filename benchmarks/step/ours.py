@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 from torch import Tensor
 
 import dmt_plugin
-from benchmarks.step.model import Batch, loss_of, make_batch, make_model
+from benchmarks.step.model import BATCHES, Batch, loss_of, make_batch, make_model
 from benchmarks.step.parts import Part
 from benchmarks.step.setting import Setting
+from dmt_plugin.model.placed import PlacedGraph
+from dmt_plugin.model.row_counts import count_rows
 from dmt_plugin.planner.gradient_cost import gradient_sums
 from dmt_plugin.report.explain.explanation import costs_of, gradient_costs_of
 
@@ -48,7 +51,7 @@ class OursVariant:
             self.engine, *_ = dmt_plugin.initialize(
                 model=flat, config=self._config, example_batch=(example.dense[:8], example.ids[:8])
             )
-        self._batch = setting.batch
+        self._setting = setting
         self._coming: Iterator[Batch] | None = None
         self._next: Batch | None = None
 
@@ -88,10 +91,22 @@ class OursVariant:
     def formula_bytes(self) -> int:
         """Bytes that this rank sends to other hosts in one step, as ``dmt explain`` has them.
 
-        0 where distinct rows are sent: how many there are is told by the ids alone.
+        Where rows travel once that is by the number of distinct ones in the batches of this benchmark.
         """
-        if self._config["dmt"].get("comm", {}).get("dedup") == "on":
-            return 0
-        state = self.engine.dmt
+        state, needs = self.engine.dmt, None
+        if state.placed.placement.groups:
+            placed = state.placed
+            graph = PlacedGraph(
+                placed.__dict__["graph_module"], placed.logical, placed.topology, placed.rank, placed.placement, ()
+            )
+            needs = count_rows(graph, _calls(self._setting), self._setting.batch, BATCHES).needs
+        costs = costs_of(state.placed, self._setting.batch, needs=needs)
         sums = gradient_costs_of(state.placed, gradient_sums(self._config, state.config))
-        return sum(cost.other_hosts for cost in (*costs_of(state.placed, self._batch), *sums))
+        return sum(cost.other_hosts for cost in (*costs, *sums))
+
+
+@functools.lru_cache(1)
+def _calls(setting: Setting) -> list[tuple[Tensor, Tensor]]:
+    """The batches of all ranks, step after step."""
+    batches = [make_batch(setting, step, rank) for step in range(BATCHES) for rank in range(setting.world_size)]
+    return [(batch.dense, batch.ids) for batch in batches]

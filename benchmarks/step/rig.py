@@ -15,12 +15,10 @@ import torch.distributed as dist
 from benchmarks.step.allocator import keep_freed_memory
 from benchmarks.step.cores import stay_on_own_cores
 from benchmarks.step.groups import SharedGroups
-from benchmarks.step.model import make_batch
+from benchmarks.step.model import BATCHES, make_batch
 from benchmarks.step.protocols import LooksAhead, Variant
 from benchmarks.step.setting import Setting
 from benchmarks.step.variants import VARIANTS
-
-_BATCHES = 4
 
 
 class Rig:
@@ -47,7 +45,7 @@ class Rig:
             with groups.one_variant():
                 self.variants[name] = VARIANTS[name].make(setting)
             gc.collect()  # of the models that variants are built from: references in circles keep them else
-        batches = [make_batch(setting, step, rank) for step in range(_BATCHES)]
+        batches = [make_batch(setting, step, rank) for step in range(BATCHES)]
         self._prepared: dict[str, list[Any]] = {
             name: [variant.prepare(batch) for batch in batches] for name, variant in self.variants.items()
         }
@@ -58,6 +56,6 @@ class Rig:
 
     def step(self, name: str) -> Any:
         """The next step of a variant: its loss. All variants get the same batches, round and round."""
-        batch = self._prepared[name][self._taken[name] % _BATCHES]
+        batch = self._prepared[name][self._taken[name] % BATCHES]
         self._taken[name] += 1
         return self.variants[name].step(batch)
