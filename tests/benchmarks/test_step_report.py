@@ -92,8 +92,9 @@ def test_page() -> None:
             cells = line.count("|")
             assert cells in (3, 7, 9, 15), line
     both = summary()
-    other = {"ids": "kaggle", "batch": 2048, "tag": "kaggle_b2048"}
-    both["rows"]["sptt_fp32_kaggle_b2048"] = {**both["rows"]["sptt_fp32_uniform_b512"], **other}
+    large = {"ids": "kaggle", "batch": 2048, "tag": "kaggle_b2048"}
+    both["settings"].insert(0, {**both["settings"][0], **large})
+    both["rows"]["sptt_fp32_kaggle_b2048"] = {**both["rows"]["sptt_fp32_uniform_b512"], **large}
     first, second = tables(both, None).split("### ")[1:]
     assert first.startswith("2048 samples per rank, ids that repeat") and first.count("| fp32 |") == 1
     assert second.count("| fp32 |") == 3
