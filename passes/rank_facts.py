@@ -63,6 +63,7 @@ class Placement:
         row_towers: tower modules that such rows go through, of all hosts.
         once: which tables' rows travel once, for people; empty where nobody asked for it.
         distinct_widths: for each rank the entries per sample that its tables in groups give, if no row comes twice.
+        distinct_ids: for each rank the ids per sample that ask for them then.
         exchanges: the exchange modules by name.
         tower_paths: modules that only this host holds.
         feature_layers: layers of the user's model that run in the towers of all hosts.
@@ -83,6 +84,7 @@ class Placement:
     stacks: tuple[Stack, ...] = ()
     row_towers: tuple[RowTower, ...] = ()
     distinct_widths: tuple[int, ...] = ()
+    distinct_ids: tuple[int, ...] = ()
     once: str = ""
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner import partition_features
 from dmt_plugin.plan.file import read_json
 from dmt_plugin.plan.row_shares import FeatureShare, RowShares, TableRows
-from dmt_plugin.plan.tables import TableRange, TableSplit, assembled, check_runnable
+from dmt_plugin.plan.tables import TableRange, TableSplit, assembled, check_by_sample
 from dmt_plugin.plan.tower_plan import (
     FeatureSpec,
     GroupSpec,
@@ -253,16 +253,16 @@ def test_columns_have_no_step() -> None:
         changed(table_lanes={"t1": 0, "t2": 1, "t3": 1}, table_splits={"t0": split})
 
 
-def test_what_can_be_described_but_not_looked_up_is_refused_by_name() -> None:
+def test_what_cannot_be_looked_up_by_sample_is_refused_by_name() -> None:
     plan = with_split(TableRange(0, 0, 5), TableRange(1, 5, 10))
-    check_runnable(plan.shards_of("t0"), 0)
+    check_by_sample(plan.shards_of("t0"), 0)
     for second, message in (
         (TableRange(1, 5, 10, host=1), r"t0\[rows 5:10\] on host 1.* neighbouring rows on the lanes of host 0"),
         (TableRange(1, 1, 10, 2), r"t0\[rows 0:9:2\] 2 rows apart"),
     ):
         plan = with_split(TableRange(0, 0, second.first if second.step == 1 else 10, second.step), second)
         with pytest.raises(PlanError, match=message):
-            check_runnable(plan.shards_of("t0"), plan.host_of_table("t0"))
+            check_by_sample(plan.shards_of("t0"), plan.host_of_table("t0"))
 
 
 def test_plans_keep_the_fingerprints_that_version_0_1_0_gave_them() -> None:

@@ -30,7 +30,7 @@ from dmt_plugin.checkpoint.state import MODEL, TABLE_OPTIMIZER
 from dmt_plugin.checkpoint.stored import Writer, stored_rows
 from dmt_plugin.checkpoint.writes import SavePlanner
 from dmt_plugin.core.errors import CheckpointError
-from dmt_plugin.plan.tables import TableShard, check_runnable
+from dmt_plugin.plan.tables import TableShard
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner import PlacementRules, place_tables, towers_to_hosts
 from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, TableUse
@@ -134,7 +134,6 @@ def _pieces(found: Found, plan: TowerPlan, stored: Mapping[str, TensorStorageMet
     shards: dict[str, list[TableShard]] = {}
     for table in plan.tables:
         own = plan.shards_of(table.name)
-        check_runnable(own, plan.host_of_table(table.name))
         shards.setdefault(table.parameter, []).extend(own)
     made: list[Piece] = []
     for name, tensor in stored.items():

@@ -105,6 +105,8 @@ def table_pieces(
     for name in lookup.tables:
         shard = plan.shard(name)
         table = shard.table
+        if shard.step != 1:
+            raise CheckpointError(f"{shard.name}: rows by modulo cannot be stored yet; place this table in another way")
         rows, dim = sizes[table.parameter]
         place = StoredTable(table.first_row, table.rows, rows) if stored is None else stored.get(table.name)
         count = 0 if place is None else min(shard.rows, place.rows - shard.first_row)

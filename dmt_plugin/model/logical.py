@@ -7,6 +7,7 @@ tables and untouched layers *are* the user's objects.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,12 @@ class TowerModel(GraphModel):
                 "on the flat model again, and load its state."
             )
         return found
+
+    def with_plan(self, plan: TowerPlan) -> TowerModel:
+        """This model, with which the result shares everything, with its tables elsewhere; towers must be the same."""
+        twin = copy.copy(self)
+        twin._keep(plan=plan)
+        return twin
 
     @property
     def semantic_preserving(self) -> bool:

@@ -31,7 +31,7 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
     of_hosts = [sum(column.width for column in own) for own in placement.host_columns] or [0] * graph.topology.hosts
     sizes = ModelSizes(
         batch=batch,
-        slots=(*placement.slots, *placement.distinct_slots),
+        slots=placement.slots,
         looked_up=placement.looked_up,
         rank_widths=[width + own for width, own in zip(placement.rank_widths, once, strict=True)],
         host_widths=[
@@ -42,6 +42,8 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
         dense=dense,
         fbgemm=find_spec("fbgemm_gpu") is not None,
         on_torch=graph.logical.stored_facts.pooled_by_maximum,
+        once=placement.distinct_slots,
+        asked=placement.distinct_ids,
     )
     return memory_need(graph.plan, graph.topology, config, settings, sizes)
 

@@ -3,8 +3,9 @@
 * ``"count"``: a unit weighs its number of features. With the bound ``R``, the largest tower has at most ``R`` times
   the features of the smallest, as in the paper; ``"auto"`` is as even as it goes.
 * ``"cost"``: a unit weighs its share of the model's table bytes, ids per sample and output width, as the planner's cost
-  model counts them, each times a weight of the user's. No tower weighs more than the bound times the fair share. A fair
-  share is the mean over towers, or the heaviest unit where that is more: no partition can do better than that.
+  model counts them, each times a weight of the user's. Of tables whose rows travel once, where these were counted, ids
+  and width are those of the distinct rows. No tower weighs more than the bound times the fair share. A fair share is
+  the mean over towers, or the heaviest unit where that is more: no partition can do better than that.
   ``"auto"`` is 1.1.
 
 Weights are whole numbers, so that sums are exact and the same on every machine.
@@ -44,7 +45,10 @@ class Limits:
 
 
 def feature_costs(
-    features: Sequence[FeatureSpec], tables: Sequence[TableSpec], weights: Mapping[str, float]
+    features: Sequence[FeatureSpec],
+    tables: Sequence[TableSpec],
+    weights: Mapping[str, float],
+    rows: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """Cost of every feature, in parts of :data:`COST_TOTAL`.
 
@@ -55,6 +59,7 @@ def feature_costs(
         features: the model's features.
         tables: the model's tables.
         weights: of ``"bytes"`` (memory), ``"lookups"`` (rows read per sample) and ``"width"`` (entries sent).
+        rows: by table whose rows travel once, if that was counted: the distinct rows that batches need per sample.
 
     Raises:
         PlanError: all weights are zero.
@@ -62,10 +67,11 @@ def feature_costs(
     shape = {t.name: t for t in tables}
     readers = {t.name: sum(t.name in f.tables for f in features) for t in tables}
     memory = {t.name: CostModel().memory(t, t.rows, t.dim) for t in tables}
+    counted = {table: count / readers[table] for table, count in (rows or {}).items() if table in readers}
     parts = {
         "bytes": [sum(memory[t] / readers[t] for t in f.tables) for f in features],
-        "lookups": [float((f.hotness or ASSUMED_IDS) * len(f.tables)) for f in features],
-        "width": [float(sum(shape[t].dim for t in f.tables)) for f in features],
+        "lookups": [float(sum(counted.get(t, f.hotness or ASSUMED_IDS) for t in f.tables)) for f in features],
+        "width": [float(sum(counted.get(t, 1) * shape[t].dim for t in f.tables)) for f in features],
     }
     total = sum(weights[name] for name in parts)
     if total <= 0:

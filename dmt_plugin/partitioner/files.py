@@ -98,15 +98,25 @@ def resolve(
     config: PartitionConfig,
     model: str,
     given: GivenPartition | None = None,
+    rows: Mapping[str, float] | None = None,
 ) -> Partition:
     """The partition that was given, or that a ``partition`` section asks for.
+
+    Args:
+        features: the model's features.
+        tables: its tables.
+        towers: number of towers.
+        config: the ``partition`` section.
+        model: fingerprint of the model.
+        given: what was decided before.
+        rows: see :func:`make_partition`.
 
     Raises:
         PlanError: as :func:`make_partition`, or a given one that does not fit.
     """
     if given is not None:
         return from_given(features, towers, given, model)
-    return make_partition(features, tables, towers, config, model=model)
+    return make_partition(features, tables, towers, config, model=model, rows=rows)
 
 
 def from_given(features: Sequence[FeatureSpec], towers: int, given: GivenPartition, model: str = "") -> Partition:

@@ -72,6 +72,7 @@ def make_partition(
     *,
     affinity: Affinity | None = None,
     model: str = "",
+    rows: Mapping[str, float] | None = None,
 ) -> Partition:
     """Assigns every feature to a tower.
 
@@ -82,6 +83,7 @@ def make_partition(
         config: the ``partition`` section; any strategy but ``"file"``.
         affinity: for ``learned`` and ``graph``; by default the file that the config names.
         model: fingerprint of the model, to compare with the affinity's.
+        rows: by table whose rows travel once the distinct rows that batches need per sample, for a balance by cost.
 
     Raises:
         PlanError: the affinity does not fit, there are more towers than units, or limits and rules cannot be kept;
@@ -105,7 +107,7 @@ def make_partition(
     plane = _plane(config, found, names) if config.strategy == "learned" and found is not None else None
     cost = None
     if config.balance == "cost" or config.strategy == "greedy_balance":
-        cost = balance.feature_costs(ordered, tables, config.cost.model_dump())
+        cost = balance.feature_costs(ordered, tables, config.cost.model_dump(), rows or {})
     labels, groups = _solve(config, units, towers, names, cost, found, plane)
     unit_of = {name: u for u, unit in enumerate(units.units) for name in unit.names}
     tower_of = {name: int(labels[unit_of[name]]) for name in names}

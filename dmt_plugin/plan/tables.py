@@ -1,13 +1,15 @@
 """Tables, and how a table is divided between ranks.
 
-1. A table is whole on one lane of its tower's host (table-wise), or divided into rows (row-wise) or columns
-   (column-wise), each range on a rank of its own.
+1. A table is whole on one rank (table-wise), by default a lane of its tower's host, or divided into rows (row-wise) or
+   columns (column-wise), each range on a rank of its own.
 2. The ranges of a divided table must cover every row, or every column, exactly once; anything else is refused with
    the table's name. Rows of one range are neighbours, or ``step`` apart: with as many ranges as the step, rows lie by
    modulo. A range may be on another host than the table's tower.
 3. What a rank holds is a shard: row ``i`` of it is row ``first_row + i * step`` of the table. It has a name by which
    lookups, states and messages speak of it. Shards put together give the table back.
-4. Not all that can be described can be run: :func:`check_runnable` refuses the rest.
+4. Rows that are looked up by sample are on their tower's host, those of a range next to each other
+   (:func:`check_by_sample`). Rows that travel once may be anywhere; only what a tower module makes of them is made on
+   its host (:func:`check_on_host`).
 
 No torch is imported here: a plan is read where torch is not wanted.
 """
@@ -108,6 +110,11 @@ class TableSplit:
     kind: Kind
     ranges: tuple[TableRange, ...]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether ranges are of neighbours, on the host of the table's tower."""
+        return all(r.step == 1 and r.host is None for r in self.ranges)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableSplit:
         """Reads what :meth:`to_dict` gave."""
@@ -185,7 +192,7 @@ def shards_of(table: TableSpec, host: int, lane: int | None, split: TableSplit |
 
     Args:
         table: the table.
-        host: host of its tower.
+        host: the host that holds it whole, or that of its tower.
         lane: lane of that host that holds the whole table; None where it is divided.
         split: how it is divided; None where it is whole.
 
@@ -247,8 +254,29 @@ def _shown(span: range) -> str:
     return f"{span.start}:{span.stop}" + (f":{span.step}" if span.step != 1 else "")
 
 
-def check_runnable(shards: Iterable[TableShard], host: int) -> None:
-    """Refuses shards of one table that ranks cannot look up yet.
+def check_by_sample(shards: Iterable[TableShard], host: int) -> None:
+    """Refuses shards of one table that cannot be looked up by sample.
+
+    Args:
+        shards: all of the table.
+        host: host of its tower.
+
+    Raises:
+        PlanError: naming the table, and what to set.
+    """
+    for shard in shards:
+        wrong = f"on host {shard.host}" if shard.host != host else f"{shard.step} rows apart" if shard.step > 1 else ""
+        if wrong:
+            raise PlanError(
+                f"the plan has {shard.name} {wrong}. That is for tables whose rows travel once, and those of "
+                f'{shard.table.name!r} do not: set dmt.comm.dedup to "on" (or dmt.comm.dedup_features for its '
+                "features, and for all features of its tower where a tower module reads it), or make a new plan: it "
+                f"then has ranges of neighbouring rows on the lanes of host {host}, where its tower is."
+            )
+
+
+def check_on_host(shards: Iterable[TableShard], host: int) -> None:
+    """Refuses shards of one table that are elsewhere than the tower module that their rows go through.
 
     Args:
         shards: all of the table.
@@ -258,11 +286,11 @@ def check_runnable(shards: Iterable[TableShard], host: int) -> None:
         PlanError: naming the table, and what its plan may say instead.
     """
     for shard in shards:
-        wrong = f"on host {shard.host}" if shard.host != host else f"{shard.step} rows apart" if shard.step > 1 else ""
-        if wrong:
+        if shard.host != host:
             raise PlanError(
-                f"the plan has {shard.name} {wrong}. Such rows can be planned but not looked up yet: give table "
-                f"{shard.table.name!r} ranges of neighbouring rows on the lanes of host {host}, where its tower is."
+                f"the plan has {shard.name} on host {shard.host}, but its rows go through a tower module on host "
+                f"{host}, whose weights are there. Give table {shard.table.name!r} lanes of host {host}, or make a new "
+                "plan."
             )
 
 
@@ -270,6 +298,7 @@ def check_places(
     tables: Iterable[TableSpec],
     lanes: Mapping[str, int],
     splits: Mapping[str, TableSplit],
+    hosts: Mapping[str, int],
     host_of: Mapping[str, int],
     topology: Topology,
 ) -> None:
@@ -277,8 +306,9 @@ def check_places(
 
     Args:
         tables: every table of the model.
-        lanes: lane of each whole table on the host of its tower.
+        lanes: lane of each whole table.
         splits: how the others are divided.
+        hosts: host of the whole tables that are elsewhere than their tower.
         host_of: host of each table's tower.
         topology: hosts and lanes.
 
@@ -299,6 +329,12 @@ def check_places(
     if twice:
         raise PlanError(
             f"the plan has the table(s) {twice} both whole (table_lanes) and divided (table_splits); keep one of them."
+        )
+    outside = {t: host for t, host in hosts.items() if t in known and host not in range(topology.hosts)}
+    if divided := sorted(set(hosts) & set(splits)) or outside:
+        raise PlanError(
+            f"table_hosts says where whole tables are, on the hosts 0..{topology.hosts - 1}: found {divided}"
+            + ("." if outside else ", which are divided; their ranges say the host.")
         )
     for table in tables:
         if table.name in splits:

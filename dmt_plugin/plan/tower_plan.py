@@ -25,7 +25,7 @@ from dmt_plugin.topology.shape import Topology
 
 PLAN_VERSION = 2
 """The newest version. A plan that needs nothing new says 1, and keeps its fingerprint: version 2 has counts of distinct
-rows."""
+rows, or tables elsewhere than on their tower's host, or in rows by modulo."""
 
 FORMS = ("native", "decoder", "preserve")
 
@@ -100,13 +100,14 @@ class TowerPlan:
         groups: the joins the features take part in.
         towers: feature names of each tower.
         tower_hosts: host of each tower.
-        table_lanes: lane of each whole table on the host of its tower.
+        table_lanes: lane of each whole table.
         table_splits: how the other tables are divided.
         module: the tower module of the tower groups.
         overrides: the towers whose module differs from that, by number.
         model: fingerprint of the model's features and tables.
         provenance: how the partition was made (strategy and its parameters).
         row_shares: the distinct rows that were counted when it was made; None where nobody did.
+        table_hosts: host of the whole tables that are elsewhere than their tower.
     """
 
     topology: str
@@ -122,6 +123,7 @@ class TowerPlan:
     overrides: Mapping[int, TowerModuleSpec] = field(default_factory=dict)
     table_splits: Mapping[str, TableSplit] = field(default_factory=dict)
     row_shares: RowShares | None = None
+    table_hosts: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._check_complete()
@@ -133,7 +135,7 @@ class TowerPlan:
         return self._tower_by_feature[feature]
 
     def host_of_table(self, table: str) -> int:
-        """Host that keeps a table: the host of its tower."""
+        """Host of a table's tower. It keeps the table, but for rows that travel once: see :meth:`shards_of`."""
         return self.tower_hosts[self.tower_of(self._feature_by_table[table])]
 
     def shards_of(self, table: str) -> tuple[TableShard, ...]:
@@ -149,8 +151,8 @@ class TowerPlan:
         return self._shards_by_table[table][0].kind
 
     def lanes_of(self, table: str) -> tuple[int, ...]:
-        """Lanes that hold a shard of a table, rising."""
-        return tuple(sorted(shard.lane for shard in self._shards_by_table[table]))
+        """Lanes that hold a shard of a table, on whichever host, rising."""
+        return tuple(sorted({shard.lane for shard in self._shards_by_table[table]}))
 
     def towers_on(self, host: int) -> tuple[int, ...]:
         """Towers of a host."""
@@ -188,9 +190,9 @@ class TowerPlan:
 
     @cached_property
     def _shards_by_table(self) -> dict[str, tuple[TableShard, ...]]:
-        lanes, splits = self.table_lanes, self.table_splits
+        lanes, splits, hosts = self.table_lanes, self.table_splits, self.table_hosts
         return {
-            name: shards_of(table, self.host_of_table(name), lanes.get(name), splits.get(name))
+            name: shards_of(table, hosts.get(name, self.host_of_table(name)), lanes.get(name), splits.get(name))
             for name, table in self._table_by_name.items()
         }
 
@@ -246,7 +248,7 @@ class TowerPlan:
                 f"{sorted(used - tables)}. Make the plan again for this model."
             )
         host_of = {t.name: self.host_of_table(t.name) for t in self.tables}
-        check_places(self.tables, self.table_lanes, self.table_splits, host_of, topology)
+        check_places(self.tables, self.table_lanes, self.table_splits, self.table_hosts, host_of, topology)
         absent = sorted(set(self.overrides) - set(range(len(self.towers))))
         if absent:
             raise PlanError(
@@ -255,12 +257,12 @@ class TowerPlan:
         odd = {g.name: g.form for g in self.groups if g.form not in FORMS}
         if odd:
             raise PlanError(f"the plan gives groups the form {odd}; expected one of {list(FORMS)}.")
-        placed = {*self.table_lanes, *self.table_splits}
+        placed = {*self.table_lanes, *self.table_splits, *self.table_hosts}
         strangers = sorted({*placed, *(f for g in self.groups for f in g.features)} - tables - set(names))
         if strangers:
             raise PlanError(
-                f"table_lanes, table_splits or groups name {strangers}, which the model does not have. Make the plan "
-                "again for this model."
+                f"table_lanes, table_splits, table_hosts or groups name {strangers}, which the model does not have. "
+                "Make the plan again for this model."
             )
         for feature in self.features:
             homes = {self.tower_of(other.name) for other in self.features for t in feature.tables if t in other.tables}
@@ -292,21 +294,38 @@ class TowerPlan:
         """A short hash of the whole plan."""
         return short_hash(self.to_dict())
 
+    def by_sample(self) -> TowerPlan:
+        """The same towers, with every table where its rows can be looked up by sample.
+
+        Tables that are elsewhere than on their tower's host, or in rows by modulo, are whole on a lane there.
+        """
+        special = {name: split.ranges[0].lane for name, split in self.table_splits.items() if not split.is_plain}
+        splits = {name: split for name, split in self.table_splits.items() if name not in special}
+        lanes = {**self.table_lanes, **special}
+        return dataclasses.replace(self, table_lanes=lanes, table_splits=splits, table_hosts={})
+
     # -- JSON --------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
-        data = {"version": 1 if self.row_shares is None else PLAN_VERSION, **dataclasses.asdict(self)}
+        data = {"version": PLAN_VERSION if self._needs_version_2 else 1, **dataclasses.asdict(self)}
         data["tables"] = [table.to_dict() for table in self.tables]
         data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
         data["table_splits"] = {name: split.to_dict() for name, split in self.table_splits.items()}
         if not self.table_splits:
             del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
+        if not self.table_hosts:
+            del data["table_hosts"]
         if self.row_shares is None:
             del data["row_shares"]
         else:
             data["row_shares"] = self.row_shares.to_dict()
         return data
+
+    @property
+    def _needs_version_2(self) -> bool:
+        plain = all(split.is_plain for split in self.table_splits.values())
+        return self.row_shares is not None or bool(self.table_hosts) or not plain
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON: the file is there as a whole, or as it was before."""
@@ -345,6 +364,7 @@ class TowerPlan:
                 provenance=dict(data.get("provenance", {})),
                 overrides={int(k): TowerModuleSpec(**v) for k, v in data.get("overrides", {}).items()},
                 table_splits={str(k): TableSplit.from_dict(v) for k, v in data.get("table_splits", {}).items()},
+                table_hosts={str(k): int(v) for k, v in data.get("table_hosts", {}).items()},
                 row_shares=None if (own := data.get("row_shares")) is None else RowShares.from_dict(own),
             )
         except PlanError:

@@ -1,4 +1,4 @@
-"""Spreads whole tables over the lanes of one host.
+"""Spreads whole tables over the lanes of one host, or over hosts.
 
 1. Longest processing time first: the most expensive table goes to the cheapest lane that has memory for it; tables
    and lanes of equal cost in the order of their memory.
@@ -9,16 +9,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from dmt_plugin.planner.load import CostModel, Load
+from dmt_plugin.planner.load import Load
 
 _LEAST_GAIN = 1e-9
 """Smallest relative gain that counts, so that rounding does not keep the search going."""
 
 
 def spread(
-    tables: Mapping[str, Load], base: Sequence[Load], limit: int | None, model: CostModel
+    tables: Mapping[str, Load], base: Sequence[Load], limit: int | None, cost_of: Callable[[Load], float]
 ) -> dict[str, int] | None:
     """Lane of every table, or ``None`` where memory does not suffice.
 
@@ -26,15 +26,15 @@ def spread(
         tables: load of each table.
         base: what each lane carries already.
         limit: bytes of memory per lane; ``None`` for no limit.
-        model: the cost model.
+        cost_of: cost of a load; that of a sum is the sum of the costs.
     """
-    lanes = _Lanes(tables, base, limit, model)
+    lanes = _Lanes(tables, base, limit, cost_of)
     if limit is not None and max(lanes.memory) > limit:
         return None
     cost, memory = lanes.table_cost, lanes.table_memory
     by_cost = sorted(tables, key=lambda t: (-cost[t], -memory[t], t))
     if not lanes.fill(by_cost):
-        lanes = _Lanes(tables, base, limit, model)
+        lanes = _Lanes(tables, base, limit, cost_of)
         if not lanes.fill(sorted(tables, key=lambda t: (-memory[t], -cost[t], t))):
             return None
     while any(lanes.relieve(lane) for lane in lanes.costliest_first()):
@@ -45,10 +45,16 @@ def spread(
 class _Lanes:
     """The lanes of a host while tables are put on them. Costs add up, so two numbers per table are enough."""
 
-    def __init__(self, tables: Mapping[str, Load], base: Sequence[Load], limit: int | None, model: CostModel) -> None:
-        self.table_cost = {name: model.cost(load) for name, load in tables.items()}
+    def __init__(
+        self,
+        tables: Mapping[str, Load],
+        base: Sequence[Load],
+        limit: int | None,
+        cost_of: Callable[[Load], float],
+    ) -> None:
+        self.table_cost = {name: cost_of(load) for name, load in tables.items()}
         self.table_memory = {name: load.memory for name, load in tables.items()}
-        self.cost = [model.cost(load) for load in base]
+        self.cost = [cost_of(load) for load in base]
         self.memory = [load.memory for load in base]
         self.limit = float("inf") if limit is None else limit
         self.lane_of: dict[str, int] = {}

@@ -12,6 +12,10 @@ A frozen table has no gradients and no update, and keeps nothing for one.
 
 A range of rows reads its share of the ids, if ids are spread evenly, but gets all of them and sends full width. A range
 of columns reads all ids and sends its own columns. Memory is that of the values and of the optimizer's state.
+
+Of a table whose rows travel once a host asks for each row that its batches need. With ``d`` such rows per sample of a
+host, ``d`` ids arrive per sample, ``d`` rows are read and go to the other hosts, and as many gradients come back. A row
+has one owner: a range of rows has its share of all of that.
 """
 
 from __future__ import annotations
@@ -46,6 +50,10 @@ class TableUse:
         width: entries per sample that they give together.
         whole: why the table cannot be divided; empty if it can.
         whole_rows: why it cannot be divided by rows, where it can be by columns.
+        rows: of a table whose rows travel once: the distinct rows that the batches of a host need, per sample of
+            these; None where a row travels for every sample.
+        row_width: entries that travel for such a row, if they are not the row itself: what a tower module makes of it.
+        free: whether the table may be on any host, as no tower module reads it before its rows cross hosts.
     """
 
     table: TableSpec
@@ -53,6 +61,9 @@ class TableUse:
     width: int
     whole: str = ""
     whole_rows: str = ""
+    rows: float | None = None
+    row_width: int = 0
+    free: bool = False
 
     def why_not(self, kind: str) -> str:
         """Why the table cannot be divided like that; empty if it can."""
@@ -71,6 +82,7 @@ class Load:
         read: bytes of rows read per sample.
         back: entries per sample whose gradients come back.
         updated: bytes of rows updated per sample.
+        once: bytes per sample of the rows that travel once, and of their gradients, to and from other ranks.
     """
 
     memory: int = 0
@@ -80,6 +92,7 @@ class Load:
     read: float = 0.0
     back: int = 0
     updated: float = 0.0
+    once: float = 0.0
 
     def __add__(self, other: Load) -> Load:
         return Load(
@@ -90,6 +103,7 @@ class Load:
             self.read + other.read,
             self.back + other.back,
             self.updated + other.updated,
+            self.once + other.once,
         )
 
 
@@ -101,11 +115,15 @@ class CostModel:
         rule_of: update rule of a table.
         members: ranks that an output distribution is between (``L``, or ``G`` on the flat route).
         formats: its wire formats, forward and backward.
+        once_members: ranks between which rows travel once (``H``, or ``G`` on the flat route).
+        once_formats: the wire formats there, forward and backward.
     """
 
     rule_of: Callable[[TableSpec], Rule] = lambda table: ASSUMED
     members: int = 2
     formats: tuple[Format, Format] = ("fp32", "fp32")
+    once_members: int = 2
+    once_formats: tuple[Format, Format] = ("fp32", "fp32")
 
     def memory(self, table: TableSpec, rows: int, columns: int) -> int:
         """Bytes of a rectangle of a table and of its optimizer state."""
@@ -114,6 +132,8 @@ class CostModel:
 
     def load(self, use: TableUse, shard: TableShard) -> Load:
         """What a lane with this shard of a table carries."""
+        if use.rows is not None:
+            return self._load_once(use, shard, use.rows)
         lookups = use.ids * shard.rows / use.table.rows
         width = use.width // use.table.dim * shard.columns
         memory = self.memory(shard.table, shard.rows, shard.columns)
@@ -121,18 +141,40 @@ class CostModel:
         frozen = use.table.frozen
         return Load(memory, lookups, use.ids, width, read, 0 if frozen else width, 0.0 if frozen else read)
 
+    def _load_once(self, use: TableUse, shard: TableShard, rows: float) -> Load:
+        rows = rows * shard.rows / use.table.rows
+        frozen, width = use.table.frozen, use.row_width or shard.columns
+        forward, backward = self.once_formats
+        sent = row_bytes(forward, width) + row_bytes(backward, 0 if frozen else width)
+        read = rows * shard.columns * BYTES_OF[self.rule_of(shard.table).dtype]
+        return Load(
+            memory=self.memory(shard.table, shard.rows, shard.columns),
+            lookups=rows,
+            ids=rows,
+            read=read,
+            updated=0.0 if frozen else read,
+            once=(self.once_members - 1) / self.once_members * rows * sent,
+        )
+
     def exchange(self, load: Load) -> float:
         """Bytes per sample that the lane sends to other ranks as rows and gets back as gradients."""
         away = (self.members - 1) / self.members
         forward, backward = self.formats
-        return away * (row_bytes(forward, load.width) + row_bytes(backward, load.back))
+        return away * (row_bytes(forward, load.width) + row_bytes(backward, load.back)) + load.once
+
+    def between_hosts(self, use: TableUse) -> float:
+        """Bytes per sample of one host that it and the host of a table send each other: rows, gradients and ids."""
+        forward, backward = self.once_formats
+        width, count = (use.width, 1.0) if use.rows is None else (use.row_width or use.table.dim, use.rows)
+        sent = row_bytes(forward, width) + row_bytes(backward, 0 if use.table.frozen else width)
+        return count * sent + _ID_BYTES * (use.ids if use.rows is None else use.rows)
 
     def cost(self, load: Load) -> float:
         """Cost of a step per sample, in bytes on the wire; the cost of a sum is the sum of the costs."""
         away = (self.members - 1) / self.members
         forward, backward = map(bytes_per_entry, self.formats)
         sent = away * (forward * load.width + backward * load.back)
-        return sent + _ID_BYTES * load.ids + MEMORY_BYTE * (load.read + _UPDATE_PASSES * load.updated)
+        return sent + load.once + _ID_BYTES * load.ids + MEMORY_BYTE * (load.read + _UPDATE_PASSES * load.updated)
 
 
 @dataclass(frozen=True)

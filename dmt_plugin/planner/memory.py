@@ -156,7 +156,7 @@ class ModelSizes:
 
     Attributes:
         batch: samples per rank.
-        slots: id streams of the model.
+        slots: id streams that are exchanged sample by sample.
         looked_up: for each rank the entries per sample that it looks up.
         rank_widths: for each rank the entries per sample that it sends into the first exchange of rows.
         host_widths: for each host the entries per sample that it sends to its peers; unused on the flat route.
@@ -164,6 +164,8 @@ class ModelSizes:
         dense: entries of all other parameters but tables.
         fbgemm: whether FBGEMM is there to look up rows.
         on_torch: tables that are looked up on PyTorch whatever their rule.
+        once: id streams whose rows travel once.
+        asked: for each rank the ids per sample that ask for its rows that do.
     """
 
     batch: int
@@ -175,6 +177,8 @@ class ModelSizes:
     dense: Entries
     fbgemm: bool = True
     on_torch: frozenset[str] = frozenset()
+    once: Sequence[IdSlot] = ()
+    asked: Sequence[int] = ()
 
 
 def memory_need(
@@ -310,13 +314,15 @@ def _buffers(
     arriving = topology.world_size * batch
     hierarchical = config.comm.route == "hierarchical"
 
-    slots = sizes.slots
-    of_host = [slot for slot in slots if slot.host == host]
+    slots = [*sizes.slots, *sizes.once]
+    of_host = [slot for slot in sizes.slots if slot.host == host]
     own = [slot for slot in of_host if lane in slot.lanes]
+    asked = sizes.asked or [0] * topology.world_size
+    own_ids = _ids(own) + asked[rank]
     word = _FP32 if all(slot.rows <= 2**31 for slot in slots) else _INT64
-    ids = word * (batch * _ids(slots) + arriving * _ids(own)) + _INT64 * arriving * (_ids(own) + len(own))
-    if hierarchical and hosts > 1:
-        ids += 2 * word * hosts * batch * _ids(of_host)  # from the peers, and on to the lanes
+    ids = word * (batch * _ids(slots) + arriving * own_ids) + _INT64 * arriving * (own_ids + len(own))
+    if hierarchical and hosts > 1:  # from the peers, and on to the lanes
+        ids += 2 * word * hosts * batch * (_ids(of_host) + sum(asked[r] for r in topology.lanes_of(rank)))
     if config.comm.prefetch and topology.world_size > 1:
         ids *= 2  # those of the next batch come while this one is computed
 
@@ -342,7 +348,7 @@ def _buffers(
     held = 0
     micro_batches = settings.micro_batches
     if micro_batches > 1 and config.lookup.accumulation == "accumulate":
-        held = micro_batches * arriving * (_HELD_COPIES * _FP32 * looked_up + 2 * _INT64 * _ids(own))
+        held = micro_batches * arriving * (_HELD_COPIES * _FP32 * looked_up + 2 * _INT64 * own_ids)
     return StepBuffers(ids, rows_sent, rows_received, gradients, wire, held)
 
 

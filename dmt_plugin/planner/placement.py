@@ -1,6 +1,8 @@
 """Places towers on hosts and tables on the lanes of their host.
 
-For each host by itself, as its towers decide which tables it holds:
+Tables whose rows travel once, and of which it is known how many these are, may go to any host where no tower module
+reads them: they are dealt out first (:mod:`dmt_plugin.planner.owners`). Then for each host by itself, as its towers
+decide which other tables it holds:
 
 1. Tables that are to be divided are: by the strategy, by an override, or, with ``"auto"``, because they are larger than
    the memory of a rank (by rows).
@@ -9,12 +11,14 @@ For each host by itself, as its towers decide which tables it holds:
 3. With ``"auto"``, the tables that cost most are divided by rows if that lowers the cost of the costliest lane by the
    factor ``split_gain``: one, two, ... of them, up to one per lane, and the smallest number that does it. Again, until
    none does. Dividing never lowers the sum of all costs, so nothing is tried where even lanes would not gain that much.
+
+Rows that are known to travel once are divided by modulo, unless ranges are asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dmt_plugin.core.errors import ConfigError
@@ -22,7 +26,8 @@ from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.plan.tables import Kind, TableSplit, shards_of
 from dmt_plugin.planner.balance import spread
 from dmt_plugin.planner.load import CostModel, Load, TableUse, total
-from dmt_plugin.planner.ranges import divide, divisible
+from dmt_plugin.planner.owners import deal_out
+from dmt_plugin.planner.ranges import all_ranks, deal_rows, divide, divisible
 from dmt_plugin.topology.shape import Topology
 
 
@@ -54,10 +59,12 @@ class TablePlacement:
     Attributes:
         lanes: lane of each whole table.
         splits: ranges of each divided table.
+        hosts: host of the whole tables that are elsewhere than their tower.
     """
 
     lanes: dict[str, int]
     splits: dict[str, TableSplit]
+    hosts: dict[str, int] = field(default_factory=dict)
 
 
 def towers_to_hosts(towers: int, topology: Topology) -> tuple[int, ...]:
@@ -94,14 +101,66 @@ def place_tables(
     Raises:
         ConfigError: a host has too little memory for its tables.
     """
+    rules, model = rules or PlacementRules(), model or CostModel()
     lanes: dict[str, int] = {}
-    splits: dict[str, TableSplit] = {}
+    splits, hosts = _deal_out(uses, host_of, topology, rules, model)
+    dealt = [[Load()] * topology.ranks_per_host for _ in range(topology.hosts)]
+    for use in (use for use in uses if use.table.name in splits):
+        for shard in shards_of(use.table, 0, None, splits[use.table.name]):
+            dealt[shard.host][shard.lane] = dealt[shard.host][shard.lane] + model.load(use, shard)
+    here = {use.table.name: hosts.get(use.table.name, host_of[use.table.name]) for use in uses}
     for host in range(topology.hosts):
-        mine = sorted((use for use in uses if host_of[use.table.name] == host), key=lambda use: use.table.name)
-        found = _Host(host, mine, topology.ranks_per_host, rules or PlacementRules(), model or CostModel()).place()
+        mine = [use for use in uses if here[use.table.name] == host and use.table.name not in splits]
+        mine.sort(key=lambda use: use.table.name)
+        found = _Host(host, mine, dealt[host], rules, model).place()
         lanes.update(found.lanes)
-        splits.update(found.splits)
-    return TablePlacement(lanes, splits)
+        for name, split in found.splits.items():
+            splits[name] = split if here[name] == host_of[name] else _on(host, split)
+    elsewhere = {t: h for t, h in sorted(hosts.items()) if t in lanes and h != host_of[t]}
+    return TablePlacement(lanes, splits, elsewhere)
+
+
+def _deal_out(
+    uses: Sequence[TableUse], host_of: Mapping[str, int], topology: Topology, rules: PlacementRules, model: CostModel
+) -> tuple[dict[str, TableSplit], dict[str, int]]:
+    """Splits over all ranks, and hosts, of the tables that may be on any host."""
+    free = [
+        use
+        for use in uses
+        if use.free and use.rows is not None and rules.kind_of(use.table.name) in ("auto", "table_wise")
+    ]
+    if topology.hosts == 1 or not free:
+        return {}, {}
+    loads = {
+        use.table.name: Load(model.memory(use.table, use.table.rows, use.table.dim), once=model.between_hosts(use))
+        for use in uses
+    }
+    base = [Load()] * topology.hosts
+    names = [use.table.name for use in free]
+    for table, load in loads.items():
+        if table not in set(names):
+            base[host_of[table]] = base[host_of[table]] + load
+    divisible = {
+        use.table.name
+        for use in free
+        if rules.kind_of(use.table.name) == "auto"
+        and use.table.rows >= topology.world_size
+        and not use.why_not("row_wise")
+    }
+    found = deal_out(
+        {name: loads[name] for name in names}, base, divisible, topology.ranks_per_host, rules.memory_limit
+    )
+    if found is None:
+        return {}, {}  # where they are, it is said what does not fit
+    ranks = all_ranks(topology)
+    table_of = {use.table.name: use.table for use in free}
+    splits = {name: deal_rows(table_of[name], ranks, start) for start, name in enumerate(found.divided)}
+    return splits, dict(found.hosts)
+
+
+def _on(host: int, split: TableSplit) -> TableSplit:
+    """The same ranges on another host than that of the table's tower."""
+    return TableSplit(split.kind, tuple(replace(r, host=host) for r in split.ranges))
 
 
 @dataclass(frozen=True)
@@ -114,9 +173,9 @@ class _Host:
     """One host while its tables are placed."""
 
     def __init__(
-        self, host: int, uses: Sequence[TableUse], lanes: int, rules: PlacementRules, model: CostModel
+        self, host: int, uses: Sequence[TableUse], dealt: Sequence[Load], rules: PlacementRules, model: CostModel
     ) -> None:
-        self.host, self.lanes, self.rules, self.model = host, lanes, rules, model
+        self.host, self.lanes, self.dealt, self.rules, self.model = host, len(dealt), dealt, rules, model
         self.uses = {use.table.name: use for use in uses}
         self.whole = {name: model.load(use, shards_of(use.table, host, 0, None)[0]) for name, use in self.uses.items()}
 
@@ -162,15 +221,18 @@ class _Host:
 
     def _solve(self, divided: Mapping[str, Kind]) -> _Solution | None:
         """The best placement with these tables divided; ``None`` where memory does not suffice."""
-        base = [Load()] * self.lanes
+        base = list(self.dealt)
         splits: dict[str, TableSplit] = {}
-        for name in sorted(divided, key=lambda name: (-self.model.cost(self.whole[name]), name)):
+        for start, name in enumerate(sorted(divided, key=lambda name: (-self.model.cost(self.whole[name]), name))):
             use = self.uses[name]
-            splits[name] = divide(use.table, divided[name], [self.model.cost(load) for load in base])
+            if use.rows is not None and self.rules.kind_of(name) == "auto":
+                splits[name] = deal_rows(use.table, [(None, lane) for lane in range(self.lanes)], start)
+            else:
+                splits[name] = divide(use.table, divided[name], [self.model.cost(load) for load in base])
             for shard in shards_of(use.table, self.host, None, splits[name]):
                 base[shard.lane] = base[shard.lane] + self.model.load(use, shard)
         rest = {name: load for name, load in self.whole.items() if name not in divided}
-        lanes = spread(rest, base, self.rules.memory_limit, self.model)
+        lanes = spread(rest, base, self.rules.memory_limit, self.model.cost)
         if lanes is None:
             return None
         for name, lane in lanes.items():
@@ -188,7 +250,7 @@ class _Host:
     def _no_room(self, divided: Mapping[str, Kind]) -> str:
         limit = self.rules.memory_limit
         assert limit is not None
-        need = total(self.whole.values()).memory
+        need = total((*self.whole.values(), *self.dealt)).memory
         room = self.lanes * limit
         text = (
             f"host {self.host} needs {say_bytes(need)} for {len(self.whole)} table(s) and their optimiser state; its "

@@ -20,7 +20,14 @@ from dmt_plugin.nn.towers import automatic_dim
 from dmt_plugin.partitioner.files import resolve
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, StreamGroup
-from dmt_plugin.passes.placement.table_placement import check_placement, check_settings, place
+from dmt_plugin.passes.placement.table_placement import (
+    asked_by_columns,
+    check_placement,
+    check_settings,
+    place,
+    rows_per_sample,
+)
+from dmt_plugin.passes.placement.travels_once import planned_towers, travelling_once
 from dmt_plugin.plan.tower_plan import FeatureSpec, GroupSpec, TableSpec, TowerModuleSpec, TowerPlan, model_fingerprint
 from dmt_plugin.planner import towers_to_hosts
 
@@ -46,19 +53,26 @@ class MakeTowerPlan(GraphPass):
             check_settings(ctx.config, plan, given.named, ctx.topology)
             _apply_kinds(ctx, plan)
             ctx.plan = plan
-            check_placement(ctx)
+            _check_placement(ctx)
             return self.result(len(features), note=f"plan from {given.named}")
         count = ctx.config.towers.count
         if count == "auto":
             count = (given and given.towers) or ctx.topology.hosts
         towers = int(count)
         hosts = towers_to_hosts(towers, ctx.topology)
-        made = resolve(features, tables, towers, ctx.config.partition, fingerprint, given)
+        rows = _rows_once(ctx, features)
+        made = resolve(features, tables, towers, ctx.config.partition, fingerprint, given, rows)
         assigned = made.towers
         host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
         self._check_groups(ctx, assigned)
         width = next((g.width for g in ctx.facts.groups if g.kind == "tower"), 0)
-        placed = place(ctx, tables, host_of)
+        module, overrides = module_spec(ctx.config, width), override_specs(ctx.config, width, towers)
+
+        def module_of(group: StreamGroup, tower: int) -> TowerModuleSpec:
+            return dataclasses.replace(overrides.get(tower, module), dim=_dim(ctx.config, group))
+
+        behind = planned_towers(ctx, assigned, module_of, lambda table: asked_by_columns(ctx.config, table))
+        placed = place(ctx, tables, host_of, behind)
         ctx.plan = TowerPlan(
             topology=str(ctx.topology),
             tables=tables,
@@ -71,13 +85,14 @@ class MakeTowerPlan(GraphPass):
             tower_hosts=hosts,
             table_lanes=placed.lanes,
             table_splits=placed.splits,
-            module=module_spec(ctx.config, width),
-            overrides=override_specs(ctx.config, width, towers),
+            table_hosts=placed.hosts,
+            module=module,
+            overrides=overrides,
             model=fingerprint,
             provenance=made.provenance,
             row_shares=ctx.row_shares,
         )
-        check_placement(ctx)
+        _check_placement(ctx)
         return self.result(len(features), note=f"{towers} towers of {[len(t) for t in assigned]} features")
 
     def _check_groups(self, ctx: PassContext, towers: tuple[tuple[str, ...], ...]) -> None:
@@ -93,6 +108,30 @@ class MakeTowerPlan(GraphPass):
                 "lower dmt.towers.count, or give every tower a feature of this group in dmt.partition.file",
             )  # fmt: skip
             _to_transport(group, f"tower(s) {empty} have none of its features")
+
+
+def _rows_once(ctx: PassContext, features: Sequence[FeatureSpec]) -> dict[str, float]:
+    """By table the distinct rows per sample of those that may travel once, if their towers are of such features."""
+    width = next((g.width for g in ctx.facts.groups if g.kind == "tower"), 0)
+    module = module_spec(ctx.config, width)
+    alone = [(feature.name,) for feature in features]
+    towers = planned_towers(ctx, alone, lambda group, tower: module, lambda table: asked_by_columns(ctx.config, table))
+    rows = rows_per_sample(ctx)
+    return {table: rows[table] for table in travelling_once(ctx.config, ctx.facts.lookups, towers) if table in rows}
+
+
+def _check_placement(ctx: PassContext) -> None:
+    """What the plan says, once it is there."""
+    plan = ctx.plan
+    assert plan is not None
+    specs = {group.name: group for group in plan.groups}
+    towers = planned_towers(
+        ctx,
+        plan.towers,
+        lambda group, tower: plan.module_of(specs[group.name], tower),
+        lambda table: plan.kind_of(table) == "column_wise",
+    )
+    check_placement(ctx, travelling_once(ctx.config, ctx.facts.lookups, towers))
 
 
 def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:

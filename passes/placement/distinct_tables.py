@@ -1,13 +1,8 @@
-"""Which tables' rows travel once, however many samples need them, and in which groups.
+"""The groups of the tables whose rows travel once, however many samples need them.
 
-1. ``dmt.comm.dedup`` says it for all features, ``dmt.comm.dedup_features`` for some by name or pattern.
-2. On the hierarchical route tower modules run before rows cross hosts. One that works on each feature by itself is a
-   function of the row, where a feature has one id per sample: it runs on the distinct rows at their owner, and what
-   travels is its output. So either all features of such a tower travel once, or none.
-3. Any other tower module mixes features of a sample: their tables keep the ordinary way, and so do those that share
-   tables with them. On the flat route towers run where the samples are, and nothing stands in the way.
-4. A table that is pooled by maximum keeps it too: its gradients go to single entries of single rows.
-5. Tables of one width and one update rule are one group; behind tower modules also of one output width, and of one
+1. Which tables these are is decided in :mod:`dmt_plugin.passes.placement.travels_once`; here is what it needs to know
+   of the tower modules in a graph.
+2. Tables of one width and one update rule are one group; behind tower modules also of one output width, and of one
    tower per host. A table in ranges of columns is as many tables of their widths; in ranges of rows it is one, whose
    rows have several owners.
 """
@@ -17,22 +12,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import fx, nn
 
 from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup, RowPart
-from dmt_plugin.config.messages import one_of
 from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.fxtools.names import DISTINCT, calls_tower, tower_number
 from dmt_plugin.nn.lookup.stacks import Stack
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
-from dmt_plugin.plan.tables import TableShard, check_runnable
+from dmt_plugin.passes.placement.travels_once import check_asked, one_row, travelling_once
+from dmt_plugin.plan.tables import TableShard, check_on_host
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -74,7 +67,7 @@ def tower_reads(ctx: PassContext) -> list[TowerReads]:
         module, width = ctx.gm.get_submodule(path), 0
         if type(module) is DLRMTower and module.per_tower is None and isinstance(module.per_feature, nn.Linear):
             by_row = all(
-                s in lookups and len(s.users) == 1 and _one_row(lookups[s]) and lookups[s].dim == module.width
+                s in lookups and len(s.users) == 1 and one_row(lookups[s]) and lookups[s].dim == module.width
                 for s in streams
             )
             whole = all(ctx.plan.kind_of(lookups[s].table) != "column_wise" for s in streams if s in lookups)
@@ -83,51 +76,18 @@ def tower_reads(ctx: PassContext) -> list[TowerReads]:
     return found
 
 
-def _one_row(lookup: Lookup) -> bool:
-    """Whether a lookup gives, for every sample, one row of its table as it is."""
-    return lookup.hotness == 1 and lookup.pooling in ("sum", "mean") and not lookup.weighted
-
-
 def distinct_tables(ctx: PassContext, towers: Sequence[TowerReads]) -> dict[str, TowerReads | None]:
-    """The tables whose rows travel once, by name, each with the tower module that its rows go through, if any.
+    """The tables whose rows travel once, each with the tower module that its rows go through, if any.
 
     Args:
-        ctx: the model, its plan and the configuration.
+        ctx: the model and the configuration.
         towers: what tower modules read.
 
     Raises:
         ConfigError: a feature is asked for by name, and cannot travel so; or there is no such feature.
     """
-    config, plan = ctx.config, ctx.plan
-    assert plan is not None
-    features = [feature.name for feature in plan.features]
-    for name in config.comm.dedup_features:
-        if not any(name == known or fnmatchcase(known, name) for known in features):
-            raise ConfigError(f"dmt.comm.dedup_features[{name!r}]: {one_of(name, features)}.")
-    flat = config.comm.route == "flat"
-    tower_of = {} if flat else {node: tower for tower in towers for node in tower.lookups}
-    by_table: dict[str, list[Lookup]] = defaultdict(list)
-    for lookup in ctx.facts.lookups:
-        by_table[lookup.table].append(lookup)
-    chosen: dict[str, TowerReads | None] = {}
-    for table, lookups in by_table.items():
-        behind = {tower_of.get(x.node) for x in lookups}
-        wanted = all(config.comm.travels_once(x.feature) and x.pooling != "max" for x in lookups)
-        if wanted and len(behind) == 1:
-            chosen[table] = behind.pop()
-    for tower in [] if flat else towers:
-        tables = {x.table for x in ctx.facts.lookups if x.node in tower.lookups}
-        if not tower.width or not tables <= chosen.keys():
-            for table in tables:
-                chosen.pop(table, None)
-    for lookup in ctx.facts.lookups:
-        if config.comm.dedup_features.get(lookup.feature) == "on" and lookup.table not in chosen:
-            raise ConfigError(
-                f"dmt.comm.dedup_features[{lookup.feature!r}] is 'on', but this feature's rows cannot travel once: "
-                "a tower module reads them by sample, together with other features or pooled, before they cross hosts; "
-                "or it shares table or tower with a feature that keeps its way, or is pooled by maximum. Remove the "
-                "entry, or set it for all features of its tower"
-            )
+    chosen = travelling_once(ctx.config, ctx.facts.lookups, towers)
+    check_asked(ctx.config, ctx.facts.lookups, chosen)
     return chosen
 
 
@@ -242,7 +202,8 @@ class DistinctRowsMaker:
     def _add(self, name: str) -> list[tuple[Key, int]]:
         """Adds a table as one of a group, or as one for each range of its columns."""
         shards = self.plan.shards_of(name)
-        check_runnable(shards, self.plan.host_of_table(name))
+        if self.towers[name] is not None:
+            check_on_host(shards, self.plan.host_of_table(name))
         by_columns = shards[0].kind == "column_wise"
         places = []
         for parts in [[shard] for shard in shards] if by_columns else [list(shards)]:

@@ -2,7 +2,8 @@
 
 1. For every table: ids per sample and entries that its lookups give, and whether it can be divided. It cannot where
    the model does something to its rows that needs their ids as well (a masked sum of a sequence): that runs at the
-   owner of the whole table.
+   owner of the whole table. Of tables whose rows travel once, which owners only send, also how many rows batches need,
+   where that was counted.
 2. The placer (:mod:`dmt_plugin.planner.placement`) puts whole tables on lanes and divides others, as
    ``dmt.placement`` says.
 3. The same checks hold for a placement from a file: a divided table must be one that can be; columns must not be
@@ -12,7 +13,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
 
 from dmt_plugin.config.messages import one_of
 from dmt_plugin.config.section import DMTConfig
@@ -21,11 +24,20 @@ from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.placement.table_shards import SentShard
+from dmt_plugin.passes.placement.travels_once import PlannedTower, travelling_once
 from dmt_plugin.plan.tower_plan import TableSpec, TowerPlan
 from dmt_plugin.planner import PlacementRules, TablePlacement, place_tables
-from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, LaneLoad, Load, TableUse
+from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, LaneLoad, Load, TableUse, total
 from dmt_plugin.planner.ranges import divisible
 from dmt_plugin.topology.shape import Topology
+
+
+class RowTower(Protocol):
+    """A tower module that rows go through, each by itself."""
+
+    @property
+    def width(self) -> int:
+        """Entries that it makes of a row."""
 
 
 def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
@@ -35,12 +47,22 @@ def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
         return config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
 
     if config.comm.route == "flat":
-        return CostModel(rule_of, topology.world_size, config.comm.formats_of("world"))
-    return CostModel(rule_of, topology.ranks_per_host, config.comm.formats_of("lanes"))
+        members, formats = topology.world_size, config.comm.formats_of("world")
+        return CostModel(rule_of, members, formats, members, formats)
+    lanes, peers = config.comm.formats_of("lanes"), config.comm.formats_of("peers")
+    return CostModel(rule_of, topology.ranks_per_host, lanes, topology.hosts, peers)
 
 
-def place(ctx: PassContext, tables: Sequence[TableSpec], host_of_feature: Mapping[str, int]) -> TablePlacement:
+def place(
+    ctx: PassContext, tables: Sequence[TableSpec], host_of_feature: Mapping[str, int], towers: Sequence[PlannedTower]
+) -> TablePlacement:
     """Lanes of every table; findings for tables that cannot be divided as asked.
+
+    Args:
+        ctx: the model.
+        tables: all of its tables.
+        host_of_feature: host of each feature's tower.
+        towers: what tower modules are going to read.
 
     Raises:
         ConfigError: an override of a table that is not there, or a host with too little memory.
@@ -50,7 +72,8 @@ def place(ctx: PassContext, tables: Sequence[TableSpec], host_of_feature: Mappin
     for name in config.overrides:
         if name not in names:
             raise ConfigError(f"dmt.placement.overrides.{name}: {one_of(name, names)}.")
-    uses = uses_of(ctx, tables)
+    once = travelling_once(ctx.config, ctx.facts.lookups, towers)
+    uses = counted(ctx, uses_of(ctx, tables), once)
     rules = PlacementRules(config.strategy, config.memory_limit, config.split_gain, config.overrides)
     host_of = {x.table: host_of_feature[x.feature] for x in ctx.facts.lookups}
     placed = place_tables(uses, host_of, ctx.topology, rules, cost_model(ctx.config, ctx.topology))
@@ -60,6 +83,11 @@ def place(ctx: PassContext, tables: Sequence[TableSpec], host_of_feature: Mappin
     return placed
 
 
+def asked_by_columns(config: DMTConfig, table: str) -> bool:
+    """Whether ``dmt.placement`` asks for a table's columns to be divided."""
+    return config.placement.overrides.get(table, config.placement.strategy) == "column_wise"
+
+
 def uses_of(ctx: PassContext, tables: Sequence[TableSpec]) -> list[TableUse]:
     """What is looked up in each table."""
     return [
@@ -67,6 +95,36 @@ def uses_of(ctx: PassContext, tables: Sequence[TableSpec]) -> list[TableUse]:
         for table in tables
         if (own := [x for x in ctx.facts.lookups if x.table == table.name])
     ]
+
+
+def counted(ctx: PassContext, uses: Sequence[TableUse], once: Mapping[str, RowTower | None]) -> list[TableUse]:
+    """The uses, those of tables whose rows travel once with the rows that batches need, where these were counted.
+
+    Args:
+        ctx: the model, and what was counted.
+        uses: of all tables.
+        once: the tables whose rows travel once, each with the tower module that they go through, if any.
+    """
+    rows = rows_per_sample(ctx)
+    found = []
+    for use in uses:
+        name = use.table.name
+        if name in once and name in rows:
+            tower = once[name]
+            width = 0 if tower is None else tower.width
+            use = replace(use, whole="", rows=rows[name], row_width=width, free=tower is None)
+        found.append(use)
+    return found
+
+
+def rows_per_sample(ctx: PassContext) -> dict[str, float]:
+    """By table the distinct rows that the batches of a host (on the flat route: a rank) need, per sample of these."""
+    shares = ctx.row_shares or (ctx.plan.row_shares if ctx.plan is not None else None)
+    if shares is None:
+        return {}
+    if ctx.config.comm.route == "flat":
+        return {own.table: own.rank / shares.samples for own in shares.tables}
+    return {own.table: own.host / (shares.samples * shares.lanes) for own in shares.tables}
 
 
 def ids_per_sample(lookup: Lookup) -> float:
@@ -113,13 +171,20 @@ def _refuse(ctx: PassContext, table: str, kind: str, why: str) -> None:
     )  # fmt: skip
 
 
-def check_placement(ctx: PassContext) -> None:
-    """Findings for divided tables of the plan that would not compute what the whole table does."""
+def check_placement(ctx: PassContext, once: Collection[str]) -> None:
+    """Findings for divided tables of the plan that would not compute what the whole table does.
+
+    Args:
+        ctx: the model, with its plan.
+        once: the tables whose rows travel once.
+    """
     assert ctx.plan is not None
     model = cost_model(ctx.config, ctx.topology)
     for use in uses_of(ctx, ctx.plan.tables):
         name, kind = use.table.name, ctx.plan.kind_of(use.table.name)
         if kind == "table_wise":
+            continue
+        if kind == "row_wise" and name in once:  # owners only send rows; what the model does to them is done elsewhere
             continue
         if use.why_not(kind) or not divisible(use.table, kind):
             _refuse(ctx, name, kind, use.why_not(kind) or "it has one row or column")
@@ -170,23 +235,41 @@ def check_settings(config: DMTConfig, plan: TowerPlan, file: str, topology: Topo
 
 
 def lane_loads(
-    shards: Sequence[Sequence[SentShard]], config: DMTConfig, topology: Topology, widths: Sequence[int]
+    ctx: PassContext, shards: Sequence[Sequence[SentShard]], once: Mapping[str, RowTower | None]
 ) -> tuple[LaneLoad, ...]:
     """The predicted load of every rank.
 
     Args:
-        shards: what each rank looks up.
-        config: the ``"dmt"`` section.
-        topology: hosts and lanes.
-        widths: entries per sample that each rank sends.
+        ctx: the model, with its plan.
+        shards: what each rank looks up by sample.
+        once: the tables whose rows travel once, each with the tower module that they go through, if any.
     """
-    model = cost_model(config, topology)
+    assert ctx.plan is not None
+    model = cost_model(ctx.config, ctx.topology)
+    loads: list[list[Load]] = [[] for _ in shards]
+    for use in uses_once(ctx, once):
+        for shard in ctx.plan.shards_of(use.table.name):
+            loads[ctx.topology.rank_of(shard.host, shard.lane)].append(model.load(use, shard))
     found = []
     for rank, own in enumerate(shards):
         parts = {p.shard for p in own}
-        lookups = [ids_per_sample(p.value.lookup) * p.shard.rows / p.shard.table.rows for p in own]
+        lookups = sum(ids_per_sample(p.value.lookup) * p.shard.rows / p.shard.table.rows for p in own)
         memory = sum(model.memory(part.table, part.rows, part.columns) for part in parts)
         back = sum(p.width for p in own if not p.shard.table.frozen)
-        sent = model.exchange(Load(width=widths[rank], back=back))
-        found.append(LaneLoad(topology.host_of(rank), topology.lane_of(rank), len(parts), memory, sum(lookups), sent))
+        by_sample = Load(memory, lookups, width=sum(p.width for p in own), back=back)
+        load = total([by_sample, *loads[rank]])
+        host, lane = ctx.topology.host_of(rank), ctx.topology.lane_of(rank)
+        count = len(parts) + len(loads[rank])
+        found.append(LaneLoad(host, lane, count, load.memory, load.lookups, model.exchange(load)))
     return tuple(found)
+
+
+def uses_once(ctx: PassContext, once: Mapping[str, RowTower | None]) -> list[TableUse]:
+    """What is looked up in the tables whose rows travel once; where nobody has counted, every id is another row."""
+    assert ctx.plan is not None
+    uses = [use for use in uses_of(ctx, ctx.plan.tables) if use.table.name in once]
+    return [
+        use if use.rows is not None else replace(use, rows=use.ids, row_width=tower.width if tower else 0)
+        for use in counted(ctx, uses, once)
+        for tower in [once[use.table.name]]
+    ]

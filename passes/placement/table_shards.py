@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from dmt_plugin.nn.graph_ops import add_row_ranges, join_column_ranges
+from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.placement.sent_values import SentValue
-from dmt_plugin.plan.tables import TableShard, check_runnable
+from dmt_plugin.plan.tables import TableShard, check_by_sample
 from dmt_plugin.plan.tower_plan import TowerPlan
+from dmt_plugin.planner.load import ASSUMED_IDS
 from dmt_plugin.topology.shape import Topology
 
 
@@ -44,7 +46,7 @@ def shards_by_rank(values: Sequence[SentValue], plan: TowerPlan, topology: Topol
     for value in values:
         lookup = value.lookup
         own = plan.shards_of(lookup.table)
-        check_runnable(own, plan.host_of_table(lookup.table))
+        check_by_sample(own, plan.host_of_table(lookup.table))
         for shard in own:
             looked_up = lookup.width // lookup.dim * shard.columns
             width = value.width if value.region is not None else looked_up
@@ -52,6 +54,28 @@ def shards_by_rank(values: Sequence[SentValue], plan: TowerPlan, topology: Topol
     for sent in shards:
         sent.sort(key=lambda x: x.shard.table.frozen)
     return shards
+
+
+def rows_widths(lookups: Sequence[Lookup], plan: TowerPlan, topology: Topology) -> list[int]:
+    """For each rank the entries per sample that lookups give in its rows, where these travel once, at most.
+
+    Ids may all be in one range of neighbouring rows. Rows by modulo are as many as others.
+    """
+    widths = [0] * topology.world_size
+    for lookup in lookups:
+        for shard in plan.shards_of(lookup.table):
+            width = lookup.width // lookup.dim * shard.columns
+            widths[topology.rank_of(shard.host, shard.lane)] += -(-width // shard.step)
+    return widths
+
+
+def rows_ids(lookups: Sequence[Lookup], plan: TowerPlan, topology: Topology) -> list[int]:
+    """For each rank the ids per sample that ask for its rows, as :func:`rows_widths`."""
+    ids = [0] * topology.world_size
+    for lookup in lookups:
+        for shard in plan.shards_of(lookup.table):
+            ids[topology.rank_of(shard.host, shard.lane)] += -(-(lookup.hotness or ASSUMED_IDS) // shard.step)
+    return ids
 
 
 def arrived_columns(

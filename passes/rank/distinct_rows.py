@@ -34,6 +34,7 @@ from dmt_plugin.nn.graph_ops import join_column_ranges, side_by_side
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker, Key, TowerReads
 from dmt_plugin.passes.placement.slots import READERS, slots_of
+from dmt_plugin.passes.placement.table_shards import rows_ids, rows_widths
 
 
 def add_distinct_rows(
@@ -66,11 +67,8 @@ class _Rewrite:
         self._add(REQUESTS, exchange)
         self.placement.distinct_slots, self.placement.groups = exchange.slots, found.groups
         self.placement.stacks = found.stacks(rank)
-        widths = [0] * topology.world_size
-        for lookup in lookups:
-            for shard in self.plan.shards_of(lookup.table):
-                widths[topology.rank_of(shard.host, shard.lane)] += lookup.width // lookup.dim * shard.columns
-        self.placement.distinct_widths = tuple(widths)
+        self.placement.distinct_widths = tuple(rows_widths(lookups, self.plan, topology))
+        self.placement.distinct_ids = tuple(rows_ids(lookups, self.plan, topology))
         ids = [self.graph.call_function(READERS[name], args, kwargs) for _, (name, args, kwargs) in slots.values()]
         requests = self._exchange(REQUESTS, tuple(ids), f"distinct rows of {len(ids)} id stream(s)")
         self.ctx.gm.add_submodule(f"{LOOKUP}.distinct", nn.Identity())  # comes with the sharded lookup

@@ -20,7 +20,7 @@ any, run where the samples are. The rest of the graph is untouched in both.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,11 @@ from dmt_plugin.fxtools.order import drop_unused, sort_nodes
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, Region
-from dmt_plugin.passes.placement.distinct_tables import distinct_tables, once_in_words, tower_reads
+from dmt_plugin.passes.placement.distinct_tables import TowerReads, distinct_tables, once_in_words, tower_reads
 from dmt_plugin.passes.placement.sent_values import SentValue, copied_region, sent_values_of, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.placement.table_placement import lane_loads
-from dmt_plugin.passes.placement.table_shards import SentShard, arrived_columns, shards_by_rank
+from dmt_plugin.passes.placement.table_shards import SentShard, arrived_columns, rows_widths, shards_by_rank
 from dmt_plugin.passes.rank.distinct_rows import add_distinct_rows
 from dmt_plugin.passes.rank_facts import RowTower, SentColumn
 
@@ -96,7 +96,7 @@ class _Rewrite:
         self.values = [value for value in values if value.lookup.table not in once]
         self.shards = shards_by_rank(self.values, self.plan, self.topology)
         ctx.gm.add_submodule(LOOKUP, nn.Identity())  # replaced by the sharded lookup
-        self._say_loads(shards_by_rank(values, self.plan, self.topology))
+        self._say_loads(once)
         with self.graph.inserting_before(next(n for n in reversed(self.graph.nodes) if n.op == "output")):
             if once:
                 add_distinct_rows(ctx, once, self._substitute)
@@ -121,7 +121,7 @@ class _Rewrite:
     # -- steps ---------------------------------------------------------------------------
 
     def _distribute(self) -> tuple[fx.Node, fx.Node]:
-        slots = slots_of(self.ctx.facts.lookups, self.plan)
+        slots = slots_of([value.lookup for value in self.values], self.plan)
         exchange = InputDist([s for s, _ in slots.values()], self.topology, self.rank, self.ctx.config.comm.route)
         keys = list(slots)
         self.slot_by_key = {keys[slot]: i for i, slot in enumerate(exchange.owned)}
@@ -223,10 +223,13 @@ class _Rewrite:
         region = self.region_of[stream]
         return copied_region(self.graph, region, lambda node: shaped(self.graph, column_of[node], node))
 
-    def _say_loads(self, shards: Sequence[Sequence[SentShard]]) -> None:
+    def _say_loads(self, once: Mapping[str, TowerReads | None]) -> None:
         """What each rank holds and looks up, whichever way its rows travel."""
-        self.placement.looked_up = tuple(sum(sent.looked_up for sent in own) for own in shards)
-        self.placement.loads = lane_loads(shards, self.ctx.config, self.topology, tuple(map(_width, shards)))
+        lookups = [lookup for lookup in self.ctx.facts.lookups if lookup.table in once]
+        widths = rows_widths(lookups, self.plan, self.topology)
+        by_sample = [sum(sent.looked_up for sent in own) for own in self.shards]
+        self.placement.looked_up = tuple(a + b for a, b in zip(by_sample, widths, strict=True))
+        self.placement.loads = lane_loads(self.ctx, self.shards, once)
 
     # -- helpers -------------------------------------------------------------------------
 

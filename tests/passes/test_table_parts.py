@@ -338,7 +338,7 @@ def test_rows_by_modulo_or_on_another_host_are_refused_where_ranks_are_filled(tm
     (tmp_path / "p.json").write_text(json.dumps(plan))
     logical = towered(Flat(cat), (ids(4, 5),), "1x2", config)
     assert logical.plan.shard("tables.1[rows 1:10:2]").step == 2
-    with pytest.raises(PlanError, match=r"tables\.1\[rows 0:9:2\] 2 rows apart.* can be planned but not looked up yet"):
+    with pytest.raises(PlanError, match=r"tables\.1\[rows 0:9:2\] 2 rows apart.* do not: set dmt.comm.dedup to"):
         place(logical, config, Topology(1, 2), 0)
 
 

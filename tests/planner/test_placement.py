@@ -104,7 +104,7 @@ def test_every_entry_of_every_table_once_and_no_rank_too_full(model: Any, rules:
                     return
             raise AssertionError("there was room") from error
         return
-    check_places([u.table for u in uses], placed.lanes, placed.splits, host_of, topology)
+    check_places([u.table for u in uses], placed.lanes, placed.splits, placed.hosts, host_of, topology)
     assert place_tables(uses[::-1], host_of, topology, rules, MODEL) == placed
     for host in range(topology.hosts):
         mine = [u for u in uses if host_of[u.table.name] == host]
@@ -141,7 +141,7 @@ def test_spread_beside_every_way_there_is(sizes: list[int], lanes: int, limit: i
     for way in itertools.product(range(lanes), repeat=len(sizes)):
         sums = [sum(s for s, lane in zip(sizes, way, strict=True) if lane == j) for j in range(lanes)]
         ways.append(max(sums))
-    found = spread(tables, [Load()] * lanes, limit, MODEL)
+    found = spread(tables, [Load()] * lanes, limit, MODEL.cost)
     if found is None:
         assert limit is not None and min(ways) * 4 / 3 > limit
         return
@@ -154,15 +154,15 @@ def test_spread_beside_every_way_there_is(sizes: list[int], lanes: int, limit: i
 def test_local_search_betters_longest_first() -> None:
     """3, 3, 2, 2, 2 on two lanes: longest first ends with 7 and 5, the search swaps to 6 and 6."""
     tables = {f"t{i}": Load(width=size) for i, size in enumerate([3, 3, 2, 2, 2])}
-    found = spread(tables, [Load()] * 2, None, MODEL)
+    found = spread(tables, [Load()] * 2, None, MODEL.cost)
     assert found is not None
     assert sorted(sum(tables[t].width for t in found if found[t] == lane) for lane in (0, 1)) == [6, 6]
 
 
 def test_what_lanes_carry_already_counts() -> None:
     tables = {"a": Load(width=4), "b": Load(width=4)}
-    assert spread(tables, [Load(width=8), Load()], None, MODEL) == {"a": 1, "b": 1}
-    assert spread(tables, [Load(memory=9), Load()], 8, MODEL) is None
+    assert spread(tables, [Load(width=8), Load()], None, MODEL.cost) == {"a": 1, "b": 1}
+    assert spread(tables, [Load(memory=9), Load()], 8, MODEL.cost) is None
 
 
 def test_memory_breaks_ties() -> None:

@@ -66,7 +66,7 @@ def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: 
     """The counts, and the bytes of the graph's rank with and without ``comm.dedup``."""
     logical, topology, rank, rows = placed.logical, placed.topology, placed.rank, counted.rows
     once = place_graph(logical, counted.config, topology, rank)
-    by_sample = place_graph(logical, _with(config, "off"), topology, rank)
+    by_sample = place_graph(logical.with_plan(logical.plan.by_sample()), _with(config, "off"), topology, rank)
     return DistinctRows(
         rows.samples,
         rows.steps,

@@ -1,0 +1,152 @@
+"""Which tables' rows travel once: one decision, asked for when tables are placed and when a rank's graph is made.
+
+1. ``dmt.comm.dedup`` says it for all features, ``dmt.comm.dedup_features`` for some by name or pattern. A table follows
+   if all features that read it do, and none pools it by maximum: there gradients go to single entries of single rows.
+2. On the hierarchical route tower modules run before rows cross hosts. One that works on each feature by itself is a
+   function of the row, where a feature has one id per sample: it runs on the distinct rows at their owner, and what
+   travels is its output. So either all features of such a tower travel once, or none; they stay on its host.
+3. Any other tower module mixes features of a sample: their tables keep the ordinary way, and so do those that share
+   tables with them. On the flat route towers run where the samples are, and nothing stands in the way.
+
+Tower modules are asked for what they read. While a plan is made there are none yet: :func:`planned_towers` says what
+they will read, by the groups of features and by what the configuration makes of them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
+
+from torch import fx
+
+from dmt_plugin.config.messages import one_of
+from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.passes.base import PassContext
+from dmt_plugin.passes.facts import Lookup, StreamGroup
+from dmt_plugin.plan.tower_plan import TowerModuleSpec
+
+
+class ReadsRows(Protocol):
+    """A tower module, by what it reads."""
+
+    @property
+    def lookups(self) -> tuple[fx.Node, ...]:
+        """What it reads, and what the work on single features in front of it reads."""
+
+    @property
+    def width(self) -> int:
+        """Entries that it makes of each row by itself; 0 where it does more than that."""
+
+
+Tower = TypeVar("Tower", bound=ReadsRows)
+
+
+@dataclass(frozen=True)
+class PlannedTower:
+    """A tower module that is not there yet.
+
+    Attributes:
+        lookups: see :class:`ReadsRows`.
+        width: see :class:`ReadsRows`.
+    """
+
+    lookups: tuple[fx.Node, ...]
+    width: int
+
+
+def one_row(lookup: Lookup) -> bool:
+    """Whether a lookup gives, for every sample, one row of its table as it is."""
+    return lookup.hotness == 1 and lookup.pooling in ("sum", "mean") and not lookup.weighted
+
+
+def planned_towers(
+    ctx: PassContext,
+    towers: Sequence[Collection[str]],
+    module_of: Callable[[StreamGroup, int], TowerModuleSpec],
+    by_columns: Callable[[str], bool],
+) -> list[PlannedTower]:
+    """What tower modules will read.
+
+    Args:
+        ctx: the model, with the groups of its features.
+        towers: features of each tower.
+        module_of: the module of a tower in a group of features.
+        by_columns: whether a table is going to be divided by columns.
+    """
+    lookup_of = {lookup.node: lookup for lookup in ctx.facts.lookups}
+    regions = {region.stream: region for region in ctx.facts.regions.values()}
+    found = []
+    for group in (g for g in ctx.facts.groups if g.kind == "tower"):
+        for number, features in enumerate(towers):
+            module = module_of(group, number)
+            streams = [s for x, s in zip(group.lookups, group.streams, strict=True) if x.feature in features]
+            if module.kind == "none" or not streams:
+                continue
+            read = [n for s in streams for n in (regions[s].lookups if s in regions else (s,))]
+            own = [lookup_of[s] for s in streams if s in lookup_of]
+            by_row = module.kind == "dlrm" and not module.p and group.form != "preserve" and len(own) == len(streams)
+            by_row = by_row and all(one_row(x) and x.dim == group.width and not by_columns(x.table) for x in own)
+            found.append(PlannedTower(tuple(read), module.c * module.dim if by_row else 0))
+    return found
+
+
+def travelling_once(config: DMTConfig, lookups: Sequence[Lookup], towers: Sequence[Tower]) -> dict[str, Tower | None]:
+    """The tables whose rows travel once, by name, each with the tower module that its rows go through, if any.
+
+    Args:
+        config: the ``"dmt"`` section.
+        lookups: all of the model.
+        towers: its tower modules.
+    """
+    in_the_way = [] if config.comm.route == "flat" else towers
+    tower_of = {node: tower for tower in in_the_way for node in tower.lookups}
+    by_table: dict[str, list[Lookup]] = defaultdict(list)
+    for lookup in lookups:
+        by_table[lookup.table].append(lookup)
+    chosen: dict[str, Tower | None] = {}
+    for table, own in by_table.items():
+        numbers = {id(tower_of.get(lookup.node)): tower_of.get(lookup.node) for lookup in own}
+        wanted = all(config.comm.travels_once(x.feature) and x.pooling != "max" for x in own)
+        if wanted and len(numbers) == 1:
+            chosen[table] = next(iter(numbers.values()))
+    _all_or_none(chosen, lookups, in_the_way)
+    return chosen
+
+
+def check_asked(config: DMTConfig, lookups: Sequence[Lookup], chosen: Collection[str]) -> None:
+    """Refuses ``dmt.comm.dedup_features`` that cannot be followed.
+
+    Args:
+        config: the ``"dmt"`` section.
+        lookups: all of the model.
+        chosen: the tables whose rows travel once.
+
+    Raises:
+        ConfigError: a feature is asked for by name, and cannot travel so; or there is no such feature.
+    """
+    features = list(dict.fromkeys(lookup.feature for lookup in lookups))
+    for name in config.comm.dedup_features:
+        if not any(name == known or fnmatchcase(known, name) for known in features):
+            raise ConfigError(f"dmt.comm.dedup_features[{name!r}]: {one_of(name, features)}.")
+    for lookup in lookups:
+        if config.comm.dedup_features.get(lookup.feature) == "on" and lookup.table not in chosen:
+            raise ConfigError(
+                f"dmt.comm.dedup_features[{lookup.feature!r}] is 'on', but this feature's rows cannot travel once: "
+                "a tower module reads them by sample, together with other features or pooled, before they cross hosts; "
+                "or it shares table or tower with a feature that keeps its way, or is pooled by maximum. Remove the "
+                "entry, or set it for all features of its tower"
+            )
+
+
+def _all_or_none(chosen: dict[str, Tower | None], lookups: Sequence[Lookup], towers: Sequence[Tower]) -> None:
+    """Drops what tower modules read that are no functions of the row, or of which not all tables are chosen."""
+    for tower in towers:
+        nodes = set(tower.lookups)
+        tables = {lookup.table for lookup in lookups if lookup.node in nodes}
+        if not tower.width or not tables <= chosen.keys():
+            for table in tables:
+                chosen.pop(table, None)
