@@ -37,6 +37,9 @@ from dmt_plugin.checkpoint.delta_file import (
     sums_of,
 )
 from dmt_plugin.checkpoint.folder import STATE, Found, check_content
+from dmt_plugin.checkpoint.manifest import Manifest
+from dmt_plugin.checkpoint.row_order import rearranged
+from dmt_plugin.checkpoint.rows import Rows
 from dmt_plugin.checkpoint.state import MODEL
 from dmt_plugin.checkpoint.stored import Block, stored_blocks, stored_rows
 from dmt_plugin.core.errors import CheckpointError
@@ -107,12 +110,26 @@ def write_delta(old: Found, new: Found, path: str | Path, report: Report = lambd
     return made.delta
 
 
+def rows_for_delta(old: Found, new: Manifest) -> dict[str, Rows]:
+    """What the older checkpoint has stored, in the order in which the newer one stores it.
+
+    A table that has another number of rows now, and of which an order is needed, is left out: all of it is stored.
+    """
+    found: dict[str, Rows] = {}
+    for name, rows in stored_rows(old.state).items():
+        before, after = old.manifest.tensors.get(name), new.tensors.get(name)
+        modulo = (before and before.by_modulo) or (after and after.by_modulo)
+        if not modulo or (before and after and before.shape == after.shape):
+            found[name] = rearranged(rows, before, after)
+    return found
+
+
 class _Writer:
     """One delta under way."""
 
     def __init__(self, old: Found, new: Found, report: Report) -> None:
         self._old, self._new, self._report = old, new, report
-        self._old_rows = stored_rows(old.state)
+        self._old_rows = rows_for_delta(old, new.manifest)
         self._blocks = stored_blocks(new.state)
         self._new_rows = stored_rows(new.state)
         self._sizes = {name: rows.shape for name, rows in self._new_rows.items()}

@@ -16,6 +16,7 @@ from typing import IO, Any
 import torch
 
 from dmt_plugin.checkpoint import folder
+from dmt_plugin.checkpoint.delta import rows_for_delta
 from dmt_plugin.checkpoint.delta_file import (
     BLOCKS,
     DAMAGE,
@@ -35,8 +36,7 @@ from dmt_plugin.checkpoint.delta_file import (
 )
 from dmt_plugin.checkpoint.folder import Found, check_content
 from dmt_plugin.checkpoint.manifest import FileEntry
-from dmt_plugin.checkpoint.rows import BLOCK_BYTES, PartRows
-from dmt_plugin.checkpoint.stored import stored_rows
+from dmt_plugin.checkpoint.rows import BLOCK_BYTES, Rows
 from dmt_plugin.core.errors import CheckpointError
 
 
@@ -90,7 +90,7 @@ def apply_delta(old: Found, path: str | Path, save_dir: str | Path, report: Repo
 
 
 def _write(archive: zipfile.ZipFile, about: About, old: Found, temporary: Path, place: Path, report: Report) -> None:
-    rows, members = stored_rows(old.state), set(archive.namelist())
+    rows, members = rows_for_delta(old, about.manifest), set(archive.namelist())
     for name, entry in about.manifest.files.items():
         with folder.synced(temporary / name) as stream:
             out = _Summed(stream, report)
@@ -111,7 +111,7 @@ def _write(archive: zipfile.ZipFile, about: About, old: Found, temporary: Path, 
             raise damaged(place, f"what it makes of {name} has another checksum than that file had")
 
 
-def _run(source: IO[bytes], tensors: list[tuple[str, torch.dtype]], old: Mapping[str, PartRows], out: _Summed) -> None:
+def _run(source: IO[bytes], tensors: list[tuple[str, torch.dtype]], old: Mapping[str, Rows], out: _Summed) -> None:
     """The program of a file."""
     while head := source.read(HEAD.size):
         number, first, count, column, width, stored = HEAD.unpack(head)

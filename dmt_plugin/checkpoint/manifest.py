@@ -16,7 +16,8 @@ from typing import Any
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.plan.tower_plan import TowerPlan
 
-FORMAT = 1
+FORMAT = 2
+"""The newest format. A checkpoint that needs nothing new says 1: format 2 has tables that are stored by modulo."""
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 """What of a run's counters is kept."""
 
@@ -28,6 +29,21 @@ WIDTHS = {
 
 
 @dataclass(frozen=True)
+class StoredByModulo:
+    """A table whose rows are stored by the remainder of their number: see :mod:`dmt_plugin.checkpoint.row_order`.
+
+    Attributes:
+        first_row: where the table begins in its tensor.
+        rows: of the table.
+        step: what numbers are divided by.
+    """
+
+    first_row: int
+    rows: int
+    step: int
+
+
+@dataclass(frozen=True)
 class TensorEntry:
     """One logical tensor.
 
@@ -35,11 +51,13 @@ class TensorEntry:
         kind: ``"table"``, ``"table_optimizer"``, ``"tower"``, ``"dense"``, ``"buffer"`` or ``"optimizer"``.
         shape: shape of the whole tensor, as the model has it.
         dtype: type of its entries in the files, such as ``"float32"``.
+        by_modulo: the tables in it whose rows are not stored in the order of their numbers.
     """
 
     kind: str
     shape: tuple[int, ...]
     dtype: str
+    by_modulo: tuple[StoredByModulo, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -100,7 +118,13 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of the file."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
+        data = {"format": 1, **dataclasses.asdict(self)}
+        for entry in data["tensors"].values():
+            if entry["by_modulo"]:
+                data["format"] = FORMAT
+            else:
+                del entry["by_modulo"]
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Manifest:
@@ -117,9 +141,9 @@ class Manifest:
             data = json.loads(text)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{source} is not JSON: {error}") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
+        if not isinstance(data, dict) or data.get("format") not in range(1, FORMAT + 1):
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise CheckpointError(f"{source}: format {found!r} found, this release reads format {FORMAT}")
+            raise CheckpointError(f"{source}: format {found!r} found, this release reads the formats 1 to {FORMAT}")
         try:
             return cls(
                 **{
@@ -127,7 +151,12 @@ class Manifest:
                     "left_out": tuple(data["left_out"]),
                     "never_run": tuple(data["never_run"]),
                     "tensors": {
-                        name: TensorEntry(t["kind"], tuple(t["shape"]), t["dtype"])
+                        name: TensorEntry(
+                            t["kind"],
+                            tuple(t["shape"]),
+                            t["dtype"],
+                            tuple(StoredByModulo(**own) for own in t.get("by_modulo", ())),
+                        )
                         for name, t in data["tensors"].items()
                     },
                     "files": {name: FileEntry(int(f["bytes"]), int(f["crc32"])) for name, f in data["files"].items()},

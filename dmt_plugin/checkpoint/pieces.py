@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +29,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from dmt_plugin.checkpoint.manifest import TensorEntry
-from dmt_plugin.checkpoint.stored import Reader
+from dmt_plugin.checkpoint.manifest import StoredByModulo, TensorEntry
+from dmt_plugin.checkpoint.row_order import in_order
+from dmt_plugin.checkpoint.rows import as_matrix
+from dmt_plugin.checkpoint.stored import Reader, stored_rows
 
 #: Entries of the largest block that is written at once.
 BLOCK = 1 << 24
@@ -47,6 +49,8 @@ class Piece:
         offsets: where the piece begins, one number per dimension.
         values: the piece itself: what is written, or where what is read goes.
         shape: shape of the whole in the model, if it is not ``size``.
+        step: distance of its rows, which are then no rectangle: such a piece can only be read.
+        by_modulo: the tables in the whole whose rows are stored by modulo; ``offsets`` are then where they are stored.
     """
 
     name: str
@@ -55,12 +59,20 @@ class Piece:
     offsets: tuple[int, ...]
     values: Tensor
     shape: tuple[int, ...] | None = None
+    step: int = 1
+    by_modulo: tuple[StoredByModulo, ...] = ()
+
+    @property
+    def rows(self) -> range:
+        """Its rows, or entries, in the whole."""
+        first, count = self.offsets[0], self.values.shape[0]
+        return range(first, first + count * self.step, self.step)
 
     @property
     def entry(self) -> TensorEntry:
         """What a manifest says of the whole."""
         dtype = str(self.values.dtype).removeprefix("torch.")
-        return TensorEntry(self.kind, self.size if self.shape is None else self.shape, dtype)
+        return TensorEntry(self.kind, self.size if self.shape is None else self.shape, dtype, self.by_modulo)
 
     @property
     def chunk(self) -> dcp.ChunkStorageMetadata:
@@ -93,6 +105,41 @@ def read_pieces(pieces: Sequence[Piece], folder: Path, group: dist.ProcessGroup 
             process_group=group,
             no_dist=group is None,
         )
+
+
+def divided(pieces: Iterable[Piece], entries: Mapping[str, TensorEntry]) -> tuple[list[Piece], list[Piece]]:
+    """What is read as blocks (:func:`read_pieces`), and what by the numbers of rows (:func:`read_rows`).
+
+    Args:
+        pieces: by the numbers of their rows.
+        entries: what the manifest says of the tensors.
+    """
+    as_blocks, numbered = list[Piece](), list[Piece]()
+    for piece in pieces:
+        entry = entries.get(piece.name)
+        by_number = piece.step > 1 or (entry is not None and bool(entry.by_modulo))
+        (numbered if by_number else as_blocks).append(piece)
+    return as_blocks, numbered
+
+
+@torch.no_grad()
+def read_rows(pieces: Sequence[Piece], folder: Path, entries: Mapping[str, TensorEntry]) -> None:
+    """Fills pieces by the numbers of their rows, wherever these are stored; by one rank alone.
+
+    Args:
+        pieces: matrices, and vectors of what is kept by row; their values are overwritten.
+        folder: where from.
+        entries: what the manifest says of the tensors.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    stored = stored_rows(folder) if pieces else {}
+    for piece in pieces:
+        values = as_matrix(piece.values.detach())
+        first = piece.offsets[1] if len(piece.offsets) > 1 else 0
+        columns = range(first, first + values.shape[1])
+        in_order(stored[piece.name], entries.get(piece.name)).fill(piece.rows, columns, values)
 
 
 def stored_tensors(folder: Path) -> dict[str, dcp.TensorStorageMetadata]:

@@ -17,7 +17,7 @@ from dmt_plugin.checkpoint.differences import side_of, side_of_flat, side_of_man
 from dmt_plugin.checkpoint.flat_files import Format, flat_writer
 from dmt_plugin.checkpoint.folder import Found, check_content, find_checkpoint, what_is_there
 from dmt_plugin.checkpoint.manifest import TensorEntry
-from dmt_plugin.checkpoint.pieces import Piece, read_pieces, stored_tensors
+from dmt_plugin.checkpoint.pieces import Piece, divided, read_pieces, read_rows, stored_tensors
 from dmt_plugin.checkpoint.state import MODEL, StoredTable
 from dmt_plugin.checkpoint.weights import StoredTensor, state_of
 from dmt_plugin.core.errors import CheckpointError
@@ -54,7 +54,9 @@ def read_tensors(found: Found, names: list[str]) -> dict[str, Tensor]:
         values = torch.empty(kept.size, dtype=kept.properties.dtype)
         pieces.append(Piece(name, entry.kind, tuple(kept.size), (0,) * len(kept.size), values))
         tensors[name] = values.view(entry.shape)
-    read_pieces(pieces, found.state, None)
+    blocks, by_number = divided(pieces, found.manifest.tensors)
+    read_pieces(blocks, found.state, None)
+    read_rows(by_number, found.state, found.manifest.tensors)
     return tensors
 
 

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.checkpoint.manifest import TensorEntry
+from dmt_plugin.checkpoint.manifest import StoredByModulo, TensorEntry
 from dmt_plugin.checkpoint.names import logical_name
 from dmt_plugin.checkpoint.pieces import Piece, vector
+from dmt_plugin.checkpoint.row_order import stored_by_modulo, stored_row
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.model.placed import PlacedModel
 from dmt_plugin.plan.tables import TableShard
@@ -100,34 +101,40 @@ def table_pieces(
         stored: to read them from where they had other places, or fewer rows, by the tables' names: pieces are of the
             rows that are stored. Default: they are stored as they are here.
     """
-    sizes = table_sizes(plan)
+    sizes, by_modulo = table_sizes(plan), stored_by_modulo(plan)
     found: list[Piece] = []
     for name in lookup.tables:
         shard = plan.shard(name)
         table = shard.table
-        if shard.step != 1:
-            raise CheckpointError(f"{shard.name}: rows by modulo cannot be stored yet; place this table in another way")
         rows, dim = sizes[table.parameter]
         place = StoredTable(table.first_row, table.rows, rows) if stored is None else stored.get(table.name)
-        count = 0 if place is None else min(shard.rows, place.rows - shard.first_row)
-        if place is None or count <= 0:
+        if place is None or not (count := len(range(shard.first_row, place.rows, shard.step)[: shard.rows])):
             continue
-        first = place.first_row + shard.first_row
-        weight = lookup.table_weight(name)[:count]
-        found.append(Piece(MODEL + table.parameter, "table", (place.of, dim), (first, shard.first_column), weight))
-        if not optimizer:
-            continue
-        for key, values in lookup.optimizer_state(name).items():
-            whole = _table_state(f"{TABLE_OPTIMIZER}{key}.{table.parameter}", shard, place.of, dim, first, values)
-            found.append(dataclasses.replace(whole, values=whole.values[:count]))
+        first, step = place.first_row + shard.first_row, shard.step
+        modulo: tuple[StoredByModulo, ...] = ()
+        if stored is None:
+            first, step, modulo = stored_row(shard), 1, by_modulo.get(table.parameter, ())
+        size = (place.of, dim)
+        weight = Piece(
+            MODEL + table.parameter, "table", size, (first, shard.first_column), lookup.table_weight(name), None, step,
+            modulo,
+        )  # fmt: skip
+        own = [weight]
+        for key, values in lookup.optimizer_state(name).items() if optimizer else ():
+            own.append(_table_state(f"{TABLE_OPTIMIZER}{key}.{table.parameter}", shard, weight, values))
+        found += [dataclasses.replace(piece, values=piece.values[:count]) for piece in own]
     return found
 
 
-def _table_state(name: str, shard: TableShard, rows: int, dim: int, first: int, values: Tensor) -> Piece:
+def _table_state(name: str, shard: TableShard, weight: Piece, values: Tensor) -> Piece:
+    """What the optimizer keeps beside the values of a shard."""
     if values.shape == (shard.rows, shard.columns):
-        return Piece(name, "table_optimizer", (rows, dim), (first, shard.first_column), values)
+        return dataclasses.replace(weight, name=name, kind="table_optimizer", values=values)
     if values.shape == (shard.rows,) and shard.columns == shard.table.dim:
-        return Piece(name, "table_optimizer", (rows,), (first,), values)
+        size, first = weight.size[:1], weight.offsets[:1]
+        return dataclasses.replace(
+            weight, name=name, kind="table_optimizer", size=size, offsets=first, values=values
+        )
     raise CheckpointError(
         f"{name}: a state of shape {tuple(values.shape)} for {shard.rows} rows and {shard.columns} columns of "
         f"{shard.table.dim} cannot be put together with those of other ranks"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dmt_plugin.checkpoint.compare import shown
 from dmt_plugin.checkpoint.folder import MANIFEST, STATE, Found, check_content, find_checkpoint, shared_of
+from dmt_plugin.checkpoint.row_order import in_order
 from dmt_plugin.checkpoint.rows import BLOCK_BYTES, Reshaped, Rows, TensorRows, row_blocks
 from dmt_plugin.checkpoint.safetensors_file import INDEX, SUFFIX, read_head
 from dmt_plugin.checkpoint.state import MODEL
@@ -188,7 +189,7 @@ def state_of(found: Found) -> dict[str, StoredTensor]:
         name, shape = full.removeprefix(MODEL), tuple(entry.shape)
         if full not in stored or not stored[full].stored == prod(stored[full].shape) == prod(shape):
             raise CheckpointError(f"{found.path}: not all entries are stored of {name}")
-        rows: Rows = stored[full]
+        rows = in_order(stored[full], entry)
         if len(shape) == 2 and rows.shape != shape:
             rows = Reshaped(rows, (shape[0], shape[1]))
         state[name] = StoredTensor(name, str(found.path), shape, rows)

@@ -128,6 +128,10 @@ class TowerPlan:
     def __post_init__(self) -> None:
         self._check_complete()
 
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """Plans that an earlier version pickled have no ``table_hosts``."""
+        self.__dict__.update({"table_hosts": {}, **state})
+
     # -- questions ---------------------------------------------------------------------
 
     def tower_of(self, feature: str) -> int:

@@ -22,7 +22,7 @@ from dmt_plugin.checkpoint.changes import read_changes
 from dmt_plugin.checkpoint.compare import check_tensors, retyped
 from dmt_plugin.checkpoint.folder import COMMON, Found, check_content, find_checkpoint, rank_file
 from dmt_plugin.checkpoint.manifest import COUNTERS, Manifest, TensorEntry
-from dmt_plugin.checkpoint.pieces import read_pieces, stored_tensors
+from dmt_plugin.checkpoint.pieces import divided, read_pieces, read_rows, stored_tensors
 from dmt_plugin.checkpoint.single import volumes_of
 from dmt_plugin.integrations.deepspeed.checkpoint import rank_state, table_training
 from dmt_plugin.integrations.deepspeed.checkpoint.changed import agreed_fit, report
@@ -96,7 +96,10 @@ def load(
             with together(groups, "giving registered objects their states"):
                 engine.checkpointed.load(mine["registered"])
         dmt.lookup.settle()
-        read_pieces(pieces, found.state, groups.world)
+        blocks, by_number = divided(pieces, manifest.tensors)
+        read_pieces(blocks, found.state, groups.world)
+        with together(groups, f"reading {where}"):
+            read_rows(by_number, found.state, manifest.tensors)
         targets.finish()
         if optimizer:
             planned.finish()
