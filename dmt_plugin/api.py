@@ -14,7 +14,8 @@ __all__ = ["build_placed", "initialize", "read_config", "to_flat", "transform"]
 def initialize(*args: Any, **kwargs: Any) -> Any:
     """``deepspeed.initialize`` with towers: the same arguments and the same four results.
 
-    Accepts ``example_batch=`` besides. Without a ``"dmt"`` section, or with ``"enabled": false``,
-    the stock engine is returned. See :func:`dmt_plugin.integrations.deepspeed.initialize`.
+    Accepts ``example_batch=``, ``weights=``, ``table_init=`` and ``shares_from=`` besides.
+    Without a ``"dmt"`` section, or with ``"enabled": false``, the stock engine is returned.
+    See :func:`dmt_plugin.integrations.deepspeed.initialize`.
     """
     return deepspeed_initialize(*args, **kwargs)

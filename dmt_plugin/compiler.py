@@ -190,11 +190,19 @@ def new_context(
     Raises:
         PlanError: there is no such file, or no checkpoint with a plan in the folder.
     """
-    return PassContext(captured, config, topology, given=given or _partition_on_disk(config.partition.file, topology))
+    return PassContext(captured, config, topology, given=given or partition_on_disk(config.partition.file, topology))
 
 
-def _partition_on_disk(file: str | None, topology: Topology) -> GivenPartition | None:
-    """A JSON file; or the plan of a checkpoint (of a folder with several: the newest), its towers for another shape."""
+def partition_on_disk(file: str | None, topology: Topology) -> GivenPartition | None:
+    """A JSON file; or the plan of a checkpoint (of a folder with several: the newest), its towers for another shape.
+
+    Args:
+        file: ``dmt.partition.file``.
+        topology: of the run.
+
+    Raises:
+        PlanError: no JSON, or no checkpoint with a plan.
+    """
     if not file:
         return None
     if not Path(file).is_dir():

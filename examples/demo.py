@@ -5,7 +5,9 @@
 1. Prepare the data (once; kept in the output folder).
 2. Train `stock`, `flat`, `sptt` and `dmt` one after another as two hosts of two ranks on this machine. The script,
    the weights it starts from and the batches are the same; only the JSON file differs.
-3. Write `summary.json` and the page `index.html`, and end with a table.
+3. Write `summary.json` and the page `index.html`, and show a table.
+4. Train for some steps more on an emulated network of a stated rate, where that can be had, and end with a table of
+   samples per second (`examples/emulated.py`; `--no-network` leaves it out).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from rich.console import Console
 
 from dmt_plugin.report.explain.graph_picture import Graph
 from dmt_plugin.report.explain.rank_graphs import beside_each_other, without_plumbing
-from examples import flights, results, two_hosts
+from examples import emulated, flights, results, two_hosts
 from examples.page import build_page, read_configs, result_table
 
 HERE = Path(__file__).resolve().parent
@@ -60,6 +62,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder for everything the demo writes")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds one run may take")
     parser.add_argument("--max-steps", type=int, default=None, help="stop every run early (to try the demo out)")
+    parser.add_argument("--no-network", action="store_true", help="leave out the runs on an emulated network")
     args = parser.parse_args(arguments)
     if args.max_steps is not None and args.max_steps <= CHECK_STEP:
         parser.error(f"--max-steps is {args.max_steps}; the comparison needs more than {CHECK_STEP}")
@@ -81,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for name in results.RUNS:
             _train(name, out, args, console)
+        network = {} if args.no_network else emulated.run_all(out, train_arguments, args.timeout, console)
     except two_hosts.RunError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
@@ -88,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
         console.print("interrupted; nothing is left running", style="red")
         return 130
     summary, learning = collect(out)
+    if network:
+        summary["network"] = network
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     page = build_page(summary, learning, read_configs(HERE, results.RUNS), graphs())
     written = page.write(out / "index.html")
@@ -95,6 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(result_table({name: summary[name] for name in results.RUNS}).to_rich())
     console.print(f"largest difference of a test logit after {CHECK_STEP} steps, stock against flat and sptt: ", end="")
     console.print(f"[bold]{summary['sptt_max_abs_diff']:.1e}[/bold]")
+    if "samples_per_s" in network:
+        console.print()
+        console.print(emulated.speed_table(network, summary).to_rich())
     console.print(f"page: {written}   figures: {out / 'summary.json'}", highlight=False)
     return 0
 

@@ -9,6 +9,7 @@ from typing import Any
 from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
 from dmt_plugin.report.parts import figures, html
 from dmt_plugin.report.parts.tables import Column, Table
+from examples.emulated import speed_table
 
 MODELLED_DENSE, MODELLED_TABLES = "dense gradients (modelled)", "table gradients (modelled)"
 
@@ -25,8 +26,9 @@ COLUMNS = (
 MEANING = {
     "stock": "no `dmt` section: every rank holds all tables, DeepSpeed averages their gradients",
     "flat": "sharded tables and one global all-to-all: the usual way",
-    "sptt": "the same model over peer and intra-host exchanges (tower transform, no tower modules)",
-    "dmt": "tower modules halve each embedding before it crosses hosts (compression 2)",
+    "sptt": "the same model over peer and intra-host exchanges (tower transform, no tower modules), rows that repeat "
+    "in a host's batches sent once",
+    "dmt": "tower modules halve each embedding before it crosses hosts (compression 2), each row once",
 }
 
 
@@ -43,7 +45,8 @@ def result_table(figures_by_run: Mapping[str, Mapping[str, Any]]) -> Table:
             "dense gradients: the all-reduce of the dense layers, modelled the same way, not measured; already "
             "inside the figure of `stock`, to be added to the others.",
             "samples/s: all ranks share the cores of one machine and talk over its loopback; a real network between "
-            "hosts, where fewer bytes pay, is not part of this figure.",
+            "hosts, where fewer bytes pay, is not part of this figure (but of the runs on an emulated one, where these "
+            "can be had).",
         ),
         emphasis="dmt",
     )
@@ -87,6 +90,8 @@ def build_page(
         result_table(runs).to_html(),
         html.facts({name: MEANING[name] for name in runs}),
     )
+    if "samples_per_s" in summary.get("network", {}):
+        page.section("On a network between hosts", speed_table(summary["network"], summary).to_html())
     page.section(
         "What crosses hosts",
         html.paragraph(
@@ -196,7 +201,8 @@ def _usage(configs: Mapping[str, str]) -> list[str]:
     diff = (
         " import deepspeed\n+import dmt_plugin\n ...\n-engine, _, _, _ = deepspeed.initialize(args=args, model=model, "
         "model_parameters=model.parameters())\n+engine, _, _, _ = dmt_plugin.initialize(args=args, model=model, "
-        "model_parameters=model.parameters(),\n+                                        example_batch=example_batch())"
+        "model_parameters=model.parameters(),\n+                                        example_batch=example_batch(), "
+        "shares_from=first_batches)"
     )
     shown = [html.code(text.strip(), f"ds_{name}.json") for name, text in configs.items()]
     return [html.code(diff, "train.py"), html.columns(*shown)]

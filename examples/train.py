@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -67,14 +68,23 @@ def main() -> None:
     with dmt_plugin.tables_on_meta() if args.tables_on_meta else nullcontext():
         model = build()
     table_params = count_tables(model)
-    engine, _, _, _ = dmt_plugin.initialize(
-        args=args, model=model, model_parameters=model.parameters(), example_batch=example_batch()
-    )
-    rank, world = dist.get_rank(), dist.get_world_size()
-
     data = flights.load(args.data)
     dense, sparse, label = tensors(data.part(flights.TRAIN))
     validation, test = tensors(data.part(flights.VALIDATION)), tensors(data.part(flights.TEST))
+
+    def first_batches() -> Iterator[tuple[Tensor, Tensor]]:
+        """For `"dedup": "auto"`: how many of the rows that these look up are distinct decides how rows travel."""
+        order = torch.randperm(len(label), generator=torch.Generator().manual_seed(args.seed))
+        return ((dense[rows], sparse[rows]) for rows in order.split(1024))
+
+    engine, _, _, _ = dmt_plugin.initialize(
+        args=args,
+        model=model,
+        model_parameters=model.parameters(),
+        example_batch=example_batch(),
+        shares_from=first_batches,
+    )
+    rank, world = dist.get_rank(), dist.get_world_size()
     steps = batches(len(label), engine.train_micro_batch_size_per_gpu(), args.seed)[: args.max_steps]
 
     traffic = TrafficMeter(engine)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,25 @@ _TAIL = 30  # lines of a log that an error shows
 
 class RunError(RuntimeError):
     """A run failed or took too long; the message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the two hosts talk over.
+
+    Attributes:
+        address: of the first host, where the ranks meet.
+        on: the command line that runs a command on a host, by its number.
+        variables: of the environment that every host needs besides.
+    """
+
+    address: str = "127.0.0.1"
+    on: Callable[[int, Sequence[str]], Sequence[str]] = lambda host, command: command
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+LOOPBACK = Network()
+"""Both hosts are this machine."""
 
 
 def free_port() -> int:
@@ -45,13 +64,15 @@ def write_hostfile(folder: Path) -> Path:
     return path
 
 
-def launch_command(node: int, hostfile: Path, port: int, script: Sequence[str]) -> list[str]:
+def launch_command(
+    node: int, hostfile: Path, port: int, script: Sequence[str], address: str = LOOPBACK.address
+) -> list[str]:
     """What host number `node` runs: the `deepspeed` launcher of this Python, then the script and its arguments."""
     launcher = Path(sys.executable).with_name("deepspeed")
     return [
         *([sys.executable, str(launcher)] if launcher.exists() else ["deepspeed"]),
         *("--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(node)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(port)),
+        *("--master_addr", address, "--master_port", str(port)),
         *script,
     ]
 
@@ -111,7 +132,7 @@ class _Launcher:
         sys.stderr.flush()
 
 
-def run(name: str, script: Sequence[str], folder: Path, *, timeout_s: float) -> None:
+def run(name: str, script: Sequence[str], folder: Path, *, timeout_s: float, network: Network = LOOPBACK) -> None:
     """Runs a script on both hosts and waits for its end.
 
     Args:
@@ -119,12 +140,14 @@ def run(name: str, script: Sequence[str], folder: Path, *, timeout_s: float) -> 
         script: path of the script, then its arguments.
         folder: where the hostfile, the logs `<name>.host<n>.log` and the compiled extensions go.
         timeout_s: seconds the run may take.
+        network: what the hosts talk over.
 
     Raises:
         RunError: a launcher failed, or the time is up. Nothing of the run is left running.
     """
     hostfile, port = write_hostfile(folder), free_port()
-    with _launchers(name, [launch_command(n, hostfile, port, script) for n in range(HOSTS)], folder) as launchers:
+    commands = [network.on(n, launch_command(n, hostfile, port, script, network.address)) for n in range(HOSTS)]
+    with _launchers(name, commands, folder, network.variables) as launchers:
         deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             for launcher in launchers:
@@ -145,10 +168,12 @@ def run(name: str, script: Sequence[str], folder: Path, *, timeout_s: float) -> 
 
 
 @contextmanager
-def _launchers(name: str, commands: Sequence[Sequence[str]], folder: Path) -> Iterator[list[_Launcher]]:
+def _launchers(
+    name: str, commands: Sequence[Sequence[str]], folder: Path, variables: Mapping[str, str]
+) -> Iterator[list[_Launcher]]:
     """Starts the launchers, each in a process group of its own, and ends whatever is left of them at the end."""
     launchers: list[_Launcher] = []
-    env: Mapping[str, str] = environment(folder)
+    env: Mapping[str, str] = {**environment(folder), **variables}
     try:
         for node, command in enumerate(commands):
             path = folder / f"{name}.host{node}.log"

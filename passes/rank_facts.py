@@ -50,6 +50,25 @@ class RowTower:
     width: int
 
 
+@dataclass(frozen=True)
+class DedupChoice:
+    """How the rows of some tables travel, and why.
+
+    Attributes:
+        features: that read the tables.
+        tables: a table, or those behind one tower module.
+        on: whether their rows travel once.
+        share: rows asked for per row that would be sent by sample; None where it was not counted, or not asked.
+        by: ``"auto"``, or ``"on"`` where the configuration says it.
+    """
+
+    features: tuple[str, ...]
+    tables: tuple[str, ...]
+    on: bool
+    share: float | None
+    by: str
+
+
 @dataclass
 class Placement:
     """What placement makes for one rank.
@@ -62,6 +81,7 @@ class Placement:
         stacks: what this rank holds of each group.
         row_towers: tower modules that such rows go through, of all hosts.
         once: which tables' rows travel once, for people; empty where nobody asked for it.
+        choices: how the rows of tables travel that could travel once, and why.
         distinct_widths: for each rank the entries per sample that its tables in groups give, if no row comes twice.
         distinct_ids: for each rank the ids per sample that ask for them then.
         exchanges: the exchange modules by name.
@@ -86,6 +106,7 @@ class Placement:
     distinct_widths: tuple[int, ...] = ()
     distinct_ids: tuple[int, ...] = ()
     once: str = ""
+    choices: tuple[DedupChoice, ...] = ()
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()
     feature_layers: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ steps, over routes, placements, wire order, update rules and both backends; tole
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,23 @@ RULES = [(rule, "torch") for rule in OPTIONS] + [(rule, "auto") for rule in ("ad
 )
 def test_every_rule(placement: str, rule: str, backend: str) -> None:
     assert trained("multi_hot_dlrm", "2x2", placement, rule, backend, SPTT, **ONCE) == []
+
+
+def test_what_counts_decide(tmp_path: Path) -> None:
+    """Some tables on, some off, as a file of counts says it."""
+    flat, batch = MODELS["multi_hot_dlrm"]()
+    sptt = DMTConfig.model_validate({"towers": SPTT})
+    plan = transform(flat, batch(5, 0), sptt, WHERE).plan
+    tables = [{"table": t.name, "rank": 4.0, "host": 8.0 * (0.2 if i % 2 else 0.9)} for i, t in enumerate(plan.tables)]
+    file = tmp_path / "shares.json"
+    file.write_text(
+        json.dumps({"source": "a test", "samples": 4, "lanes": 2, "steps": 1, "features": [], "tables": tables})
+    )
+    comm = {"dedup": "auto", "dedup_shares": str(file)}
+    config = DMTConfig.model_validate({"towers": SPTT, "comm": comm})
+    chosen = place_graph(transform(flat, batch(5, 0), config, WHERE), config, WHERE, 0).placement
+    assert chosen.groups and chosen.slots, "both ways are taken"
+    assert trained("multi_hot_dlrm", "2x2", "mixed", "adam", "torch", SPTT, **comm) == []
 
 
 @pytest.mark.parametrize(
@@ -280,9 +298,11 @@ def test_features_by_name() -> None:
         config = DMTConfig.model_validate({"towers": towers, "comm": comm})
         return place_graph(transform(prepared(flat), batch(5, 0), config, WHERE), config, WHERE, 0).placement.once
 
-    assert said(SPTT) == "" and said(SPTT, dedup="on").endswith("table(s) travel once per host")
+    assert said(SPTT, dedup="off") == "" and said(SPTT, dedup="on").endswith("table(s) travel once per host")
     assert "travel once per host; by sample those of " in said(SPTT, dedup="on", dedup_features={name: "off"})
     assert said(MODULES, dedup="on").startswith("dmt.comm.dedup is on, but no table")
+    assert said(SPTT).startswith("comm.dedup auto: off: nobody counted distinct rows")
+    assert said(MODULES) == "comm.dedup auto: off: tower modules read all rows by sample"
     with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features.*a tower module reads them by sample"):
         exchanges(MODULES, dedup_features={name: "on"})
     with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features\['nobody'\]"):

@@ -13,6 +13,7 @@ from dmt_plugin.cli.load import load
 from dmt_plugin.cli.options import Batch, Config, Hosts, Model
 from dmt_plugin.cli.partition_inputs import batches_of
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.plan.file import write_json
 from dmt_plugin.report.explain.content import Explanation
 from dmt_plugin.report.explain.explanation import explain
 from dmt_plugin.report.explain.graph_picture import Graph, picture_of_graph
@@ -67,6 +68,7 @@ def explained(
         ds_config=loaded.ds_config,
         data=batches_of(data)() if data is not None else None,
         data_steps=data_steps,
+        data_source=data or "",
     )
 
 
@@ -87,6 +89,9 @@ def command(
         typer.Option(help="Function that returns an iterable of batches, to count their distinct rows (comm.dedup)."),
     ] = None,
     data_steps: Annotated[int, typer.Option(min=1, help="With --data: the most steps of all ranks to count.")] = 20,
+    save_shares: Annotated[
+        Path | None, typer.Option(help="With --data: where the counts go, as a file for dmt.comm.dedup_shares.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
     svg: Annotated[
         Path | None,
@@ -102,7 +107,8 @@ def command(
         model, config, hosts, ranks_per_host, batch=batch, batch_size=batch_size, rank=rank, data=data,
         data_steps=data_steps,
     )  # fmt: skip
-    written = [*_write_pictures(found, svg)] if svg is not None else []
+    written = [*_write_shares(found, save_shares)] if save_shares is not None else []
+    written += [*_write_pictures(found, svg)] if svg is not None else []
     if html is not None:
         written.append(page_of(found, model, config).write(html))
     if as_json:
@@ -114,6 +120,17 @@ def command(
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     if found.refused:
         raise typer.Exit(1)
+
+
+def _write_shares(data: Explanation, path: Path) -> list[Path]:
+    if data.distinct_rows is None:
+        raise ConfigError(
+            "--save-shares: no distinct rows were counted. Give --data, for a model whose rows can travel once (its "
+            "tower modules do not read all of them by sample)."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, data.distinct_rows.shares.to_dict())
+    return [path]
 
 
 def _write_pictures(data: Explanation, path: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dmt_plugin.checkpoint.folder import whole_file
-from dmt_plugin.cli.partition_flow import Request, make
+from dmt_plugin.cli.partition_flow import Request, counted_rows, make
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.partitioning.partition_model import plan_data, with_partition
 from dmt_plugin.report.partition.page import page_of
@@ -64,6 +64,15 @@ def command(
     topology: Annotated[
         str | None, typer.Option(help='"HxL": write a whole plan for H hosts of L ranks, not the towers alone.')
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Samples per rank, to count distinct rows for (comm.dedup); default: the config's micro batch."
+        ),
+    ] = None,
+    ranks_per_host: Annotated[
+        int | None, typer.Option(min=1, help="Ranks per host, for the same; default: --topology, the config, else 1.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the partition as JSON.")] = False,
 ) -> None:
     """Decide which feature belongs to which tower, from a model and its data, and show why."""
@@ -81,10 +90,15 @@ def command(
         if made.affinity is None:
             raise ConfigError("--save-affinity: this strategy measures no affinity. Use learned or graph.")
         notes.append(f"affinity: {made.affinity.save(save_affinity)}")
-    content = plan_data(made.partition, made.fingerprint)
+    where = Topology.parse(topology) if topology else None
+    if where is not None and ranks_per_host not in (None, where.ranks_per_host):
+        raise ConfigError(f"--ranks-per-host {ranks_per_host}, but --topology {topology}: leave one of them out.")
+    lanes = where.ranks_per_host if where is not None else ranks_per_host
+    shares, note = counted_rows(request, made, batch_size, lanes)
+    notes += [note] if note else []
+    content = plan_data(made.partition, made.fingerprint, shares)
     if transform is not None or topology is not None:
-        where = Topology.parse(topology) if topology else None
-        towered = with_partition(made.model, made.example, made.config, made.partition, where)
+        towered = with_partition(made.model, made.example, made.config, made.partition, where, shares)
         if topology is not None:
             content = towered.plan.to_dict()
         if transform is not None:

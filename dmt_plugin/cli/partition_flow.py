@@ -17,8 +17,10 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
+from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.cli.load import importable_here
 from dmt_plugin.cli.partition_inputs import batches_of, load_model, loss_of, read_config, read_state
+from dmt_plugin.compiler import count_rows_of
 from dmt_plugin.config.section import DMTConfig, PartitionConfig, read_dmt_config
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.partitioner import Affinity, Partition, make_partition
@@ -26,6 +28,8 @@ from dmt_plugin.partitioner.samples import affinity_of_ids, read_ids
 from dmt_plugin.partitioning.feature_rows import FeatureRows
 from dmt_plugin.partitioning.partition_model import choose_by_training, measure_affinity
 from dmt_plugin.partitioning.short_training import warm_up
+from dmt_plugin.passes.base import DataToCount
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import FeatureSpec
 
 _NO_AFFINITY = ("strided", "contiguous", "random", "greedy_balance")
@@ -67,6 +71,7 @@ class Made:
         affinity: what was measured or read, if anything.
         model: the model, warmed up where that was asked for.
         example: one call of it.
+        micro_batch: samples per rank, where the configuration says them.
     """
 
     partition: Partition
@@ -75,6 +80,7 @@ class Made:
     affinity: Affinity | None = None
     model: Any = None
     example: Any = None
+    micro_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def make(request: Request) -> Made:
         DMTError: anything that cannot be found, read, captured, measured or kept.
     """
     importable_here()
-    config = read_config(request.config, request.model)
+    config, whole = read_config(request.config, request.model)
     towers = request.towers or config.towers.count
     if towers == "auto":
         raise ConfigError("how many towers? Give --towers, or a --config with dmt.towers.count.")
@@ -108,7 +114,42 @@ def make(request: Request) -> Made:
         partition = _by_training(request, flat, config, rules)
     else:
         partition = _by_affinity(request, flat, int(towers), rules)
-    return Made(_told(partition, request), config, flat.rows.fingerprint, partition.affinity, flat.model, flat.example)
+    own = whole.get("train_micro_batch_size_per_gpu")
+    return Made(
+        _told(partition, request), config, flat.rows.fingerprint, partition.affinity, flat.model, flat.example,
+        own if isinstance(own, int) else None,
+    )  # fmt: skip
+
+
+def counted_rows(
+    request: Request, made: Made, batch_size: int | None, lanes: int | None
+) -> tuple[RowShares | None, str]:
+    """How many of the rows that the data look up are distinct, and what there is to say of it.
+
+    Args:
+        request: what was asked for.
+        made: what came of it.
+        batch_size: samples per rank; None: the config's micro batch. Without either nothing is counted.
+        lanes: ranks per host; None: the config's, else 1.
+
+    Raises:
+        IdRangeError: an id of the data is outside its table.
+    """
+    if made.model is None or request.data is None:
+        if batch_size is not None:
+            raise ConfigError("--batch-size counts distinct rows, which needs --model and --data.")
+        return None, ""
+    samples = batch_size or made.micro_batch
+    if samples is None:
+        return None, "distinct rows: not counted, as neither --batch-size nor the config says a rank's samples"
+    own = made.config.topology.ranks_per_host
+    ranks = lanes or (1 if own == "auto" else int(own))
+    start = batches_of(request.data)
+    data = DataToCount(request.data, lambda: (example_of(batch, made.model) for batch in start()), samples)
+    shares = count_rows_of(made.model, made.example, data, ranks)
+    if shares is None:
+        return None, f"distinct rows: not counted, as the data have fewer than {samples * ranks} samples"
+    return shares, f"distinct rows: of {shares.steps} step(s) of {ranks} x {samples} samples, in the file (comm.dedup)"
 
 
 def _prepared(request: Request) -> _Flat:

@@ -19,19 +19,20 @@ from dmt_plugin.core.user_code import call_factory, load_factory, load_module
 from dmt_plugin.partitioning.short_training import Loss, loss_named
 
 
-def read_config(config: str | None, model: str | None) -> DMTConfig:
-    """The ``"dmt"`` section of a configuration file, or the defaults.
+def read_config(config: str | None, model: str | None) -> tuple[DMTConfig, dict[str, Any]]:
+    """The ``"dmt"`` section of a configuration file, and all of the file; or the defaults.
 
     Raises:
         ConfigError: there is no such file or section.
     """
     if config is None:
-        return DMTConfig()
+        return DMTConfig(), {}
     path = find_config(config, load_module(model, "--model")) if model else Path(config)
-    found = read_dmt_config(load_ds_config(path), str(path))
+    whole = load_ds_config(path)
+    found = read_dmt_config(whole, str(path))
     if found is None:
         raise ConfigError(f'{path} has no "dmt" section, or "enabled" is false.')
-    return found
+    return found, whole
 
 
 def load_model(spec: str, checkpoint: Path | None, seed: int) -> nn.Module:

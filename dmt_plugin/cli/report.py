@@ -42,6 +42,7 @@ def command(
         "exchanges": run_tables.exchanges_table(data),
         "ranks, the busiest first": run_tables.ranks_table(data, most),
         "towers": run_tables.towers_table(data),
+        "distinct rows": run_tables.distinct_table(data),
         "tables": run_tables.tables_table(data, most),
     }
     for title, table in shown.items():

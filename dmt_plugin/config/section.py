@@ -31,6 +31,7 @@ from dmt_plugin.config.messages import near_miss, refuse, say_problems
 from dmt_plugin.config.placement import PlacementConfig
 from dmt_plugin.config.towers import TowersConfig
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.sizes import parse_rate
 
 
 class TopologyConfig(Section):
@@ -112,6 +113,10 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 
+Dedup = Literal["auto", "on", "off"]
+"""Whether rows travel once, however many samples need them."""
+
+
 class CommConfig(Section):
     """How rows and ids travel."""
 
@@ -131,19 +136,25 @@ class CommConfig(Section):
         default="auto",
         description='Wire format of gradients inside a host; "auto": intra_dtype, but "bf16" for "fp16".',
     )
-    dedup: Literal["on", "off"] = Field(
-        default="off",
+    dedup: Dedup = Field(
+        default="auto",
         description='"on": every row that a batch needs crosses to a host once, however many of its samples need it, '
         "and the host's gradients for it are summed before they leave; per rank on the flat route. Features that tower "
-        "modules read by sample keep their way.",
+        'modules read by sample keep their way. "auto": on for the features whose rows repeat in real batches, as far '
+        "as these were counted.",
     )
-    dedup_features: dict[str, Literal["on", "off"]] = Field(
+    dedup_features: dict[str, Dedup] = Field(
         default={}, description='The same for single features, by name or pattern ("item*"); the last that fits holds.'
     )
     dedup_shares: str | None = Field(
         default=None,
         description="Path of a file with the distinct rows that were counted on real batches (dmt explain --data, dmt "
         "partition --data), which tables are dealt out by and dedup is decided by.",
+    )
+    link: Annotated[float, Field(gt=0)] | str | None = Field(
+        default=None,
+        description='How fast the link of a host is, for "auto": "100 Mbit/s", "25 GB/s", a number of bytes per '
+        'second, or the path of a file of "dmt doctor --json". null: a share of distinct rows decides.',
     )
     overlap: bool = Field(default=True, description="Let the dense part run while exchanges are under way.")
     micro_blocks: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
@@ -158,10 +169,17 @@ class CommConfig(Section):
     )
     timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
 
-    def travels_once(self, feature: str) -> bool:
+    @field_validator("link")
+    @classmethod
+    def _a_rate(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, str) and not value.endswith(".json"):
+            parse_rate(value)
+        return value
+
+    def dedup_of(self, feature: str) -> Dedup:
         """Whether the rows of a feature are to travel once, however many samples need them."""
         found = [value for name, value in self.dedup_features.items() if name == feature or fnmatchcase(feature, name)]
-        return (found[-1] if found else self.dedup) == "on"
+        return found[-1] if found else self.dedup
 
     def may_travel_once(self, hosts: int, world_size: int) -> bool:
         """Whether the rows of any feature may travel once in a run of so many hosts and ranks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,3 +42,21 @@ def left_as_it_was(model: nn.Module, training: bool) -> Iterator[None]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
+
+
+@contextmanager
+def undisturbed_random_numbers(seed: int = 0) -> Iterator[None]:
+    """As :func:`fixed_random_numbers`, for Python's and numpy's generators as well, from which data may draw."""
+    kept = random.getstate()
+    numpy = sys.modules.get("numpy")
+    of_numpy = None if numpy is None else numpy.random.get_state()
+    try:
+        with fixed_random_numbers(seed):
+            random.seed(seed)
+            if numpy is not None:
+                numpy.random.seed(seed)
+            yield
+    finally:
+        random.setstate(kept)
+        if numpy is not None:
+            numpy.random.set_state(of_numpy)

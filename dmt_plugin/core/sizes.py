@@ -28,3 +28,24 @@ def say_bytes(count: float) -> str:
         if count >= _UNITS[unit]:
             return f"{count / _UNITS[unit]:.1f} {unit}"
     return f"{count:g} B"
+
+
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(bit|B)/s")
+_BY_PREFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second that a text such as ``"100 Mbit/s"`` or ``"25 GB/s"`` means.
+
+    Raises:
+        ValueError: it means none.
+    """
+    found = _RATE.fullmatch(text.strip())
+    if found is None or not float(found[1]):
+        raise ValueError(f'found "{text}", expected a rate such as "100 Mbit/s" or "25 GB/s"')
+    return float(found[1]) * _BY_PREFIX[found[2]] / (8 if found[3] == "bit" else 1)
+
+
+def say_rate(bytes_per_s: float) -> str:
+    """Bytes per second for a person."""
+    return f"{bytes_per_s / 1e9:,.2f} GB/s" if bytes_per_s >= 1e8 else f"{bytes_per_s / 1e6:,.2f} MB/s"

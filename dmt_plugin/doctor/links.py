@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dmt_plugin.core.sizes import say_rate
 from dmt_plugin.doctor.check import Finding
 from dmt_plugin.topology.groups import RankGroups
 
@@ -142,8 +143,8 @@ def judged(kinds: Mapping[str, Kind | None]) -> Finding:
             "slowest_pair": [pair.source, pair.target],
         }
         words.append(
-            f"{where}: {kind.latency_s * 1e6:,.0f} us, {rate(kind.median)} per rank with all links busy "
-            f"(slowest {pair.source} -> {pair.target}: {rate(pair.bytes_per_s)})"
+            f"{where}: {kind.latency_s * 1e6:,.0f} us, {say_rate(kind.median)} per rank with all links busy "
+            f"(slowest {pair.source} -> {pair.target}: {say_rate(pair.bytes_per_s)})"
         )
         if pair.bytes_per_s < SLOW * kind.median:
             slow.append(f"the link from rank {pair.source} to rank {pair.target} {where}")
@@ -167,8 +168,3 @@ def judged(kinds: Mapping[str, Kind | None]) -> Finding:
             data,
         )
     return Finding(found, data=data)
-
-
-def rate(bytes_per_s: float) -> str:
-    """Bytes per second for a person."""
-    return f"{bytes_per_s / 1e9:,.2f} GB/s" if bytes_per_s >= 1e8 else f"{bytes_per_s / 1e6:,.2f} MB/s"

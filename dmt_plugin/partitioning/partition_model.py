@@ -27,6 +27,7 @@ from dmt_plugin.partitioner.cosine import CosineAccumulator
 from dmt_plugin.partitioner.information import ValueSample, mutual_information
 from dmt_plugin.partitioning.feature_rows import FeatureRows
 from dmt_plugin.partitioning.short_training import Loss, mean_loss, warm_up
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.topology.shape import Topology
 
 
@@ -118,7 +119,12 @@ def choose_by_training(
 
 
 def with_partition(
-    model: nn.Module, example: Any, config: DMTConfig, partition: Partition, topology: Topology | None = None
+    model: nn.Module,
+    example: Any,
+    config: DMTConfig,
+    partition: Partition,
+    topology: Topology | None = None,
+    row_shares: RowShares | None = None,
 ) -> TowerModel:
     """Transforms a model with a partition that was made before.
 
@@ -128,20 +134,25 @@ def with_partition(
         config: the ``"dmt"`` section; its ``partition`` does not count, its number of towers follows.
         partition: the towers.
         topology: hosts and lanes that the plan is for; by default as in ``transform``.
+        row_shares: distinct rows that were counted.
     """
     towers = config.towers.model_copy(update={"count": len(partition.towers)})
-    return transform(model, example, config.model_copy(update={"towers": towers}), topology, partition=partition)
+    settings = config.model_copy(update={"towers": towers})
+    return transform(model, example, settings, topology, partition=partition, row_shares=row_shares)
 
 
-def plan_data(partition: Partition, model: str) -> dict[str, Any]:
+def plan_data(partition: Partition, model: str, row_shares: RowShares | None = None) -> dict[str, Any]:
     """A partition as a file for ``dmt.partition.file``.
 
     Args:
         partition: the towers.
         model: fingerprint of the model they are for, ``""`` for any.
+        row_shares: distinct rows that were counted.
     """
+    counted = {} if row_shares is None else {"row_shares": row_shares.to_dict()}
     return {
         "towers": [list(names) for names in partition.towers],
         "model": model,
         "provenance": dict(partition.provenance),
+        **counted,
     }

@@ -154,6 +154,11 @@ class TowerPlan:
         """How a table is placed."""
         return self._shards_by_table[table][0].kind
 
+    def only_once(self, table: str) -> bool:
+        """Whether a table is where only rows that travel once may be."""
+        split = self.table_splits.get(table)
+        return table in self.table_hosts or (split is not None and not split.is_plain)
+
     def lanes_of(self, table: str) -> tuple[int, ...]:
         """Lanes that hold a shard of a table, on whichever host, rising."""
         return tuple(sorted({shard.lane for shard in self._shards_by_table[table]}))
@@ -303,7 +308,7 @@ class TowerPlan:
 
         Tables that are elsewhere than on their tower's host, or in rows by modulo, are whole on a lane there.
         """
-        special = {name: split.ranges[0].lane for name, split in self.table_splits.items() if not split.is_plain}
+        special = {n: split.ranges[0].lane for n, split in self.table_splits.items() if self.only_once(n)}
         splits = {name: split for name, split in self.table_splits.items() if name not in special}
         lanes = {**self.table_lanes, **special}
         return dataclasses.replace(self, table_lanes=lanes, table_splits=splits, table_hosts={})

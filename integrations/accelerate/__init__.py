@@ -39,7 +39,9 @@ SECTION = "dmt"
 
 
 @contextmanager
-def towers(*, example_batch: Any = None, weights: Any = None, table_init: Any = None) -> Iterator[None]:
+def towers(
+    *, example_batch: Any = None, weights: Any = None, table_init: Any = None, shares_from: Any = None
+) -> Iterator[None]:
     """Let what Accelerate prepares in the ``with`` block become a tower-decomposed model.
 
     ::
@@ -57,6 +59,7 @@ def towers(*, example_batch: Any = None, weights: Any = None, table_init: Any = 
             ``dmt.transform.example_batch`` names one.
         weights: What tables start from, see :func:`dmt_plugin.initialize`.
         table_init: Makes rows of tables that are on meta, see there.
+        shares_from: Batches to count distinct rows on, see there.
 
     Raises:
         DMTError: Accelerate is not installed, or has no longer what is needed here.
@@ -66,7 +69,7 @@ def towers(*, example_batch: Any = None, weights: Any = None, table_init: Any = 
     stock_initialize, stock_fill = deepspeed.initialize, plugin.fill_match
 
     def with_example(*args: Any, **kwargs: Any) -> Any:
-        own = {"example_batch": example_batch, "weights": weights, "table_init": table_init}
+        own = {"example_batch": example_batch, "weights": weights, "table_init": table_init, "shares_from": shares_from}
         results = initialize(*args, **{**own, **kwargs})
         _say_uncounted_ranks()
         return results

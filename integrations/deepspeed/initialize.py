@@ -52,6 +52,9 @@ from dmt_plugin.integrations.deepspeed.engine.engine import DMTEngine
 from dmt_plugin.integrations.deepspeed.engine.state import DMTState
 from dmt_plugin.integrations.deepspeed.memory_need import check_need
 from dmt_plugin.integrations.deepspeed.observer import observer_of
+from dmt_plugin.integrations.deepspeed.row_shares import agreed_link, agreed_shares, check_same_rows
+from dmt_plugin.integrations.deepspeed.share_watch import ShareWatch
+from dmt_plugin.integrations.deepspeed.summary import summary
 from dmt_plugin.integrations.deepspeed.table_start import agree, find_start, values_of
 from dmt_plugin.integrations.deepspeed.tower_shell import wrap_towers
 from dmt_plugin.integrations.deepspeed.weight_sync import sync_feature_layers, sync_tables
@@ -87,6 +90,7 @@ class OwnArguments:
     example_batch: Any = None
     weights: Any = None
     table_init: Any = None
+    shares_from: Any = None
 
 
 def initialize(
@@ -107,6 +111,7 @@ def initialize(
     example_batch: Any = None,
     weights: Any = None,
     table_init: Any = None,
+    shares_from: Any = None,
 ) -> tuple[Any, Any, Any, Any]:
     """``deepspeed.initialize`` for a model that becomes a tower-decomposed one.
 
@@ -138,6 +143,9 @@ def initialize(
             is used.
         table_init: Makes rows of tables that are on meta, in place of ``dmt.lookup.table_init``: a function ``(name,
             first_row, shape, generator)`` that returns a tensor of that shape.
+        shares_from: Batches to count distinct rows on before the run (``"dedup": "auto"``), in place of
+            ``training_data``: a list, a loader, or a function or ``"file.py:factory"`` that returns them. The first
+            rank that has some counts.
 
     Returns:
         Engine, optimizer, data loader, learning-rate scheduler.
@@ -171,7 +179,7 @@ def initialize(
     towers = None if ds_config is None else read_dmt_config(ds_config, _name_of(source))
     if ds_config is None or towers is None:
         return private.stock_initialize(**options)
-    own = OwnArguments(example_batch, weights, table_init)
+    own = OwnArguments(example_batch, weights, table_init, shares_from)
     return _initialize_towers(Call(options, DeepSpeedSettings(ds_config)), towers, own)
 
 
@@ -217,12 +225,20 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
             collate_fn=options["collate_fn"],
         )
         flat = read_parameters(model, to_optimize(options))
+    config = agreed_link(config, groups)
+    counted = agreed_shares(
+        model, example, config, call.settings, groups, shares_from=own.shares_from,
+        training_data=options["training_data"], collate_fn=options["collate_fn"],
+    )  # fmt: skip
+    with together(groups, "building its part of the model"):
         config = config.model_copy(update={"lookup": trained(config.lookup, options["optimizer"], call.settings, flat)})
-        graph = place_graph(transform(model, example, config, resolved.topology), config, resolved.topology, rank)
+        logical = transform(model, example, config, resolved.topology, row_shares=counted.shares)
+        graph = place_graph(logical, config, resolved.topology, rank)
         config.lookup.check_names([(table.name, table.parameter) for table in graph.plan.tables])
         config.lookup.check_types([(table.name, table.parameter, table.dtype) for table in graph.plan.tables])
         samples = batch_size_of(graph.logical.binder.inputs(example.args, example.kwargs)) or 1
     check_same_plan(groups, graph.plan.fingerprint)
+    check_same_rows(groups, graph.placement)
     need = check_need(graph, config, call.settings, samples, groups)
     with together(groups, "finding what its tables start from"):
         share = (rank, resolved.topology.world_size)
@@ -240,7 +256,7 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
     del found, start
     with together(groups, "letting the tables of the flat model go"):
         let_go(placed, model)
-    for line in (*summary(placed, resolved.source), *lines):
+    for line in (*summary(placed, resolved.source, counted.why), *lines):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
     with private.limited_waits(config.comm.timeout_s):
         results = launch(placed, call, config, groups, resolved.source, flat)
@@ -248,27 +264,6 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
         with together(groups, "making room for the snapshots of asynchronous saves"):
             results[0].behind.prepare(need.ranks[rank].snapshot)
     return results
-
-
-def summary(placed: PlacedModel, source: str) -> list[str]:
-    """What a user should see of the run: topology and its source, towers, repaired layers, findings.
-
-    Args:
-        placed: This rank's model.
-        source: Where the topology was read.
-    """
-    plan, topology, logical = placed.plan, placed.topology, placed.logical
-    module = plan.module
-    towers = "no tower modules" if logical.semantic_preserving else f"tower module {module.kind}, width {module.dim}"
-    sizes = "+".join(str(len(names)) for names in plan.towers)
-    return [
-        f"dmt: {topology.hosts} host(s) x {topology.ranks_per_host} rank(s), from {source}",
-        f"dmt: {len(plan.towers)} tower(s) of {sizes} features, {towers}, route {placed.placement.route}, "
-        f"plan {plan.fingerprint}",
-        *([f"dmt: {placed.placement.once}"] if placed.placement.once else []),
-        *(f"dmt: {repair.target}: {repair.what}" for repair in logical.repairs),
-        *(f"dmt: {finding}" for finding in logical.findings),
-    ]
 
 
 def launch(
@@ -319,6 +314,10 @@ def launch(
     facts = _facts(groups, named, towers, parameters)
     guards.check_ranks(gather(groups, facts), call.settings)
 
+    watch = None
+    if placed.placement.groups:
+        watch = ShareWatch(placed.plan, placed.placement, placed.lookup, speaks=rank == 0)
+        resources.callback(watch.close)
     state = DMTState(
         config=config,
         plan=placed.plan,
@@ -331,6 +330,7 @@ def launch(
         placed=placed,
         resources=resources,
         group_positions=positions_of(parameters),
+        share_watch=watch,
     )
     options = _options_for(call, placed, parameters, any_towers)
     if is_built(options["optimizer"]):

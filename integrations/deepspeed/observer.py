@@ -251,6 +251,8 @@ class Observer:
         towers: dict[str, float] = defaultdict(float)
         for table, ids in sums.ids.items():
             towers[str(_tower_of(self._plan, table))] += ids / sums.steps
+        watch = engine.dmt.share_watch
+        distinct = {} if watch is None else watch.take()
         return {
             "step": engine.global_steps,
             "samples": engine.global_samples,
@@ -261,6 +263,9 @@ class Observer:
             "exchanges": exchanges,
             "tower_ids": dict(towers),
             "table_ids": {table: ids / sums.steps for table, ids in sums.ids.items()},
+            "distinct": {
+                name: {key: n / sums.steps for key, n in vars(found).items()} for name, found in distinct.items()
+            },
         }
 
 

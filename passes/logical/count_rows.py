@@ -24,7 +24,7 @@ class CountRows(GraphPass):
     """See the module's docstring."""
 
     name = "count_rows"
-    contract = Contract(provides=frozenset({"row_shares"}), requires=frozenset({"lookups"}))
+    contract = Contract(provides=frozenset({"row_shares"}), requires=frozenset({"lookups", "groups"}))
 
     def run(self, ctx: PassContext) -> PassResult:
         """Fills ``ctx.row_shares``."""

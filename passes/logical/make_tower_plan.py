@@ -117,7 +117,7 @@ def _rows_once(ctx: PassContext, features: Sequence[FeatureSpec]) -> dict[str, f
     alone = [(feature.name,) for feature in features]
     towers = planned_towers(ctx, alone, lambda group, tower: module, lambda table: asked_by_columns(ctx.config, table))
     rows = rows_per_sample(ctx)
-    return {table: rows[table] for table in travelling_once(ctx.config, ctx.facts.lookups, towers) if table in rows}
+    return {table: rows[table] for table in travelling_once(ctx, towers).towers if table in rows}
 
 
 def _check_placement(ctx: PassContext) -> None:
@@ -131,7 +131,7 @@ def _check_placement(ctx: PassContext) -> None:
         lambda group, tower: plan.module_of(specs[group.name], tower),
         lambda table: plan.kind_of(table) == "column_wise",
     )
-    check_placement(ctx, travelling_once(ctx.config, ctx.facts.lookups, towers))
+    check_placement(ctx, travelling_once(ctx, towers).towers)
 
 
 def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:

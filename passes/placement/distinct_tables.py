@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from dmt_plugin.nn.lookup.stacks import Stack
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
-from dmt_plugin.passes.placement.travels_once import check_asked, one_row, travelling_once
+from dmt_plugin.passes.placement.dedup_choice import choices_in_words
+from dmt_plugin.passes.placement.travels_once import TravelsOnce, one_row
 from dmt_plugin.plan.tables import TableShard, check_on_host
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
@@ -76,33 +77,24 @@ def tower_reads(ctx: PassContext) -> list[TowerReads]:
     return found
 
 
-def distinct_tables(ctx: PassContext, towers: Sequence[TowerReads]) -> dict[str, TowerReads | None]:
-    """The tables whose rows travel once, each with the tower module that its rows go through, if any.
-
-    Args:
-        ctx: the model and the configuration.
-        towers: what tower modules read.
-
-    Raises:
-        ConfigError: a feature is asked for by name, and cannot travel so; or there is no such feature.
-    """
-    chosen = travelling_once(ctx.config, ctx.facts.lookups, towers)
-    check_asked(ctx.config, ctx.facts.lookups, chosen)
-    return chosen
-
-
-def once_in_words(ctx: PassContext, chosen: Collection[str]) -> str:
-    """Which tables' rows travel once; empty where nobody asked for it."""
+def once_in_words(ctx: PassContext, once: TravelsOnce[TowerReads]) -> str:
+    """Which rows travel once, and why; empty where nobody asked for it, or none would cross."""
     comm, plan = ctx.config.comm, ctx.plan
     assert plan is not None
-    if not any(comm.travels_once(feature.name) for feature in plan.features):
+    asked = {comm.dedup_of(feature.name) for feature in plan.features}
+    if "auto" in asked and comm.may_travel_once(ctx.topology.hosts, ctx.topology.world_size):
+        if not once.choices:
+            return "comm.dedup auto: off: tower modules read all rows by sample"
+        return choices_in_words(once.choices, once.rule)
+    if "on" not in asked:
         return ""
-    if not chosen:
+    if not once.towers:
         return "dmt.comm.dedup is on, but no table's rows can travel once: tower modules read them by sample"
-    rest = sorted({table.name for table in plan.tables} - set(chosen))
+    rest = sorted({table.name for table in plan.tables} - set(once.towers))
     shown = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
     by = "rank" if comm.route == "flat" else "host"
-    return f"rows of {len(chosen)} table(s) travel once per {by}" + (f"; by sample those of {shown}" if rest else "")
+    others = f"; by sample those of {shown}" if rest else ""
+    return f"rows of {len(once.towers)} table(s) travel once per {by}{others}"
 
 
 @dataclass(frozen=True)

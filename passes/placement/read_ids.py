@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -82,9 +82,14 @@ def count_shares(
     reads = IdReads.of(lookups)
     counter = RowCounter(reads.reads, data.samples, lanes)
     until = time.monotonic() + data.seconds
-    ids = _read(gm, binder, lookups, reads, _until(data.batches(), until))
-    for of_lanes in islice(cut_into_steps(ids, data.samples, lanes), data.steps):
-        counter.add([checked_streams(reads.slots, own, lane, counter.steps) for lane, own in enumerate(of_lanes)])
+    calls = iter(data.batches())
+    try:
+        ids = _read(gm, binder, lookups, reads, _until(calls, until))
+        for of_lanes in islice(cut_into_steps(ids, data.samples, lanes), data.steps):
+            counter.add([checked_streams(reads.slots, own, lane, counter.steps) for lane, own in enumerate(of_lanes)])
+    finally:
+        if isinstance(calls, Generator):
+            calls.close()  # now, not when it is collected: it puts back what it found
     return counter.result(data.source) if counter.steps else None
 
 

@@ -63,6 +63,11 @@ def _sent_value(lookup: Lookup, region: Region | None, whole: bool) -> SentValue
     return SentValue(lookup, lookup.node, lookup.width)
 
 
+def width_by_sample(ctx: PassContext, lookup: Lookup) -> int:
+    """Entries per sample that the owner of a lookup's table sends, if it holds all of it."""
+    return _sent_value(lookup, ctx.facts.regions.get(lookup.node), whole=True).width
+
+
 @graph_function
 def slot_ids(routed: Any, slot: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The ids of one slot as the model has them.

@@ -72,7 +72,7 @@ def place(
     for name in config.overrides:
         if name not in names:
             raise ConfigError(f"dmt.placement.overrides.{name}: {one_of(name, names)}.")
-    once = travelling_once(ctx.config, ctx.facts.lookups, towers)
+    once = travelling_once(ctx, towers).towers
     uses = counted(ctx, uses_of(ctx, tables), once)
     rules = PlacementRules(config.strategy, config.memory_limit, config.split_gain, config.overrides)
     host_of = {x.table: host_of_feature[x.feature] for x in ctx.facts.lookups}

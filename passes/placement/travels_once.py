@@ -1,7 +1,8 @@
 """Which tables' rows travel once: one decision, asked for when tables are placed and when a rank's graph is made.
 
-1. ``dmt.comm.dedup`` says it for all features, ``dmt.comm.dedup_features`` for some by name or pattern. A table follows
-   if all features that read it do, and none pools it by maximum: there gradients go to single entries of single rows.
+1. ``dmt.comm.dedup`` says it for all features, ``dmt.comm.dedup_features`` for some by name or pattern; what these
+   leave open is decided by counts (:mod:`.dedup_choice`). A table follows if all features that read it do, and none
+   pools it by maximum: there gradients go to single entries of single rows.
 2. On the hierarchical route tower modules run before rows cross hosts. One that works on each feature by itself is a
    function of the row, where a feature has one id per sample: it runs on the distinct rows at their owner, and what
    travels is its output. So either all features of such a tower travel once, or none; they stay on its host.
@@ -18,7 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import fx
 
@@ -27,6 +28,9 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup, StreamGroup
+from dmt_plugin.passes.placement.dedup_choice import DedupRule
+from dmt_plugin.passes.placement.sent_values import width_by_sample
+from dmt_plugin.passes.rank_facts import DedupChoice
 from dmt_plugin.plan.tower_plan import TowerModuleSpec
 
 
@@ -94,27 +98,63 @@ def planned_towers(
     return found
 
 
-def travelling_once(config: DMTConfig, lookups: Sequence[Lookup], towers: Sequence[Tower]) -> dict[str, Tower | None]:
-    """The tables whose rows travel once, by name, each with the tower module that its rows go through, if any.
+@dataclass(frozen=True)
+class TravelsOnce(Generic[Tower]):
+    """What travels once, and why.
+
+    Attributes:
+        towers: the tables whose rows travel once, by name, each with the tower module that its rows go through, if any.
+        choices: for everything whose rows could travel once.
+        rule: that made them.
+    """
+
+    towers: dict[str, Tower | None]
+    choices: tuple[DedupChoice, ...]
+    rule: DedupRule
+
+
+def travelling_once(ctx: PassContext, towers: Sequence[Tower]) -> TravelsOnce[Tower]:
+    """Decides which tables' rows travel once.
 
     Args:
-        config: the ``"dmt"`` section.
-        lookups: all of the model.
+        ctx: the model, what was counted, and the plan, if it is there already.
         towers: its tower modules.
+
+    Raises:
+        ConfigError: ``dmt.comm.link`` cannot be read.
     """
-    in_the_way = [] if config.comm.route == "flat" else towers
-    tower_of = {node: tower for tower in in_the_way for node in tower.lookups}
+    config, lookups = ctx.config, ctx.facts.lookups
+    able = _able(config, lookups, [] if config.comm.route == "flat" else towers)
+    shares = ctx.row_shares or (ctx.plan.row_shares if ctx.plan is not None else None)
+    rule = DedupRule(config.comm, ctx.topology, shares)
+    widths = {lookup.node.name: width_by_sample(ctx, lookup) for lookup in lookups}
+    together: dict[str | int, list[str]] = defaultdict(list)
+    for table, tower in able.items():
+        together[table if tower is None else id(tower)].append(table)
+    choices = []
+    for tables in together.values():
+        tower = able[tables[0]]
+        own = [x for x in lookups if x.table in tables]
+        bound = ctx.plan is not None and any(map(ctx.plan.only_once, tables))
+        choices.append(rule.choose(own, widths, 0 if tower is None else tower.width, bound))
+    on = {table for choice in choices if choice.on for table in choice.tables}
+    return TravelsOnce({table: tower for table, tower in able.items() if table in on}, tuple(choices), rule)
+
+
+def _able(config: DMTConfig, lookups: Sequence[Lookup], towers: Sequence[Tower]) -> dict[str, Tower | None]:
+    """The tables whose rows can travel once, and need not keep their way."""
+    tower_of = {node: tower for tower in towers for node in tower.lookups}
     by_table: dict[str, list[Lookup]] = defaultdict(list)
     for lookup in lookups:
         by_table[lookup.table].append(lookup)
-    chosen: dict[str, Tower | None] = {}
+    able: dict[str, Tower | None] = {}
     for table, own in by_table.items():
         numbers = {id(tower_of.get(lookup.node)): tower_of.get(lookup.node) for lookup in own}
-        wanted = all(config.comm.travels_once(x.feature) and x.pooling != "max" for x in own)
+        wanted = all(config.comm.dedup_of(x.feature) != "off" and x.pooling != "max" for x in own)
         if wanted and len(numbers) == 1:
-            chosen[table] = next(iter(numbers.values()))
-    _all_or_none(chosen, lookups, in_the_way)
-    return chosen
+            able[table] = next(iter(numbers.values()))
+    _all_or_none(able, lookups, towers)
+    return able
 
 
 def check_asked(config: DMTConfig, lookups: Sequence[Lookup], chosen: Collection[str]) -> None:

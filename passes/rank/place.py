@@ -35,11 +35,12 @@ from dmt_plugin.fxtools.order import drop_unused, sort_nodes
 from dmt_plugin.nn.graph_ops import pack_streams, side_by_side, split_columns
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, Region
-from dmt_plugin.passes.placement.distinct_tables import TowerReads, distinct_tables, once_in_words, tower_reads
+from dmt_plugin.passes.placement.distinct_tables import TowerReads, once_in_words, tower_reads
 from dmt_plugin.passes.placement.sent_values import SentValue, copied_region, sent_values_of, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
 from dmt_plugin.passes.placement.table_placement import lane_loads
 from dmt_plugin.passes.placement.table_shards import SentShard, arrived_columns, rows_widths, shards_by_rank
+from dmt_plugin.passes.placement.travels_once import check_asked, travelling_once
 from dmt_plugin.passes.rank.distinct_rows import add_distinct_rows
 from dmt_plugin.passes.rank_facts import RowTower, SentColumn
 
@@ -91,8 +92,10 @@ class _Rewrite:
         self.region_of = {region.stream: region for region in ctx.facts.regions.values()}
         self.placement.route = ctx.config.comm.route
         self.towers = tower_reads(ctx)
-        once = distinct_tables(ctx, self.towers)
-        self.placement.once = once_in_words(ctx, once)
+        found = travelling_once(ctx, self.towers)
+        once = found.towers
+        check_asked(ctx.config, ctx.facts.lookups, once)
+        self.placement.once, self.placement.choices = once_in_words(ctx, found), found.choices
         self.values = [value for value in values if value.lookup.table not in once]
         self.shards = shards_by_rank(self.values, self.plan, self.topology)
         ctx.gm.add_submodule(LOOKUP, nn.Identity())  # replaced by the sharded lookup

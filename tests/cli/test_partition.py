@@ -66,6 +66,20 @@ def run(*options: str) -> str:
     return result.output
 
 
+def test_distinct_rows_are_counted_where_the_batch_is_known(project: Path) -> None:
+    options = ("--strategy", "strided", "-o", "plan.json")
+    assert "distinct rows: not counted" in run(*options)
+    assert "row_shares" not in json.loads((project / "plan.json").read_text())
+    said = run(*options, "--batch-size", "8", "--ranks-per-host", "2")
+    counted = json.loads((project / "plan.json").read_text())["row_shares"]
+    assert "distinct rows: of 8 step(s) of 2 x 8 samples" in said
+    assert (counted["source"], counted["samples"], counted["lanes"]) == ("shop.py:batches", 8, 2)
+    assert all(0.3 < f["host"] < f["rank"] < 1 for f in counted["features"])
+    run("--strategy", "strided", "-o", "plan.json", "--batch-size", "8", "--topology", "3x1")
+    assert json.loads((project / "plan.json").read_text())["row_shares"]["lanes"] == 1
+    assert "fewer than 400 samples" in run(*options, "--batch-size", "400")
+
+
 def test_from_warm_up_to_a_transformed_model(project: Path) -> None:
     text = run(
         "--warm-up", "5", "--loss", "logits", "-o", "plan.json", "--save-affinity", "a.npz", "--report", "out",

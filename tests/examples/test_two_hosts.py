@@ -114,7 +114,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.launcher
-def test_the_script_trains_and_its_counted_bytes_are_those_of_the_formula(
+def test_the_script_trains_and_rows_that_repeat_cross_once(
     tmp_path: Path, data: flights.Flights, data_file: Path
 ) -> None:
     (tmp_path / "flights.npz").symlink_to(data_file)
@@ -124,7 +124,9 @@ def test_the_script_trains_and_its_counted_bytes_are_those_of_the_formula(
     assert metrics["steps"] == 3 and metrics["samples"] == 3 * metrics["world"] * metrics["batch_per_rank"]
     # Towers of 11 and 10 features, 8 numbers of 4 bytes each; every second sample is on the tower's own host.
     per_way = (11 + 10) * 8 * 4 / 2
-    assert figures["exchange_bytes_per_sample"]["embeddings"] == per_way
-    assert figures["exchange_bytes_per_sample"]["gradients"] == per_way
+    # But of what the other host needs, rows that several of its samples have in common cross once.
+    found = figures["exchange_bytes_per_sample"]
+    assert 0.1 * per_way < found["embeddings"] < 0.5 * per_way
+    assert found["gradients"] == found["embeddings"]
     assert 0.0 < metrics["auc"] < 1.0 and metrics["samples_per_s"] > 0.0
     assert figures["table_params"] == 16 * sum(data.table_sizes)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.config.section import CommConfig, DMTConfig
 from dmt_plugin.core.errors import ConfigError, PlanError, TransformError
 from dmt_plugin.model.placed import place
 from dmt_plugin.nn.graph_ops import graph_function
@@ -339,7 +339,8 @@ def test_rows_by_modulo_or_on_another_host_are_refused_where_ranks_are_filled(tm
     logical = towered(Flat(cat), (ids(4, 5),), "1x2", config)
     assert logical.plan.shard("tables.1[rows 1:10:2]").step == 2
     with pytest.raises(PlanError, match=r"tables\.1\[rows 0:9:2\] 2 rows apart.* do not: set dmt.comm.dedup to"):
-        place(logical, config, Topology(1, 2), 0)
+        place(logical, config.model_copy(update={"comm": CommConfig(dedup="off")}), Topology(1, 2), 0)
+    assert place(logical, config, Topology(1, 2), 0).placement.groups, '"auto": the plan was made for it'
 
 
 def test_overrides_name_tables_of_the_model_and_memory_suffices() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dmt_plugin.core.findings import Finding
 from dmt_plugin.passes.base import PassResult
-from dmt_plugin.plan.row_shares import FeatureShare
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.gradient_cost import GradientSums
@@ -31,7 +31,7 @@ _ORDER_OF_REFUSED = (
     "plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed", "refused",
     "towers", "groups", "tower_modules", "findings", "repairs", "new_parameters", "passes", "lanes", "collectives",
     "sent_by_host", "nodes_after", "graphs_by_host", "topology", "rank", "batch_size", "route", "graph_before",
-    "nodes_before", "memory", "frozen", "distinct_rows",
+    "nodes_before", "memory", "frozen", "distinct_rows", "dedup",
 )  # fmt: skip
 
 
@@ -120,24 +120,45 @@ class Frozen:
 
 
 @dataclass(frozen=True)
+class FeatureRows:
+    """A feature's distinct rows, and how its rows travel.
+
+    Attributes:
+        feature: its name.
+        ids: per sample, on average.
+        rank: distinct rows of a rank's batch, per id.
+        host: distinct rows of all batches of a host, per id.
+        way: how they travel as it is configured: "once", "by sample", or "once, of some tables".
+    """
+
+    feature: str
+    ids: float
+    rank: float
+    host: float
+    way: str
+
+
+@dataclass(frozen=True)
 class DistinctRows:
     """How many rows of real batches are distinct, and what that makes of the bytes of a step.
 
     Attributes:
         samples: per rank and step.
         steps: how many were counted.
-        features: those whose rows can travel once.
+        features: all of the model.
         by_sample: bytes that the explained rank sends in a step without ``comm.dedup``: to other hosts, and inside the
             host.
         once: the same with it.
-        on: whether the configuration has it on.
+        shares: all that was counted.
+        on: whether any row travels once as it is configured; ``once`` is then as configured, else for all that can.
     """
 
     samples: int
     steps: int
-    features: list[FeatureShare]
+    features: list[FeatureRows]
     by_sample: tuple[int, int]
     once: tuple[int, int]
+    shares: RowShares
     on: bool
 
 
@@ -165,6 +186,7 @@ class Explanation:
         memory: what every rank and host needs for training.
         frozen: tables that are not trained, and what that saves; None where there are none.
         distinct_rows: what was counted on data; None without any.
+        dedup: whose rows travel once, and why, for people; empty where nobody asked for it.
     """
 
     refused: str | None
@@ -195,6 +217,7 @@ class Explanation:
     memory: MemoryNeed | None = None
     frozen: Frozen | None = None
     distinct_rows: DistinctRows | None = None
+    dedup: str = ""
 
     @property
     def bytes_of_a_step(self) -> tuple[int, int]:

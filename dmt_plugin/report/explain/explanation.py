@@ -72,6 +72,7 @@ def explain(
     ds_config: Mapping[str, Any] | None = None,
     data: Iterable[Any] | None = None,
     data_steps: int = 20,
+    data_source: str = "the data",
 ) -> Explanation:
     """Explains the transformation of ``model``.
 
@@ -86,6 +87,7 @@ def explain(
             DeepSpeed's own defaults.
         data: batches to count distinct rows on; each as the model is called with it, labels behind it are left out.
         data_steps: the most steps of all ranks that are counted.
+        data_source: what the counts call the data.
 
     Returns:
         Plan, groups, findings, repairs, new parameters, passes, load by rank, collectives, graphs; of a model that
@@ -113,7 +115,7 @@ def explain(
     shares = None
     if data is not None:
         calls = _calls(data, model, samples * topology.world_size * data_steps)
-        to_count = DataToCount("--data", lambda: calls, samples, topology.hosts * data_steps)
+        to_count = DataToCount(data_source, lambda: calls, samples, topology.hosts * data_steps)
         shares = count_rows_of(model, example, to_count, topology.ranks_per_host)
     try:
         logical = transform(model, example, config, topology, row_shares=shares)
@@ -127,7 +129,7 @@ def explain(
     placed.placement.compute_in(TORCH_TYPES[DeepSpeedSettings(ds_config or {}).row_dtype(placed.plan.row_dtype)])
     sums = gradient_sums(ds_config or {}, config)
     memory = _memory(placed, config, DeepSpeedSettings(ds_config or {}), samples)
-    counted = None if data is None else count_of(logical, config, topology, samples, calls, data_steps)
+    counted = None if data is None else count_of(placed, config, samples, calls, data_steps)
     if counted is not None and shares is not None:
         before["distinct_rows"] = rows_once(placed, config, counted, shares)
     shown_data = describe(placed, samples, sums, config, counted.needs_of(placed) if counted is not None else None)
@@ -215,6 +217,7 @@ def describe(
         collectives=[*costs_of(placed, batch_size, needs=needs), *gradient_costs_of(placed, sums)],
         sent_by_host=sent_by_host(placed),
         gradient_sums=sums,
+        dedup=placed.placement.once,
         frozen=_frozen(placed, batch_size, config),
         graph_after=condensed(logical.__dict__["graph_module"], size),
         graph_placed=condensed(graph, size),

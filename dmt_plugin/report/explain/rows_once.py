@@ -8,15 +8,13 @@ from typing import Any
 
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.fxtools.names import REQUESTS
-from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph, place_graph
 from dmt_plugin.model.row_counts import CountedRows, count_rows
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.distinct_cost import Needs
-from dmt_plugin.report.explain.content import DistinctRows
+from dmt_plugin.report.explain.content import DistinctRows, FeatureRows
 from dmt_plugin.report.explain.costs import costs_of
-from dmt_plugin.topology.shape import Topology
 
 
 @dataclass(frozen=True)
@@ -25,8 +23,8 @@ class Counted:
 
     Attributes:
         rows: the counts.
-        config: of the model that was counted: with ``comm.dedup`` as it is, or on where it is off.
-        on: whether it is on as it is.
+        config: of the model that was counted: with ``comm.dedup`` as it is, or on where nothing travels once with it.
+        on: whether anything does as it is.
     """
 
     rows: CountedRows
@@ -38,15 +36,12 @@ class Counted:
         return self.rows.needs if self.on and placed.placement.groups else None
 
 
-def count_of(
-    logical: TowerModel, config: DMTConfig, topology: Topology, samples: int, data: Iterable[Any], steps: int
-) -> Counted | None:
-    """Counts the distinct rows of all features that travel once, or could.
+def count_of(placed: PlacedGraph, config: DMTConfig, samples: int, data: Iterable[Any], steps: int) -> Counted | None:
+    """Counts the distinct rows of all features that travel once; where none does, of those that could.
 
     Args:
-        logical: the tower model.
+        placed: a rank's graph.
         config: the ``"dmt"`` section.
-        topology: hosts and lanes.
         samples: per rank and step.
         data: batches.
         steps: the most that are counted.
@@ -54,9 +49,9 @@ def count_of(
     Returns:
         None where no feature can travel once.
     """
-    on = config.comm.dedup == "on" or "on" in config.comm.dedup_features.values()
+    on = bool(placed.placement.groups)
     counted = config if on else _with(config, "on")
-    graph = place_graph(logical, counted, topology, 0)
+    graph = place_graph(placed.logical, counted, placed.topology, 0)
     if REQUESTS not in graph.placement.exchanges:
         return None
     return Counted(count_rows(graph, data, samples, steps), counted, on)
@@ -67,14 +62,25 @@ def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: 
     logical, topology, rank, rows = placed.logical, placed.topology, placed.rank, counted.rows
     once = place_graph(logical, counted.config, topology, rank)
     by_sample = place_graph(logical.with_plan(logical.plan.by_sample()), _with(config, "off"), topology, rank)
+    tables = {table for choice in placed.placement.choices if choice.on for table in choice.tables}
+    tables_of = {feature.name: feature.tables for feature in placed.plan.features}
+    features = [
+        FeatureRows(f.feature, f.ids, f.rank, f.host, _way(tables, tables_of[f.feature])) for f in shares.features
+    ]
     return DistinctRows(
         rows.samples,
         rows.steps,
-        list(shares.features),
+        features,
         _sum(costs_of(by_sample, rows.samples)),
         _sum(costs_of(once, rows.samples, needs=rows.needs)),
+        shares,
         counted.on,
     )
+
+
+def _way(once: set[str], tables: Sequence[str]) -> str:
+    own = once.intersection(tables)
+    return "by sample" if not own else "once" if own == set(tables) else "once, of some tables"
 
 
 def _with(config: DMTConfig, dedup: str) -> DMTConfig:

@@ -146,6 +146,7 @@ def distinct_rows_table(data: Explanation) -> Table:
         Column("ids", "ids per sample", ".1f"),
         Column("rank", "distinct in a rank's batch", ".3f", "rows per id"),
         Column("host", "distinct in a host's batches", ".3f", "rows per id"),
+        Column("way", "rows travel"),
     ]
     found = data.distinct_rows
     if found is None:

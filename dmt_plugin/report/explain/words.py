@@ -105,13 +105,16 @@ def notes_on_exchanges(data: Explanation) -> list[str]:
     """What there is to know beside the list of exchanges."""
     sums = [data.gradient_sums.note] if data.gradient_sums else []
     uneven = uneven_hosts(data.sent_by_host)
-    return [*sums, *([uneven] if uneven else []), *([frozen_in_words(data.frozen)] if data.frozen else [])]
+    dedup = [f"{data.dedup}."] if data.dedup else []
+    return [*sums, *dedup, *([uneven] if uneven else []), *([frozen_in_words(data.frozen)] if data.frozen else [])]
 
 
 def notes_on_distinct_rows(found: DistinctRows) -> list[str]:
     """What was counted, and what it makes of the bytes of a step."""
     (away, near), (once_away, once_near) = found.by_sample, found.once
-    how = "is on" if found.on else 'is off: "dmt": {"comm": {"dedup": "on"}} switches it on'
+    how = 'is off here: "dmt": {"comm": {"dedup": "on"}} switches it on'
+    if found.on:
+        how = f"is on for {sum(f.way != 'by sample' for f in found.features)} of {len(found.features)} feature(s)"
     less = f", {away / once_away:.1f} times fewer" if 0 < once_away < away else ""
     return [
         f"Counted on {found.steps} step(s) with {found.samples} samples per rank; 1.000: every id is another row.",

@@ -36,6 +36,8 @@ def page_of(data: Mapping[str, Any], folder: str) -> html.Page:
         page.section("Exchanges", *_exchanges(data), tables.exchanges_table(data).to_html())
     page.section("Ranks", *_ranks(data), tables.ranks_table(data).to_html())
     page.section("Towers", *_towers(data), tables.towers_table(data).to_html())
+    if data["distinct"]:
+        page.section("Distinct rows", tables.distinct_table(data).to_html())
     page.section("Tables", html.details(f"{len(data['tables'])} tables", tables.tables_table(data).to_html()))
     return page
 

@@ -4,7 +4,8 @@
    left out where there are others: it holds the making of the engine and what warms up.
 2. ``parts``, ``exchanges`` and ``ranks`` compare the ranks. In a step all wait for the slowest: it is the one that
    waits least, for exchanges and in the sums of gradients, not the one whose step takes longest.
-3. ``towers`` and ``tables`` are sums over ranks: ids are counted where their rows are looked up.
+3. ``towers`` and ``tables`` are sums over ranks: ids are counted where their rows are looked up; ``distinct`` are means
+   over ranks.
 4. ``over_time`` has one entry for each step at which all ranks wrote a record.
 """
 
@@ -62,6 +63,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         "ranks": ranks,
         "towers": _towers(run),
         "tables": _tables(run),
+        "distinct": _distinct(run),
         "over_time": _over_time(run),
     }
 
@@ -189,6 +191,20 @@ def _tables(run: Run) -> list[dict[str, Any]]:
     whole = sum(float(entry["ids"]) for entry in found)
     found.sort(key=lambda entry: (-float(entry["ids"]), str(entry["table"])))
     return [{**entry, "share": float(entry["ids"]) / whole if whole else 0.0} for entry in found]
+
+
+def _distinct(run: Run) -> list[dict[str, Any]]:
+    """Of the groups of tables whose rows travel once, distinct rows per id: of a rank's batch, and of a host's."""
+    names = sorted({name for one in run.ranks.values() for record in one.warm for name in record.get("distinct", {})})
+    found = []
+    for name in names:
+
+        def of(key: str, name: str = name) -> float:
+            return sum(_over_ranks(run, lambda record: record.get("distinct", {}).get(name, {}).get(key, 0.0)).values())
+
+        ids = of("ids")
+        found.append({"group": name, "ids": ids, "rank": of("rank") / (ids or 1), "host": of("asked") / (ids or 1)})
+    return found
 
 
 def _over_time(run: Run) -> list[dict[str, Any]]:

@@ -127,6 +127,17 @@ def towers_table(data: Mapping[str, Any]) -> Table:
     return Table(columns, data["towers"])
 
 
+def distinct_table(data: Mapping[str, Any]) -> Table:
+    """Distinct rows of what travels once."""
+    columns = [
+        Column("group", "rows"),
+        Column("ids", "ids", ",.0f", "per step, all ranks"),
+        Column("rank", "distinct in a rank's batch", ".3f", "rows per id"),
+        Column("host", "distinct in a host's batches", ".3f", "rows per id"),
+    ]
+    return Table(columns, data["distinct"], ["Rows that travel by sample are not counted."])
+
+
 def tables_table(data: Mapping[str, Any], most: int | None = None) -> Table:
     """Ids by table."""
     columns = [

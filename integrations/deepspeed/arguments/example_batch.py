@@ -72,8 +72,14 @@ def find_example(
     return map_batch(value, model, source)
 
 
-def map_batch(value: Any, model: nn.Module, source: str) -> ExampleBatch:
+def map_batch(value: Any, model: nn.Module, source: str, what: str = "example batch") -> ExampleBatch:
     """Maps a batch to the arguments of ``model.forward`` and checks that they fit.
+
+    Args:
+        value: The batch.
+        model: The model.
+        source: Where it comes from, for messages.
+        what: What it is, for messages.
 
     Raises:
         ConfigError: Naming what was found and the signature it should fit.
@@ -85,12 +91,13 @@ def map_batch(value: Any, model: nn.Module, source: str) -> ExampleBatch:
     except (CaptureError, TypeError) as error:
         why = error.findings[0].reason if isinstance(error, CaptureError) else error
         raise ConfigError(
-            f"the example batch from {source} does not fit {type(model).__name__}.forward{signature}: {why}. "
+            f"the {what} from {source} does not fit {type(model).__name__}.forward{signature}: {why}. "
             f"Found {describe(value)}; expected a dict whose keys are parameters of forward, or a tuple or list that "
             "starts with its positional arguments, or its only argument. Wrap anything else in "
             "dmt_plugin.ExampleBatch(args, kwargs) and pass it as example_batch=."
         ) from error
-    _log_dropped(value, example, source)
+    if what == "example batch":
+        _log_dropped(value, example, source)
     return example
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from dmt_plugin.comm.wire.transport import Traffic, Transport
 from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.integrations.deepspeed.share_watch import ShareWatch
 from dmt_plugin.model.placed import PlacedModel
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.plan.tower_plan import TowerPlan
@@ -30,6 +31,7 @@ class DMTState:
         lookup: This rank's tables.
         placed: This rank's model; the engine's ``module``.
         group_positions: By number of a parameter group of the script's its number in the engine's optimizer.
+        share_watch: Counts the distinct rows of what travels once; None where nothing does.
         frozen: Tables that ``engine.freeze_tables`` has frozen.
         resources: Process groups, hooks and threads; what was taken last is given back first.
     """
@@ -44,6 +46,7 @@ class DMTState:
     lookup: ShardedLookup
     placed: PlacedModel
     group_positions: Mapping[int, int]
+    share_watch: ShareWatch | None = None
     frozen: frozenset[str] = frozenset()
     resources: ExitStack = field(default_factory=ExitStack, repr=False)
 

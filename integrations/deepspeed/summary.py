@@ -1,0 +1,28 @@
+"""The first lines of a run: what was made of the model, printed whatever the log level."""
+
+from __future__ import annotations
+
+from dmt_plugin.model.placed import PlacedModel
+
+
+def summary(placed: PlacedModel, source: str, uncounted: str = "") -> list[str]:
+    """What a user should see of the run: topology and its source, towers, repaired layers, findings.
+
+    Args:
+        placed: This rank's model.
+        source: Where the topology was read.
+        uncounted: Why nobody counted distinct rows, if nobody did.
+    """
+    plan, topology, logical = placed.plan, placed.topology, placed.logical
+    module = plan.module
+    towers = "no tower modules" if logical.semantic_preserving else f"tower module {module.kind}, width {module.dim}"
+    because = f" ({uncounted})" if uncounted else ""
+    sizes = "+".join(str(len(names)) for names in plan.towers)
+    return [
+        f"dmt: {topology.hosts} host(s) x {topology.ranks_per_host} rank(s), from {source}",
+        f"dmt: {len(plan.towers)} tower(s) of {sizes} features, {towers}, route {placed.placement.route}, "
+        f"plan {plan.fingerprint}",
+        *([f"dmt: {placed.placement.once}{because}"] if placed.placement.once else []),
+        *(f"dmt: {repair.target}: {repair.what}" for repair in logical.repairs),
+        *(f"dmt: {finding}" for finding in logical.findings),
+    ]
