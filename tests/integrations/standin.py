@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dmt_plugin.passes.rank_facts import Placement
+
 FEATURES, ROWS, DIM, DENSE = 4, 8, 4, 3
 TABLE_LR = 0.2
 
@@ -131,6 +133,7 @@ class Standin(nn.Module):
         self.own = own
         self.lookup = StandinLookup({f"tables.{f}": whole.tables[f].weight for f in own})
         self.exchanges: list[nn.Module] = []
+        self.placement = Placement()
         self.wire: Any = None
 
     prefetcher = None
