@@ -116,8 +116,8 @@ def choices_in_words(choices: Sequence[DedupChoice], rule: DedupRule) -> str:
         rule: that decided.
     """
     by, shares = "rank" if rule.flat else "host", rule.shares
-    on = [name for choice in choices if choice.on for name in choice.features]
-    off = [(name, choice.share) for choice in choices if not choice.on for name in choice.features]
+    on = list(dict.fromkeys(name for choice in choices if choice.on for name in choice.features))
+    off = [(name, choice.share) for choice in choices if not choice.on for name in choice.features if name not in on]
     said = f"rows of {len(on)} of {len(on) + len(off)} feature(s) travel once per {by}" if on else "off"
     if all(choice.by != "auto" for choice in choices):
         return said

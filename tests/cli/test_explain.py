@@ -303,3 +303,28 @@ def test_the_keys_are_those_of_the_page(project: Path) -> None:
     (project / "branch.py").write_text(branching)
     for model in ("net.py:build", "refused.py:build", "branch.py:build"):
         assert set(explained(model, None).as_dict()) == listed, model
+
+
+def test_counts_decide_and_are_saved(project: Path) -> None:
+    (project / "rows.py").write_text(
+        "import torch\n"
+        "def batches():\n"
+        "    ids = torch.arange(16).unsqueeze(1).expand(16, 5) * torch.tensor([1, 0, 0, 0, 0])\n"
+        "    return [(torch.randn(16, 3), ids.clone()) for _ in range(4)]\n"
+    )
+    command = ["explain", "--model", "net.py:build", "--config", "sptt.json", "--ranks-per-host", "2", "--json"]
+    options = ["--batch-size", "8", "--data", "rows.py:batches", "--save-shares", "out/shares.json"]
+    result = runner.invoke(app, [*command, *options])
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.output)
+    assert [f["way"] for f in data["distinct_rows"]["features"]] == ["by sample", *["once"] * 4]
+    assert "rows of 4 of 5 feature(s) travel once per host; by sample those of tables.0 (1.00)" in data["dedup"]
+    shares = json.loads((project / "out/shares.json").read_text())
+    assert shares == data["distinct_rows"]["shares"] and shares["source"] == "rows.py:batches"
+    again = {"dmt": {"towers": {"module": "none"}, "comm": {"dedup_shares": "out/shares.json"}}}
+    (project / "again.json").write_text(json.dumps(again))
+    told = explained("net.py:build", "again.json", ranks_per_host=2, batch_size=8)
+    assert told.dedup == data["dedup"] and told.plan is not None
+    assert told.plan.fingerprint == data["plan_fingerprint"]
+    result = runner.invoke(app, [*command, "--save-shares", "s.json"])
+    assert "--save-shares: no distinct rows were counted" in str(result.exception)
