@@ -4,7 +4,7 @@
    what it must not meet. :func:`validate` checks a whole list before anything runs.
 2. A pass works on a :class:`PassContext`: the graph, the facts that earlier passes found,
    the plan, and a list of coded findings. It returns how many places it matched and changed.
-3. After every pass the graph is linted and recompiled, and the counts are logged.
+3. After every pass the graph is linted and the counts are logged; the code of the graph is made once, after the last.
 
 A list of passes is data; nothing in it knows of process groups.
 """
@@ -215,7 +215,7 @@ def validate(passes: Sequence[GraphPass], holding: frozenset[str] = frozenset())
 
 
 def run_passes(passes: Sequence[GraphPass], ctx: PassContext) -> PassContext:
-    """Runs passes in order; lints and recompiles the graph after each.
+    """Runs passes in order; lints the graph after each, and recompiles it after the last.
 
     Raises:
         ValueError: the list breaks a contract.
@@ -226,7 +226,6 @@ def run_passes(passes: Sequence[GraphPass], ctx: PassContext) -> PassContext:
         before = len(ctx.gm.graph.nodes)
         result = step.run(ctx)
         ctx.gm.graph.lint()
-        ctx.gm.recompile()
         ctx.tags |= step.contract.provides
         ctx.results.append(result)
         logger.debug(
@@ -234,4 +233,5 @@ def run_passes(passes: Sequence[GraphPass], ctx: PassContext) -> PassContext:
             step.name, result.matched, result.changed, before, len(ctx.gm.graph.nodes), result.note,
         )  # fmt: skip
         ctx.stop_on_errors()
+    ctx.gm.recompile()
     return ctx

@@ -4,12 +4,15 @@
    emulated clusters, as each cluster sweeps away what dead owners left, and those that read the demo's data.
 2. Every other test is handed out by itself. What starts processes, or is otherwise slow, comes first, so that no worker
    is alone with it at the end.
-3. No test depends on either: each worker has folders, ports and a server for ranks of its own. Nor does one depend on
+3. What is there once the tests are found (torch, and modules that are never let go) is left alone by the garbage
+   collector: its walks over millions of such objects would be a tenth of a run.
+4. No test depends on either: each worker has folders, ports and a server for ranks of its own. Nor does one depend on
    how fast the machine is: examples of a property may take as long as they take.
 """
 
 from __future__ import annotations
 
+import gc
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,16 @@ TOGETHER = {"_able": "clusters", "cluster: Callable": "clusters", "flights.Fligh
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: next((n for n, name in enumerate(SLOW) if item.get_closest_marker(name)), len(SLOW)))
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

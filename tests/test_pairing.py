@@ -38,7 +38,9 @@ def installed(monkeypatch):
 
     monkeypatch.setattr(pairing.metadata, "version", version)
     monkeypatch.setattr(pairing.metadata, "requires", requires)
-    return versions
+    pairing.import_fbgemm.cache_clear()
+    yield versions
+    pairing.import_fbgemm.cache_clear()
 
 
 def test_this_machine_is_paired():

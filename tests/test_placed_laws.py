@@ -242,12 +242,15 @@ def launcher_env(topology: str, rank: int) -> dict[str, str]:
     }  # fmt: skip
 
 
+TOPOLOGIES = ("1x2", "2x1", "2x2")
+
+
 def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]]:
-    """Every model at every stage: on 2 x 2 in all variants, else in turn, so that all pairs are there."""
-    cases = []
+    """Every model at every stage and in every variant: on each topology a third that has all pairs; together all."""
+    cases, turn = [], TOPOLOGIES.index(topology)
     for (n, name), stage, (i, variant) in itertools.product(enumerate(names), (0, 1, 2), enumerate(VARIANTS)):
-        if topology == "2x2" or (n + stage + i) % 3 == 0:
-            backend = "torch" if (stage + i) % 3 == 0 else "fbgemm"
+        if (n + stage + i) % 3 == turn:
+            backend = "torch" if (stage + turn) % 3 == 0 else "fbgemm"
             cases.append((name, variant, stage, backend))
     cases += PLACEMENT_CASES if topology == "2x2" else ()
     cases += ONCE_CASES[topology]
@@ -257,7 +260,7 @@ def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("topology", ["2x2", "2x1", "1x2"])
+@pytest.mark.parametrize("topology", reversed(TOPOLOGIES))
 def test_ranks_compute_what_one_process_computes(topology: str) -> None:
     hosts, lanes = map(int, topology.split("x"))
     cases, env = cases_for(sorted(ZOO), topology), partial(launcher_env, topology)

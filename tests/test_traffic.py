@@ -14,6 +14,7 @@ from dmt_plugin.config.section import read_dmt_config
 from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.report.explain.explanation import costs_of
 from dmt_plugin.topology.shape import Topology
+from tests._util.pairs import pairwise
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.zoo.models import ZOO
 
@@ -41,22 +42,26 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("formats", FORMATS)
-@pytest.mark.parametrize("route", ["hierarchical", "flat"])
-@pytest.mark.parametrize("topology", ["2x2", "3x1", "1x2", "2x3"])
-@pytest.mark.parametrize("name", ["dlrm", "deepfm"])
-def test_counted_bytes_are_the_formula(name: str, topology: str, route: str, formats: str) -> None:
-    assert miscounted(name, topology, route, formats, "whole") == []
-
-
-@pytest.mark.parametrize("formats", FORMATS)
-@pytest.mark.parametrize("route", ["hierarchical", "flat"])
-@pytest.mark.parametrize("topology", ["2x2", "1x4", "2x3"])
-@pytest.mark.parametrize(
-    ("name", "placement"), [("dlrm", "rows"), ("dlrm", "columns"), ("dlrm", "mixed"), ("deepfm", "rows")]
+WAYS = [(route, formats) for route in ("hierarchical", "flat") for formats in FORMATS]
+WHOLE = pairwise({"name": ["dlrm", "deepfm"], "topology": ["2x2", "3x1", "1x2", "2x3"], "way": WAYS})
+DIVIDED = pairwise(
+    {
+        "tables": [("dlrm", "rows"), ("dlrm", "columns"), ("dlrm", "mixed"), ("deepfm", "rows")],
+        "topology": ["2x2", "1x4", "2x3"],
+        "way": WAYS,
+    }
 )
-def test_counted_bytes_with_divided_tables(name: str, placement: str, topology: str, route: str, formats: str) -> None:
-    assert miscounted(name, topology, route, formats, placement) == []
+"""Every route in every format; these with each model, placement and topology, and each two of those."""
+
+
+@pytest.mark.parametrize(("name", "topology", "way"), [tuple(case.values()) for case in WHOLE], ids=str)
+def test_counted_bytes_are_the_formula(name: str, topology: str, way: tuple[str, str]) -> None:
+    assert miscounted(name, topology, *way, "whole") == []
+
+
+@pytest.mark.parametrize(("tables", "topology", "way"), [tuple(case.values()) for case in DIVIDED], ids=str)
+def test_counted_bytes_with_divided_tables(tables: tuple[str, str], topology: str, way: tuple[str, str]) -> None:
+    assert miscounted(tables[0], topology, *way, tables[1]) == []
 
 
 FROZEN = {"some": (0, 2, 3, 5), "host 0": (0, 2, 4, 6), "all": range(99)}

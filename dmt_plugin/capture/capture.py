@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dmt_plugin.capture.adapters import adapted
+from dmt_plugin.capture.example_values import ExampleValues
 from dmt_plugin.capture.export_view import what_export_sees
 from dmt_plugin.capture.graph_model import GraphModel
 from dmt_plugin.capture.graph_state import graph_module_over
@@ -107,7 +108,8 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
         for count, difference in enumerate(dropouts):
             _replace_dropout(graph_module, difference.node, f"dmt_dropout_{count}")
         graph_module.graph.lint()
-        graph_module.recompile()
+        if dropouts:
+            graph_module.recompile()
         graph_module.train(followed.training)
     return CapturedModel(graph_module, binder, example, sizes[0], findings)
 
@@ -127,10 +129,11 @@ def _traces(
     """
     kept: frozenset[WrappedName] = frozenset()
     inside: BaseException | None = None
+    values = ExampleValues(inputs[0])
 
     def traced(which: int, *, training: bool) -> Trace:
         with in_mode(model, training=training):
-            trace = trace_with_values(model, binder, inputs[which], kept)
+            trace = trace_with_values(model, binder, inputs[which], kept, values)
         drop_answers(trace.graph)
         return trace
 

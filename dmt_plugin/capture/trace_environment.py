@@ -15,10 +15,9 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from types import CodeType, TracebackType
 from typing import Any, Protocol
-from unittest import mock
 
 import torch
 from torch import fx, nn
@@ -79,10 +78,14 @@ def recorded_factories(tracer: Recorder) -> Iterator[None]:
 
         return call
 
-    with ExitStack() as stack:
-        for name in _FACTORIES:
-            stack.enter_context(mock.patch.object(torch, name, recorded(getattr(torch, name))))
+    originals = {name: getattr(torch, name) for name in _FACTORIES}
+    try:
+        for name, original in originals.items():
+            setattr(torch, name, recorded(original))
         yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
 
 
 class StateIsRecorded(TorchFunctionMode):
@@ -110,6 +113,22 @@ class StateIsRecorded(TorchFunctionMode):
             return func(*args, **kwargs)
         args, kwargs = map_aggregate(args, self._recorded), map_aggregate(kwargs, self._recorded)
         return fx.Proxy.__torch_function__(func, types, args, kwargs)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Not asked while example values are computed, when nothing is recorded.
+
+        Where forward has entered a mode of its own meanwhile, both stay.
+        """
+        depth = torch._C._len_torch_function_stack()
+        if not depth or torch._C._get_function_stack_at(depth - 1) is not self:
+            yield
+            return
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     def _held(self, values: Any) -> bool:
         found: list[bool] = []

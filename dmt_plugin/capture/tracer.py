@@ -24,16 +24,16 @@ Modules are kept as ``call_module`` nodes down to the leaves of
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture import trace_environment as environment
+from dmt_plugin.capture.example_values import ExampleValues
 from dmt_plugin.capture.gradients import detach_what_has_no_gradient, note_surroundings, own_backwards_refused
 from dmt_plugin.capture.identities import drop_identities
 from dmt_plugin.capture.inputs import InputBinder, is_jagged
@@ -62,16 +62,18 @@ class ValueTracer(fx.Tracer):
     Args:
         binder: maps the flat inputs to the user's call.
         inputs: one example value per graph input.
+        values: makes the example values.
     """
 
     proxy_buffer_attributes = True
 
-    def __init__(self, binder: InputBinder, inputs: Sequence[Any]) -> None:
+    def __init__(self, binder: InputBinder, inputs: Sequence[Any], values: ExampleValues) -> None:
         super().__init__()
         self._binder = binder
         self._inputs = list(inputs)
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._device = next((t.device for t in inputs if isinstance(t, Tensor) and not t.is_meta), torch.device("cpu"))
+        self._values = values
+        self.mode = values.mode
+        self._state_mode: environment.StateIsRecorded | None = None
         self._evaluating = 0
         self._wrapped = environment.wrapped_code()
         self.through: dict[fx.Node, frozenset[WrappedName]] = {}
@@ -95,7 +97,7 @@ class ValueTracer(fx.Tracer):
         proxies = []
         for name, value in zip(self._binder.names, self._inputs, strict=True):
             node = self.create_node("placeholder", name, (), {})
-            node.meta["val"] = self._fake(value)
+            node.meta["val"] = self._values.of(value)
             proxies.append(self.proxy(node))
         root = self.root
 
@@ -137,8 +139,8 @@ class ValueTracer(fx.Tracer):
         inputs = [v for n in node.all_input_nodes if isinstance(v := n.meta["val"], Tensor)]
         versions = [value._version for value in inputs]
         try:
-            with self.mode:
-                result = self._fake(self._run(node))
+            with self._undisturbed(), self.mode:
+                result = self._values.of(self._run(node))
             changed = [v for v, before in zip(inputs, versions, strict=True) if v._version != before]
             if changed:
                 node.meta[MUTATED] = changed
@@ -160,6 +162,15 @@ class ValueTracer(fx.Tracer):
             ) from error  # fmt: skip
         finally:
             self._evaluating -= 1
+
+    @contextmanager
+    def recording_state(self, model: nn.Module) -> Iterator[None]:
+        """Records what is done to the state of ``model`` (:class:`environment.StateIsRecorded`)."""
+        with environment.StateIsRecorded(self, model) as self._state_mode:
+            yield
+
+    def _undisturbed(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._state_mode is None else self._state_mode.aside()
 
     def _run(self, node: fx.Node) -> Any:
         def value_of(argument: fx.Node) -> Any:
@@ -194,27 +205,8 @@ class ValueTracer(fx.Tracer):
 
     def _call_leaf(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Calls a layer with stand-ins for its state: a BatchNorm must not count this as a batch."""
-        state: dict[str, Tensor] = {
-            name: self._fake(value) for name, value in [*module.named_parameters(), *module.named_buffers()]
-        }
-        return torch.func.functional_call(module, state, args, kwargs)
-
-    def _fake(self, value: Any) -> Any:
-        def convert(item: Any) -> Any:
-            if not isinstance(item, Tensor):
-                return item
-            fake = item if isinstance(item, FakeTensor) else self.mode.from_tensor(item.detach())
-            if fake.device.type != "meta":
-                return fake
-            # Weights without data are often beside others that have some: all are followed as if they were where the
-            # batch is.
-            with self.mode:
-                return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=self._device)
-
-        made = map_aggregate(value, convert)
-        # The results of ``max(dim=1)`` and the like have names, which plain tuples lack.
-        named = isinstance(value, tuple) and type(value).__module__ == "torch.return_types"
-        return type(value)(made) if named else made
+        state = self._values.of_state(module)
+        return torch.func.functional_call(module, state, args, kwargs) if state else module(*args, **kwargs)
 
     # -- modules ---------------------------------------------------------------------
 
@@ -294,7 +286,11 @@ class WrappedFunctionFailed(Exception):
 
 
 def trace_with_values(
-    model: nn.Module, binder: InputBinder, inputs: Sequence[Any], kept: Collection[WrappedName] = ()
+    model: nn.Module,
+    binder: InputBinder,
+    inputs: Sequence[Any],
+    kept: Collection[WrappedName] = (),
+    values: ExampleValues | None = None,
 ) -> Trace:
     """Records ``model`` called with ``inputs``; the model is left exactly as it was.
 
@@ -303,6 +299,7 @@ def trace_with_values(
         binder: how the flat inputs become the call.
         inputs: one example per graph input.
         kept: functions marked with ``torch.fx.wrap`` that stay one node; the others are traced through.
+        values: makes the example values, where several traces share them.
 
     Returns:
         The graph and its constants.
@@ -311,7 +308,7 @@ def trace_with_values(
         CaptureError: the model does something a graph cannot hold; names the module and the user's line.
         WrappedFunctionFailed: it does so inside wrapped functions.
     """
-    tracer = ValueTracer(binder, inputs)
+    tracer = ValueTracer(binder, inputs, values or ExampleValues(inputs))
     with (
         environment.left_as_it_was(model),
         environment.recorded_factories(tracer),
@@ -319,7 +316,7 @@ def trace_with_values(
         environment.traced_through_wrapped(kept),
     ):
         try:
-            with torch.enable_grad(), environment.StateIsRecorded(tracer, model):
+            with torch.enable_grad(), tracer.recording_state(model):
                 graph = tracer.trace(model)
             detach_what_has_no_gradient(graph)
             make_mutations_explicit(graph)

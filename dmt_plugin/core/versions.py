@@ -12,6 +12,7 @@ pip cannot tell: fbgemm and torchrec name no torch version, so a wrong pair inst
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from importlib import metadata
 from types import ModuleType
 
@@ -72,8 +73,9 @@ def check_pairing() -> None:
         )
 
 
+@cache
 def import_fbgemm() -> ModuleType:
-    """Import ``fbgemm_gpu`` with its operators loaded.
+    """Import ``fbgemm_gpu`` with its operators loaded; what was found to fit is not looked at again.
 
     Raises:
         NotInstalledError: It is not installed.

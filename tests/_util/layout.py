@@ -14,6 +14,7 @@ import ast
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import networkx as nx
@@ -64,13 +65,21 @@ def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def _imports_in(name: str, file: Path, files: Mapping[str, Path]) -> Iterator[Import]:
-    tree = ast.parse(file.read_text())
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    by_name = any(isinstance(n, ast.Name) and n.id == "importlib" for n in ast.walk(tree))
-    for node, late in _walk(tree, False):
+    nodes, by_name = _nodes_of(file)
+    for node, late in nodes:
         for target in _targets(node, package, files, by_name):
             if target != name:
                 yield Import(name, target, getattr(node, "lineno", 0), late)
+
+
+@cache
+def _nodes_of(file: Path) -> tuple[list[tuple[ast.AST, bool]], bool]:
+    """What may import, each with whether it does so late; and whether the file uses ``importlib``."""
+    tree = ast.parse(file.read_text())
+    kinds = (ast.Import, ast.ImportFrom, ast.Constant)
+    nodes = [(node, late) for node, late in _walk(tree, False) if isinstance(node, kinds)]
+    return nodes, any(isinstance(n, ast.Name) and n.id == "importlib" for n in ast.walk(tree))
 
 
 def _walk(node: ast.AST, late: bool) -> Iterator[tuple[ast.AST, bool]]:

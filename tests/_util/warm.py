@@ -4,7 +4,8 @@
    within ``initialize`` (among them one that compiles at import, and so brings all of torch's compiler).
 2. What is absent here (torchrec and fbgemm are optional) is left to the rank, which says so by itself.
 3. Nothing is called, no thread is started: a rank finds modules as an import leaves them.
-4. The garbage collector then leaves these objects alone; its first walk in a fork would copy all of their pages.
+4. The garbage collector rests meanwhile, and then leaves these objects alone; its first walk in a fork would copy all
+   of their pages.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ MODULES = (
     "torchrec",
 )
 
+gc.disable()
 for _name in MODULES:
     with suppress(Exception):
         import_module(_name)
 gc.collect()
 gc.freeze()
+gc.enable()

@@ -14,6 +14,7 @@ from dmt_plugin.fxtools.names import EXCHANGE_META, tower_number
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph, place_graph
 from dmt_plugin.topology.shape import Topology
+from tests._util.pairs import pairwise
 from tests._util.simulated import SimulatedWorld
 from tests.passes.flat import Flat, cat, ids
 from tests.passes.world import differences, run_placed, settings, without_dropout
@@ -39,12 +40,15 @@ def _tower_is_first(graph: PlacedGraph) -> bool:
     return tower < next(i for i, n in enumerate(nodes) if n.meta.get(EXCHANGE_META) == "lanes")
 
 
-@pytest.mark.parametrize("backend", ["torch", "fbgemm"])
-@pytest.mark.parametrize("blocks", [1, 2, 3])
-@pytest.mark.parametrize("c", [1, 2])
-@pytest.mark.parametrize(("features", "topology"), [(6, "2x2"), (9, "2x3"), (5, "2x4")], ids=str)
-def test_placed_is_logical(features: int, topology: str, c: int, blocks: int, backend: str) -> None:
+CASES = pairwise(
+    {"shape": [(6, "2x2"), (9, "2x3"), (5, "2x4")], "blocks": [1, 2, 3], "c": [1, 2], "backend": ["torch", "fbgemm"]}
+)
+
+
+@pytest.mark.parametrize(("shape", "blocks", "c", "backend"), [tuple(case.values()) for case in CASES], ids=str)
+def test_placed_is_logical(shape: tuple[int, str], blocks: int, c: int, backend: str) -> None:
     """Also where lanes hold no table, and for batches smaller than the number of blocks."""
+    features, topology = shape
     towers = {"module": "dlrm", "c": c, "p": 0, "dim": 2}
     logical, config = _case(features, topology, towers=towers, comm={"micro_blocks": blocks}, lookup={
         "backend": backend, "optimizer": "sgd", "lr": 1.0
