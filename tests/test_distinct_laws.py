@@ -22,6 +22,7 @@ from dmt_plugin.core.errors import ConfigError, IdRangeError
 from dmt_plugin.model.placed import PlacedModel, place, place_graph
 from dmt_plugin.model.row_counts import count_rows
 from dmt_plugin.passes.base import DataToCount
+from dmt_plugin.plan.row_shares import RowShares, TableRows
 from dmt_plugin.report.explain.explanation import costs_of
 from dmt_plugin.report.explain.words import notes_on_distinct_rows
 from dmt_plugin.topology.shape import Topology
@@ -61,7 +62,7 @@ def test_what_counts_decide(tmp_path: Path) -> None:
     config = DMTConfig.model_validate({"towers": SPTT, "comm": comm})
     chosen = place_graph(transform(flat, batch(5, 0), config, WHERE), config, WHERE, 0).placement
     assert chosen.groups and chosen.slots, "both ways are taken"
-    assert trained("multi_hot_dlrm", "2x2", "mixed", "adam", "torch", SPTT, **comm) == []
+    assert trained("multi_hot_dlrm", "2x2", "mixed", "adam", ("torch",), SPTT, **comm) == []
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,47 @@ def test_what_counts_decide(tmp_path: Path) -> None:
 )
 def test_models(name: str, topology: str, placement: str, towers: dict[str, Any], comm: dict[str, Any]) -> None:
     assert trained(name, topology, placement, "adagrad", ("torch",), towers, **{**ONCE, **comm}) == []
+
+
+def counted(name: str, heavy: int = 1) -> RowShares:
+    """By hand: one table needs more rows than all others together."""
+    shapes = {"multi_hot_dlrm": "bags.field_{}", "dlrm": "tables.{}", "deepfm": "vectors.{}"}
+    names = [shapes[name].format(i) for i in range(6)] + [f"first.{i}" for i in range(6)]
+    rows = [4.0 if i == heavy else 0.4 for i in range(len(names))]
+    tables = [TableRows(table, n / 2, n) for table, n in zip(names, rows, strict=True)]
+    return RowShares("a test", 5, 2, 1, (), tuple(tables))
+
+
+@pytest.mark.parametrize("rule", OPTIONS)
+def test_every_rule_with_rows_by_modulo(rule: str) -> None:
+    """Heavy tables over all ranks, the others whole on any host."""
+    rows, backends = counted("multi_hot_dlrm"), ("torch", "auto") if rule == "by table" else ("torch",)
+    assert trained("multi_hot_dlrm", "2x2", "ranks", rule, backends, SPTT, counted=rows, **ONCE) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "placement", "rule", "towers", "comm"),
+    [
+        ("deepfm", "3x2", "ranks", "adagrad", SPTT, {"overlap": False}),
+        ("deepfm", "2x2", "ranks", "adam", MODULES, {"route": "flat"}),
+        ("dlrm", "4x1", "ranks", "sgd", SPTT, {"micro_blocks": 2}),
+        ("dlrm", "2x2", "lanes", "adagrad", BY_ROW, {}),
+        ("dlrm", "2x3", "lanes", "partial_rowwise_adam", {**BY_ROW, "count": 4}, {"micro_blocks": 2}),
+        ("multi_hot_dlrm", "1x3", "lanes", "rowwise_adagrad", SPTT, {"route": "flat"}),
+    ],
+    ids=str,
+)
+def test_models_with_rows_by_modulo(
+    name: str, topology: str, placement: str, rule: str, towers: dict[str, Any], comm: dict[str, Any]
+) -> None:
+    rows = counted(name)
+    assert trained(name, topology, placement, rule, ("torch",), towers, counted=rows, **{**ONCE, **comm}) == []
+
+
+def test_frozen_tables_with_rows_by_modulo() -> None:
+    frozen = ["bags.field_1.weight", "bags.field_2.weight"]
+    rows = counted("multi_hot_dlrm")
+    assert trained("multi_hot_dlrm", "2x2", "ranks", "adam", ("torch",), SPTT, frozen, rows, **ONCE) == []
 
 
 WHERE = Topology(2, 2)

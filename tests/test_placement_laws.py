@@ -25,6 +25,7 @@ from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.nn.lookup.updates import new_states, updated
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.test_placed_laws import loss_of, prepared
@@ -40,6 +41,7 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "columns": {"strategy": "column_wise"},
     "mixed": {"strategy": "row_wise", "overrides": {"bags.field_1": "column_wise", "bags.field_2": "table_wise"}},
     "whole": {"strategy": "table_wise"},
+    "lanes": {"split_gain": 1.0},
 }
 
 
@@ -173,14 +175,16 @@ def worst(a: Tensor, b: Tensor) -> float:
 
 
 @cache
-def compiled(name: str, topology: str, frozen: tuple[str, ...], section: str) -> TowerModel:
+def compiled(
+    name: str, topology: str, frozen: tuple[str, ...], section: str, counted: RowShares | None = None
+) -> TowerModel:
     """A tower model, under a rule that goes with every placement; whoever trains it trains a copy."""
     torch.manual_seed(0)
     flat, batch = MODELS[name]()
     for parameter in frozen:
         flat.get_parameter(parameter).requires_grad_(False)
     config = DMTConfig.model_validate({**json.loads(section), "lookup": {"optimizer": "sgd"}})
-    return transform(prepared(flat), batch(5, 0), config, topology)
+    return transform(prepared(flat), batch(5, 0), config, topology, row_shares=counted)
 
 
 def trained(
@@ -191,20 +195,26 @@ def trained(
     backends: Sequence[str],
     towers: dict[str, Any],
     frozen: Sequence[str] = (),
+    counted: RowShares | None = None,
     **comm: Any,
 ) -> list[str]:
     """What differs between one process and ranks, under each of the backends."""
     settings = OPTIONS.get(rule, {"optimizer": rule})
     where = Topology.parse(topology)
     section = {
-        "placement": PLACEMENTS[placement] if name == "multi_hot_dlrm" or placement != "mixed" else {},
+        "placement": PLACEMENTS.get(placement, {}) if name == "multi_hot_dlrm" or placement != "mixed" else {},
         "towers": towers,
         "comm": comm,
     }
     lookup = {"lr": TABLE_LR, **({} if settings["optimizer"] == "sgd" else {"eps": EPS}), **settings}
     configs = [DMTConfig.model_validate({**section, "lookup": {**lookup, "backend": own}}) for own in backends]
-    logical = compiled(name, topology, tuple(frozen), json.dumps(section))
+    logical = compiled(name, topology, tuple(frozen), json.dumps(section), counted)
     _, batch = MODELS[name]()
+    splits = logical.plan.table_splits.values()
+    if counted is not None:
+        modulo = where.world_size if placement == "ranks" else where.ranks_per_host
+        owners = {(split.ranges[0].step, split.ranges[0].host is None) for split in splits}
+        assert (modulo, placement != "ranks") in owners, "no table is in rows by modulo"
     batches = [[batch(batch_size(k, r), 100 * k + r) for r in range(where.world_size)] for k in range(STEPS)]
     expected = one_process(logical, configs[0], batches)
     before = {name: p.detach().clone() for name, p in logical.named_parameters()}

@@ -18,7 +18,11 @@ _LEAST_GAIN = 1e-9
 
 
 def spread(
-    tables: Mapping[str, Load], base: Sequence[Load], limit: int | None, cost_of: Callable[[Load], float]
+    tables: Mapping[str, Load],
+    base: Sequence[Load],
+    limit: int | None,
+    cost_of: Callable[[Load], float],
+    search: bool = True,
 ) -> dict[str, int] | None:
     """Lane of every table, or ``None`` where memory does not suffice.
 
@@ -27,6 +31,7 @@ def spread(
         base: what each lane carries already.
         limit: bytes of memory per lane; ``None`` for no limit.
         cost_of: cost of a load; that of a sum is the sum of the costs.
+        search: whether to search on (3.); for many tables and lanes that takes long, and brings little.
     """
     lanes = _Lanes(tables, base, limit, cost_of)
     if limit is not None and max(lanes.memory) > limit:
@@ -37,7 +42,7 @@ def spread(
         lanes = _Lanes(tables, base, limit, cost_of)
         if not lanes.fill(sorted(tables, key=lambda t: (-memory[t], -cost[t], t))):
             return None
-    while any(lanes.relieve(lane) for lane in lanes.costliest_first()):
+    while search and any(lanes.relieve(lane) for lane in lanes.costliest_first()):
         pass
     return lanes.lane_of
 

@@ -5,9 +5,10 @@ The bytes that a host sends and receives follow the distinct rows of its tables.
 1. A table that is larger than the memory of a rank is divided over all ranks by rows, where it may be.
 2. The others are spread whole (:mod:`dmt_plugin.planner.balance`) by the bytes that hosts exchange for them, beside
    what hosts have already.
-3. Where the largest host then has more than :data:`EVEN` times the mean, the one, two, ... tables that weigh most are
-   divided over all ranks, each adding the same to every host, until it has not: the fewest that do it. If none do, the
-   fewest of those that come closest.
+3. Where the largest host then has more than :data:`EVEN` times the mean, one, two, ... tables are divided over all
+   ranks, each adding the same to every host, until it has not. Of so many, neighbours in the order of their weight are
+   tried: those that weigh most, the next ones, and so on, as a table may be just what a host is to have. If hosts
+   cannot be even, the fewest are divided that come closest.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ EVEN = 1.03
 
 _ONE_BY_ONE = 16
 """Numbers of divided tables that are tried one after another; after that, each is a quarter more."""
+_MOST_SEARCHED = 1000
+"""Tables times hosts up to which the spread is searched on."""
+_MOST_PLACED = 50_000
+"""Tables that are placed in all ways together, before only those that weigh most are tried."""
 
 
 @dataclass(frozen=True)
@@ -56,35 +61,53 @@ def deal_out(
         ranks_per_host: ``L``.
         memory_limit: bytes of memory per rank; ``None`` for no limit.
     """
-    limit = None if memory_limit is None else ranks_per_host * memory_limit
-    too_large = [t for t in sorted(divisible & tables.keys()) if memory_limit and tables[t].memory > memory_limit]
-    order = sorted((divisible & tables.keys()) - set(too_large), key=lambda t: (-tables[t].once, t))
-    total = sum(load.once for load in (*tables.values(), *base))
-    mean = total / len(base)
-    best: Owners | None = None
-    for count in _numbers(len(order)):
-        divided = [*too_large, *order[:count]]
+    return _Dealer(tables, base, None if memory_limit is None else ranks_per_host * memory_limit).deal(
+        sorted(divisible & tables.keys(), key=lambda t: (-tables[t].once, t)), memory_limit
+    )
+
+
+class _Dealer:
+    def __init__(self, tables: Mapping[str, Load], base: Sequence[Load], limit: int | None) -> None:
+        self._tables, self._base, self._limit = tables, base, limit
+        self._mean = sum(load.once for load in (*tables.values(), *base)) / len(base)
+
+    def deal(self, divisible: Sequence[str], memory_limit: int | None) -> Owners | None:
+        """The best way found; ``divisible`` are those that weigh most first."""
+        too_large = [t for t in divisible if memory_limit is not None and self._tables[t].memory > memory_limit]
+        order = [t for t in divisible if t not in set(too_large)]
+        best: Owners | None = None
+        placed = 0
+        for count in _numbers(len(order)):
+            for first in range(min(len(order) - count, 2 * len(self._base)) + 1 if count else 1):
+                found = self._with([*too_large, *order[first : first + count]], best.largest if best else None)
+                if found is not None and (best is None or found.largest < best.largest * (1 - 1e-9)):
+                    best = found
+                if best is not None and best.largest <= EVEN:
+                    return best
+                placed += 0 if found is None else len(found.hosts)
+                if placed > _MOST_PLACED:
+                    break
+        return best
+
+    def _with(self, divided: Sequence[str], least: float | None) -> Owners | None:
+        """With these tables divided; ``None`` where memory does not suffice, or hosts cannot be more even than that."""
+        tables, hosts = self._tables, len(self._base)
         whole = {t: load for t, load in tables.items() if t not in set(divided)}
-        shares = Load(
-            memory=sum(-(-tables[t].memory // len(base)) for t in divided),
-            once=sum(tables[t].once for t in divided) / len(base),
+        share = Load(
+            memory=sum(-(-tables[t].memory // hosts) for t in divided),
+            once=sum(tables[t].once for t in divided) / hosts,
         )
-        bar = EVEN * mean if best is None else min(best.largest, EVEN) * mean
         heaviest = max((load.once for load in whole.values()), default=0.0)
-        if best is not None and shares.once + heaviest > bar and count < len(order):
-            continue  # whichever host has it, that is too much
-        filled = [load + shares for load in base]
-        hosts = spread(whole, filled, limit, _exchanged)
-        if hosts is None:
-            continue
-        for table, host in hosts.items():
+        if least is not None and share.once + heaviest >= least * self._mean:
+            return None
+        filled = [load + share for load in self._base]
+        found = spread(whole, filled, self._limit, _exchanged, search=len(whole) * hosts <= _MOST_SEARCHED)
+        if found is None:
+            return None
+        for table, host in found.items():
             filled[host] = filled[host] + whole[table]
-        largest = max(load.once for load in filled) / mean if mean else 1.0
-        if best is None or largest < best.largest * (1 - 1e-9):
-            best = Owners(hosts, tuple(divided), largest)
-        if largest <= EVEN:
-            break
-    return best
+        largest = max(load.once for load in filled) / self._mean if self._mean else 1.0
+        return Owners(found, tuple(divided), largest)
 
 
 def _numbers(most: int) -> Iterator[int]:
