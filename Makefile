@@ -33,7 +33,8 @@ demo: $(STAMP)  ## train the example four ways through the deepspeed launcher an
 
 # Workers of the tests; ranks of one test are processes of their own beside them.
 WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS)
+# What one process has compiled of the sources is there for all that follow, whatever the shell says.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 python -m pytest -q -n $(WORKERS)
 
 test: $(STAMP)  ## run the tests
 	$(PYTEST)

@@ -111,7 +111,8 @@ def main() -> None:
                 early_logits = predict(engine, test)
                 seconds, timed = 0.0, 0
             else:
-                found = score(predict(engine, validation), validation[2])
+                logits = predict(engine, validation)
+                found = score(logits, validation[2]) if rank == 0 else {}
                 mean = torch.tensor(losses).mean().to(engine.device)
                 dist.all_reduce(mean)
                 curve.append({"samples": samples * world, "train_loss": mean.item() / world, **found})
@@ -124,7 +125,7 @@ def main() -> None:
     counted = torch.tensor([samples, timed], device=engine.device)
     dist.all_reduce(counted)
     metrics = {
-        **score(logits, test[2]),
+        **(score(logits, test[2]) if rank == 0 else {}),
         "samples_per_s": int(counted[1]) / seconds if seconds else None,
         "steps": len(steps),
         "samples": int(counted[0]),

@@ -83,6 +83,8 @@ def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]])
         pairs = zip(losses, train(again, batch, 2), strict=True)
         wrong += [f"{name}: the loss is {a} and {b}" for a, b in pairs if not torch.equal(a, b)]
         wrong += [f"{name}, trained: {what}" for what in differences(end, everything(again))]
+        engine.destroy()  # its groups have threads that look around a hundred times a second
+        again.destroy()
     return wrong
 
 
@@ -119,6 +121,7 @@ def passed_on(rank: int, world: int, folder: str) -> list[str]:
             wrong += [f"{number}: {what}" for what in differences(before or after, after)]
             wrong += [] if any(name.startswith("optimizer.exp_avg.") for name in after) else ["no states"]
             before = after
+        engine.destroy()
     return wrong + resharded(rank, folder, before)
 
 
