@@ -13,7 +13,7 @@ from dmt_plugin.comm.input_dist.input_dist import Route
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.nn.lookup.site import LookupSite
 from dmt_plugin.nn.lookup.stacks import Stack, all_names
-from dmt_plugin.planner.load import LaneLoad
+from dmt_plugin.planner.load import HostRows, LaneLoad
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Placement:
             are last.
         looked_up: for each rank the entries per sample that it looks up.
         loads: the predicted load of each rank.
+        owners: what the owners on each host send of rows that travel once; empty where these were not counted.
         route: ``"hierarchical"`` or ``"flat"``.
     """
 
@@ -115,6 +116,7 @@ class Placement:
     rank_gradients: tuple[int, ...] = ()
     looked_up: tuple[int, ...] = ()
     loads: tuple[LaneLoad, ...] = ()
+    owners: tuple[HostRows, ...] = ()
     route: Route = "hierarchical"
 
     @property

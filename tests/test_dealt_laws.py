@@ -6,8 +6,11 @@ and its number on the wire, ``2r + 4``. On ids as those of Criteo Kaggle, and on
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dmt_plugin.capture import ExampleBatch
@@ -19,7 +22,13 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import place_graph
 from dmt_plugin.passes.base import DataToCount
+from dmt_plugin.plan.places import place_of
+from dmt_plugin.planner.gradient_cost import gradient_sums
 from dmt_plugin.planner.owners import EVEN
+from dmt_plugin.report.explain.explanation import describe
+from dmt_plugin.report.explain.page import page_of
+from dmt_plugin.report.explain.text import show
+from dmt_plugin.report.explain.words import feature_with_lanes, notes_on_owners
 from dmt_plugin.topology.shape import Topology
 from tests._util.real_ids import Lookups, draw, needed, rows_of
 from tests._util.simulated import SimulatedWire, SimulatedWorld
@@ -146,3 +155,25 @@ def test_few_tables_are_divided(kind: str, most: int) -> None:
     assert len(divided) <= most, list(plan.table_splits)
     first = [next((s.host, s.lane) for s in own if s.first_row == 0) for own in divided]
     assert len(set(first)) == len(first)
+
+
+def test_explain_says_what_owners_send() -> None:
+    """By host the rows of the batches that were counted, and how even that is; text and page show it."""
+    where, samples = Topology(4, 2), 256
+    model = dealt("flights", where, samples)
+    found = describe(place_graph(model, CONFIG, where, 0), samples, gradient_sums({}, CONFIG), CONFIG)
+    counted = model.plan.row_shares
+    assert counted is not None and len(found.owners) == 4
+    assert sum(host.rows for host in found.owners) == pytest.approx(sum(table.host for table in counted.tables))
+    each = [host.bytes / (3 * host.rows * (2 * ROW + ID)) for host in found.owners]
+    assert each == pytest.approx([1.0] * 4)
+    assert max(host.to_mean for host in found.owners) <= EVEN
+    assert sum(host.whole for host in found.owners) == len(model.plan.tables) - len(model.plan.table_splits)
+    note = notes_on_owners(found)[0]
+    assert "times the mean; 2 of 21 table(s) are in rows by modulo" in note and "8 step(s) of a test" in note
+    with StringIO() as out:
+        show(found, Console(file=out, width=200))
+        assert "owners of the rows that travel once" in out.getvalue() and note in out.getvalue()
+    assert "Owners of the rows that travel once" in page_of(found, "m", None).render()
+    split = next(iter(model.plan.table_splits))
+    assert "modulo" in feature_with_lanes(model.plan, split) and "on 8 ranks of hosts" in place_of(model.plan, split)

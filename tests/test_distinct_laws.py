@@ -141,13 +141,19 @@ def test_frozen_tables_with_rows_by_modulo() -> None:
 WHERE = Topology(2, 2)
 
 
-def models_of(name: str, comm: dict[str, Any], dtype: torch.dtype = torch.float32, **section: Any) -> list[PlacedModel]:
-    """The model of every rank, from the same weights."""
+def models_of(
+    name: str,
+    comm: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    rows: RowShares | None = None,
+    **section: Any,
+) -> list[PlacedModel]:
+    """The model of every rank, from the same weights; ``rows`` are what was counted."""
     torch.manual_seed(0)
     flat, batch = MODELS[name]()
     lookup = {"optimizer": "adagrad", "lr": 0.1, "backend": "torch"}
     config = DMTConfig.model_validate({"towers": SPTT, "lookup": lookup, "comm": comm, **section})
-    logical = transform(prepared(flat), batch(5, 0), config, WHERE)
+    logical = transform(prepared(flat), batch(5, 0), config, WHERE, row_shares=rows)
     models = [place(logical, config, WHERE, rank) for rank in range(WHERE.world_size)]
     for model in models:
         if dtype != torch.float32:
@@ -187,8 +193,11 @@ def test_rows_arrive_as_without(form: str, dtype: torch.dtype) -> None:
     plain = {"peer_dtype": form, "intra_dtype": form, "micro_blocks": 1}
     for train in (True, False):
         expected = outputs(models_of("dlrm", plain, dtype), "dlrm", train)
-        found = outputs(models_of("dlrm", {**plain, **ONCE}, dtype), "dlrm", train)
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        for rows in (None, counted("dlrm")):  # with counts a table is in rows by modulo, and others are elsewhere
+            models = models_of("dlrm", {**plain, **ONCE}, dtype, rows)
+            assert bool(models[0].plan.table_hosts and models[0].plan.table_splits) == (rows is not None)
+            found = outputs(models, "dlrm", train)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_int8_is_no_further_off() -> None:

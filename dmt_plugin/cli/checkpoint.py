@@ -24,6 +24,7 @@ from dmt_plugin.checkpoint.safetensors_file import SUFFIX
 from dmt_plugin.checkpoint.single import check_whole, the_checkpoint, write_flat
 from dmt_plugin.checkpoint.state import MODEL
 from dmt_plugin.core.sizes import parse_bytes, say_bytes
+from dmt_plugin.plan.places import place_of
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.shape import Topology
 
@@ -146,7 +147,7 @@ def reshard(
         table.add_column(heading, justify="right")
     for rank, size in enumerate(resharding.table_bytes(made, manifest.tensors)):
         host, lane = topology.host_of(rank), topology.lane_of(rank)
-        own = [t.name for t in made.tables if made.host_of_table(t.name) == host and lane in made.lanes_of(t.name)]
+        own = [t.name for t in made.tables if any((s.host, s.lane) == (host, lane) for s in made.shards_of(t.name))]
         towers = ", ".join(map(str, made.towers_on(host)))
         table.add_row(str(rank), str(host), towers, str(len(own)), say_bytes(size))
     console = Console()
@@ -243,10 +244,7 @@ def tensors(manifest: Any) -> Table:
     plan = manifest.tower_plan
     where: dict[str, list[str]] = {}
     for table in plan.tables:
-        lanes = ", ".join(map(str, plan.lanes_of(table.name)))
-        text = f"host {plan.host_of_table(table.name)}, lane {lanes}"
-        kind = plan.kind_of(table.name)
-        where.setdefault(table.parameter, []).append(text if kind == "table_wise" else f"{text}, {kind}")
+        where.setdefault(table.parameter, []).append(place_of(plan, table.name))
     states: dict[str, list[tuple[str, Any]]] = {}
     for name, entry in manifest.tensors.items():
         if entry.kind in ("optimizer", "table_optimizer"):

@@ -198,6 +198,27 @@ class LaneLoad:
     exchange: float
 
 
+@dataclass(frozen=True)
+class HostRows:
+    """What the owners on one host have to send, for people: of tables whose rows travel once, as they were counted.
+
+    Attributes:
+        host: the host.
+        whole: tables that it has whole.
+        parts: tables that it has parts of.
+        rows: rows that each host's batches need of it in a step.
+        bytes: of these rows, their gradients and their numbers, to and from all other hosts in a step.
+        to_mean: its bytes to the mean over hosts.
+    """
+
+    host: int
+    whole: int
+    parts: int
+    rows: float
+    bytes: float
+    to_mean: float
+
+
 def total(loads: Iterable[Load]) -> Load:
     """The sum of loads."""
     result = Load()

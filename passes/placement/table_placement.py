@@ -27,7 +27,7 @@ from dmt_plugin.passes.placement.table_shards import SentShard
 from dmt_plugin.passes.placement.travels_once import PlannedTower, travelling_once
 from dmt_plugin.plan.tower_plan import TableSpec, TowerPlan
 from dmt_plugin.planner import PlacementRules, TablePlacement, place_tables
-from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, LaneLoad, Load, TableUse, total
+from dmt_plugin.planner.load import ASSUMED_IDS, CostModel, HostRows, LaneLoad, Load, TableUse, total
 from dmt_plugin.planner.ranges import divisible
 from dmt_plugin.topology.shape import Topology
 
@@ -273,3 +273,32 @@ def uses_once(ctx: PassContext, once: Mapping[str, RowTower | None]) -> list[Tab
         for use in counted(ctx, uses, once)
         for tower in [once[use.table.name]]
     ]
+
+
+def host_rows(ctx: PassContext, once: Mapping[str, RowTower | None]) -> tuple[HostRows, ...]:
+    """What the owners on each host send in a step of the batches that were counted; empty where none were.
+
+    Args:
+        ctx: the model, with its plan.
+        once: the tables whose rows travel once, each with the tower module that they go through, if any.
+    """
+    plan, topology = ctx.plan, ctx.topology
+    assert plan is not None
+    shares, model = plan.row_shares, cost_model(ctx.config, topology)
+    if shares is None or topology.hosts == 1:
+        return ()
+    samples = shares.samples * shares.lanes
+    whole, parts = [set[str]() for _ in range(topology.hosts)], [set[str]() for _ in range(topology.hosts)]
+    rows, sent = [0.0] * topology.hosts, [0.0] * topology.hosts
+    for use in counted(ctx, uses_of(ctx, plan.tables), once):
+        for shard in plan.shards_of(use.table.name) if use.rows is not None else ():
+            part = shard.rows * shard.columns / (use.table.rows * use.table.dim)
+            (whole if shard.kind == "table_wise" else parts)[shard.host].add(use.table.name)
+            rows[shard.host] += samples * (use.rows or 0.0) * shard.rows / use.table.rows
+            sent[shard.host] += samples * (topology.hosts - 1) * part * model.between_hosts(use)
+    mean = sum(sent) / topology.hosts
+    return tuple(
+        HostRows(h, len(whole[h]), len(parts[h]), rows[h], sent[h], sent[h] / mean if mean else 1.0)
+        for h in range(topology.hosts)
+        if mean
+    )

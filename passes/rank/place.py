@@ -38,7 +38,7 @@ from dmt_plugin.passes.facts import Lookup, Region
 from dmt_plugin.passes.placement.distinct_tables import TowerReads, once_in_words, tower_reads
 from dmt_plugin.passes.placement.sent_values import SentValue, copied_region, sent_values_of, shaped, slot_ids
 from dmt_plugin.passes.placement.slots import READERS, sites_of, slots_of
-from dmt_plugin.passes.placement.table_placement import lane_loads
+from dmt_plugin.passes.placement.table_placement import host_rows, lane_loads
 from dmt_plugin.passes.placement.table_shards import SentShard, arrived_columns, rows_widths, shards_by_rank
 from dmt_plugin.passes.placement.travels_once import check_asked, travelling_once
 from dmt_plugin.passes.rank.distinct_rows import add_distinct_rows
@@ -233,6 +233,7 @@ class _Rewrite:
         by_sample = [sum(sent.looked_up for sent in own) for own in self.shards]
         self.placement.looked_up = tuple(a + b for a, b in zip(by_sample, widths, strict=True))
         self.placement.loads = lane_loads(self.ctx, self.shards, once)
+        self.placement.owners = host_rows(self.ctx, once)
 
     # -- helpers -------------------------------------------------------------------------
 

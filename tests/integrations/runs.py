@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dmt_plugin.plan.row_shares import RowShares, TableRows
 from tests.zoo.models import ZOO
 
 GLOBAL = 8
@@ -35,8 +38,9 @@ def make(
     dmt: dict[str, Any] | None = None,
     ds: dict[str, Any] | None = None,
     prepare: Any = None,
+    rows: dict[str, float] | None = None,
 ) -> Any:
-    """An engine and its batches, on this rank."""
+    """An engine and its batches, on this rank; ``rows`` that travel once, by table, are what was counted."""
     import dmt_plugin
 
     torch.manual_seed(seed)
@@ -65,6 +69,11 @@ def make(
         **(ds or {}),
         "dmt": section,
     }
+    if rows is not None:
+        counted = [TableRows(table, count, count) for table, count in rows.items()]
+        with NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+            json.dump(RowShares("a test", GLOBAL // (hosts * lanes), lanes, 1, (), tuple(counted)).to_dict(), file)
+        section["comm"] = {"dedup": "on", "dedup_shares": file.name}
     if warmup:
         config["scheduler"] = {"type": "WarmupLR", "params": {"warmup_num_steps": 10, "warmup_max_lr": 0.05}}
     engine, *_ = dmt_plugin.initialize(model=flat, config=config, example_batch=draw(5, 0))

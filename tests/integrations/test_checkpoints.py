@@ -52,6 +52,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "stage": 2, "tables": {"optimizer": "adagrad", "backend": "torch"},
         "ds": {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
     },
+    "1, adagrad, rows by modulo": {
+        "stage": 1, "model": "dlrm", "dense": "adagrad", "tables": {"optimizer": "adagrad", "backend": "torch"},
+        "dmt": {"towers": {"module": "none"}}, "rows": {f"tables.{i}": 8.0 if i == 1 else 1.0 for i in range(6)},
+    },
     "0, bf16": {"model": "dlrm", "ds": {**BF16}},
     "1, bf16, sums in fp32": {"model": "dlrm", "stage": 1, "ds": {**BF16, **SUMS_IN_FP32}},
     "2, bf16": {"model": "dlrm", "stage": 2, "dense": "momentum", "ds": {**BF16}},
@@ -85,7 +89,29 @@ def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]])
         wrong += [f"{name}, trained: {what}" for what in differences(end, everything(again))]
         engine.destroy()  # its groups have threads that look around a hundred times a second
         again.destroy()
+        if "rows" in run:
+            wrong += moved(rank, place, run)
     return wrong
+
+
+def moved(rank: int, place: str, run: dict[str, Any]) -> list[str]:
+    """Heavy tables are in rows by modulo over all ranks; other ranks own these rows on other hosts, bit for bit."""
+    from dmt_plugin.checkpoint import find_checkpoint
+    from dmt_plugin.checkpoint.single import read_tensors
+
+    engine, _ = make("4x1", **run)
+    engine.load_checkpoint(place)
+    engine.save_checkpoint(place, tag="moved")
+    engine.destroy()
+    if rank:
+        return []
+    first, second = find_checkpoint(place, "global_step2"), find_checkpoint(place, "moved")
+    assert first is not None and second is not None
+    plans = [found.manifest.tower_plan for found in (first, second)]
+    steps = [[plan.shards_of("tables.1")[0].step, len(plan.table_hosts) > 0] for plan in plans]
+    wrong = [] if steps == [[4, True], [4, True]] else [f"moved: {steps}"]
+    states = [read_tensors(found, list(found.manifest.tensors)) for found in (first, second)]
+    return wrong + [f"moved: {what}" for what in differences(*states)]
 
 
 STAGES: tuple[tuple[str, dict[str, Any]], ...] = (

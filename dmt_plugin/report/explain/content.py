@@ -17,7 +17,7 @@ from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.gradient_cost import GradientSums
-from dmt_plugin.planner.load import LaneLoad
+from dmt_plugin.planner.load import HostRows, LaneLoad
 from dmt_plugin.planner.memory import MemoryNeed
 from dmt_plugin.topology.shape import Topology
 
@@ -31,7 +31,7 @@ _ORDER_OF_REFUSED = (
     "plan", "plan_fingerprint", "compression", "parameters", "gradient_sums", "graph_after", "graph_placed", "refused",
     "towers", "groups", "tower_modules", "findings", "repairs", "new_parameters", "passes", "lanes", "collectives",
     "sent_by_host", "nodes_after", "graphs_by_host", "topology", "rank", "batch_size", "route", "graph_before",
-    "nodes_before", "memory", "frozen", "distinct_rows", "dedup",
+    "nodes_before", "memory", "frozen", "distinct_rows", "dedup", "owners",
 )  # fmt: skip
 
 
@@ -175,6 +175,7 @@ class Explanation:
         plan: features to towers to hosts, tables to lanes.
         compression: ``CR = sum(F_t * N) / sum(O_t)`` over the tower modules; ``None`` without any.
         lanes: predicted load of every rank.
+        owners: what the owners on each host send of rows that travel once; empty where these were not counted.
         collectives: every exchange and sum of gradients of one step, with its bytes.
         sent_by_host: entries of a sample that each host sends to the others.
         graph_before: the user's model.
@@ -218,6 +219,7 @@ class Explanation:
     frozen: Frozen | None = None
     distinct_rows: DistinctRows | None = None
     dedup: str = ""
+    owners: list[HostRows] = field(default_factory=list)
 
     @property
     def bytes_of_a_step(self) -> tuple[int, int]:

@@ -214,6 +214,7 @@ def describe(
         new_parameters=_new_parameters(logical),
         passes=[*logical.passes, *placed.passes],
         lanes=list(placed.placement.loads),
+        owners=list(placed.placement.owners),
         collectives=[*costs_of(placed, batch_size, needs=needs), *gradient_costs_of(placed, sums)],
         sent_by_host=sent_by_host(placed),
         gradient_sums=sums,

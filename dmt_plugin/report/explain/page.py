@@ -44,6 +44,8 @@ def page_of(data: Explanation, model: str, config: str | None) -> html.Page:
         page.section("Parameters that start anew", *_parameters(data))
         page.section(f"What rank {data.rank} runs", *_placed(data))
         page.section("Predicted load of ranks", *_lanes(data))
+        if data.owners:
+            page.section("Owners of the rows that travel once", tables.owners_table(data).to_html())
         if data.memory:
             page.section("Memory that ranks need", tables.memory_table(data).to_html())
         if data.distinct_rows:

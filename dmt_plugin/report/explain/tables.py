@@ -15,6 +15,8 @@ from dmt_plugin.report.explain.words import (
     notes_on_distinct_rows,
     notes_on_exchanges,
     notes_on_memory,
+    notes_on_owners,
+    owners_shown,
     tower_note,
 )
 from dmt_plugin.report.parts.tables import Column, Table
@@ -96,6 +98,19 @@ def loads_table(data: Explanation) -> Table:
     ]
     _, loads = loads_shown(data)
     return Table(columns, [{**asdict(x), "rank": f"{x.host}, {x.lane}", "memory": say_bytes(x.bytes)} for x in loads])
+
+
+def owners_table(data: Explanation) -> Table:
+    """What the owners on each host send of rows that travel once, by the rows that were counted."""
+    columns = [
+        Column("host", "host"),
+        Column("whole", "tables", note="whole"),
+        Column("parts", "tables", note="in part"),
+        Column("rows", "rows", ",.0f", "that a host needs in a step"),
+        Column("bytes", "exchanged", ",.0f", "bytes per step, with all other hosts"),
+        Column("to_mean", "to the mean", ".3f"),
+    ]
+    return Table(columns, [asdict(host) for host in owners_shown(data)], notes_on_owners(data))
 
 
 def memory_table(data: Explanation) -> Table:

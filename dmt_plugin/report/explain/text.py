@@ -31,6 +31,7 @@ def show(data: Explanation, console: Console) -> None:
     if data.parameters:
         put(f"graph around the towers, after (rank {data.rank})", tables.nodes_table(data.nodes_after))
         put(loads_shown(data)[0], tables.loads_table(data))
+        put("owners of the rows that travel once", tables.owners_table(data))
         put("memory that ranks need, and hosts", tables.memory_table(data))
         if data.distinct_rows:
             put("distinct rows of the data", tables.distinct_rows_table(data))

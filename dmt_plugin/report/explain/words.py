@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dmt_plugin.core.sizes import say_bytes
+from dmt_plugin.plan.places import lanes_in_tower
 from dmt_plugin.plan.tower_plan import TowerPlan
-from dmt_plugin.planner.load import LaneLoad
+from dmt_plugin.planner.load import HostRows, LaneLoad
 from dmt_plugin.planner.memory import MemoryNeed, RankMemory
 from dmt_plugin.report.explain.content import DistinctRows, Explanation, Frozen, ParameterCounts
 
@@ -43,10 +44,8 @@ def feature_with_lanes(plan: TowerPlan | None, feature: str) -> str:
 
 
 def _lanes_of(plan: TowerPlan, table: str) -> str:
-    """Where a table is on its host: its lane, or ``rows 0+1``, ``columns 0+1`` for its shards; and if it is frozen."""
-    kind, lanes = plan.kind_of(table), "+".join(str(shard.lane) for shard in plan.shards_of(table))
-    where = lanes if kind == "table_wise" else f"{kind.removesuffix('_wise')}s {lanes}"
-    return f"{where} frozen" if plan.table(table).frozen else where
+    """Where a table is; and if it is frozen."""
+    return lanes_in_tower(plan, table) + (" frozen" if plan.table(table).frozen else "")
 
 
 def parameters_in_words(counts: ParameterCounts) -> str:
@@ -61,6 +60,28 @@ def loads_shown(data: Explanation) -> tuple[str, list[LaneLoad]]:
         return "predicted load of every rank", loads
     busiest = sorted(loads, key=lambda x: (-x.exchange, -x.lookups, x.host, x.lane))[:_MOST_RANKS]
     return f"predicted load of the {_MOST_RANKS} of {len(loads)} ranks that exchange most", busiest
+
+
+def owners_shown(data: Explanation) -> list[HostRows]:
+    """The hosts whose owners to show, in order: all, or those that send most where there are many."""
+    most = sorted(data.owners, key=lambda x: (-x.bytes, x.host))[:_MOST_RANKS]
+    return sorted(most, key=lambda x: x.host)
+
+
+def notes_on_owners(data: Explanation) -> list[str]:
+    """How even hosts are, and which tables lie in rows by modulo."""
+    if not data.owners or data.plan is None:
+        return []
+    shares, largest = data.plan.row_shares, max(host.to_mean for host in data.owners)
+    dealt = {name: split for name, split in data.plan.table_splits.items() if split.ranges[0].step > 1}
+    over_all = [n for n, split in dealt.items() if len({r.host for r in split.ranges}) > 1]
+    counted = f" on {shares.steps} step(s) of {shares.source}" if shares is not None else ""
+    text = f"As counted{counted}: the largest host exchanges {largest:.3f} times the mean"
+    if dealt:
+        counts = ((len(over_all), "over all ranks"), (len(dealt) - len(over_all), "over the lanes of a host"))
+        said = " and ".join(f"{count} {where}" for count, where in counts if count)
+        text += f"; {len(dealt)} of {len(data.plan.tables)} table(s) are in rows by modulo, {said}"
+    return [f"{text}."]
 
 
 def memory_shown(need: MemoryNeed) -> list[RankMemory]:
