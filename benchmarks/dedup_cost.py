@@ -69,7 +69,7 @@ def measure(kind: str, samples: int, repeats: int) -> tuple[int, list[float]]:
 def main() -> None:
     """Prints a line per kind of ids and batch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=15)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     for kind in ("kaggle", "uniform"):
