@@ -52,18 +52,18 @@ def test_counts_and_drift(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.
     found, said = watched(shares, batches, caplog)
     assert said == []
     assert all(sum(own.ids for own in rank.values()) == 2 * SAMPLES * 5 for rank in found)
-    exact = {"rank": 0, "asked": 0}
-    for step in range(2):
-        for host in range(WHERE.hosts):
+    for host in range(WHERE.hosts):
+        exact = {"rank": 0, "asked": 0}
+        for step in range(2):
             first = step * WHERE.world_size + host * LANES
-            users, items = (
-                [{*b[0].tolist()} for b in batches[first : first + LANES]],
-                [{*b[1].reshape(-1).tolist(), *b[2].tolist()} for b in batches[first : first + LANES]],
-            )
+            own = batches[first : first + LANES]
+            users = [{*b[0].tolist()} for b in own]
+            items = [{*b[1].reshape(-1).tolist(), *b[2].tolist()} for b in own]
             exact["rank"] += sum(map(len, (*users, *items)))
             exact["asked"] += len(set().union(*users)) + len(set().union(*items))
-    for key, expected in exact.items():
-        assert sum(getattr(own, key) for rank in found for own in rank.values()) == expected, key
+        lanes = found[host * LANES : (host + 1) * LANES]
+        for key, expected in exact.items():
+            assert sum(getattr(group, key) for rank in lanes for group in rank.values()) == expected, (host, key)
     fewer = RowShares.from_dict(
         {**shares.to_dict(), "tables": [{**vars(t), "rank": t.rank / 2.5} for t in shares.tables]}
     )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin import compiler
 from dmt_plugin.capture import ExampleBatch
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, IdRangeError
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.passes.base import DataToCount
+from dmt_plugin.passes.logical.count_rows import known_shares
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.topology.shape import Topology
 
@@ -124,3 +128,14 @@ def test_where_counts_come_from(tmp_path: Path) -> None:
     file.write_text('{"towers": []}')
     with pytest.raises(ConfigError, match="not a count of distinct rows"):
         model_of(dedup_shares=str(file))
+
+
+def test_the_plan_of_a_checkpoint_says_all_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For another shape, too, what it counted holds; and what it did not count is not counted now."""
+    counted = model_of(data([batch_of(8, seed) for seed in range(1, 9)])).plan
+    for plan, expected in ((counted, counted.row_shares), (replace(counted, row_shares=None), None)):
+        saved = SimpleNamespace(manifest=SimpleNamespace(plan=plan.to_dict()))
+        monkeypatch.setattr(compiler, "find_checkpoint", lambda file, saved=saved: saved)
+        for shape in ("2x2", "3x2"):
+            given = compiler.partition_on_disk(str(Path(__file__).parent), Topology.parse(shape))
+            assert known_shares(None, given) == (expected, True), shape
