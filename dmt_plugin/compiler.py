@@ -36,6 +36,7 @@ from dmt_plugin.partitioner.files import GivenPartition, given_partition
 from dmt_plugin.partitioner.partition import Partition
 from dmt_plugin.passes.base import DataToCount, PassContext, Refusal, run_passes
 from dmt_plugin.passes.logical.find_lookups import FindLookups
+from dmt_plugin.passes.logical.make_tower_plan import MakeTowerPlan, candidate_rows, describe
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
 from dmt_plugin.passes.placement.read_ids import count_shares
 from dmt_plugin.plan.file import read_json
@@ -180,6 +181,31 @@ def count_rows_of(model: nn.Module, example_batch: Any, data: DataToCount, lanes
     last = next(i for i, step in enumerate(passes) if isinstance(step, FindLookups))
     run_passes(passes[: last + 1], ctx)
     return count_shares(ctx.gm, ctx.captured.binder, ctx.facts.lookups, data, lanes)
+
+
+def candidate_rows_of(
+    model: nn.Module, example_batch: Any, config: DMTConfig, topology: Topology, shares: RowShares
+) -> dict[str, float]:
+    """The distinct rows per sample by which a partition weighs the tables whose rows may travel once.
+
+    Args:
+        model: the user's model; its weights do not matter.
+        example_batch: one call of it.
+        config: the ``"dmt"`` section.
+        topology: hosts and lanes that it is for.
+        shares: what was counted.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        TransformError: its lookups cannot be read.
+    """
+    moved = config.transform.model_copy(update={"on_unsupported": "transport"})  # a group that cannot is found later
+    settings = config.model_copy(update={"transform": moved})
+    ctx = PassContext(capture(model, example_of(example_batch, model)), settings, topology, row_shares=shares)
+    passes = towers_passes()
+    last = next(i for i, step in enumerate(passes) if isinstance(step, MakeTowerPlan))
+    run_passes(passes[:last], ctx)
+    return candidate_rows(ctx, describe(ctx.facts.lookups)[1])
 
 
 def new_context(

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dmt_plugin.checkpoint.folder import whole_file
-from dmt_plugin.cli.partition_flow import Request, counted_rows, make
+from dmt_plugin.cli.partition_flow import Request, counted_rows, make, weighed
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.partitioning.partition_model import plan_data, with_partition
 from dmt_plugin.report.partition.page import page_of
@@ -96,6 +96,7 @@ def command(
     lanes = where.ranks_per_host if where is not None else ranks_per_host
     shares, note = counted_rows(request, made, batch_size, lanes)
     notes += [note] if note else []
+    made = weighed(request, made, shares, lanes)
     content = plan_data(made.partition, made.fingerprint, shares)
     if transform is not None or topology is not None:
         towered = with_partition(made.model, made.example, made.config, made.partition, where, shares)

@@ -20,7 +20,7 @@ from torch import nn
 from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.cli.load import importable_here
 from dmt_plugin.cli.partition_inputs import batches_of, load_model, loss_of, read_config, read_state
-from dmt_plugin.compiler import count_rows_of
+from dmt_plugin.compiler import candidate_rows_of, count_rows_of
 from dmt_plugin.config.section import DMTConfig, PartitionConfig, read_dmt_config
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.partitioner import Affinity, Partition, make_partition
@@ -31,6 +31,7 @@ from dmt_plugin.partitioning.short_training import warm_up
 from dmt_plugin.passes.base import DataToCount
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import FeatureSpec
+from dmt_plugin.topology.shape import Topology
 
 _NO_AFFINITY = ("strided", "contiguous", "random", "greedy_balance")
 
@@ -72,6 +73,8 @@ class Made:
         model: the model, warmed up where that was asked for.
         example: one call of it.
         micro_batch: samples per rank, where the configuration says them.
+        rows: gives the model's features and tables.
+        rules: the partition's settings.
     """
 
     partition: Partition
@@ -81,6 +84,8 @@ class Made:
     model: Any = None
     example: Any = None
     micro_batch: int | None = None
+    rows: FeatureRows | None = None
+    rules: PartitionConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,31 @@ def make(request: Request) -> Made:
     own = whole.get("train_micro_batch_size_per_gpu")
     return Made(
         _told(partition, request), config, flat.rows.fingerprint, partition.affinity, flat.model, flat.example,
-        own if isinstance(own, int) else None,
+        own if isinstance(own, int) else None, flat.rows, rules,
     )  # fmt: skip
+
+
+def weighed(request: Request, made: Made, shares: RowShares | None, lanes: int | None) -> Made:
+    """The same with a balance by cost that weighs distinct rows; as it is where nothing is weighed, or was counted.
+
+    Args:
+        request: what was asked for.
+        made: what came of it.
+        shares: what was counted.
+        lanes: ranks per host; None: as they were counted.
+    """
+    rules, rows = made.rules, made.rows
+    if shares is None or rules is None or rows is None or request.try_steps:
+        return made
+    if rules.balance != "cost" and rules.strategy != "greedy_balance":
+        return made
+    towers = len(made.partition.towers)
+    where = Topology(towers, lanes or shares.lanes)
+    counted = candidate_rows_of(made.model, made.example, made.config, where, shares)
+    partition = make_partition(
+        rows.features, rows.tables, towers, rules, affinity=made.affinity, model=rows.fingerprint, rows=counted
+    )
+    return replace(made, partition=_told(partition, request))
 
 
 def counted_rows(

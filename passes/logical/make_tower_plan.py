@@ -60,7 +60,7 @@ class MakeTowerPlan(GraphPass):
             count = (given and given.towers) or ctx.topology.hosts
         towers = int(count)
         hosts = towers_to_hosts(towers, ctx.topology)
-        rows = _rows_once(ctx, features)
+        rows = candidate_rows(ctx, features)
         made = resolve(features, tables, towers, ctx.config.partition, fingerprint, given, rows)
         assigned = made.towers
         host_of = {name: hosts[t] for t, names in enumerate(assigned) for name in names}
@@ -110,8 +110,16 @@ class MakeTowerPlan(GraphPass):
             _to_transport(group, f"tower(s) {empty} have none of its features")
 
 
-def _rows_once(ctx: PassContext, features: Sequence[FeatureSpec]) -> dict[str, float]:
-    """By table the distinct rows per sample of those that may travel once, if their towers are of such features."""
+def candidate_rows(ctx: PassContext, features: Sequence[FeatureSpec]) -> dict[str, float]:
+    """What partitions are made by: how many rows tables give that travel once if the rest of their tower's do.
+
+    Args:
+        ctx: the model, with the groups of its features and what was counted.
+        features: all of its features.
+
+    Returns:
+        By table the distinct rows that batches need, per sample.
+    """
     width = next((g.width for g in ctx.facts.groups if g.kind == "tower"), 0)
     module = module_spec(ctx.config, width)
     alone = [(feature.name,) for feature in features]

@@ -80,6 +80,18 @@ def test_distinct_rows_are_counted_where_the_batch_is_known(project: Path) -> No
     assert "fewer than 400 samples" in run(*options, "--batch-size", "400")
 
 
+def test_a_balance_by_cost_weighs_the_distinct_rows_that_were_counted(project: Path) -> None:
+    """Of tables whose rows may travel once: under SPTT all of them."""
+    (project / "sptt.json").write_text('{"dmt": {"towers": {"module": "none"}, "comm": {"dedup": "on"}}}')
+    (project / "off.json").write_text('{"dmt": {"towers": {"module": "none"}, "comm": {"dedup": "off"}}}')
+    loads = {}
+    for name, options in {"plain": (), "on": ("--batch-size", "40"), "off": ("--batch-size", "40")}.items():
+        config = "off.json" if name == "off" else "sptt.json"
+        run("--strategy", "greedy_balance", "--config", config, "-o", "plan.json", *options)
+        loads[name] = json.loads((project / "plan.json").read_text())["provenance"]["balance"]["loads"]
+    assert loads["plain"] == loads["off"] != loads["on"]
+
+
 def test_from_warm_up_to_a_transformed_model(project: Path) -> None:
     text = run(
         "--warm-up", "5", "--loss", "logits", "-o", "plan.json", "--save-affinity", "a.npz", "--report", "out",

@@ -145,6 +145,16 @@ def test_costs() -> None:
     assert fair_share(np.array([8, 1, 1]), 3) == 8
 
 
+def test_costs_by_the_rows_that_were_counted() -> None:
+    """A table whose rows travel once weighs by its distinct rows per sample; the others as they did."""
+    tables = [TableSpec("x", 10, 8), TableSpec("y", 10, 8)]
+    features = [FeatureSpec("a", ("x",), 1), FeatureSpec("b", ("y",), 1), FeatureSpec("c", ("y",), 1)]
+    for what in ("lookups", "width"):
+        only = {"bytes": 0.0, "lookups": 0.0, "width": 0.0, what: 1.0}
+        assert feature_costs(features, tables, only, {"y": 0.5}) == {"a": 666_667, "b": 166_667, "c": 166_667}
+        assert feature_costs(features, tables, only, {}) == dict.fromkeys("abc", 333_333)
+
+
 def test_towers_of_groups() -> None:
     assert towers_per_group({"a": 80, "b": 20}, {"a": 8, "b": 2}, 5) == {"a": 4, "b": 1}
     assert towers_per_group({"a": 99, "b": 1}, {"a": 2, "b": 9}, 4) == {"a": 2, "b": 2}
