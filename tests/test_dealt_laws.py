@@ -62,7 +62,7 @@ def asked_of_ranks(model: TowerModel, where: Topology, ids: Tensor) -> list[list
 
 
 def sent_by_ranks(model: TowerModel, where: Topology, ids: Tensor) -> list[dict[str, int]]:
-    """Bytes of one step that every rank really sends to other hosts: rows, numbers of rows and gradients."""
+    """Bytes of one step, in two blocks, that every rank sends to other hosts: rows, numbers of rows and gradients."""
     placement = place_graph(model, CONFIG, where, 0).placement
     slots, (group,) = placement.distinct_slots, placement.groups
     batches = ids.chunk(where.world_size)
@@ -70,12 +70,14 @@ def sent_by_ranks(model: TowerModel, where: Topology, ids: Tensor) -> list[dict[
     def program(wire: SimulatedWire) -> dict[str, int]:
         requests = RowRequests(slots, placement.groups, where, wire.rank)
         exchange = OutputDist("rows0.peers", "peers", DIM, [DIM] * where.hosts)
+        requests.cut_into(2)
         requests.bind(wire)
         exchange.bind(wire)
         own = batches[wire.rank]
         asked = requests(*(FeatureIds(own[:, i], None, 1, len(own)) for i in range(own.shape[1]))).groups[0]
-        rows = torch.zeros(len(asked.asked), DIM, requires_grad=True)
-        torch.cat(exchange(rows, asked.owners)).sum().backward()
+        rows = torch.zeros(len(asked.asked), DIM, requires_grad=True).split(asked.asked_by_block)
+        blocks = [exchange(part, block.owners) for part, block in zip(rows, asked.blocks, strict=True)]
+        torch.cat([came for block in blocks for came in block]).sum().backward()
         names = {"rows": ("rows0.peers", "forward"), "gradients": ("rows0.peers", "backward")}
         names["ids"] = ("requests.peers.codes", "forward")
         return {what: wire.traffic.totals(*name).other_hosts for what, name in names.items()}

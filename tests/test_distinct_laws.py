@@ -28,7 +28,7 @@ from dmt_plugin.report.explain.words import notes_on_distinct_rows
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.test_placed_laws import loss_of, prepared
-from tests.test_placement_laws import MODELS, MODULES, OPTIONS, SPTT, trained
+from tests.test_placement_laws import FROZEN, MODELS, MODULES, OPTIONS, SPTT, trained
 
 ONCE = {"dedup": "on"}
 BY_ROW = {"module": "dlrm", "c": 1, "p": 0, "dim": 4}
@@ -68,27 +68,27 @@ def test_what_counts_decide(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "topology", "placement", "towers", "comm"),
     [
-        ("dlrm", "2x2", "rows", SPTT, {}),
+        ("dlrm", "2x2", "rows", SPTT, {"micro_blocks": 1}),
         ("dlrm", "4x1", "whole", SPTT, {"overlap": False}),
         ("dlrm", "1x4", "columns", MODULES, {"route": "flat"}),
         ("dlrm", "2x2", "whole", MODULES, {"dedup": "off", "dedup_features": {"*": "off"}}),
-        ("deepfm", "2x2", "rows", MODULES, {"route": "flat"}),
+        ("deepfm", "2x2", "rows", MODULES, {"route": "flat", "micro_blocks": 3}),
         ("deepfm", "2x3", "columns", SPTT, {"micro_blocks": 3}),
         ("deepfm", "3x2", "whole", SPTT, {}),
         ("joint", "2x2", "rows", MODULES, {}),
         ("joint", "1x4", "columns", SPTT, {"micro_blocks": 3}),
         ("sequence", "2x2", "rows", SPTT, {}),
-        ("sequence", "2x2", "whole", SPTT, {"route": "flat"}),
+        ("sequence", "2x2", "whole", SPTT, {"route": "flat", "micro_blocks": 3}),
         ("sequence", "2x2", "columns", SPTT, {}),
         ("dlrm", "2x2", "rows", BY_ROW, {}),
         ("dlrm", "3x1", "whole", BY_ROW, {"overlap": False}),
         ("dlrm", "2x2", "columns", BY_ROW, {"micro_blocks": 2}),
         ("deepfm", "2x2", "whole", {**BY_ROW, "c": 2}, {}),
-        ("dlrm", "2x2", "rows", {**BY_ROW, "count": 4}, {}),
+        ("dlrm", "2x2", "rows", {**BY_ROW, "count": 4}, {"micro_blocks": 3}),
         ("dlrm", "2x2", "whole", {**BY_ROW, "overrides": {"1": {"p": 1}}}, {}),
-        ("joint", "2x2", "rows", BY_ROW, {}),
+        ("joint", "2x2", "rows", BY_ROW, {"micro_blocks": 1}),
         ("multi_hot_dlrm", "2x2", "rows", BY_ROW, {"micro_blocks": 2}),
-        ("multi_hot_dlrm", "3x2", "mixed", SPTT, {"dedup_features": {"*1": "off"}}),
+        ("multi_hot_dlrm", "3x2", "mixed", SPTT, {"dedup_features": {"*1": "off"}, "micro_blocks": 3}),
         ("multi_hot_dlrm", "2x2", "mixed", SPTT, {"dedup": "off", "dedup_features": {"*1": "on"}, "micro_blocks": 2}),
     ],
     ids=str,
@@ -136,6 +136,11 @@ def test_frozen_tables_with_rows_by_modulo() -> None:
     frozen = ["bags.field_1.weight", "bags.field_2.weight"]
     rows = counted("multi_hot_dlrm")
     assert trained("multi_hot_dlrm", "2x2", "ranks", "adam", ("torch",), SPTT, frozen, rows, **ONCE) == []
+
+
+def test_frozen_tables() -> None:
+    """Rows of some come in blocks without a gradient beside those of others."""
+    assert trained("multi_hot_dlrm", "2x2", "mixed", "adagrad", ("auto",), SPTT, FROZEN["some"], **ONCE) == []
 
 
 WHERE = Topology(2, 2)

@@ -39,6 +39,7 @@ def main(
     rate: Annotated[str, typer.Option(help="Of each host's link.")] = "100mbit",
     batch: Annotated[int, typer.Option(min=1, help="Samples per rank.")] = 512,
     width: Annotated[int, typer.Option(min=8)] = 64,
+    ids: Annotated[str, typer.Option(help="How ids are distributed: uniform or kaggle.")] = "uniform",
     repeats: Annotated[int, typer.Option(min=1)] = 7,
     iterations: Annotated[int, typer.Option(min=1, help="Steps of one trace.")] = 2,
     variants: Annotated[str, typer.Option(help="Names of this project's variants, comma between.")] = ",".join(DEFAULT),
@@ -53,7 +54,7 @@ def main(
     if strange := [name for name in names if name not in VARIANTS or name.startswith("torchrec")]:
         known = ", ".join(name for name in VARIANTS if not name.startswith("torchrec"))
         raise typer.BadParameter(f"no variants of this project: {strange}; there are: {known}")
-    setting = Setting(hosts, lanes, rate, batch, width=width, repeats=repeats, iterations=iterations)
+    setting = Setting(hosts, lanes, rate, batch, ids=ids, width=width, repeats=repeats, iterations=iterations)
     if rank >= setting.world_size:
         raise typer.BadParameter(f"there is no rank {rank}: the cluster has {setting.world_size}")
     for module in ("dmt_plugin.integrations.deepspeed", "torch.profiler", "matplotlib"):
@@ -74,7 +75,7 @@ def main(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"setting": about, "rows": rows}, indent=2) + "\n")
-    where = f"{hosts} x {lanes}, {rate}, {batch} samples per rank, width {width}"
+    where = f"{hosts} x {lanes}, {rate}, {batch} samples per rank, width {width}, {ids} ids"
     draw_bars(picture, rows, where)
     typer.echo(f"{where}; {output}, {picture}")
     typer.echo(table(rows))

@@ -117,6 +117,17 @@ def carries_samples(node: fx.Node) -> bool:
     return name not in (INDEX, REQUESTS) and not name.startswith(DISTINCT)
 
 
+def crosses_hosts(node: fx.Node) -> bool:
+    """Whether a node belongs to an exchange of rows between hosts."""
+    return str(node.meta.get(EXCHANGE_META, "")).rpartition(".")[2] in ("peers", "world")
+
+
+def hands_rows(node: fx.Node) -> bool:
+    """Whether a node spreads distinct rows to lanes, or expands them to samples."""
+    path = str(node.target)
+    return path.startswith(f"{EXCHANGES}.{DISTINCT}") and path.endswith((".spread", ".expand"))
+
+
 def is_start(node: fx.Node) -> bool:
     """Whether a node starts an exchange."""
     return EXCHANGE_META in node.meta and node.target == start_path(node.meta[EXCHANGE_META])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dmt_plugin.comm.batch_layout import BatchLayout
+from dmt_plugin.comm.distinct.requests import Requests
 from dmt_plugin.comm.micro_blocks import block_sizes, layouts_of
 from dmt_plugin.nn.graph_ops import graph_function
 
@@ -30,34 +31,34 @@ def cut_rows(rows: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ..
 
 
 @graph_function
-def cut_batch(values: Tensor, layout: BatchLayout, blocks: int) -> tuple[Tensor, ...]:
+def cut_batch(values: Tensor, batch: BatchLayout | Requests, blocks: int) -> tuple[Tensor, ...]:
     """Cuts what was computed for this rank's whole batch into blocks: views.
 
     Args:
         values: ``(B, ...)``.
-        layout: of the whole batch.
+        batch: what says how many samples it has.
         blocks: number of blocks.
 
     Raises:
         ValueError: there is not one row per sample.
     """
-    if values.shape[0] != layout.own:
-        raise ValueError(_not_the_batch(values, layout.own, "the batch"))
-    return values.split(block_sizes(layout.own, blocks))
+    if values.shape[0] != batch.own:
+        raise ValueError(_not_the_batch(values, batch.own, "the batch"))
+    return values.split(block_sizes(batch.own, blocks))
 
 
 @graph_function
-def join_rows(parts: Sequence[Tensor], layout: BatchLayout) -> Tensor:
+def join_rows(parts: Sequence[Tensor], batch: BatchLayout | Requests) -> Tensor:
     """Blocks of this rank's batch under each other: ``(B, ...)``.
 
     Args:
         parts: ``(samples of the block, ...)`` for each block.
-        layout: of the whole batch.
+        batch: what says how many samples it has.
 
     Raises:
         ValueError: a block has not one row per sample.
     """
-    for part, size in zip(parts, block_sizes(layout.own, len(parts)), strict=True):
+    for part, size in zip(parts, block_sizes(batch.own, len(parts)), strict=True):
         if part.shape[0] != size:
             raise ValueError(_not_the_batch(part, size, "its micro-block"))
     return torch.cat(list(parts))

@@ -3,7 +3,12 @@
 1. :class:`SpreadRows` runs on the rank of a host that fetched rows from other hosts: every lane gets the rows that it
    asked for. Backward sums the lanes' gradients of a row, lane by lane.
 2. :class:`ExpandRows` runs where the samples are: every lookup gets its rows, one per id, or pooled bag by bag.
-   Backward sums the gradients of a row over lookups and samples, in the order of the lookups.
+   Backward sums the gradients of a row over lookups and samples: first of the lookups of one id per sample, then of
+   those of bags, each in their order.
+3. Where a batch is cut into micro-blocks both run once per block. A row arrives with the first block that needs it,
+   and blocks behind that one read it as well: what has arrived is held from block to block. In backward blocks run in
+   reverse, and all of them add to one sum of gradients: that of the rows of block ``k`` is complete when block ``k``
+   has added its own. A token that block ``k`` hands to block ``k + 1`` has autograd keep that order.
 
 Sums are in fp32 and in a fixed order: on the CPU one addition after the other; on accelerators, where those would be
 atomic and their order chance, over rows that were sorted.
@@ -21,14 +26,20 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from dmt_plugin.comm.distinct.requests import GroupRequests, ReadIds, Requests
+from dmt_plugin.comm.distinct.requests import BlockRequests, ReadIds, Requests
 from dmt_plugin.nn.graph_ops import graph_function
 
 
 @graph_function
-def group_requests(requests: Requests, group: int) -> GroupRequests:
-    """The requests of one group of tables."""
-    return requests.groups[group]
+def block_requests(requests: Requests, group: int, block: int) -> BlockRequests:
+    """What a micro-block adds to the requests of one group of tables."""
+    return requests.groups[group].blocks[block]
+
+
+@graph_function
+def asked_rows(rows: Sequence[Sequence[Tensor]], group: int, block: int) -> Tensor:
+    """The looked-up rows of one group of tables that are asked for with one micro-block: ``(n, N)``."""
+    return rows[group][block]
 
 
 @graph_function
@@ -38,41 +49,79 @@ def no_rows(rows: Tensor, width: int) -> Tensor:
     return rows.new_zeros(0, width)
 
 
+@dataclass
+class HandedRows:
+    """What one micro-block hands on, and what the next one has to know.
+
+    Attributes:
+        columns: the rows: for the lanes, one tensor ``(m, width)``, lane by lane; for the lookups of the model
+            ``(bags, width)`` each.
+        held: the rows that have arrived.
+        token: has autograd run this block's backward behind that of the next one.
+    """
+
+    columns: tuple[Tensor, ...]
+    held: _Held
+    token: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows for the lanes."""
+        (rows,) = self.columns
+        return rows
+
+
 class SpreadRows(nn.Module):
     """Graph node that gives every lane the rows that it asked for; see the module."""
 
-    def forward(self, blocks: Sequence[Tensor], requests: GroupRequests) -> Tensor:
-        """Rows for the lanes, ``(m, width)``, lane by lane.
+    def forward(
+        self, blocks: Sequence[Tensor], requests: BlockRequests, before: HandedRows | None = None
+    ) -> HandedRows:
+        """Rows for the lanes.
 
         Args:
-            blocks: the rows that came from their owners, one block ``(n, width)`` each, in the order of the codes.
-            requests: which of them go to which lane.
+            blocks: the rows that came from their owners as one block ``(n, width)``, in the order of the codes.
+            requests: which rows go to which lane.
+            before: what the micro-block before handed on; None for the first.
         """
         assert requests.spread is not None
-        spread: Tensor = _Spread.apply(_joined(blocks), requests.spread)
-        return spread
+        return _handed(blocks, (ReadIds(requests.spread, None, None, requests.spread.numel()),), before)
 
 
 class ExpandRows(nn.Module):
     """Graph node that gives every lookup its rows; see the module."""
 
-    def forward(self, blocks: Sequence[Tensor], requests: GroupRequests) -> tuple[Tensor, ...]:
-        """What each lookup of the model gives, ``(bags, width)``.
-
-        The vectors of a sequence are bags of one id; the mean of an empty bag is zero.
+    def forward(
+        self, blocks: Sequence[Tensor], requests: BlockRequests, before: HandedRows | None = None
+    ) -> HandedRows:
+        """What each lookup of the model gives.
 
         Args:
-            blocks: the distinct rows of this rank's batch, one block ``(n, width)`` per sender, in the order of the
-                codes.
-            requests: where the ids of each lookup find their row.
+            blocks: the rows that came, as one block ``(n, width)``, in the order of the codes.
+            requests: where each lookup finds its rows.
+            before: what the micro-block before handed on; None for the first.
         """
-        expanded: tuple[Tensor, ...] = _Expand.apply(_joined(blocks), tuple(map(_Pooling, requests.reads)))
-        return expanded
+        return _handed(blocks, requests.reads, before)
 
 
-def _joined(blocks: Sequence[Tensor]) -> Tensor:
-    filled = [block for block in blocks if block.shape[0]]
-    return filled[0] if len(filled) == 1 else torch.cat(list(blocks))
+class _Held:
+    """The rows of a group of tables that have arrived, block by block, and the sum of their gradients."""
+
+    def __init__(self) -> None:
+        self.arrived: list[Tensor] = []
+        self.sums: Tensor | None = None
+
+    def rows(self) -> Tensor:
+        """All that has arrived, ``(n, width)``."""
+        filled = [rows for rows in self.arrived if rows.shape[0]]
+        return filled[0] if len(filled) == 1 else torch.cat(self.arrived)
+
+
+def _handed(blocks: Sequence[Tensor], reads: Sequence[ReadIds], before: HandedRows | None) -> HandedRows:
+    (arrived,) = blocks
+    held, token = (_Held(), arrived.new_empty(0)) if before is None else (before.held, before.token)
+    token, *columns = _Hand.apply(arrived, token, held, tuple(map(_Pooling, reads)))
+    return HandedRows(tuple(columns), held, token)
 
 
 def add_rows(total: Tensor, places: Tensor, values: Tensor) -> None:
@@ -83,22 +132,6 @@ def add_rows(total: Tensor, places: Tensor, values: Tensor) -> None:
     order = torch.argsort(places, stable=True)
     lengths = torch.bincount(places, minlength=total.shape[0])
     total += torch.segment_reduce(values.to(total.dtype)[order], "sum", lengths=lengths, axis=0, unsafe=True, initial=0)
-
-
-class _Spread(Function):
-    """Rows by number; the transpose is a sum by number."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor) -> Tensor:
-        ctx.places, ctx.rows = places, rows.shape[0]
-        return rows.index_select(0, places)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = torch.zeros(ctx.rows, gradient.shape[1], device=gradient.device)
-        add_rows(total, ctx.places, gradient)
-        return total.to(gradient.dtype), None
 
 
 @dataclass(frozen=True)
@@ -132,8 +165,6 @@ class _Pooling:
 
     def share(self, gradient: Tensor) -> Tensor:
         """The gradient of each id's row, ``(n, width)``, from that of the bags."""
-        if self.single:
-            return gradient
         sizes = self.sizes()
         if self.ids.mean:
             gradient = gradient / sizes.clamp(min=1).unsqueeze(1)
@@ -141,21 +172,37 @@ class _Pooling:
         return each if self.ids.weights is None else each * self.ids.weights.unsqueeze(1)
 
 
-class _Expand(Function):
-    """All lookups of a group at once, so that their gradients meet in one buffer."""
+class _Hand(Function):
+    """The rows of one block and of those before it, to all that the block needs, so that gradients meet in one sum."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, plan: tuple[_Pooling, ...]) -> tuple[Tensor, ...]:
-        ctx.plan, ctx.rows, ctx.dtype = plan, rows.shape[0], rows.dtype
-        single = [pooling.ids.places for pooling in plan if pooling.single]
-        taken = iter(rows.index_select(0, torch.cat(single)).split([p.numel() for p in single]) if single else ())
-        return tuple(next(taken) if pooling.single else pooling.pool(rows) for pooling in plan)
+    def forward(
+        ctx: Any, arrived: Tensor, token: Tensor, held: _Held, plan: tuple[_Pooling, ...]
+    ) -> tuple[Tensor, ...]:
+        ctx.first = sum(rows.shape[0] for rows in held.arrived)
+        held.arrived.append(arrived.detach())
+        rows = held.rows()
+        single = [pooling.single for pooling in plan]
+        places = [pooling.ids.places for pooling, alone in zip(plan, single, strict=True) if alone]
+        ctx.places = places[0] if len(places) == 1 else torch.cat(places) if places else None
+        ctx.held, ctx.plan, ctx.single, ctx.rows, ctx.dtype = held, plan, single, rows.shape[0], rows.dtype
+        taken = iter(rows.index_select(0, ctx.places).split([p.numel() for p in places]) if places else ())
+        columns = (next(taken) if alone else pooling.pool(rows) for pooling, alone in zip(plan, single, strict=True))
+        return rows.new_empty(0), *columns
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        width = gradients[0].shape[1]
-        total = torch.zeros(ctx.rows, width, device=gradients[0].device)
-        for pooling, gradient in zip(ctx.plan, gradients, strict=True):
-            add_rows(total, pooling.ids.places, pooling.share(gradient.float()))
-        return total.to(ctx.dtype), None
+    def backward(ctx: Any, token: Tensor, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        held, width = ctx.held, gradients[0].shape[1]
+        if held.sums is None:
+            held.sums = torch.zeros(ctx.rows, width, device=gradients[0].device)
+        total = held.sums
+        if ctx.places is not None:  # together: a copy and one pass cost less than a pass over each column by itself
+            alone = [gradient for gradient, single in zip(gradients, ctx.single, strict=True) if single]
+            add_rows(total, ctx.places, alone[0] if len(alone) == 1 else torch.cat(alone))
+        for pooling, gradient, single in zip(ctx.plan, gradients, ctx.single, strict=True):
+            if not single:
+                add_rows(total, pooling.ids.places, pooling.share(gradient.float()))
+        if not ctx.first:
+            held.sums = None
+        return total[ctx.first : ctx.rows].to(ctx.dtype), token, None, None

@@ -142,6 +142,12 @@ def join_column_ranges(ranges: Sequence[Tensor], vectors: int) -> Tensor:
 
 
 @graph_function
+def join_vectors(rows: Tensor, vectors: int) -> Tensor:
+    """The vectors of a sample side by side: ``(B * vectors, D) -> (B, vectors * D)``."""
+    return rows.reshape(rows.shape[0] // vectors, vectors * rows.shape[1])
+
+
+@graph_function
 def jagged_values(features: Any, key: str) -> Tensor:
     """The ids of one key of a ``KeyedJaggedTensor``, ``(n,)``."""
     return features[key].values()

@@ -8,6 +8,8 @@ row, and no more than the owner has. With ``b`` bytes of a row on the wire, ``H`
 * rows: an owner sends ``n_host * b`` to each other host, a lane ``n_rank * b`` to each other lane that asked;
 * gradients: the same numbers of rows the other way;
 * on the flat route all of it goes between ranks, with ``n_rank``.
+
+Micro-blocks change none of this but the headers, which count the codes of each block: a row goes once per batch.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ def distinct_costs(
     formats: Mapping[str, tuple[Format, Format]],
     as_trained: bool = False,
     needs: Sequence[Needs] | None = None,
+    blocks: int = 1,
 ) -> list[ExchangeCost]:
     """The costs, at most, of one step on one rank, all ranks having ``batch`` samples.
 
@@ -61,11 +64,12 @@ def distinct_costs(
         as_trained: as if no table were frozen.
         needs: by group the distinct rows that were counted (:mod:`dmt_plugin.model.row_counts`): then the
             costs are those that are to be expected.
+        blocks: micro-blocks of a batch.
     """
     if not groups:
         return []
     trained = [group.name for group in groups if group.trained or as_trained]
-    costs = _Costs(groups, slots, topology, rank, batch, formats, needs).found()
+    costs = _Costs(groups, slots, topology, rank, batch, formats, needs, blocks).found()
     return [cost for cost in costs if cost.phase == "forward" or cost.name.split(".")[0] in trained]
 
 
@@ -79,7 +83,9 @@ class _Costs:
         batch: int,
         formats: Mapping[str, tuple[Format, Format]],
         needs: Sequence[Needs] | None,
+        blocks: int,
     ) -> None:
+        self.blocks = blocks
         self.groups, self.topology, self.rank, self.formats = groups, topology, rank, formats
         self.host, self.lane = topology.host_of(rank), topology.lane_of(rank)
         self.flat = any(name.endswith(".world") for name in formats)
@@ -135,7 +141,7 @@ class _Costs:
         return costs
 
     def _requests(self, group: str, members: Sequence[int], codes: Mapping[int, float]) -> list[ExchangeCost]:
-        words = _FAULT_WORDS + len(self.groups)
+        words = _FAULT_WORDS + len(self.groups) * self.blocks
         header = dict.fromkeys(members, _HEADER_WORD * words)
         sent = {r: self.word * n for r, n in codes.items()}
         name = f"requests.{group}"

@@ -93,8 +93,7 @@ class ShareWatch:
             return
         requests: Requests = arguments[0]
         for own, window, record in zip(requests.groups, self._window, self._record, strict=True):
-            ids = sum(read.places.numel() for read in own.reads)
-            found = GroupCount(ids, own.distinct, sum(own.owners.received))
+            found = GroupCount(own.ids, own.distinct, own.fetched)
             window.add(found)
             record.add(found)
         self._calls += 1

@@ -23,7 +23,14 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from dmt_plugin.nn.graph_ops import add_row_ranges, join_column_ranges, split_columns, split_streams
+from dmt_plugin.nn.graph_ops import (
+    add_row_ranges,
+    join_column_ranges,
+    join_vectors,
+    side_by_side,
+    split_columns,
+    split_streams,
+)
 from dmt_plugin.passes.ops import products
 from dmt_plugin.passes.ops.axes import Unsupported
 from dmt_plugin.passes.ops.dims import is_samples, is_tensor
@@ -32,6 +39,10 @@ from dmt_plugin.passes.ops.queries import entry_of, samples_stay_apart
 from dmt_plugin.passes.ops.shapes import is_size
 from dmt_plugin.passes.ops.sizes import sizes_of
 from dmt_plugin.passes.ops.splits import cut_of, is_several
+
+_PLUMBING = (
+    split_columns, operator.getitem, getattr, add_row_ranges, join_column_ranges, join_vectors, side_by_side,
+)  # fmt: skip
 
 
 def is_per_sample(gm: fx.GraphModule, node: fx.Node, batch: int) -> bool:
@@ -90,7 +101,7 @@ def is_by_rows(gm: fx.GraphModule, node: fx.Node, batch: int, constants: Set[fx.
 
 def is_plumbing(node: fx.Node) -> bool:
     """Whether a node without an example value only cuts, or puts together, what an exchange brought for the model."""
-    if node.target in (split_columns, operator.getitem, add_row_ranges, join_column_ranges):
+    if node.target in _PLUMBING:
         return True
     shaped = node.op == "call_method" and node.target == "unflatten"
     return shaped and isinstance(node.args[1], int) and node.args[1] > 0

@@ -2,7 +2,8 @@
 
 1. ids go into the requests (:mod:`dmt_plugin.comm.distinct.requests`);
 2. per group of tables: the rows that are asked for are looked up, go back to the peers that asked, are spread to the
-   lanes there, and expanded to what each lookup of the model gives; on the flat route they go straight to the rank;
+   lanes there, and expanded to what each lookup of the model gives; on the flat route they go straight to the rank
+   (all as one block; :mod:`dmt_plugin.passes.rank.split_blocks` makes it several);
 3. that takes the place of the lookup in the logical graph. What the model does to a feature's rows before it meets
    others runs where the samples are, as it is written;
 4. rows that go through a tower module do so at their owner, each once, and what comes back takes the place of the
@@ -29,8 +30,8 @@ from dmt_plugin.fxtools.names import (
     start_path,
     wait_path,
 )
-from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, group_requests, no_rows
-from dmt_plugin.nn.graph_ops import join_column_ranges, side_by_side
+from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, asked_rows, block_requests, no_rows
+from dmt_plugin.nn.graph_ops import join_column_ranges, join_vectors, side_by_side
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker, Key, TowerReads
 from dmt_plugin.passes.placement.slots import READERS, slots_of
@@ -82,7 +83,7 @@ class _Rewrite:
                 column = self.graph.call_function(join_column_ranges, (columns, 1))
             vectors = lookup.width // lookup.dim
             if vectors > 1:
-                column = self.graph.call_method("reshape", (column, -1, lookup.width))
+                column = self.graph.call_function(join_vectors, (column, vectors))
             column_of[lookup.node] = column
             if self.tables[lookup.table] is None:
                 substitute(lookup.node, column)
@@ -95,19 +96,20 @@ class _Rewrite:
         return list({tower.path: tower for tower in self.tables.values() if tower is not None}.values())
 
     def _group(self, i: int, key: Key, requests: fx.Node, rows: fx.Node) -> fx.Node:
-        """What the lookups in one group of tables give."""
+        """What the lookups in one group of tables give, one column each."""
         group, topology = self.placement.groups[i], self.ctx.topology
-        own = self.graph.call_function(group_requests, (requests, i))
-        asked = self._through_tower(key, self._item(rows, i))
+        own = self.graph.call_function(block_requests, (requests, i, 0))
+        asked = self._through_tower(key, self.graph.call_function(asked_rows, (rows, i, 0)))
         last: Group = "world" if self.ctx.config.comm.route == "flat" else "peers"
         blocks = self._rows(group, last, asked, self._part(own, "owners"))
         if last == "peers" and topology.ranks_per_host > 1:
             self.ctx.gm.add_submodule(f"{EXCHANGES}.{group.name}.spread", SpreadRows())
-            spread = self.graph.call_module(f"{EXCHANGES}.{group.name}.spread", (blocks, own))
+            spread = self.graph.call_module(f"{EXCHANGES}.{group.name}.spread", (blocks, own, None))
             spread.meta[SHAPE_META] = f"(rows for the lanes, {group.width})"
-            blocks = self._rows(group, "lanes", spread, self._part(own, "lanes"))
+            blocks = self._rows(group, "lanes", self._part(spread, "rows"), self._part(own, "lanes"))
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{group.name}.expand", ExpandRows())
-        return self.graph.call_module(f"{EXCHANGES}.{group.name}.expand", (blocks, own))
+        expanded = self.graph.call_module(f"{EXCHANGES}.{group.name}.expand", (blocks, own, None))
+        return self._part(expanded, "columns")
 
     def _through_tower(self, key: Key, rows: fx.Node) -> fx.Node:
         """What this host's tower makes of rows that are asked for; rows of tables outside of towers as they are."""
@@ -125,7 +127,7 @@ class _Rewrite:
         topology, width, name = self.ctx.topology, tables.width, f"{tables.name}.{group}"
         members = {"world": topology.world_size, "peers": topology.hosts, "lanes": topology.ranks_per_host}[group]
         formats, back = self.ctx.config.comm.formats_of(group), [width * tables.trained] * members
-        self._add(name, OutputDist(name, group, width, [width] * members, formats, back))
+        self._add(name, OutputDist(name, group, width, [width] * members, formats, back, joined=True))
         return self._exchange(name, (rows, counts), f"(distinct rows, {width})")
 
     def _add(self, name: str, exchange: RowRequests | OutputDist) -> None:
@@ -139,8 +141,8 @@ class _Rewrite:
         wait.meta[SHAPE_META] = arrives
         return wait
 
-    def _part(self, requests: fx.Node, name: str) -> fx.Node:
-        return self.graph.call_function(getattr, (requests, name))
+    def _part(self, whole: fx.Node, name: str) -> fx.Node:
+        return self.graph.call_function(getattr, (whole, name))
 
     def _item(self, several: fx.Node, i: int) -> fx.Node:
         return self.graph.call_function(operator.getitem, (several, i))

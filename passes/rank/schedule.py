@@ -1,19 +1,23 @@
 """Orders a placed graph so that exchanges run while something else is computed.
 
-The waits have an order: by exchange, and for each exchange by micro-block. The stage of a
-node is the last wait that must be over before it can run.
+The waits have an order. Exchanges inside a host come first, by exchange, and for each exchange by micro-block. From the
+first exchange between hosts on, which is the slow one, they come by block, and for each block by exchange: distinct
+rows go on inside the host from there. The stage of a node is the last wait that must be over before it can run.
 
 1. Nodes that lead to the start of an exchange run as early as their stage allows: starts
    move up.
-2. All others run as late as their users allow, but before the wait that those users need:
-   dense work that is only met behind the last exchange (a bottom MLP) fills the time of
-   that exchange, and what one block computes fills the time of the next one's; forward
-   and, since autograd goes backwards through the same order, in the backward pass.
+2. All others run as late as their users allow, but before the wait that those users need,
+   which is that for a slow exchange if there is one: dense work that is only met behind the last
+   exchange (a bottom MLP) fills the time of a slow one, and what one block computes fills the
+   time of the next one's; forward and, since autograd goes backwards through the same order, in
+   the backward pass.
 3. Waits come last in their stage: they move down.
-4. A block enters an exchange when the block before has come out of it and has started its
-   last one: that is the slow one, and must not be held up by a race for the fast one. What
+4. A block enters a fast exchange that leads to a slow one when the block before has come out of
+   it and has started the slow one, which must not be held up by a race for the fast one. What
    the block computes for that exchange alone waits as well. In the backward pass it then
-   runs while the rows of the block before are still on their way.
+   runs while the rows of the block before are still on their way. A block enters a slow exchange
+   when the block before has entered all of its own: the rows of one connection arrive in the order
+   in which they were started.
 
 Without overlap every exchange is waited for where it starts.
 """
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, is_start, is_wait
+from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META, crosses_hosts, is_start, is_wait
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 
 
@@ -44,8 +48,10 @@ class Schedule(GraphPass):
 
 
 def _overlapped(nodes: list[fx.Node]) -> list[fx.Node]:
-    turn = _turns(nodes)
-    after = _held_back(nodes, _queues(nodes))
+    slow = _behind_slow(nodes)
+    turn = _turns(nodes, slow)
+    after = _held_back(nodes, {**_queues(nodes, slow), **_behind_the_block_before(nodes, turn)})
+    crossing = sorted(turn[n] for n in turn if crosses_hosts(n))
     stage: dict[fx.Node, int] = {}
     for node in nodes:
         earliest = turn[after[node]] if node in after else turn.get(node, 0)
@@ -60,7 +66,7 @@ def _overlapped(nodes: list[fx.Node]) -> list[fx.Node]:
             at[node] = stage[node] if node.op != "output" else last
         else:
             # A user that runs as soon as a wait is over would have this node run behind that wait.
-            late = min((at[u] - (at[u] == stage[u]) for u in node.users), default=last)
+            late = min((_before(at[u], crossing) if at[u] == stage[u] else at[u] for u in node.users), default=last)
             at[node] = max(stage[node], late)
     position = {node: i for i, node in enumerate(nodes)}
 
@@ -80,25 +86,54 @@ def _overlapped(nodes: list[fx.Node]) -> list[fx.Node]:
     return order
 
 
-def _turns(nodes: list[fx.Node]) -> dict[fx.Node, int]:
-    """The waits, numbered from 1 in the order in which they come: by exchange, then by micro-block."""
+def _before(stage: int, crossing: list[int]) -> int:
+    """The stage before the last slow wait that is over in this one; this one, if there is none."""
+    return max((turn for turn in crossing if turn <= stage), default=stage + 1) - 1
+
+
+def _behind_slow(nodes: list[fx.Node]) -> set[fx.Node]:
+    """The waits for slow exchanges, and all that needs one of them."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if (crosses_hosts(node) and is_wait(node)) or any(n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _turns(nodes: list[fx.Node], slow: set[fx.Node]) -> dict[fx.Node, int]:
+    """The waits, numbered from 1 in the order in which they come."""
     depth: dict[fx.Node, int] = {}
     for node in nodes:
         depth[node] = max((depth[n] for n in node.all_input_nodes), default=0) + is_wait(node)
-    waits = sorted((n for n in nodes if is_wait(n)), key=lambda n: (depth[n], n.meta.get(BLOCK_META, 0)))
-    return {node: number for number, node in enumerate(waits, 1)}
+
+    def key(wait: fx.Node) -> tuple[bool, int, int]:
+        block = wait.meta.get(BLOCK_META, 0)
+        return (True, block, depth[wait]) if wait in slow else (False, depth[wait], block)
+
+    return {node: number for number, node in enumerate(sorted(filter(is_wait, nodes), key=key), 1)}
 
 
-def _queues(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For the start of a block's exchange the wait of the block before in the same exchange, which it comes behind.
-
-    Not for the last exchange: nothing of the block before could start during it.
-    """
+def _queues(nodes: list[fx.Node], slow: set[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """For the start of a block's fast exchange before a slow one the wait of the block before in the same exchange."""
     waits = {(n.meta[EXCHANGE_META], n.meta[BLOCK_META]): n for n in nodes if is_wait(n) and BLOCK_META in n.meta}
-    turns = _turns(nodes)
-    last = max(turns, key=turns.__getitem__).meta[EXCHANGE_META] if turns else ""
-    starts = [n for n in nodes if is_start(n) and n.meta[EXCHANGE_META] != last and n.meta.get(BLOCK_META, 0) > 0]
-    return {n: waits[n.meta[EXCHANGE_META], n.meta[BLOCK_META] - 1] for n in starts}
+    starts = [n for n in nodes if is_start(n) and n.meta.get(BLOCK_META, 0) > 0]
+    fast = [n for n in starts if not crosses_hosts(n) and n not in slow]
+    return {n: waits[n.meta[EXCHANGE_META], n.meta[BLOCK_META] - 1] for n in fast}
+
+
+def _behind_the_block_before(nodes: list[fx.Node], turn: dict[fx.Node, int]) -> dict[fx.Node, fx.Node]:
+    """For the start of a block's slow exchange the last wait that one of the block before needs to start."""
+    needs: dict[fx.Node, fx.Node | None] = {}
+    for node in nodes:
+        own = [wait for n in node.all_input_nodes if (wait := needs[n]) is not None] + [node] * is_wait(node)
+        needs[node] = max(own, key=turn.__getitem__, default=None)
+    last: dict[int, fx.Node] = {}
+    starts = [n for n in nodes if is_start(n) and crosses_hosts(n) and BLOCK_META in n.meta]
+    for start in starts:
+        block, wait = start.meta[BLOCK_META], needs[start]
+        if wait is not None and (block not in last or turn[wait] > turn[last[block]]):
+            last[block] = wait
+    return {n: last[n.meta[BLOCK_META] - 1] for n in starts if n.meta[BLOCK_META] - 1 in last}
 
 
 def _held_back(nodes: list[fx.Node], after: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:

@@ -6,10 +6,13 @@ A pass over a placed graph, before it is scheduled:
    sorts them); the rows that enter the first output distribution are cut into one contiguous range per block;
 2. every exchange behind that, with the tower modules between them, runs once per block, with the batch layout of the
    block;
-3. so does what follows the last exchange, as far as it is proven to treat samples by themselves
+3. rows that travel once, however many samples need them, are asked for and looked up for the whole batch too; each goes
+   with the first block that needs it (:mod:`dmt_plugin.comm.distinct.first_use`). What spreads and expands the rows of
+   a block is handed those of the blocks before;
+4. what follows the last exchange runs once per block as far as it is proven to treat samples by themselves
    (:mod:`dmt_plugin.passes.ops.per_sample`). Values that do not depend on the exchange (a bottom MLP) are computed once
    and cut into the same blocks;
-4. where an operation needs the whole batch (batch normalisation, a sum over samples), or the model returns a value,
+5. where an operation needs the whole batch (batch normalisation, a sum over samples), or the model returns a value,
    the blocks are joined again.
 
 Whether there are blocks must not depend on the rank, for all ranks of a group have to start the same exchanges: a
@@ -26,22 +29,21 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from dmt_plugin.comm.distinct.requests import RowRequests
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.fxtools.names import (
     BLOCK_META,
     EXCHANGE_META,
-    INDEX,
     LOOKUP,
     SHAPE_META,
-    calls_tower,
     carries_samples,
-    is_start,
-    is_wait,
+    hands_rows,
 )
 from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.ops.per_sample import is_by_rows, is_plumbing, open_view, writes_input
+from dmt_plugin.passes.ops.per_sample import open_view
+from dmt_plugin.passes.rank.by_block import ByBlock, carries_rows, picks_block
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 _BY_ROWS = ("none", "dlrm", "dcn", "preserve")
@@ -66,11 +68,13 @@ class SplitBlocks(GraphPass):
         strange = _strange_modules(ctx.plan) if ctx.placement.route == "hierarchical" else ""
         if strange:
             return self.result(0, 0, f"one block: {strange} may mix samples, and runs between two exchanges")
-        if not any(map(_starts_rows, ctx.gm.graph.nodes)):
-            return self.result(0, 0, "one block: all rows travel once, whichever block needs them")
-        index = ctx.placement.exchanges[INDEX]
-        assert isinstance(index, InputDist)
-        index.sort_by_blocks(blocks)
+        if not any(carries_rows(node) for node in ctx.gm.graph.nodes):
+            return self.result(0, 0, "one block: no rows are exchanged")
+        for exchange in ctx.placement.exchanges.values():
+            if isinstance(exchange, InputDist):
+                exchange.sort_by_blocks(blocks)
+            elif isinstance(exchange, RowRequests):
+                exchange.cut_into(blocks)
         before = len(ctx.gm.graph.nodes)
         inside = _Split(ctx, blocks).inside
         drop_unused(ctx.gm.graph)
@@ -88,74 +92,31 @@ class _Split:
     def __init__(self, ctx: PassContext, blocks: int) -> None:
         self.ctx, self.graph, self.blocks = ctx, ctx.gm.graph, blocks
         self.order = list(self.graph.nodes)
-        self.constants = self._constants()
-        start = next(n for n in self.order if _starts_rows(n))
-        layout = start.args[1]
-        assert isinstance(layout, fx.Node)
-        self.layout = layout
-        first = _entry(start)
-        self.inside = self._inside(first)
-        missed = [n.name for n in self.order if carries_samples(n) and n not in self.inside]
-        assert not missed, f"{missed} would carry the whole batch while others carry blocks"
-        self._clone(first, self.inside)
+        found = ByBlock(ctx.gm, ctx.captured.batch_size)
+        self.constants, self.layout, self.samples = found.constants, found.layout, found.samples
+        self.inside = found.inside
+        self._clone(found.first, self.inside)
 
-    # -- what runs per block ---------------------------------------------------------------
-
-    def _constants(self) -> set[fx.Node]:
-        found: set[fx.Node] = set()
-        for node in self.order:
-            if node.op not in ("placeholder", "output") and all(n in found for n in node.all_input_nodes):
-                found.add(node)
-        return found
-
-    def _inside(self, first: fx.Node) -> dict[fx.Node, None]:
-        """Nodes that run once per block, in order."""
-        leads: set[fx.Node] = set()  # what a later exchange needs
-        for node in reversed(self.order):
-            if _starts_rows(node) or any(user in leads for user in node.users):
-                leads.add(node)
-        inside: dict[fx.Node, None] = {first: None}
-        for node in self.order:
-            if node.op == "output" or not any(n in inside for n in node.all_input_nodes):
-                continue
-            if node in leads or (carries_samples(node) and is_wait(node)):
-                # Placement puts here what it has proven to need the rows alone (`find_regions`); rows of other ranks
-                # have nothing on this one that could be cut beside them.
-                strangers = [n for n in node.all_input_nodes if n not in inside and n not in self.constants]
-                assert strangers in ([], [self.layout]), f"{node.name} reads {strangers} between two exchanges"
-                inside[node] = None
-            elif self._splits(node, inside):
-                inside[node] = None
-        return inside
-
-    def _splits(self, node: fx.Node, inside: dict[fx.Node, None]) -> bool:
-        known = [n for n in node.all_input_nodes if n not in inside or "val" in n.meta]
-        if "val" not in node.meta or len(known) < len(node.all_input_nodes):
-            return is_plumbing(node) and all(n in inside for n in node.all_input_nodes)
-        outside = [n for n in node.all_input_nodes if n not in inside and n not in self.constants]
-        if outside and writes_input(self.ctx.gm, node):
-            return False
-        if not all(isinstance(n.meta.get("val"), Tensor) for n in outside):
-            return False
-        return is_by_rows(self.ctx.gm, node, self.ctx.captured.batch_size, self.constants)
-
-    # -- the rewrite -----------------------------------------------------------------------
-
-    def _clone(self, first: fx.Node, inside: dict[fx.Node, None]) -> None:
-        (rows,), layout = _rows_of(first), self.layout
-        assert isinstance(layout, fx.Node)
-        with self.graph.inserting_before(first):
-            self.layouts = self._parts(self.graph.call_function(getattr, (layout.args[0], "layouts")))
-            cut = self._cut_looked_up(rows, layout)
-            sent = self._parts(cut)
+    def _clone(self, first: fx.Node | None, inside: dict[fx.Node, None]) -> None:
+        layout, rows = self.layout, None
+        if first is not None and isinstance(layout, fx.Node):
+            (rows,) = _rows_of(first)
+            with self.graph.inserting_before(first):
+                self.layouts = self._parts(self.graph.call_function(getattr, (layout.args[0], "layouts")))
+                cut = self._cut_looked_up(rows, layout)
+                sent = self._parts(cut)
         self.cuts: dict[fx.Node, list[fx.Node]] = {}
         of_block: list[dict[fx.Node, fx.Node]] = []
         for block in range(self.blocks):
-            copies: dict[fx.Node, fx.Node] = {rows: sent[block], layout: self.layouts[block]}
+            copies: dict[fx.Node, fx.Node] = {}
+            if rows is not None and isinstance(layout, fx.Node):
+                copies = {rows: sent[block], layout: self.layouts[block]}
             for node in inside:
                 with self.graph.inserting_before(node):
                     copies[node] = self._copy(node, copies, block)
-                if node is first:
+                    if block and hands_rows(node):
+                        copies[node].args = (*copies[node].args[:-1], of_block[-1][node])
+                if node is first and rows is not None:
                     del copies[rows]  # elsewhere these rows, if anybody reads them, are those of the whole batch
             of_block.append(copies)
         self._join(inside, of_block)
@@ -175,7 +136,9 @@ class _Split:
             return value if value in self.constants else self._cut(value)[block]
 
         view = open_view(node)
-        if view is None:
+        if picks_block(node):
+            copy = self.graph.create_node(node.op, node.target, (*node.args[:-1], block))
+        elif view is None:
             copy = self.graph.node_copy(node, of_block)
         else:
             copy = self.graph.call_function(view_rows, fx.map_arg(view, of_block))
@@ -189,7 +152,7 @@ class _Split:
     def _cut(self, value: fx.Node) -> list[fx.Node]:
         """The blocks of a value that is computed for the whole batch."""
         if value not in self.cuts:
-            self.cuts[value] = self._parts(self.graph.call_function(cut_batch, (value, self.layout, self.blocks)))
+            self.cuts[value] = self._parts(self.graph.call_function(cut_batch, (value, self.samples, self.blocks)))
         return self.cuts[value]
 
     def _parts(self, several: fx.Node) -> list[fx.Node]:
@@ -206,7 +169,7 @@ class _Split:
                 with self.graph.inserting_before(last[node]):
                     if isinstance(node.meta.get("val"), Tensor):
                         parts = [copies[node] for copies in of_block]
-                        joined[node] = self.graph.call_function(join_rows, (parts, self.layout))
+                        joined[node] = self.graph.call_function(join_rows, (parts, self.samples))
                     else:  # a size, or several results: made again from what was joined
                         assert not carries_samples(node), f"{node.name} would be run a second time"
                         joined[node] = self.graph.node_copy(node, whole)
@@ -220,17 +183,6 @@ class _Split:
                 node.kwargs = fx.map_arg(node.kwargs, whole)
         for node in reversed(list(inside)):
             self.graph.erase_node(node)
-
-
-def _starts_rows(node: fx.Node) -> bool:
-    return carries_samples(node) and is_start(node)
-
-
-def _entry(start: fx.Node) -> fx.Node:
-    """Where blocks begin: at the first exchange, or at the tower that runs before it."""
-    rows = start.args[0]
-    assert isinstance(rows, fx.Node)
-    return rows if calls_tower(rows) else start
 
 
 def _rows_of(first: fx.Node) -> list[fx.Node]:

@@ -13,7 +13,7 @@ from dmt_plugin.comm.distinct.requests import RowRequests
 from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup, RowPart
 from dmt_plugin.comm.input_dist.ids import FeatureIds
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
-from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, group_requests
+from dmt_plugin.nn.distinct_rows import ExpandRows, HandedRows, SpreadRows, asked_rows, block_requests
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.nn.lookup.stacks import Stack
 from tests._util.routing import Case, cotangent, make_ids, make_table
@@ -66,6 +66,7 @@ class DistinctProgram:
         route: str = "hierarchical",
         seed: int = 0,
         formats: Any = ("fp32", "fp32"),
+        blocks: int = 1,
         **options: Any,
     ) -> None:
         self.case, self.wire, self.rank, self.route = case, wire, wire.rank, route
@@ -73,6 +74,7 @@ class DistinctProgram:
         self.parts = parts_of(case, seed)
         self.groups = groups_of(case, self.parts)
         self.requests = RowRequests(case.slots, self.groups, topology, self.rank, route)  # type: ignore[arg-type]
+        self.requests.cut_into(blocks)
         stacks, weights, self.names = [], {}, {}
         for group in self.groups:
             own = []
@@ -93,7 +95,7 @@ class DistinctProgram:
         elif topology.ranks_per_host == 1:
             levels = levels[:1]
         self.exchanges = [
-            [OutputDist(f"{g.name}.{name}", name, g.width, [g.width] * n, formats) for name, n in levels]  # type: ignore[arg-type]
+            [OutputDist(f"{g.name}.{name}", name, g.width, [g.width] * n, formats, joined=True) for name, n in levels]  # type: ignore[arg-type]
             for g in self.groups
         ]
         self.requests.bind(wire)
@@ -103,14 +105,21 @@ class DistinctProgram:
 
     def forward(self, ids: list[FeatureIds] | None = None) -> Tensor:
         found = self.requests(*(make_ids(self.case, self.rank) if ids is None else ids))
-        columns: dict[str, Tensor] = {}
-        for g, (group, rows) in enumerate(zip(self.groups, self.lookup.distinct(found), strict=True)):
-            own = group_requests(found, g)
-            blocks = self.exchanges[g][0](rows, own.owners)
-            if len(self.exchanges[g]) > 1:
-                blocks = self.exchanges[g][1](SpreadRows()(blocks, own), own.lanes)
-            for read, column in zip(group.reads, ExpandRows()(blocks, own), strict=True):
-                columns[group.tables[read.table].name] = column
+        parts: dict[str, list[Tensor]] = {}
+        rows = self.lookup.distinct(found)
+        for g, group in enumerate(self.groups):
+            spread: HandedRows | None = None
+            expanded: HandedRows | None = None
+            for block in range(self.requests.blocks):
+                own = block_requests(found, g, block)
+                came = self.exchanges[g][0](asked_rows(rows, g, block), own.owners)
+                if len(self.exchanges[g]) > 1:
+                    spread = SpreadRows()(came, own, spread)
+                    came = self.exchanges[g][1](spread.rows, own.lanes)
+                expanded = ExpandRows()(came, own, expanded)
+                for read, column in zip(group.reads, expanded.columns, strict=True):
+                    parts.setdefault(group.tables[read.table].name, []).append(column)
+        columns = {name: torch.cat(own) for name, own in parts.items()}
         order = [table[0] for rank in range(self.case.topology.world_size) for _, table in self.case.sites_of(rank)]
         empty = torch.zeros(self.case.batches[self.rank], 0)
         return torch.cat([empty, *(columns[name] for name in order)], dim=1)

@@ -61,6 +61,18 @@ def test_a_batch_in_blocks_has_the_same_parts(blocks: int) -> None:
     assert {found[node].part for node in moved} <= {"intra", "dense"}
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_rows_that_travel_once(blocks: int) -> None:
+    model, _ = placed(NONE, route="hierarchical", dedup="on", micro_blocks=blocks)
+    found = where_in_graph(model.graph)
+    ends = Counter(where for where in found.values() if where.detail in ("start", "wait", "spread", "expand"))
+    assert ends == {
+        Where("index", "start"): 1, Where("index", "wait"): 1,
+        **{Where(part, end): blocks for part in ("intra", "peer") for end in ("start", "wait")},
+        **{Where("distinct", end): blocks for end in ("spread", "expand")},
+    }  # fmt: skip
+
+
 def test_what_packs_for_an_exchange_belongs_to_it() -> None:
     model, _ = placed(DLRM, route="hierarchical", micro_blocks=1)
     found = where_in_graph(model.graph)

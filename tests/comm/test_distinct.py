@@ -1,15 +1,22 @@
-"""Rows that are asked for once per host (or rank), over many topologies, against a single process."""
+"""Rows that are asked for once per host (or rank), over many topologies, against a single process.
+
+Also in micro-blocks: each row goes with the first that needs it, once, and arrives as without blocks.
+"""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmt_plugin.comm.distinct.first_use import first_uses
+from dmt_plugin.comm.input_dist.ids import FeatureIds
 from tests._util.distinct import DistinctProgram, whole_tables
-from tests._util.routing import Case, assert_matches
+from tests._util.routing import Case, Feature, assert_matches
 from tests._util.simulated import SimulatedWorld
 from tests.comm.test_simulated import random_case
 
@@ -30,7 +37,73 @@ def test_equals_a_single_process(shape: str, route: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(0, 10**6), st.sampled_from(ROUTES))
-def test_any_case(hosts: int, lanes: int, features: int, seed: int, route: str) -> None:
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(0, 10**6), st.sampled_from(ROUTES),
+    st.integers(1, 4),
+)  # fmt: skip
+def test_any_case(hosts: int, lanes: int, features: int, seed: int, route: str, blocks: int) -> None:
     case = random_case(hosts, lanes, features, seed)
-    assert_matches(case, whole_tables(run(case, route, seed)))
+    assert_matches(case, whole_tables(run(case, route, seed, blocks=blocks)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 12), max_size=9), min_size=1, max_size=4))
+def test_a_code_goes_with_the_first_block_that_needs_it(blocks: list[list[int]]) -> None:
+    needed = [torch.tensor(own, dtype=torch.int32) for own in blocks]
+    found = first_uses(needed)
+    before: set[int] = set()
+    for block, (codes, places) in enumerate(zip(found.codes, found.places, strict=True)):
+        assert codes.tolist() == sorted(set(blocks[block]) - before)
+        before |= set(blocks[block])
+        arrived = torch.cat(found.codes[: block + 1])
+        assert torch.equal(arrived[places], needed[block])
+    assert found.distinct == len(before)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 3), st.integers(0, 10**6), st.sampled_from(ROUTES),
+    st.sampled_from(["fp32", "bf16", "int8"]), st.integers(2, 4),
+)  # fmt: skip
+def test_blocks_send_no_row_twice_and_change_none(
+    hosts: int, lanes: int, seed: int, route: str, form: str, blocks: int
+) -> None:
+    """The same rows arrive bit for bit, whatever they are rounded to, by as many bytes in both directions."""
+    case = random_case(hosts, lanes, 4, seed)
+    found = []
+    for count in (1, blocks):
+        sent: dict[Any, int] = {}
+
+        def program(wire: Any, count: int = count, sent: dict[Any, int] = sent) -> Any:
+            rank = DistinctProgram(case, wire, route, seed, formats=(form, form), blocks=count)
+            out = rank.step()[0]
+            for own in rank.exchanges:
+                for exchange, phase in itertools.product(own, ("forward", "backward")):
+                    totals = wire.traffic.totals(exchange.name, phase)
+                    sent[wire.rank, exchange.name, phase] = totals.other_hosts + totals.same_host
+            return out
+
+        found.append((SimulatedWorld(case.topology).run(program), sent))
+    (whole, bytes_of_whole), (parts, bytes_of_parts) = found
+    assert bytes_of_whole == bytes_of_parts
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_a_host_merges_to_the_first_block_of_its_lanes() -> None:
+    """What lane 0 needs last and lane 1 first comes to the host with the first block, and to lane 0 with the last."""
+    case = Case(2, 2, (2, 2, 2, 2), (Feature("f", 4, 1, 0, (("t", 0, 2),)),))
+    ids = {0: [0, 3], 1: [3, 1], 2: [2, 2], 3: [1, 2]}
+    requests = {}
+
+    def program(wire: Any) -> None:
+        rank = DistinctProgram(case, wire, "hierarchical", blocks=2)
+        values = torch.tensor(ids[wire.rank])
+        requests[wire.rank] = rank.requests(FeatureIds(values, None, 1, 2, None)).groups[0]
+
+    SimulatedWorld(case.topology).run(program)
+    arrived = [[sum(block.owners.received) for block in requests[rank].blocks] for rank in range(4)]
+    host0, host1 = ([sum(own) for own in zip(*arrived[i : i + 2], strict=True)] for i in (0, 2))
+    assert host0 == [2, 1], "rows 0 and 3 first, then row 1"
+    assert host1 == [2, 0], "rows 1 and 2 first, and nothing new behind them"
+    to_lanes = [[sum(block.lanes.received) for block in requests[rank].blocks] for rank in range(4)]
+    assert to_lanes == [[1, 1], [1, 1], [1, 0], [1, 1]]

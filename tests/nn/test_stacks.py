@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dmt_plugin.comm.batch_layout import BatchLayout
-from dmt_plugin.comm.distinct.requests import GroupRequests, Requests, RowCounts
+from dmt_plugin.comm.distinct.requests import BlockRequests, GroupRequests, Requests, RowCounts
 from dmt_plugin.comm.input_dist.input_dist import RoutedIds
 from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
@@ -24,7 +24,10 @@ def weights() -> dict[str, Tensor]:
 
 
 def requests(asked: Tensor) -> Requests:
-    return Requests((GroupRequests(asked, RowCounts((), ()), None, None, 0, ()),))
+    """In blocks of any sizes: what is looked up does not depend on them."""
+    sizes = [asked.numel() // 3, 0, asked.numel() - asked.numel() // 3]
+    blocks = tuple(BlockRequests(RowCounts((size,), ()), None, None, ()) for size in sizes)
+    return Requests(0, (GroupRequests(asked, 0, blocks),))
 
 
 class Alone:
@@ -74,7 +77,9 @@ def test_a_stack_is_its_tables(backend: str, rule: Rule, delay: bool) -> None:
         gradient = torch.randn(9, DIM, generator=generator)
         for lookup in (stacked, alone.lookup):
             lookup.freeze(still)
-        (once,), other = stacked.look_up_distinct(requests(asked)), alone.look_up(asked)
+        (blocks,), other = stacked.look_up_distinct(requests(asked)), alone.look_up(asked)
+        assert [len(block) for block in blocks] == [3, 0, 6]
+        once = torch.cat(blocks)
         assert torch.equal(once, other)
         for rows in (once, other):
             if rows.requires_grad:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import fx
 
-from dmt_plugin.fxtools.names import EXCHANGE_META
+from dmt_plugin.fxtools.names import BLOCK_META, EXCHANGE_META
 from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.passes.rank.schedule import Schedule
 from dmt_plugin.topology.shape import Topology
@@ -112,3 +112,36 @@ def test_a_block_is_computed_for_an_exchange_when_the_block_before_has_gone_on()
     lanes = [place for place, target in enumerate(targets) if target == "dmt_exchange.lanes.start"]
     first, _ = (place for place, target in enumerate(targets) if target == "dmt_exchange.peers.start")
     assert towers[0] < lanes[0] < first < towers[1] < lanes[1]
+
+
+def once(name: str, **comm: object) -> list[str]:
+    """What a rank runs of a model whose rows travel once in two blocks: exchanges, layers, and of which block."""
+    section = {"dedup": "on", "micro_blocks": 2, **comm}
+    logical, config, _ = case(name, "2x2", {"module": "none"}, comm=section)
+    nodes = place(logical, config, Topology(2, 2), 0).graph.nodes
+    called = [n for n in nodes if n.op == "call_module"]
+    return [f"{n.target} {n.meta.get(BLOCK_META, '')}".strip().removeprefix("dmt_exchange.") for n in called]
+
+
+def test_a_block_of_distinct_rows_is_computed_while_the_next_one_is_under_way() -> None:
+    """Both cross hosts from the start on; a block is spread and expanded before the next one is waited for."""
+    ran = once("deepfm")
+    order = [
+        "requests.wait", "rows1.peers.start 0", "rows1.peers.start 1", "rows1.peers.wait 0", "rows1.spread 0",
+        "rows1.lanes.start 0", "rows1.lanes.wait 0", "rows1.expand 0", "deep.0 0", "rows1.peers.wait 1",
+        "rows1.spread 1", "rows1.lanes.start 1", "rows1.lanes.wait 1", "rows1.expand 1", "deep.0 1",
+    ]  # fmt: skip
+    assert [node for node in ran if node in order] == order
+    assert ran.index("requests.wait") < ran.index("dmt_lookup.distinct") < ran.index("rows0.peers.start 0")
+    assert ran.index("rows0.peers.start 1") < ran.index("dense") < ran.index("rows1.peers.wait 1")
+
+
+def test_no_block_is_held_up_by_rows_of_a_later_one() -> None:
+    """Where some features keep their way, all that a block needs enters the slow link before the next block's rows."""
+    ran = once("dlrm", dedup_features={"*1": "off"})
+    order = [
+        "lanes.wait 0", "peers.start 0", "rows0.peers.start 1", "lanes.wait 1", "peers.start 1", "rows0.peers.wait 0",
+        "peers.wait 0", "rows0.peers.wait 1", "peers.wait 1",
+    ]  # fmt: skip
+    assert [node for node in ran if node in order] == order
+    assert ran.index("rows0.peers.start 0") < ran.index("lanes.wait 0")

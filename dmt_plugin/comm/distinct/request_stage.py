@@ -2,9 +2,9 @@
 
 Only the asking side knows how many distinct codes it has:
 
-1. header, int64: a fault word and the number of codes of every group of tables;
+1. header, int64: a fault word and the number of codes of every list: one for each group of tables and micro-block;
 2. if any header carries a fault, every member has seen it, and all of them skip the rest;
-3. codes of all groups for one member, one group behind the other.
+3. codes of all lists for one member, one list behind the other.
 
 What the header says of sizes holds for the rows that come back, and for their gradients: those have no headers.
 """
@@ -29,8 +29,8 @@ class Announced:
 
     Attributes:
         faults: of each member.
-        sent: ``sent[group][member]`` codes that go to a member.
-        received: ``received[group][member]`` codes that come from one.
+        sent: ``sent[list][member]`` codes that go to a member.
+        received: ``received[list][member]`` codes that come from one.
     """
 
     faults: tuple[Fault, ...]
@@ -45,18 +45,15 @@ class RequestStage:
         name: prefix of the exchange names.
         group: ``"lanes"``, ``"peers"`` or ``"world"``.
         members: ranks in the group.
-        dtypes: of the codes, by group of tables.
     """
 
-    def __init__(self, name: str, group: Group, members: int, dtypes: Sequence[torch.dtype]) -> None:
+    def __init__(self, name: str, group: Group, members: int) -> None:
         self.name = name
         self.group: Group = group
         self.members = members
-        self.dtypes = tuple(dtypes)
-        self._wide = torch.int64 if torch.int64 in dtypes else torch.int32
 
     def announce(self, wire: Wire, counts: Sequence[Sequence[int]], fault: Fault) -> Announced:
-        """Exchange the headers: ``counts[group][member]`` codes are for a member."""
+        """Exchange the headers: ``counts[list][member]`` codes are for a member."""
         sent = tuple(map(tuple, counts))
         if self.members == 1:
             return Announced((fault,), sent, sent)
@@ -68,21 +65,24 @@ class RequestStage:
         faults = tuple(Fault(*row[:_FAULT_WORDS]) for row in rows)
         return Announced(faults, sent, tuple(zip(*(row[_FAULT_WORDS:] for row in rows), strict=True)))
 
-    def start(self, wire: Wire, codes: Sequence[Tensor], announced: Announced) -> Pending:
-        """Send the codes of each group, ``(n,)``, member by member."""
+    def start(
+        self, wire: Wire, codes: Sequence[Tensor], dtypes: Sequence[torch.dtype], announced: Announced
+    ) -> Pending:
+        """Send the codes of each list, ``(n,)``, member by member, in the widest of these types."""
+        wide = torch.int64 if torch.int64 in dtypes else torch.int32
         if len(codes) == 1:
-            send = codes[0].to(self._wide)
+            send = codes[0].to(wide)
         else:
-            parts = [own.to(self._wide).split(n) for own, n in zip(codes, announced.sent, strict=True)]
+            parts = [own.to(wide).split(n) for own, n in zip(codes, announced.sent, strict=True)]
             send = torch.cat([part for of_member in zip(*parts, strict=True) for part in of_member])
         if self.members == 1:
             return Arrived(send)
         splits = [[sum(own) for own in zip(*n, strict=True)] for n in (announced.sent, announced.received)]
         return wire.all_to_all(f"{self.name}.codes", "forward", self.group, send, *splits)
 
-    def finish(self, pending: Pending, announced: Announced) -> list[list[Tensor]]:
-        """The codes that came: ``[group][member]``."""
-        groups = len(self.dtypes)
+    def finish(self, pending: Pending, dtypes: Sequence[torch.dtype], announced: Announced) -> list[list[Tensor]]:
+        """The codes that came: ``[list][member]``, each list in its type."""
         sizes = [n for of_member in zip(*announced.received, strict=True) for n in of_member]
         parts = pending.wait().split(sizes)
-        return [[part.to(dtype) for part in parts[group::groups]] for group, dtype in enumerate(self.dtypes)]
+        lists = len(dtypes)
+        return [[part.to(dtype) for part in parts[i::lists]] for i, dtype in enumerate(dtypes)]

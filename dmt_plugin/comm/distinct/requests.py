@@ -11,6 +11,10 @@ Hierarchical route, on rank (host h, lane l):
 Rows come back the other way: to the peers that asked, there spread to the lanes by the merge inverse, there to the
 samples by the inverse. The flat route has one stage over the world, and merges nothing.
 
+Where the batch is cut into micro-blocks, every list is sorted by the first block that needs a row
+(:mod:`dmt_plugin.comm.distinct.first_use`), and the headers count the codes of each block: rows of block ``k`` are an
+exchange of their own, and places are among the rows of the blocks up to ``k``.
+
 Bad input (an id outside its table) travels as a fault word in the headers: after the last header every rank knows it,
 and all of them raise the same error.
 """
@@ -19,17 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dmt_plugin.comm.batch_layout import RowCounts
+from dmt_plugin.comm.distinct.first_use import FirstUses, first_uses
 from dmt_plugin.comm.distinct.request_stage import Announced, RequestStage
 from dmt_plugin.comm.distinct.row_groups import Read, Route, RowCodes, RowGroup
 from dmt_plugin.comm.id_exchange import IdCore, IdExchange
 from dmt_plugin.comm.input_dist.id_source import SourceCheck
 from dmt_plugin.comm.input_dist.id_stage import Fault, Stream, first_fault
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
+from dmt_plugin.comm.micro_blocks import block_sizes
 from dmt_plugin.comm.wire.transport import Pending, Wire
 from dmt_plugin.core.errors import IdRangeError
 from dmt_plugin.topology.shape import Topology
@@ -37,13 +44,13 @@ from dmt_plugin.topology.shape import Topology
 
 @dataclass
 class ReadIds:
-    """Where the rows of one lookup are among the distinct rows of this rank's batch.
+    """Where the rows of one lookup are, in one block of this rank's batch.
 
     Attributes:
-        places: ``(n,)`` int64, bag by bag.
+        places: ``(n,)`` int64, bag by bag: among the distinct rows of the blocks up to this one.
         lengths: ``(bags,)`` ids per bag, or None where each has the same number.
         weights: ``(n,)`` float32, or None.
-        bags: number of bags: the batch size, or batch size times length of a sequence.
+        bags: number of bags: the samples of the block, or samples times length of a sequence.
         mean: whether the rows of a bag are averaged, not added up.
     """
 
@@ -55,47 +62,79 @@ class ReadIds:
 
 
 @dataclass
-class GroupRequests:
-    """The requests of one group of tables.
+class BlockRequests:
+    """What one micro-block adds to the requests of a group of tables: the rows that it is the first to need.
 
     Attributes:
-        asked: ``(n,)`` rows of this rank's stack that are asked for, member by member.
         owners: rows that go to each member of the last stage's group, and that come from each.
-        spread: ``(m,)`` int64: for each row that goes to a lane, lane by lane, its place among those that came; None
-            where nothing was merged.
+        spread: ``(m,)`` int64: for each row that goes to a lane, lane by lane, its place among those that came, of the
+            blocks up to this one; None where nothing was merged.
         lanes: rows that go to each lane, and that come from each; None where nothing was merged.
-        distinct: number of distinct rows of this rank's batch.
         reads: for each lookup where its rows are.
     """
 
-    asked: Tensor
     owners: RowCounts
     spread: Tensor | None
     lanes: RowCounts | None
-    distinct: int
     reads: tuple[ReadIds, ...]
 
 
 @dataclass
-class Requests:
-    """The requests of one batch, by group of tables."""
+class GroupRequests:
+    """The requests of one group of tables.
 
+    Attributes:
+        asked: ``(n,)`` rows of this rank's stack that are asked for, block by block, and in a block member by member.
+        distinct: number of distinct rows of this rank's batch.
+        blocks: what each micro-block brings.
+    """
+
+    asked: Tensor
+    distinct: int
+    blocks: tuple[BlockRequests, ...]
+
+    @property
+    def asked_by_block(self) -> list[int]:
+        """How many rows of ``asked`` are of each block."""
+        return [sum(block.owners.sent) for block in self.blocks]
+
+    @property
+    def fetched(self) -> int:
+        """How many rows this rank fetches from their owners."""
+        return sum(sum(block.owners.received) for block in self.blocks)
+
+    @property
+    def ids(self) -> int:
+        """How many ids this rank's batch has."""
+        return sum(read.places.numel() for block in self.blocks for read in block.reads)
+
+
+@dataclass
+class Requests:
+    """The requests of one batch.
+
+    Attributes:
+        own: samples of this rank's batch.
+        groups: by group of tables.
+    """
+
+    own: int
     groups: tuple[GroupRequests, ...]
 
 
 @dataclass
 class _Own:
-    """What a rank's own batch needs of one group: sorted codes, how many go to each member, and where ids find them."""
+    """What a rank's own batch needs of one group: codes by block, and for each block where the ids find them."""
 
-    codes: Tensor
-    counts: list[int]
-    reads: tuple[ReadIds, ...]
+    uses: FirstUses
+    reads: tuple[tuple[ReadIds, ...], ...]
 
 
 @dataclass
 class RequestsInFlight:
     """What ``start`` hands to ``wait``: the first stage under way, or a fault."""
 
+    batch: int
     own: list[_Own]
     fault: Fault
     announced: Announced
@@ -121,77 +160,116 @@ class _Core(IdCore):
         self.check = SourceCheck(self.slots, rank)
         self.codes = [RowCodes(group, topology, route, rank) for group in groups]
         self.first = 0  # position of the first owner that this rank asks in the last stage
-        dtypes = [codes.dtype for codes in self.codes]
         self.lanes_stage: RequestStage | None = None
         if route == "flat":
-            self.last_stage = RequestStage(f"{name}.world", "world", topology.world_size, dtypes)
+            self.last_stage = RequestStage(f"{name}.world", "world", topology.world_size)
         else:
-            self.last_stage = RequestStage(f"{name}.peers", "peers", topology.hosts, dtypes)
+            self.last_stage = RequestStage(f"{name}.peers", "peers", topology.hosts)
             if topology.ranks_per_host > 1:
-                self.lanes_stage = RequestStage(f"{name}.lanes", "lanes", topology.ranks_per_host, dtypes)
+                self.lanes_stage = RequestStage(f"{name}.lanes", "lanes", topology.ranks_per_host)
                 self.first = topology.lane_of(rank) * topology.hosts
+        self.blocks = 1
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Of the lists of codes that a stage sends: one for each group and block."""
+        return [codes.dtype for codes in self.codes for _ in range(self.blocks)]
 
     def start(self, ids: Sequence[FeatureIds], wire: Wire) -> RequestsInFlight:
         batch, streams, fault = self.check(ids, wire.device)
         stage, owners = self.last_stage, 1
         if self.lanes_stage is not None:  # a lane sees to the owners on all hosts that have its number
             stage, owners = self.lanes_stage, self.last_stage.members
-        own = []
-        if fault.rank < 0:
-            own = [self._own(codes, streams, batch, stage.members, owners) for codes in self.codes]
-        announced = stage.announce(wire, [one.counts for one in own] or self._nothing(stage), fault)
+        own = [self._own(codes, streams, batch) for codes in self.codes] if fault.rank < 0 else []
+        lists = [one.uses for one in own]
+        announced = stage.announce(wire, self._counts(lists, stage, owners, 0), fault)
         fault = first_fault(announced.faults)
-        pending = stage.start(wire, [one.codes for one in own], announced) if fault.rank < 0 else None
-        return RequestsInFlight(own, fault, announced, pending)
+        pending = stage.start(wire, _flat(lists), self.dtypes, announced) if fault.rank < 0 else None
+        return RequestsInFlight(batch, own, fault, announced, pending)
 
     def finish(self, flight: RequestsInFlight, wire: Wire) -> Requests:
-        fault, lanes, last = flight.fault, None, flight.announced
-        pending = flight.pending
-        spread: list[Tensor | None] = [None] * len(self.groups)
+        fault, last, pending = flight.fault, flight.announced, flight.pending
+        merged: list[FirstUses] = []
         if self.lanes_stage is not None:
-            lanes, merged = flight.announced, []
             if pending is not None:
-                merged = [_merged(came) for came in self.lanes_stage.finish(pending, lanes)]
-                spread = [inverse for _, inverse in merged]
-            counts = [
-                codes.counts(own, self.last_stage.members, 1, self.first)
-                for codes, (own, _) in zip(self.codes, merged, strict=False)
-            ]
-            last = self.last_stage.announce(wire, counts or self._nothing(self.last_stage), fault)
+                came = self.lanes_stage.finish(pending, self.dtypes, flight.announced)
+                merged = [first_uses([torch.cat(of_block) for of_block in own]) for own in self._by_group(came)]
+            last = self.last_stage.announce(wire, self._counts(merged, self.last_stage, 1, self.first), fault)
             fault = first_fault(last.faults)
-            pending = self.last_stage.start(wire, [own for own, _ in merged], last) if fault.rank < 0 else None
+            pending = self.last_stage.start(wire, _flat(merged), self.dtypes, last) if fault.rank < 0 else None
         if pending is None:
             raise IdRangeError(f"step {wire.step}: {fault.message(self.slots)}")
-        asked = self.last_stage.finish(pending, last)
+        asked = self._by_group(self.last_stage.finish(pending, self.dtypes, last))
+        owners = self._by_group(_row_counts(last))
+        lanes = self._by_group(_row_counts(flight.announced) if merged else [None] * len(self.dtypes))
+        spread: list[tuple[Any, ...]] = [own.places for own in merged] or [(None,) * self.blocks] * len(self.groups)
         return Requests(
+            flight.batch,
             tuple(
                 GroupRequests(
-                    codes.rows_of_stack(asked[group]),
-                    RowCounts(last.received[group], last.sent[group]),
-                    spread[group],
-                    None if lanes is None else RowCounts(lanes.received[group], lanes.sent[group]),
-                    own.codes.numel(),
-                    own.reads,
+                    codes.rows_of_stack([part for of_block in asked[group] for part in of_block]),
+                    own.uses.distinct,
+                    tuple(map(BlockRequests, owners[group], spread[group], lanes[group], own.reads)),
                 )
                 for group, (codes, own) in enumerate(zip(self.codes, flight.own, strict=True))
-            )
+            ),
         )
 
-    def _nothing(self, stage: RequestStage) -> list[list[int]]:
-        return [[0] * stage.members for _ in self.groups]
+    def _counts(self, lists: Sequence[FirstUses], stage: RequestStage, owners: int, first: int) -> list[list[int]]:
+        """How many codes of each group and block go to each member of a stage's group; none where there was a fault."""
+        if not lists:
+            return [[0] * stage.members for _ in self.dtypes]
+        pairs = [(codes, own) for codes, uses in zip(self.codes, lists, strict=True) for own in uses.codes]
+        return [codes.counts(own, stage.members, owners, first) for codes, own in pairs]
 
-    def _own(self, codes: RowCodes, streams: dict[int, Stream], batch: int, members: int, owners: int) -> _Own:
+    def _by_group(self, lists: Sequence[Any]) -> list[Sequence[Any]]:
+        """What there is one of for each group and block, by group."""
+        return [lists[i : i + self.blocks] for i in range(0, len(lists), self.blocks)]
+
+    def _own(self, codes: RowCodes, streams: dict[int, Stream], batch: int) -> _Own:
         """The distinct rows that this rank's batch needs of one group."""
-        parts, found = [], []
+        sizes = block_sizes(batch, self.blocks)
+        parts: list[list[Tensor]] = [[] for _ in sizes]
+        found: list[list[tuple[Tensor | None, Tensor | None, int]]] = [[] for _ in sizes]
         for read in codes.group.reads:
-            ids, where = ids_of_read(read, streams[read.slot], batch)
-            parts.append(codes.of(read, ids))
-            found.append(where)
-        distinct, inverse = torch.unique(torch.cat(parts), return_inverse=True)
-        places = inverse.split([part.numel() for part in parts])
+            ids, bags = ids_of_read(read, streams[read.slot], batch)
+            for block, (own, of_block) in enumerate(_cut(codes.of(read, ids), *bags, sizes)):
+                parts[block].append(own)
+                found[block].append(of_block)
+        uses = first_uses([torch.cat(own) for own in parts])
         means = [read.pooling == "mean" for read in codes.group.reads]
-        reads = tuple(ReadIds(place, *where, mean) for place, where, mean in zip(places, found, means, strict=True))
-        return _Own(distinct, codes.counts(distinct, members, owners), reads)
+        reads = []
+        for places, of_reads, of_bags in zip(uses.places, parts, found, strict=True):
+            where = places.split([part.numel() for part in of_reads])
+            reads.append(tuple(ReadIds(p, *b, mean) for p, b, mean in zip(where, of_bags, means, strict=True)))
+        return _Own(uses, tuple(reads))
+
+
+def _flat(lists: Sequence[FirstUses]) -> list[Tensor]:
+    return [own for uses in lists for own in uses.codes]
+
+
+def _row_counts(announced: Announced) -> list[RowCounts]:
+    """Rows go where codes came from, and come from where codes went."""
+    return list(map(RowCounts, announced.received, announced.sent))
+
+
+def _cut(
+    codes: Tensor, lengths: Tensor | None, weights: Tensor | None, bags: int, sizes: Sequence[int]
+) -> list[tuple[Tensor, tuple[Tensor | None, Tensor | None, int]]]:
+    """Codes of a lookup with lengths, weights and number of their bags, by blocks of so many samples."""
+    if len(sizes) == 1:
+        return [(codes, (lengths, weights, bags))]
+    per_sample = bags // max(sum(sizes), 1)
+    of_block = [size * per_sample for size in sizes]
+    none = [None] * len(sizes)
+    own_lengths: Sequence[Tensor | None] = none if lengths is None else lengths.split(of_block)
+    if lengths is None:
+        entries = [n * (codes.numel() // max(bags, 1)) for n in of_block]
+    else:
+        entries = torch.stack([own.sum() for own in lengths.split(of_block)]).tolist()
+    own_weights: Sequence[Tensor | None] = none if weights is None else weights.split(entries)
+    return list(zip(codes.split(entries), zip(own_lengths, own_weights, of_block, strict=True), strict=True))
 
 
 def ids_of_read(read: Read, stream: Stream, batch: int) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, int]]:
@@ -213,12 +291,6 @@ def ids_of_read(read: Read, stream: Stream, batch: int) -> tuple[Tensor, tuple[T
         return ids, (None, None, bags)
     keep = ids != read.padding
     return ids[keep], (keep.long(), None, bags)
-
-
-def _merged(came: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Codes of several ranks, sorted and each once; and for every one that came its place among them."""
-    merged, inverse = torch.unique(torch.cat(list(came)), return_inverse=True)
-    return merged, inverse
 
 
 class RowRequests(IdExchange):
@@ -252,6 +324,20 @@ class RowRequests(IdExchange):
         """The groups of tables."""
         groups: tuple[RowGroup, ...] = self._core.groups
         return groups
+
+    @property
+    def blocks(self) -> int:
+        """How many micro-blocks a batch is cut into."""
+        blocks: int = self._core.blocks
+        return blocks
+
+    def cut_into(self, blocks: int) -> None:
+        """From now on ask for each row with the first micro-block of the batch that needs it.
+
+        Args:
+            blocks: how many there are, at least 1.
+        """
+        self._core.blocks = blocks
 
     def extra_repr(self) -> str:
         """Counts of slots and groups."""

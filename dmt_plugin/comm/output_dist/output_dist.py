@@ -6,7 +6,8 @@ the input, and what comes from one member is one contiguous slice of the receive
 
 1. ``start`` reads off the splits from the batch layout, puts the rows into the wire format of the forward
    direction (fp32: the input's own storage), and starts the collective;
-2. ``wait`` finishes it and returns one block ``(rows, width)`` per source (fp32: views of the receive buffer);
+2. ``wait`` finishes it and returns one block ``(rows, width)`` per source (fp32: views of the receive buffer), or all
+   of them as one block, where every source sends rows of one width;
 3. in backward, ``wait`` puts the blocks' gradients into the wire format of the backward direction and starts
    the reversed collective (splits exchanged);
 4. in backward, ``start`` finishes it; what is received is the gradient of the input.
@@ -46,6 +47,7 @@ class _Shape:
     recv_widths: tuple[int, ...]
     gradients_of_sent: int
     gradients_of_received: tuple[int, ...]
+    joined: bool = False
 
     @property
     def sent(self) -> Shape:
@@ -55,6 +57,12 @@ class _Shape:
     @property
     def received(self) -> list[Shape]:
         return list(zip(self.recv_rows, self.recv_widths, strict=True))
+
+    @property
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """Rows, columns, and columns with gradients of each block that ``wait`` returns."""
+        blocks = list(zip(self.recv_rows, self.recv_widths, self.gradients_of_received, strict=True))
+        return [(sum(self.recv_rows), *blocks[0][1:])] if self.joined else blocks
 
     def send_splits(self, codec: Codec) -> list[int]:
         return [rows * codec.row_elements(self.send_width) for rows in self.send_rows]
@@ -90,13 +98,13 @@ class _Flight:
         pending, self.forward = self.forward, None
         if pending is None:
             raise RuntimeError(f"exchange '{self.core.name}': wait was called twice for one start")
-        return self.core.codecs[0].decode(pending.wait(), self.shape.received, self.dtype)
+        shapes = [(rows, width) for rows, width, _ in self.shape.blocks]
+        return self.core.codecs[0].decode(pending.wait(), shapes, self.dtype)
 
     def start_backward(self, gradients: Sequence[Tensor]) -> None:
         shape, codec = self.shape, self.core.codecs[1]
-        widths = shape.gradients_of_received
-        if widths != shape.recv_widths:
-            gradients = [gradient[:, :width] for gradient, width in zip(gradients, widths, strict=True)]
+        if shape.gradients_of_received != shape.recv_widths:
+            gradients = [own[:, :width] for own, (_, _, width) in zip(gradients, shape.blocks, strict=True)]
         self.backward = self.core.all_to_all("backward", codec.encode(gradients), *shape.back_splits(codec))
 
     def finish_backward(self) -> Tensor:
@@ -131,8 +139,10 @@ class _WaitRows(Function):
     def forward(ctx: Any, token: Tensor, flight: _Flight) -> tuple[Tensor, ...]:
         ctx.flight = flight
         blocks = flight.finish()
-        widths = zip(blocks, flight.shape.gradients_of_received, strict=True)
-        ctx.mark_non_differentiable(*(block for block, width in widths if width == 0 and block.shape[1]))
+        widths = [width for _, _, width in flight.shape.blocks]
+        ctx.mark_non_differentiable(
+            *(block for block, width in zip(blocks, widths, strict=True) if width == 0 and block.shape[1])
+        )
         return blocks
 
     @staticmethod
@@ -162,6 +172,7 @@ class _Core:
         recv_widths: Sequence[int],
         formats: tuple[Format, Format],
         gradient_widths: Sequence[int],
+        joined: bool,
     ) -> None:
         if group not in ("lanes", "peers", "world"):
             raise ValueError(f"exchange '{name}': unknown group {group!r}; expected 'lanes', 'peers' or 'world'")
@@ -175,6 +186,9 @@ class _Core:
             raise ValueError(
                 f"exchange '{name}': gradients of {self.gradient_widths} columns do not fit rows of {self.recv_widths}"
             )
+        if joined and len(set(pairs)) > 1:
+            raise ValueError(f"exchange '{name}': rows of {self.recv_widths} columns cannot be one block")
+        self.joined = joined
         self.formats = formats
         self.codecs = (codec_of(formats[0]), codec_of(formats[1]))
         self.wire: Wire | None = None
@@ -208,7 +222,7 @@ class _Core:
         own = self.gradient_widths[self.index]
         if isinstance(layout, RowCounts):
             sent, received = list(layout.sent), list(layout.received)
-            return _Shape(sent, received, self.send_width, self.recv_widths, own, self.gradient_widths)
+            return _Shape(sent, received, self.send_width, self.recv_widths, own, self.gradient_widths, self.joined)
         blocks = layout.blocks
         if self.group == "lanes":
             send = [sum(block) for block in blocks]
@@ -225,7 +239,7 @@ class _Core:
                 f"exchange '{self.name}': the batch layout has blocks {layout.blocks}, which do not fit a "
                 f"{self.group} group of {members} ranks"
             )
-        return _Shape(send, receive, self.send_width, self.recv_widths, own, self.gradient_widths)
+        return _Shape(send, receive, self.send_width, self.recv_widths, own, self.gradient_widths, self.joined)
 
     def start(self, x: Tensor, layout: BatchLayout | RowCounts) -> RowsInFlight:
         if self.wire is None:
@@ -287,7 +301,8 @@ class OutputDist(nn.Module):
       each;
     - ``"world"``: the rows of rank ``r`` go to rank ``r``; ``layout.own`` rows come from each.
 
-    With ``RowCounts`` in place of a layout those numbers of rows go to each member, and come from each.
+    With ``RowCounts`` in place of a layout those numbers of rows go to each member, and come from each. Where what
+    comes is ``joined``, the tuple has one block with the rows of all members, in group order.
 
     Args:
         name: for messages and the traffic count.
@@ -296,6 +311,7 @@ class OutputDist(nn.Module):
         recv_widths: columns of each source's rows, in group order.
         formats: wire formats of the forward and the backward direction, from :mod:`dmt_plugin.comm.formats`.
         gradient_widths: of each source's columns the first so many have gradients, in group order; default: all.
+        joined: whether all that comes is one block; every member then sends rows of one width.
     """
 
     def __init__(
@@ -306,10 +322,11 @@ class OutputDist(nn.Module):
         recv_widths: Sequence[int],
         formats: tuple[Format, Format] = ("fp32", "fp32"),
         gradient_widths: Sequence[int] | None = None,
+        joined: bool = False,
     ) -> None:
         super().__init__()
         back = recv_widths if gradient_widths is None else gradient_widths
-        self._core, self._asked = _Core(name, group, send_width, recv_widths, formats, back), formats
+        self._core, self._asked = _Core(name, group, send_width, recv_widths, formats, back, joined), formats
         self.start = _Start(self._core)
         self.wait = _Wait(self._core)
 

@@ -150,13 +150,17 @@ class ShardedLookup(nn.Module):
         self._watch(pooled)
         return self._scaled(pooled) if scaled else pooled
 
-    def look_up_distinct(self, requests: Requests) -> tuple[Tensor, ...]:
-        """The rows that ranks ask for: ``(n, width)`` by group of tables, in the order of the requests."""
+    def look_up_distinct(self, requests: Requests) -> tuple[tuple[Tensor, ...], ...]:
+        """The rows that ranks ask for, each looked up once, whatever the blocks.
+
+        Returns:
+            By group of tables, in the order of the requests, one ``(n, width)`` for each micro-block.
+        """
         found = []
         for stack, group in zip(self._stacks, requests.groups, strict=True):
             rows = stack.look_up(group.asked)
             self._watch(rows)
-            found.append(self._scaled(rows))
+            found.append(self._cut(rows, group.asked_by_block))
         return tuple(found)
 
     def asked_by_table(self, requests: Requests) -> dict[str, int]:
@@ -185,7 +189,11 @@ class ShardedLookup(nn.Module):
             layout: of the whole batch.
             blocks: number of blocks.
         """
-        sizes = [part.rows for part in layouts_of(layout, blocks)]
+        return self._cut(rows, [part.rows for part in layouts_of(layout, blocks)])
+
+    def _cut(self, rows: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        if len(sizes) == 1:
+            return (self._scaled(rows),)
         if not rows.requires_grad:
             return rows.to(self.row_dtype).split(sizes)
         whole = WholeGradient(sizes, self.grad_scale, rows.dtype, self.row_dtype)
@@ -332,7 +340,7 @@ class _Distinct(nn.Module):
         super().__init__()
         self._lookup = (lookup,)  # a tuple hides it: the lookup holds this module
 
-    def forward(self, requests: Requests) -> tuple[Tensor, ...]:
+    def forward(self, requests: Requests) -> tuple[tuple[Tensor, ...], ...]:
         """See :meth:`ShardedLookup.look_up_distinct`."""
         return self._lookup[0].look_up_distinct(requests)
 

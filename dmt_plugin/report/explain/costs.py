@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from dmt_plugin.capture import graph_module_over
+from dmt_plugin.comm.distinct.requests import RowRequests
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
-from dmt_plugin.fxtools.names import INDEX
+from dmt_plugin.fxtools.names import INDEX, REQUESTS
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.distinct_cost import Needs, distinct_costs
@@ -32,9 +33,12 @@ def costs_of(
     """
     placement = placed.placement
     formats = {name: x.formats for name, x in placement.exchanges.items() if isinstance(x, OutputDist)}
+    requests = placement.exchanges.get(REQUESTS)
+    blocks = requests.blocks if isinstance(requests, RowRequests) else 1
     once = distinct_costs(
-        placement.groups, placement.distinct_slots, placed.topology, placed.rank, batch, formats, as_trained, needs
-    )
+        placement.groups, placement.distinct_slots, placed.topology, placed.rank, batch, formats, as_trained, needs,
+        blocks,
+    )  # fmt: skip
     if INDEX not in placement.exchanges:
         return once
     return once + exchange_costs(
