@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(result_table({name: summary[name] for name in results.RUNS}).to_rich())
     console.print(f"largest difference of a test logit after {CHECK_STEP} steps, stock against flat and sptt: ", end="")
     console.print(f"[bold]{summary['sptt_max_abs_diff']:.1e}[/bold]")
-    if "samples_per_s" in network:
+    if network.get("samples_per_s"):
         console.print()
         console.print(emulated.speed_table(network, summary).to_rich())
     console.print(f"page: {written}   figures: {out / 'summary.json'}", highlight=False)

@@ -39,7 +39,7 @@ def run_all(out: Path, arguments: Any, timeout_s: float, console: Console) -> di
         console: for a line per run.
 
     Returns:
-        `rate`, `steps` and by run `samples_per_s`; or `why` there are none.
+        `rate`, `steps` and by run `samples_per_s`; `why`, where some or all of them are missing.
     """
     folder = out / "emulated"
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,9 @@ def run_all(out: Path, arguments: Any, timeout_s: float, console: Console) -> di
     except ClusterError as error:
         console.print(f"  not here: {error}", style="dim", markup=False, highlight=False)
         return {"why": str(error)}
+    except two_hosts.RunError as error:  # what the four runs before have found stands
+        console.print(f"  {error}", style="red", markup=False, highlight=False)
+        return {"rate": IN_WORDS, "steps": STEPS, "samples_per_s": speeds, "why": str(error)}
     return {"rate": IN_WORDS, "steps": STEPS, "samples_per_s": speeds}
 
 

@@ -90,7 +90,7 @@ def build_page(
         result_table(runs).to_html(),
         html.facts({name: MEANING[name] for name in runs}),
     )
-    if "samples_per_s" in summary.get("network", {}):
+    if summary.get("network", {}).get("samples_per_s"):
         page.section("On a network between hosts", speed_table(summary["network"], summary).to_html())
     page.section(
         "What crosses hosts",

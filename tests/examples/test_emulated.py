@@ -60,6 +60,9 @@ def test_every_run_is_started_on_both_hosts(out: Path, monkeypatch: pytest.Monke
         (folder / name).mkdir()
         (folder / name / "metrics.json").write_text(json.dumps({"samples_per_s": 100.0 * len(started)}))
 
+    def fails(*given: Any, **more: Any) -> None:
+        raise two_hosts.RunError("exit code 1")
+
     monkeypatch.setattr(emulated, "Cluster", PretendedCluster)
     monkeypatch.setattr(two_hosts, "run", run)
     found = emulated.run_all(out, arguments, 60.0, Console(record=True))
@@ -71,5 +74,8 @@ def test_every_run_is_started_on_both_hosts(out: Path, monkeypatch: pytest.Monke
     assert command != list(network.on(0, ["deepspeed", "train.py"]))
     table = emulated.speed_table(found, {name: {"cross_host_bytes_per_sample": 1.0} for name in results.RUNS})
     assert {row["run"]: row["ratio"] for row in table.rows} == {"flat": 1, "sptt": 2, "dmt": 3, "stock": 4}
+    monkeypatch.setattr(two_hosts, "run", fails)
+    found = emulated.run_all(out, arguments, 60.0, Console(record=True))
+    assert (found["samples_per_s"], found["why"]) == ({}, "exit code 1")
     monkeypatch.setattr(emulated, "LONGEST_S", -1.0)
     assert emulated.run_all(out, arguments, 60.0, Console(record=True))["samples_per_s"] == {}
