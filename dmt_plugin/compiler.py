@@ -8,8 +8,8 @@
 3. insert tower modules and repair the shapes behind them, if the config asks for them.
 
 A group that the layers behind it cannot take through tower modules is an error, or goes
-another way: ``transform.on_unsupported`` names one. That is found out by trying: the
-compiler starts again from a copy of the capture, now knowing of the group.
+another way: ``transform.on_unsupported`` names one. Shape repair finds all such groups; then
+the passes run once more, on another copy of the capture, now knowing of them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, capture,
 from dmt_plugin.capture.inputs import example_of
 from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.core.errors import ConfigError, PlanError, TransformError
+from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedModel, place
 from dmt_plugin.model.same_outputs import OutputsCheck
 from dmt_plugin.partitioner.files import GivenPartition, given_partition
 from dmt_plugin.partitioner.partition import Partition
-from dmt_plugin.passes.base import DataToCount, PassContext, Refusal, run_passes
+from dmt_plugin.passes.base import DataToCount, PassContext, run_passes
 from dmt_plugin.passes.logical.find_lookups import FindLookups
 from dmt_plugin.passes.logical.make_tower_plan import MakeTowerPlan, candidate_rows, describe
 from dmt_plugin.passes.pipeline import modules_passes, towers_passes
@@ -244,81 +244,44 @@ def partition_on_disk(file: str | None, topology: Topology) -> GivenPartition | 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What became of compiling with some groups blocked: a model, or an error.
+    """What became of compiling with some groups blocked.
 
     Attributes:
         model: the tower model, if it worked.
-        error: why not, else.
-        refusal: the operation that cannot take tower modules, where that is why.
+        refused: else the groups that must be blocked as well, with the reason.
     """
 
-    model: TowerModel | None = None
-    error: TransformError | None = None
-    refusal: Refusal | None = None
+    model: TowerModel | None
+    refused: Mapping[str, str]
 
 
 def _compile(ctx: PassContext, model: nn.Module, check: OutputsCheck | None) -> _Attempt:
     """Runs the passes on a captured model; the semantic-preserving part is checked, where a check is given."""
-    try:
-        run_passes(towers_passes(), ctx)
-        if check is not None:
-            check.run(GraphModel(ctx.gm, ctx.captured.binder), "inserting towers")
-            ctx.findings.extend(check.findings)
-        assert ctx.plan is not None
-        if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.facts.groups):
-            run_passes(modules_passes(), ctx)
-    except TransformError as error:
-        return _Attempt(error=error, refusal=ctx.refusal)
-    return _Attempt(
-        TowerModel(
-            ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.facts, ctx.findings, ctx.results, ctx.captured.batch_size
-        )
+    run_passes(towers_passes(), ctx)
+    if check is not None:
+        check.run(GraphModel(ctx.gm, ctx.captured.binder), "inserting towers")
+        ctx.findings.extend(check.findings)
+    assert ctx.plan is not None
+    if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.facts.groups):
+        run_passes(modules_passes(), ctx)
+    if ctx.refused:
+        return _Attempt(None, ctx.refused)
+    made = TowerModel(
+        ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.facts, ctx.findings, ctx.results, ctx.captured.batch_size
     )
+    return _Attempt(made, {})
 
 
 def _around_refusals(compiled: Callable[[Mapping[str, str]], _Attempt], on_unsupported: str) -> TowerModel:
-    """Compiles, and blocks groups of features for as long as an operation refuses tower modules and that is allowed."""
+    """Compiles, and again with the groups blocked whose new streams the model cannot take: mostly once more."""
     blocked: dict[str, str] = {}
     attempt = compiled(blocked)
     while attempt.model is None:
-        assert attempt.error is not None
-        refusal = attempt.refusal
-        able = [] if refusal is None or on_unsupported == "error" else [g for g in refusal.groups if g not in blocked]
-        if refusal is None or not able:
-            raise attempt.error
-        guilty, attempt = _guilty(compiled, blocked, refusal, able)
-        for group in guilty:
-            blocked[group] = refusal.reason
-            logger.warning("%s: %s; going on with %r", group, refusal.reason, on_unsupported)
+        for group, reason in attempt.refused.items():
+            blocked[group] = reason
+            logger.warning("%s: %s; going on with %r", group, reason, on_unsupported)
+        attempt = compiled(blocked)
     return attempt.model
-
-
-def _guilty(
-    compiled: Callable[[Mapping[str, str]], _Attempt], blocked: Mapping[str, str], refusal: Refusal, able: list[str]
-) -> tuple[list[str], _Attempt]:
-    """Which of the groups that reach an operation make it refuse, and what compiling without them gives.
-
-    1. It is the first group without which the operation no longer refuses.
-    2. If no group is that by itself, it is all of them, but for those that can stay all the same.
-    """
-
-    def without(groups: list[str]) -> tuple[bool, _Attempt]:
-        found = compiled({**blocked, **dict.fromkeys(groups, refusal.reason)})
-        return found.model is not None or (found.refusal is not None and found.refusal.node != refusal.node), found
-
-    if len(able) > 1:
-        for group in able:
-            through, attempt = without([group])
-            if through:
-                return [group], attempt
-    through, attempt = without(able)
-    guilty = able
-    for group in reversed(able) if through and len(able) > 2 else ():
-        fewer = [g for g in guilty if g != group]
-        through, found = without(fewer)
-        if through:
-            guilty, attempt = fewer, found
-    return guilty, attempt
 
 
 def _topology(config: DMTConfig, given: Topology | str | None) -> Topology:

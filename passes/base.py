@@ -24,7 +24,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.core.findings import Finding, Severity
 from dmt_plugin.partitioner.files import GivenPartition
-from dmt_plugin.passes.facts import Change, Mark, ModelFacts
+from dmt_plugin.passes.facts import Change, Mark, ModelFacts, NativeStreams
 from dmt_plugin.passes.rank_facts import Placement
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import TowerPlan
@@ -129,7 +129,9 @@ class PassContext:
         row_shares: distinct rows that were counted on real batches; None where nobody did. Filled by ``count_rows``.
         findings: what passes have to say.
         results: what each pass did, in order.
-        refusal: the operation that stands in the way of tower modules; filled by ``repair_shapes``.
+        native: streams before and behind the towers of the native form; filled by ``insert_tower_modules``.
+        refused: groups whose new streams the model behind cannot take, with the reason, where they may go another way;
+            filled by ``repair_shapes``.
         blocked: groups that must stay as they are, with the reason (see ``find_joins``).
         tags: what holds now (see :class:`Contract`).
     """
@@ -147,7 +149,8 @@ class PassContext:
     row_shares: RowShares | None = None
     findings: list[Finding] = field(default_factory=list)
     results: list[PassResult] = field(default_factory=list)
-    refusal: Refusal | None = None
+    native: NativeStreams = field(default_factory=NativeStreams)
+    refused: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
     tags: set[str] = field(default_factory=set)
 

@@ -10,13 +10,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
 
 from dmt_plugin.core.update_rule import WeightType
+from dmt_plugin.fxtools.names import SCATTERED
 
 #: Which function of :mod:`dmt_plugin.comm.input_dist.ids` reads an index input, with its arguments.
 Ids = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -78,7 +79,8 @@ class Region:
         lookups: the lookups that go in.
         nodes: everything between, ``stream`` included, in order.
         ids: index nodes that go in as well (for a mask).
-        layers: whether layers with parameters are among the nodes.
+        layers: whether layers with parameters are among the nodes, or parameters are read by them.
+        parameters: qualified names of the parameters that they read themselves (a bias of the feature, say).
     """
 
     stream: fx.Node
@@ -86,6 +88,7 @@ class Region:
     nodes: tuple[fx.Node, ...]
     ids: tuple[fx.Node, ...] = ()
     layers: bool = False
+    parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,54 @@ class StreamGroup:
     reason: str = ""
     meeting_point: str = ""
     form: str = "native"
+
+
+@dataclass
+class NativeStreams:
+    """The streams of the groups in the native form, before and behind their towers.
+
+    In every join the new streams of all towers of a group, tower by tower, take the place of the old ones, starting
+    where the first of them stood. Whether the model behind can take them is found out by trying, group by group, so the
+    old streams are kept until that is known; those that are not used go with the rest of the dead code.
+
+    Attributes:
+        streams: by name of the group, the old streams and the new ones, each in order.
+        joins: what each join holds in the user's model, and the groups whose streams are among it.
+    """
+
+    streams: dict[str, tuple[list[fx.Node], list[fx.Node]]] = field(default_factory=dict)
+    joins: dict[fx.Node, tuple[list[Any], list[str]]] = field(default_factory=dict)
+
+    def add(self, group: StreamGroup, old: list[fx.Node], new: list[fx.Node]) -> None:
+        """Notes the streams of one group, whose joins still hold the old ones."""
+        self.streams[group.name] = (old, new)
+        for join in group.joins:
+            held = join.args[0] if join.args else join.kwargs["tensors"]
+            self.joins.setdefault(join, (list(held), []))[1].append(group.name)  # type: ignore[arg-type]
+
+    def wire(self, without: Collection[str] = ()) -> None:
+        """Gives every join the new streams of its groups, but for those in ``without`` the old ones."""
+        for join, (held, groups) in self.joins.items():
+            entries, scattered = held, False
+            for name in groups:
+                if name not in without:
+                    entries, apart = _swapped(entries, *self.streams[name])
+                    scattered = scattered or apart
+            join.meta[SCATTERED] = scattered
+            if join.args:
+                join.args = (entries, *join.args[1:])
+            else:
+                join.kwargs = {**join.kwargs, "tensors": entries}
+
+
+def _swapped(entries: list[Any], old: list[fx.Node], new: list[fx.Node]) -> tuple[list[Any], bool]:
+    """``entries`` with ``new`` where the first of ``old`` stood, and whether old ones did not stand side by side."""
+    gone = set(old)
+    at = min(i for i, entry in enumerate(entries) if entry in gone)
+    side_by_side = all(entry in gone for entry in entries[at : at + len(gone)])
+    before = [e for e in entries[:at] if e not in gone]
+    behind = [e for e in entries[at:] if e not in gone]
+    return [*before, *new, *behind], not side_by_side
 
 
 @dataclass(frozen=True)

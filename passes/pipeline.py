@@ -13,6 +13,7 @@ from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.logical.find_joins import FindJoins
 from dmt_plugin.passes.logical.find_lookups import FindLookups
 from dmt_plugin.passes.logical.find_regions import FindRegions
+from dmt_plugin.passes.logical.flatten_joins import FlattenJoins
 from dmt_plugin.passes.logical.insert_tower_modules import InsertTowerModules
 from dmt_plugin.passes.logical.insert_towers import InsertTowers
 from dmt_plugin.passes.logical.make_tower_plan import MakeTowerPlan
@@ -36,6 +37,7 @@ def towers_passes() -> list[GraphPass]:
         DissolveCollections(),
         ReadMarks(),
         SplitJointTables(),
+        FlattenJoins(),
         FindLookups(),
         FindRegions(),
         PickPairs(),

@@ -87,6 +87,8 @@ class Placement:
         exchanges: the exchange modules by name.
         tower_paths: modules that only this host holds.
         feature_layers: layers of the user's model that run in the towers of all hosts.
+        feature_parameters: parameters of the user's model that the towers of all hosts read for one feature each.
+        own_parameters: those of this host.
         host_columns: for each host the columns it sends to its peers (hierarchical route).
         rank_widths: for each rank the width of the rows that it sends into the first exchange of rows: looked up, or
             what this host's tower makes of them there (of other hosts it is not known here, and does not matter).
@@ -111,6 +113,8 @@ class Placement:
     exchanges: dict[str, nn.Module] = field(default_factory=dict)
     tower_paths: tuple[str, ...] = ()
     feature_layers: tuple[str, ...] = ()
+    feature_parameters: tuple[str, ...] = ()
+    own_parameters: tuple[str, ...] = ()
     host_columns: tuple[tuple[SentColumn, ...], ...] = ()
     rank_widths: tuple[int, ...] = ()
     rank_gradients: tuple[int, ...] = ()

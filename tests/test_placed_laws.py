@@ -89,7 +89,15 @@ LOOKUPS = ("deepctr_deepfm_sequence", "dlrm_mixed_dims", "dlrm_qr_mult", "joint_
 LOOKUP_CASES = {"2x2": (("tower modules", 1), ("sptt", 2)), "2x1": (("tower modules", 0),), "1x2": (("sptt", 1),)}
 """A pooled sequence, projected widths, quotient and remainder tables, a joint table; with ZeRO stages."""
 
-MODELS = {**ZOO, **TIED, **{name: CATALOGUE[name].build for name in LOOKUPS}}
+CONSTRUCTS = ("k_bias_row", "k_joint_and_sequence", "k_first")
+CONSTRUCT_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
+    "2x2": (("k_bias_row", "tower modules", 1, "torch"), ("k_joint_and_sequence", "once", 2, "fbgemm")),
+    "2x1": (("k_bias_row", "tower modules", 2, "fbgemm"), ("k_first", "tower modules", 0, "torch")),
+    "1x2": (("k_bias_row", "once per rank", 0, "torch"),),
+}
+"""Parameters for one feature alone, joins of several kinds, a vector read back by its place; with ZeRO stages."""
+
+MODELS = {**ZOO, **TIED, **{name: CATALOGUE[name].build for name in (*LOOKUPS, *CONSTRUCTS)}}
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -253,7 +261,7 @@ def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]
             backend = "torch" if (stage + turn) % 3 == 0 else "fbgemm"
             cases.append((name, variant, stage, backend))
     cases += PLACEMENT_CASES if topology == "2x2" else ()
-    cases += ONCE_CASES[topology]
+    cases += (*ONCE_CASES[topology], *CONSTRUCT_CASES[topology])
     tied = itertools.product(sorted(TIED), FORM_CASES[topology])
     rest = [*tied, *itertools.product(LOOKUPS, LOOKUP_CASES[topology])]
     return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in rest]

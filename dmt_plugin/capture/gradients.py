@@ -28,6 +28,7 @@ from dmt_plugin.capture.mutations import refuse_outliving_changes
 from dmt_plugin.capture.source_lines import calling_line, described, module_of, refusal, shown
 from dmt_plugin.capture.trace_environment import Recorder, contains_proxy
 from dmt_plugin.core.errors import CaptureError
+from dmt_plugin.fxtools.assigned import assigned
 from dmt_plugin.fxtools.names import MUTATED, WITHOUT_GRADIENT
 
 _OF_AUTOGRAD = (
@@ -106,6 +107,8 @@ def detach_what_has_no_gradient(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if not _without(node, inside):
             continue
+        if node.target is assigned and node.args[0] not in inside and _tensors(node.args[0]):
+            raise _changed_in_place(node)
         if MUTATED in node.meta:
             refuse_outliving_changes(graph, node)
             raise _changed_in_place(node)
@@ -120,6 +123,11 @@ def detach_what_has_no_gradient(graph: fx.Graph) -> None:
         cut.meta = {key: kept for key, kept in node.meta.items() if key != WITHOUT_GRADIENT} | {"val": value}
         for user in outer:
             user.replace_input_with(node, cut)
+
+
+def _tensors(node: Any) -> list[fx.Node]:
+    """The tensors that a node is computed from: what is made of none has no gradient."""
+    return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
 
 
 def _without(node: fx.Node, inside: set[fx.Node]) -> bool:

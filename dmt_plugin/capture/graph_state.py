@@ -7,8 +7,10 @@ recorded (``torch.zeros(x.size(0), 4)``). Here a graph is saved as the list of i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -84,6 +86,25 @@ class _Reference:
     name: str
 
 
+@dataclass(frozen=True)
+class _Function:
+    """Stands for a function of torch that pickle cannot name, as it was made inside another (``F.max_pool2d``)."""
+
+    module: str
+    name: str
+
+
+def _named(target: Any) -> Any:
+    if "<locals>" not in getattr(target, "__qualname__", ""):
+        return target
+    module, name = target.__module__, target.__name__
+    return _Function(module, name) if getattr(sys.modules.get(module), name, None) is target else target
+
+
+def _target(saved: Any) -> Any:
+    return getattr(import_module(saved.module), saved.name) if isinstance(saved, _Function) else saved
+
+
 def _referred(value: Any) -> Any:
     return _Reference(value.name) if isinstance(value, fx.Node) else value
 
@@ -94,7 +115,7 @@ def save_graph_module(module: fx.GraphModule) -> dict[str, Any]:
     for node in module.graph.nodes:
         args, kwargs = map_aggregate((node.args, dict(node.kwargs)), _referred)
         meta = {key: plain for key, value in node.meta.items() if (plain := _plain(value)) is not None}
-        nodes.append((node.op, node.name, node.target, args, kwargs, meta))
+        nodes.append((node.op, node.name, _named(node.target), args, kwargs, meta))
     contents = {table: module.__dict__[table] for table in _CONTENTS}
     return {"class_name": type(module).__name__, "training": module.training, "nodes": nodes, "contents": contents}
 
@@ -112,7 +133,7 @@ def load_graph_module(state: Mapping[str, Any]) -> fx.GraphModule:
 
     for op, name, target, args, kwargs, meta in state["nodes"]:
         args, kwargs = map_aggregate((args, kwargs), resolve)
-        made[name] = graph.create_node(op, target, args, kwargs, name)
+        made[name] = graph.create_node(op, _target(target), args, kwargs, name)
         made[name].meta.update(meta)
     module = graph_module_over(root, graph)
     module.__dict__["_non_persistent_buffers_set"] |= state["contents"]["_non_persistent_buffers_set"]

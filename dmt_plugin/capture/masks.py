@@ -45,7 +45,8 @@ def constant_of(node: Any, root: nn.Module) -> Tensor | None:
         return None
     if node.op == "get_attr":
         value = attribute(root, str(node.target))
-        plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and not value.is_meta
+        trained = isinstance(value, nn.Parameter) and value.is_floating_point()  # others have no gradient
+        plain = isinstance(value, Tensor) and not trained and not value.is_meta
         with unset_fake_temporarily():
             return value.detach() if plain else None
     known = _PLAIN_METHODS if node.op == "call_method" else _PLAIN_FUNCTIONS if node.op == "call_function" else ()

@@ -7,7 +7,9 @@ would run an in-place operation at the wrong time, or never. So:
 2. where somebody else reads the tensor (before the change, so nothing in the graph would
    hold him there), the operation gets a copy of its own;
 3. a change that would be seen through another view of the same memory, or that outlives
-   the call (an input of the model, a buffer, a parameter), is refused.
+   the call (an input of the model, a buffer, a parameter), is refused;
+4. an assigned item (``x[key] = value``) was recorded as a new tensor: that is right if, from then
+   on, nobody reads the old one, or another view of its memory.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from dmt_plugin.capture.source_lines import described, module_of, refusal
+from dmt_plugin.fxtools.assigned import assigned
 from dmt_plugin.fxtools.names import MUTATED
 
 _NEW_TENSOR = "use the operation that returns a new tensor"
@@ -29,6 +32,8 @@ def make_mutations_explicit(graph: fx.Graph) -> None:
     Raises:
         CaptureError: naming the operation that cannot be made safe, and the module whose result or state it changes.
     """
+    for node in [n for n in graph.nodes if n.target is assigned]:
+        _require_old_unread(graph, node)
     if not any(MUTATED in node.meta for node in graph.nodes):
         return
     position = {node: i for i, node in enumerate(graph.nodes)}
@@ -36,6 +41,24 @@ def make_mutations_explicit(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         for changed in node.meta.pop(MUTATED, ()):
             _separate(graph, node, changed, position, copied)
+
+
+def _require_old_unread(graph: fx.Graph, node: fx.Node) -> None:
+    """Refuses an assigned item that somebody would see without knowing of the new tensor."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    memory, nodes = _memory(source), list(graph.nodes)
+    now = nodes.index(node)
+    _refuse_outliving(node, source, [n for n in nodes[:now] if _memory(n) == memory])
+    behind = set(nodes[now + 1 :])
+    for alias in (n for n in nodes if n is not node and _memory(n) == memory):
+        later = next((user for user in alias.users if user in behind), None)
+        if later is not None:
+            raise refusal(
+                "DMT103", module_of(node),
+                f"{described(node)} changes a tensor in place that {described(later)} reads through another view",
+                _NEW_TENSOR,
+            )  # fmt: skip
 
 
 def refuse_outliving_changes(graph: fx.Graph, node: fx.Node) -> None:

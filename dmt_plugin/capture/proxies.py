@@ -4,9 +4,12 @@ Every operation on a proxy becomes a node; what Python itself asks of a tensor i
 its node:
 
 1. ``len``, iteration, ``int``, ``bool``, ``in`` are answered from the value. What that
-   bakes into the graph shows when two traces are compared.
+   bakes into the graph shows when two traces are compared. The number of dimensions is the
+   same for every batch.
 2. A question that only real data could answer (the truth of a tensor) is refused.
-3. An attribute is recorded when it is used: a method call if it is called, else a read.
+3. An item assigned to a tensor that forward made itself is a new tensor under the old name; what would be seen
+   elsewhere is refused in the end (:mod:`dmt_plugin.capture.mutations`).
+4. An attribute is recorded when it is used: a method call if it is called, else a read.
    A constant field of a batch object (``None``, a string, a number) is that constant; later
    calls are checked to have the same (see :class:`~dmt_plugin.capture.inputs.InputBinder`).
 """
@@ -25,6 +28,7 @@ from dmt_plugin.capture.gradients import refuse_autograd
 from dmt_plugin.capture.inputs import is_constant
 from dmt_plugin.capture.leaves import PooledValues
 from dmt_plugin.capture.source_lines import calling_line, refusal, shown
+from dmt_plugin.fxtools.assigned import assigned
 
 ONE_PATH = "a graph has one path for all data; replace the branch by torch.where or a mask, or move it out of forward"
 
@@ -51,9 +55,11 @@ class ValueProxy(fx.Proxy):
                 return stored
         if isinstance(value, Tensor):
             refuse_autograd(name, self.tracer.here)  # type: ignore[attr-defined]
+            if name == "ndim":
+                return value.dim()
         if name in _ANSWERED and isinstance(value, (dict, PooledValues)) and hasattr(value, name):
             return lambda *args: self._container(value, name, *args)
-        return _ValueAttribute(self, name)
+        return ValueAttribute(self, name)
 
     def _container(self, value: dict[Any, Any] | PooledValues, method: str, *args: Any) -> Any:
         """What is known of a dict or of a pooled output while tracing; its tensors are recorded as items."""
@@ -89,12 +95,15 @@ class ValueProxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise refusal(
-            "DMT103",
-            self.tracer.here,  # type: ignore[attr-defined]
-            f"an item is assigned at {shown(calling_line())}; a graph has values, not places to store them",
-            "use torch.cat, torch.where or torch.index_put, which return a new tensor",
-        )
+        """Records a copy with other entries, which is what this name stands for from now on."""
+        if isinstance(self, ValueAttribute) or not isinstance(self._value, Tensor):
+            raise refusal(
+                "DMT103",
+                self.tracer.here,  # type: ignore[attr-defined]
+                f"an item is assigned at {shown(calling_line())}; a graph has values, not places to store them",
+                "use torch.cat, torch.where or torch.index_put, which return a new tensor",
+            )
+        self.node = self.tracer.create_proxy("call_function", assigned, (self, key, value), {}).node
 
     def __len__(self) -> int:
         return self._concrete("len()", len)
@@ -126,7 +135,7 @@ class ValueProxy(fx.Proxy):
         return self.__getattr__("keys")
 
 
-class _ValueAttribute(ValueProxy):
+class ValueAttribute(ValueProxy):
     """An attribute of a proxy, recorded when it is used."""
 
     def __init__(self, owner: ValueProxy, name: str) -> None:
@@ -137,9 +146,11 @@ class _ValueAttribute(ValueProxy):
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]
+        """Of the attribute that was read; recorded when somebody asks for it."""
         if self._node is None:
             self._node = self.tracer.create_proxy("call_function", getattr, (self.owner, self.name), {}).node
         return self._node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Records the call of a method."""
         return self.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)

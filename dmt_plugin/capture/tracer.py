@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import trace_environment as environment
+from dmt_plugin.capture.einops_calls import einops_followed
 from dmt_plugin.capture.example_values import ExampleValues
 from dmt_plugin.capture.gradients import detach_what_has_no_gradient, note_surroundings, own_backwards_refused
 from dmt_plugin.capture.identities import drop_identities
@@ -40,8 +41,9 @@ from dmt_plugin.capture.inputs import InputBinder, is_jagged
 from dmt_plugin.capture.leaves import is_leaf, leaf_value
 from dmt_plugin.capture.masks import indices_of, selected, spell_masks_by_row
 from dmt_plugin.capture.mutations import make_mutations_explicit
-from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueProxy, unknown
+from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueAttribute, ValueProxy, unknown
 from dmt_plugin.capture.source_lines import calling_line, raising_line, refusal, shown
+from dmt_plugin.capture.spellings import spell_in_simpler_terms
 from dmt_plugin.capture.trace_environment import WrappedName
 from dmt_plugin.core.errors import CaptureError
 from dmt_plugin.fxtools.attributes import attribute
@@ -314,6 +316,7 @@ def trace_with_values(
         environment.recorded_factories(tracer),
         own_backwards_refused(tracer),
         environment.traced_through_wrapped(kept),
+        einops_followed(ValueProxy, ValueAttribute),
     ):
         try:
             with torch.enable_grad(), tracer.recording_state(model):
@@ -322,6 +325,7 @@ def trace_with_values(
             make_mutations_explicit(graph)
             spell_masks_by_row(graph, model)
             drop_identities(graph)
+            spell_in_simpler_terms(graph)
         except Exception as error:
             if through := environment.wrapped_in_error(error, tracer._wrapped) - set(kept):
                 raise WrappedFunctionFailed(through) from error

@@ -243,6 +243,7 @@ def members(placed: PlacedModel) -> list[tuple[str, str, bool, Tensor]]:
                 "keep what get_extra_state returns in client_state instead"
             )
         in_tower = any(name.startswith(f"{path}.") for path in placed.tower_paths)
+        in_tower = in_tower or name in placed.placement.own_parameters
         kind = "buffer" if not isinstance(value, nn.Parameter) else "tower" if in_tower else "dense"
         found.append((name, kind, in_tower, value))
     return found

@@ -2,7 +2,8 @@
 
 A constant is a buffer, a number, or an operation of torch or Python on constants only, that draws no random numbers,
 leaves no entries as they come, and writes into none of its inputs. ``x.new_tensor(values)`` counts as well: of ``x`` it
-takes the device and the type, not the data. Parameters never count, since training changes them.
+takes the device and the type, not the data, and so does ``torch.arange(n, device=x.device)``. Parameters do not count,
+since training changes them; those of whole numbers or booleans do, which have no gradient.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dmt_plugin.fxtools.attributes import attribute
 
 #: Methods of which only the arguments matter, not the tensor they are called on.
 _MADE_FROM_ARGUMENTS = {"new_tensor"}
+#: Attributes that say where a tensor is, whatever it holds.
+_PLACES = {"device"}
 #: Methods that change the type or place of a tensor; their arguments may depend on the batch's device.
 _CONVERSIONS = {"to", "type_as", "cpu", "cuda", "contiguous", "clone", "detach"}
 
@@ -67,9 +70,11 @@ def _evaluate(gm: fx.GraphModule, value: Any, memo: dict[fx.Node, Any]) -> Any:
 def _evaluate_node(gm: fx.GraphModule, node: fx.Node, memo: dict[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
         found = attribute(gm, str(node.target))
-        if not isinstance(found, Tensor) or isinstance(found, nn.Parameter):
+        if not isinstance(found, Tensor) or (isinstance(found, nn.Parameter) and found.is_floating_point()):
             raise _NotConstant
         return found.detach().cpu()
+    if node.target is getattr and node.args[1] in _PLACES:
+        return torch.device("cpu")
     if node.op == "call_method" and node.target in _MADE_FROM_ARGUMENTS:
         return torch.as_tensor(_arguments(gm, node.args[1], memo))
     if node.op == "call_method" and node.target in _CONVERSIONS:

@@ -56,7 +56,7 @@ from dmt_plugin.integrations.deepspeed.row_shares import agreed_link, agreed_sha
 from dmt_plugin.integrations.deepspeed.share_watch import ShareWatch
 from dmt_plugin.integrations.deepspeed.summary import summary
 from dmt_plugin.integrations.deepspeed.table_start import agree, find_start, values_of
-from dmt_plugin.integrations.deepspeed.tower_shell import wrap_towers
+from dmt_plugin.integrations.deepspeed.tower_shell import mark_as_hosts, wrap_towers
 from dmt_plugin.integrations.deepspeed.weight_sync import sync_feature_layers, sync_tables
 from dmt_plugin.model.guard import let_go
 from dmt_plugin.model.placed import PlacedModel, place_graph, place_tables, seed_of
@@ -310,6 +310,7 @@ def launch(
     moe_group = f"ep_size_{topology.hosts}" if any_towers else None
     if any_towers:
         wrap_towers(placed, placed.tower_paths, topology, rank)
+        mark_as_hosts(map(placed.get_parameter, placed.placement.own_parameters), topology)
     parameters = remap_parameters(flat, named, towers, moe_group)
     facts = _facts(groups, named, towers, parameters)
     guards.check_ranks(gather(groups, facts), call.settings)
@@ -351,7 +352,8 @@ def to_optimize(options: Mapping[str, Any]) -> Any:
 
 
 def _tower_parameters(placed: PlacedModel) -> list[nn.Parameter]:
-    found = (p for path in placed.tower_paths for p in placed.get_submodule(path).parameters())
+    found = [p for path in placed.tower_paths for p in placed.get_submodule(path).parameters()]
+    found += [placed.get_parameter(name) for name in placed.placement.own_parameters]
     return list({id(p): p for p in found}.values())
 
 

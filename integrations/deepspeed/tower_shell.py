@@ -13,7 +13,7 @@ expert" parallelism these groups are the lanes of a host and the peers of a lane
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from deepspeed.moe.layer import MoE
@@ -48,9 +48,7 @@ class TowerShell(MoE):
         experts.add_module("deepspeed_experts", nn.ModuleList([tower]))
         layer.add_module("experts", experts)
         self.deepspeed_moe = layer
-        for parameter in tower.parameters():
-            parameter.allreduce = False  # type: ignore[attr-defined]
-            parameter.group_name = self.expert_group_name  # type: ignore[attr-defined]
+        mark_as_hosts(tower.parameters(), topology)
 
     @property
     def tower(self) -> nn.Module:
@@ -79,6 +77,13 @@ class TowerShell(MoE):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the tower module."""
         return self.tower(*args, **kwargs)
+
+
+def mark_as_hosts(parameters: Iterable[nn.Parameter], topology: Topology) -> None:
+    """Tell DeepSpeed that parameters are of this host alone, inside a tower module or read beside it."""
+    for parameter in parameters:
+        parameter.allreduce = False  # type: ignore[attr-defined]
+        parameter.group_name = f"ep_size_{topology.hosts}"  # type: ignore[attr-defined]
 
 
 def wrap_towers(model: nn.Module, paths: Sequence[str], topology: Topology, rank: int) -> list[TowerShell]:

@@ -87,13 +87,19 @@ def sync_tables(
 
 @torch.no_grad()
 def sync_feature_layers(placed: PlacedModel, flat: nn.Module, groups: RankGroups) -> None:
-    """Load rank 0's copy of the layers that towers run on one feature each.
+    """Load rank 0's copy of the layers and parameters that towers use for one feature each.
 
     Args:
         placed: This rank's model; it holds the layers of its own host.
         flat: This rank's flat model, which holds all of them.
         groups: This rank's groups.
     """
+    for name in placed.placement.feature_parameters:
+        values = flat.get_parameter(name).detach().to(groups.device, torch.float32, copy=True).contiguous()
+        with reporting(groups, f"sending {name}"):
+            dist.broadcast(values, 0, group=groups.world)
+        if name in placed.placement.own_parameters:
+            placed.get_parameter(name).copy_(values)
     for path in placed.placement.feature_layers:
         for name, parameter in sorted(flat.get_submodule(path).named_parameters()):
             values = parameter.detach().to(groups.device, torch.float32, copy=True).contiguous()

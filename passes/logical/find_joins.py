@@ -111,10 +111,21 @@ class FindJoins(GraphPass):
                 f"join the features with one torch.cat or torch.stack, or {WAYS_OUT}",
             )  # fmt: skip
         if len(ctx.facts.groups) == 1 and len(ctx.facts.groups[0].lookups) == 1:
+            (alone,) = ctx.facts.groups[0].lookups
+            way = 'set dmt.towers.module to "none" with one tower, or train the model as it is'
+            several = ""
+            if alone.pooling == "none":
+                several = f", and its {alone.hotness} ids a sample are taken for a sequence"
+                way = (
+                    "if each of these ids is a feature of its own, whose rows the data pipeline keeps apart, let it "
+                    "count every feature from 0 and look up table(ids + first_rows), with a buffer of the first row "
+                    f"of each feature, [0, ...]; or {way}"
+                )
             ctx.find(
-                "DMT305", ctx.unsupported, ctx.facts.groups[0].lookups[0].table,
-                "the model looks up this feature alone; a tower compresses what several features have in common",
-                'set dmt.towers.module to "none" with one tower, or train the model as it is',
+                "DMT305", ctx.unsupported, alone.table,
+                f"the model looks up this feature alone{several}; a tower compresses what several features have in "
+                "common",
+                way,
             )  # fmt: skip
         elif not any(g.kind == "tower" for g in ctx.facts.groups):
             ctx.find(

@@ -6,7 +6,7 @@ belongs to the feature and can run beside its tables.
 
 1. Walk the graph. A node belongs to a feature if it treats every sample by itself
    (:mod:`dmt_plugin.passes.ops.per_sample`) and is computed from lookups and ids of one raw input
-   only, besides constants and layers that nothing else uses.
+   only, besides constants, and layers and parameters that nothing else uses.
 2. The stream of a lookup is the one such node that is used by others than the feature's own
    nodes, if there is just one, it is one vector per sample, and all its lookups lead to it
    alone. Else the stream is the lookup itself.
@@ -20,16 +20,18 @@ belongs to the feature and can run beside its tables.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from dmt_plugin.fxtools.attributes import attribute
 from dmt_plugin.passes.analysis.id_keys import key_of
-from dmt_plugin.passes.analysis.table_calls import weight_of
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Region
-from dmt_plugin.passes.ops.per_sample import is_per_sample
+from dmt_plugin.passes.ops.names import name_of
+from dmt_plugin.passes.ops.per_sample import filled_alike, is_per_sample
 
 
 @dataclass
@@ -41,7 +43,9 @@ class _Local:
         lookups: lookups behind it.
         nodes: the nodes between, itself included, in order.
         ids: index nodes among its inputs.
-        layers: whether a layer with parameters is among them.
+        layers: whether a layer with parameters, or a parameter, is among them.
+        parameters: qualified names of the parameters.
+        fixed: whether it is the same for every sample, and has none in front.
     """
 
     origin: str
@@ -49,6 +53,8 @@ class _Local:
     nodes: set[fx.Node] = field(default_factory=set)
     ids: set[fx.Node] = field(default_factory=set)
     layers: bool = False
+    parameters: set[str] = field(default_factory=set)
+    fixed: bool = False
 
 
 class FindRegions(GraphPass):
@@ -78,13 +84,14 @@ def _local_nodes(ctx: PassContext) -> dict[fx.Node, _Local]:
     ids = _id_nodes(ctx)
     calls = Counter(str(n.target) for n in ctx.gm.graph.nodes if n.op == "call_module")
     local: dict[fx.Node, _Local] = {}
+    constants = _constants(ctx, ids)
     for node in ctx.gm.graph.nodes:
         if node in lookups:
             local[node] = _Local(lookups[node].origin, lookups={node})
         elif node in ids:
             local[node] = _Local(ids[node], ids={node})
-        elif node.op in ("call_function", "call_method", "call_module"):
-            found = _combined(ctx, node, local, calls)
+        elif node.op in ("call_function", "call_method", "call_module") and node not in constants:
+            found = _combined(ctx, node, local, calls, constants)
             if found is not None:
                 local[node] = found
     return local
@@ -104,24 +111,76 @@ def _id_nodes(ctx: PassContext) -> dict[fx.Node, str]:
     return {n: origins[key] for n in candidates if (key := key_of(n)) in origins}
 
 
-def _combined(ctx: PassContext, node: fx.Node, local: dict[fx.Node, _Local], calls: Counter[str]) -> _Local | None:
+def _constants(ctx: PassContext, ids: Mapping[fx.Node, str]) -> dict[fx.Node, frozenset[fx.Node]]:
+    """Nodes that are computed from parameters and buffers alone, each with the parameters.
+
+    Of the model's inputs they may read where those are, as in ``torch.zeros(1, n, device=ids.device)``.
+    """
+    found: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in ctx.gm.graph.nodes:
+        if node.op == "get_attr":
+            trained = isinstance(attribute(ctx.gm, str(node.target)), nn.Parameter)
+            found[node] = frozenset((node,) if trained else ())
+        elif node.target is getattr and node.args[1] == "device" and _is_input(node.args[0], ids):
+            found[node] = frozenset()
+        elif node.op in ("call_function", "call_method") and not _random(node):
+            sources = node.all_input_nodes
+            if sources and all(n in found for n in sources):
+                found[node] = frozenset().union(*(found[n] for n in sources))
+    return found
+
+
+def _is_input(node: Any, ids: Mapping[fx.Node, str]) -> bool:
+    return isinstance(node, fx.Node) and (node.op == "placeholder" or node in ids)
+
+
+def _random(node: fx.Node) -> bool:
+    name = name_of(node)
+    return "rand" in name or name in ("dropout", "alpha_dropout", "bernoulli", "multinomial", "normal", "empty")
+
+
+def _alone_with(parameters: Iterable[fx.Node], node: fx.Node, constants: Mapping[fx.Node, Any]) -> bool:
+    """Whether ``node`` is all that the parameters are read for."""
+    pending = [n for n in node.graph.nodes if n.op == "get_attr" and n.target in {p.target for p in parameters}]
+    while pending:
+        for user in pending.pop().users:
+            if user in constants:
+                pending.append(user)
+            elif user is not node:
+                return False
+    return True
+
+
+def _combined(
+    ctx: PassContext,
+    node: fx.Node,
+    local: dict[fx.Node, _Local],
+    calls: Counter[str],
+    constants: Mapping[fx.Node, frozenset[fx.Node]],
+) -> _Local | None:
     """What ``node`` is if it belongs to the feature of all its inputs."""
-    inputs = [n for n in node.all_input_nodes if n.op != "get_attr"]
-    constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
+    inputs = [n for n in node.all_input_nodes if n not in constants]
+    fixed = [n for n in node.all_input_nodes if n in constants]
     if not inputs or any(n not in local for n in inputs) or len({local[n].origin for n in inputs}) > 1:
         return None
-    if any(isinstance(weight_of(ctx.gm, str(n.target)), nn.Parameter) for n in constants):
-        return None
     layers = node.op == "call_module" and any(True for _ in ctx.module(node).parameters())
-    if (layers and calls[str(node.target)] > 1) or not is_per_sample(ctx.gm, node, ctx.captured.batch_size):
+    batch = ctx.captured.batch_size
+    filled = filled_alike(node, batch)
+    known = constants.keys() | {n for n in inputs if local[n].fixed}
+    if (layers and calls[str(node.target)] > 1) or not (filled or is_per_sample(ctx.gm, node, batch, known)):
+        return None
+    parameters = frozenset[fx.Node]().union(*(constants[n] for n in fixed))
+    if parameters and not _alone_with(parameters, node, constants):
         return None
     sources = [local[n] for n in inputs]
     return _Local(
         sources[0].origin,
         lookups=set().union(*(s.lookups for s in sources)),
-        nodes={node, *constants}.union(*(s.nodes for s in sources)),
+        nodes={node, *(n for n in fixed if n.op == "get_attr")}.union(*(s.nodes for s in sources)),
         ids=set().union(*(s.ids for s in sources)),
-        layers=layers or any(s.layers for s in sources),
+        layers=layers or bool(parameters) or any(s.layers for s in sources),
+        parameters={str(p.target) for p in parameters}.union(*(s.parameters for s in sources)),
+        fixed=filled == "constant" or (isinstance(node.meta["val"], Tensor) and all(local[n].fixed for n in inputs)),
     )
 
 
@@ -155,7 +214,8 @@ def _region_at(
         if len(own) > 1 or found.layers or own[0].hotness is None or not same_ids:
             return None
     inside = tuple(n for n in ctx.gm.graph.nodes if n in found.nodes)
-    return Region(stream, tuple(x.node for x in own), inside, tuple(found.ids), found.layers)
+    parameters = tuple(sorted(found.parameters))
+    return Region(stream, tuple(x.node for x in own), inside, tuple(found.ids), found.layers, parameters)
 
 
 def _merge_features(ctx: PassContext) -> None:

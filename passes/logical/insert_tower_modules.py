@@ -3,9 +3,8 @@
 1. For each tower of each tower group, build the module that the plan names for
    ``(B, F_t, N)`` and put it in the pass-through module's place; its output is ``(B, O_t)``.
 2. Native form: split the outputs into ``O_t / D`` streams of width ``D``, in the shape that
-   the joins expect (``(B, D)`` or ``(B, 1, D)``). In every join, the new streams of all
-   towers, tower by tower, take the place of the old ones, starting where the first of them
-   stood.
+   the joins expect (``(B, D)`` or ``(B, 1, D)``), which take the place of the old ones in
+   every join (:class:`dmt_plugin.passes.facts.NativeStreams`).
 3. Decoder form: a linear layer ``(B, O_t) -> (B, F_t*N)`` behind each tower gives the old
    streams back. It is a layer of the dense part, trained with it; the group's finding says
    what it costs, and it is listed among the parameters that start from new values.
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dmt_plugin.fxtools.names import GROUP, SCATTERED, SEED, SEED_VALUE, decoder_path, tower_number
+from dmt_plugin.fxtools.names import GROUP, SEED, SEED_VALUE, decoder_path, tower_number
 from dmt_plugin.nn.decoders import build_decoder
 from dmt_plugin.nn.graph_ops import split_streams
 from dmt_plugin.nn.lookup.rounding import TORCH_TYPES
@@ -48,6 +47,8 @@ class InsertTowerModules(GraphPass):
         """Replaces the modules of every tower group, and re-wires the joins of the native ones."""
         assert ctx.plan is not None
         splits = [n for n in ctx.gm.graph.nodes if n.target is split_streams]
+        position = {node: i for i, node in enumerate(ctx.gm.graph.nodes)}
+        dense = _dense_layers(ctx)
         groups = {g.name: g for g in ctx.facts.groups}
         specs = {g.name: g for g in ctx.plan.groups}
         changed = 0
@@ -55,18 +56,21 @@ class InsertTowerModules(GraphPass):
             group = groups[split.meta[GROUP]]
             # Where the tables are, which need not be where the example batch is (weights without data).
             like = ctx.gm.get_parameter(group.lookups[0].weight)
-            made = self._replace(ctx, split, specs[group.name], like)
+            made = self._replace(ctx, split, specs[group.name], like, dense)
             changed += len(made)
             if group.form == "native":
-                changed += self._rewire(ctx, split, group)
+                changed += self._rewire(ctx, split, group, min(group.joins, key=position.__getitem__))
                 continue
-            decoders = self._decode(ctx, split, specs[group.name], like, made) if group.form == "decoder" else []
+            decoders = self._decode(ctx, split, specs[group.name], like, made, dense) if group.form == "decoder" else []
             changed += len(decoders)
             if ctx.plan.module.kind != "preserve":
                 _report(ctx, group, made, decoders)
+        ctx.native.wire()
         return self.result(len(splits), changed)
 
-    def _replace(self, ctx: PassContext, split: fx.Node, spec: GroupSpec, like: Tensor) -> list[nn.Module]:
+    def _replace(
+        self, ctx: PassContext, split: fx.Node, spec: GroupSpec, like: Tensor, dense: list[Tensor]
+    ) -> list[nn.Module]:
         """Builds the tower modules of a group; they are returned where they were built, on the CPU."""
         assert ctx.plan is not None
         built: list[nn.Module] = []
@@ -77,13 +81,19 @@ class InsertTowerModules(GraphPass):
             tower = tower_number(str(output.target))
             assert tower is not None
             module = build_tower_module(ctx.plan.module_of(spec, tower), features, width, tower)
-            answers = _put(ctx, str(output.target), module, like, value.dtype)
+            answers = _put(ctx, str(output.target), module, like, value.dtype, dense)
             output.meta["val"] = value.new_empty(batch, _width(module), dtype=answers)
             built.append(module)
         return built
 
     def _decode(
-        self, ctx: PassContext, split: fx.Node, spec: GroupSpec, like: Tensor, modules: list[nn.Module]
+        self,
+        ctx: PassContext,
+        split: fx.Node,
+        spec: GroupSpec,
+        like: Tensor,
+        modules: list[nn.Module],
+        dense: list[Tensor],
     ) -> list[nn.Linear]:
         """Puts a decoder between each tower and the split, which stays as it is."""
         assert ctx.plan is not None
@@ -97,7 +107,7 @@ class InsertTowerModules(GraphPass):
             assert tower is not None
             decoder, start = build_decoder(module, ctx.plan.module_of(spec, tower), features, width, tower)
             path = decoder_path(spec.name, tower)
-            answers = _put(ctx, path, decoder, like, value.dtype)
+            answers = _put(ctx, path, decoder, like, value.dtype, dense)
             with ctx.gm.graph.inserting_before(split):
                 node = ctx.gm.graph.call_module(path, (output,))
             node.meta["val"] = value.new_empty(batch, features * width, dtype=answers)
@@ -107,8 +117,8 @@ class InsertTowerModules(GraphPass):
         split.args = (decoded, *split.args[1:])
         return built
 
-    def _rewire(self, ctx: PassContext, split: fx.Node, group: StreamGroup) -> int:
-        """Splits the outputs into streams of the new width and puts them in the joins."""
+    def _rewire(self, ctx: PassContext, split: fx.Node, group: StreamGroup, first: fx.Node) -> int:
+        """Splits the outputs into streams of the new width, for the joins."""
         assert ctx.plan is not None
         graph = ctx.gm.graph
         outputs: list[fx.Node] = list(split.args[0])  # type: ignore[arg-type]
@@ -119,16 +129,13 @@ class InsertTowerModules(GraphPass):
         split.args = (outputs, shapes)
         example = outputs[0].meta["val"]
         new: list[fx.Node] = []
-        with graph.inserting_before(min(group.joins, key=list(graph.nodes).index)):
+        with graph.inserting_before(first):
             for i in range(sum(len(own) for own in shapes)):
                 stream = graph.call_function(operator.getitem, (split, i))
                 stream.meta[SEED] = (group.name, len(old), group.width, dim)
                 stream.meta[SEED_VALUE] = example.new_empty(example.shape[0], *prefix, dim)
                 new.append(stream)
-        for join in group.joins:
-            _swap(join, old, new)
-        for node in old:
-            graph.erase_node(node)
+        ctx.native.add(group, old, new)
         return len(old) + len(new)
 
 
@@ -145,15 +152,21 @@ def _width(module: nn.Module) -> int:
     return int(width)
 
 
-def _put(ctx: PassContext, path: str, module: nn.Module, like: Tensor, takes: torch.dtype) -> torch.dtype:
+def _dense_layers(ctx: PassContext) -> list[Tensor]:
+    """Parameters and buffers that are no tables."""
+    tables = {id(ctx.gm.get_parameter(lookup.weight)) for lookup in ctx.facts.lookups}
+    return [p for p in [*ctx.gm.parameters(), *ctx.gm.buffers()] if id(p) not in tables]
+
+
+def _put(
+    ctx: PassContext, path: str, module: nn.Module, like: Tensor, takes: torch.dtype, dense: list[Tensor]
+) -> torch.dtype:
     """Registers a copy of ``module`` where ``like``, a table, is; beside the dense layers if that is on meta.
 
     It has the table's type; the dense layers' where none of them has that: what an optimizer trains should not be kept
     in 16 bits because tables are. ``takes`` is the type of its input; that of its output is returned.
     """
     assert ctx.plan is not None
-    tables = {id(ctx.gm.get_parameter(lookup.weight)) for lookup in ctx.facts.lookups}
-    dense = [p for p in [*ctx.gm.parameters(), *ctx.gm.buffers()] if id(p) not in tables]
     device = like.device
     if like.is_meta:
         places = [p.device for p in dense]
@@ -188,20 +201,3 @@ def _report(ctx: PassContext, group: StreamGroup, modules: list[nn.Module], deco
         "a native form needs neither: join the features with one torch.cat or torch.stack, and use operations on them "
         "that follow their number and width",
     )  # fmt: skip
-
-
-def _swap(join: fx.Node, old: list[fx.Node], new: list[fx.Node]) -> None:
-    """Puts ``new`` in the list argument of ``join`` where the first of ``old`` stood."""
-    key: Any = 0 if join.args else "tensors"
-    entries = list(join.args[0] if join.args else join.kwargs["tensors"])  # type: ignore[arg-type]
-    gone = set(old)
-    at = min(i for i, entry in enumerate(entries) if entry in gone)
-    side_by_side = all(entry in gone for entry in entries[at : at + len(gone)])
-    join.meta[SCATTERED] = join.meta.get(SCATTERED, False) or not side_by_side
-    kept_before = [e for e in entries[:at] if e not in gone]
-    kept_after = [e for e in entries[at:] if e not in gone]
-    replaced = [*kept_before, *new, *kept_after]
-    if key == 0:
-        join.args = (replaced, *join.args[1:])
-    else:
-        join.kwargs = {**join.kwargs, key: replaced}

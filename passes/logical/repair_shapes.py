@@ -4,7 +4,8 @@
    must change: the first layer behind a flat join, a cross layer's matrices, the dense
    vector in a dot interaction, the list of feature pairs.
 2. If any operation cannot be adapted with certainty, refuse with a finding that names it,
-   the reason and the ways out. Nothing has been changed by then.
+   the reason and the ways out; where ``transform.on_unsupported`` names one, say which groups must
+   take it (:mod:`dmt_plugin.passes.logical.refusals`). Nothing has been changed by then.
 3. Otherwise rebuild: layers and parameters get new sizes and are re-initialized, with mean and
    spread of the old values, scaled to the new number of inputs; literals and index lists
    are replaced. Every change is recorded, with what stays the same in the state.
@@ -21,13 +22,13 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from dmt_plugin.capture import graph_module_over
-from dmt_plugin.fxtools.names import SEED
-from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult, Refusal
+from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Change
+from dmt_plugin.passes.logical.refusals import Trials
 from dmt_plugin.passes.ops.names import shape_of
 from dmt_plugin.passes.resize.layers import LIKE_BEFORE, anew, resized
 from dmt_plugin.passes.resize.literals import kept_numbers
-from dmt_plugin.passes.resize.sweep import Sweep, UnsupportedAt
+from dmt_plugin.passes.resize.sweep import Sweep
 
 
 class RepairShapes(GraphPass):
@@ -37,22 +38,19 @@ class RepairShapes(GraphPass):
     contract = Contract(provides=frozenset({"shapes"}), requires=frozenset({"open_shapes"}))
 
     def run(self, ctx: PassContext) -> PassResult:
-        """Fills ``ctx.facts.changes`` and changes layers, parameters and literals; or fills ``ctx.refusal``."""
-        sweep = Sweep(ctx.gm)
-        try:
-            sweep.run()
-        except UnsupportedAt as error:
-            ctx.refusal = Refusal(
-                error.node.name,
-                f"the model behind the towers cannot be adapted at this operation: {error.reason}",
-                tuple(_groups_behind(error.node)),
-            )
+        """Fills ``ctx.facts.changes`` and changes layers, parameters and literals; or fills ``ctx.refused``."""
+        trials = Trials(ctx.gm, ctx.native)
+        sweep, refusal = trials.around_refusals() if ctx.unsupported != "error" else trials.walk()
+        if refusal is not None:
             ctx.find(
-                "DMT401", "error", ctx.refusal.node,
-                ctx.refusal.reason,
+                "DMT401", "error", refusal.node,
+                refusal.reason,
                 f"{WAYS_OUT}; or choose c, p and dim so that streams keep their number and width",
             )  # fmt: skip
             return self.result(1)
+        if trials.blocked:
+            ctx.refused = trials.blocked
+            return self.result(len(trials.blocked))
         known = len(ctx.facts.changes)  # decoders are listed already
         for kept in kept_numbers(sweep):
             ctx.find(
@@ -100,30 +98,6 @@ class RepairShapes(GraphPass):
             new = nn.Parameter(anew(old, shape, old.shape[-1], shape[-1], target), old.requires_grad)
             setattr(owner, name, new)
             ctx.facts.changes.append(Change(target, f"{tuple(old.shape)} -> {tuple(shape)}", LIKE_BEFORE))
-
-
-def _groups_behind(node: fx.Node) -> list[str]:
-    """Names of the groups whose streams reach a node.
-
-    None may: a layer that it shares with other nodes would change, or something was asked of it from behind. Then those
-    that reach the other calls of the layer, else all groups.
-    """
-    calls = [n for n in node.graph.nodes if n.op == node.op == "call_module" and n.target == node.target]
-    seeds = sorted({str(n.meta[SEED][0]) for n in node.graph.nodes if SEED in n.meta})
-    return _reaching([node]) or _reaching(calls) or seeds
-
-
-def _reaching(nodes: list[fx.Node]) -> list[str]:
-    pending, seen = list(nodes), set(nodes)
-    found: set[str] = set()
-    while pending:
-        current = pending.pop()
-        if SEED in current.meta:
-            found.add(str(current.meta[SEED][0]))
-        fresh = [n for n in current.all_input_nodes if n not in seen]
-        seen.update(fresh)
-        pending.extend(fresh)
-    return sorted(found)
 
 
 def _with_buffers(gm: fx.GraphModule, node: fx.Node, arguments: Any, count: int) -> Any:

@@ -98,13 +98,17 @@ def follow(walk: Walk, node: fx.Node, dims: Dims, instead: Instead | None = None
     3. Tokens that the result does not have are gone; what they held no longer matters.
     """
     axes: dict[Token, Axis] = {}
+    first: dict[Token, tuple[fx.Node, int]] = {}
     for source, tokens in dims.terms:
         for d, axis in walk.states[source].axes.items():
             token = tokens[d]
             if shape_of(source)[d] == 1 and dims.size(token) != 1:
                 raise Unsupported("broadcasts a changed dimension of size 1")
             before = axes.get(token)
+            if before is not None and before.new != axis.new:
+                _reconcile(walk, (*first[token], before), (source, d, axis))
             axes[token] = axis if before is None else before.with_layout_of(axis)
+            first.setdefault(token, (source, d))
     for source, tokens in dims.terms:
         shape = shape_of(source)
         followed = [d for d, token in enumerate(tokens) if shape[d] != 1 or dims.size(token) == 1]
@@ -115,6 +119,18 @@ def follow(walk: Walk, node: fx.Node, dims: Dims, instead: Instead | None = None
         walk.note_input(node, *(axes.get(token) for token in dims.sized))
     own = {d: axis for (n, d), axis in walk.forced.items() if n is node and dims.result[d] in dims.own}
     return {d: axes[token] for d, token in enumerate(dims.result) if token in axes} | own
+
+
+def _reconcile(walk: Walk, one: tuple[fx.Node, int, Axis], two: tuple[fx.Node, int, Axis]) -> None:
+    """Asks one of two inputs that changed to different sizes to follow the other, whichever can; ends the walk if so.
+
+    A gate per feature that is spread over the entries of its vectors has changed with the features alone.
+    """
+    for (source, d, _), (_, _, wanted) in ((two, one), (one, two)):
+        try:
+            walk.impose(source, {d: wanted})
+        except Unsupported:
+            continue
 
 
 def asked_of(dims: Dims, wanted: Axes) -> Asked:

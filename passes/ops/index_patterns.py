@@ -18,7 +18,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from dmt_plugin.capture.masks import constant_of
+from dmt_plugin.fxtools.constants import constant_of as constant_in
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
+from dmt_plugin.passes.ops.names import is_index_list
 from dmt_plugin.passes.ops.walk import Walk
 
 TRIANGLES = (torch.tril_indices, torch.triu_indices)
@@ -32,8 +34,8 @@ def constant_value(walk: Walk, item: Any, axis: Axis | None = None) -> Tensor | 
         item: what a tensor is indexed by.
         axis: the indexed dimension, if it changed: a triangle computed from its size counts as constant.
     """
-    if isinstance(item, (list, tuple)) and item and all(isinstance(i, int) for i in item):
-        return torch.tensor(list(item))
+    if is_index_list(item):
+        return torch.tensor(item)
     if isinstance(item, Tensor):
         return item
     if not isinstance(item, fx.Node):
@@ -48,7 +50,8 @@ def constant_value(walk: Walk, item: Any, axis: Axis | None = None) -> Tensor | 
         return None if source is None else source[item.args[1]]
     if item.target in TRIANGLES and axis is not None:
         return _computed_triangle(walk, item, axis)
-    return constant_of(item, walk.gm)
+    known = constant_of(item, walk.gm)
+    return constant_in(walk.gm, item) if known is None else known
 
 
 def _computed_triangle(walk: Walk, node: fx.Node, axis: Axis) -> Tensor | None:

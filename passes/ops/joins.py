@@ -96,12 +96,13 @@ def join(walk: Walk, node: fx.Node) -> Axes:
 
 def _parts(walk: Walk, node: fx.Node, wanted: Axes) -> Asked:
     """Other entries of a joined dimension are asked of each part, another size only where it is clear of which."""
-    dim, parts = joined_dim(node), joined_parts(node)
+    dim, runs = joined_dim(node), parts_of(joined_parts(node))
     stacked = name_of(node) in STACKS
+    parts = [part for part, seed, _ in runs if seed is None]  # a tower's streams are what they are
     across = {d - (stacked and d > dim): axis for d, axis in wanted.items() if d != dim}
     if dim not in wanted:
         return [(part, across) for part in parts]
-    if stacked:
+    if stacked or len(parts) < len(runs):
         return []
     sizes = [shape_of(part)[dim] for part in parts]
     segments = wanted[dim].segments

@@ -1,6 +1,8 @@
-"""Plain names of operations, and shapes of nodes."""
+"""Plain names of operations, shapes of nodes, and lists of numbers among arguments."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -32,3 +34,10 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     """The inputs that are one tensor each."""
     return [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+
+
+def is_index_list(item: Any) -> bool:
+    """Whether an argument is a list or tuple of numbers, or of such lists, by which a tensor can be indexed."""
+    if not isinstance(item, (list, tuple)) or not item:
+        return False
+    return all(isinstance(i, int) or is_index_list(i) for i in item)

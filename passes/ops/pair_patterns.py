@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, fx
 
 from dmt_plugin.fxtools.arguments import arguments
-from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
+from dmt_plugin.passes.ops.axes import Axes, Axis, Segment, Unsupported
 from dmt_plugin.passes.ops.index_patterns import constant_value, enumerated_anew
-from dmt_plugin.passes.ops.names import name_of, shape_of
+from dmt_plugin.passes.ops.names import is_index_list, name_of, shape_of
 from dmt_plugin.passes.ops.walk import Walk
 
 
@@ -37,20 +37,17 @@ def picked(node: fx.Node) -> tuple[fx.Node, int, Any] | None:
     if node.target is not operator.getitem:
         return None
     source, index = node.args
-    items = list(index) if isinstance(index, (tuple, list)) and not _is_list(index) else [index]
+    plain = isinstance(index, list) and is_index_list(index)  # a tuple has an entry for each dimension
+    items = list(index) if isinstance(index, (tuple, list)) and not plain else [index]
     if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), Tensor):
         return None
     if any(item is Ellipsis for item in items):
         at = next(i for i, item in enumerate(items) if item is Ellipsis)
         items[at : at + 1] = [slice(None)] * (len(shape_of(source)) - len(items) + 1)
-    lists = [d for d, item in enumerate(items) if _is_list(item) or isinstance(item, (fx.Node, Tensor))]
+    lists = [d for d, item in enumerate(items) if is_index_list(item) or isinstance(item, (fx.Node, Tensor))]
     if len(lists) != 1 or any(item is None or isinstance(item, int) for item in items):
         return None
     return source, lists[0], items[lists[0]]
-
-
-def _is_list(item: Any) -> bool:
-    return isinstance(item, list) and bool(item) and all(isinstance(i, int) for i in item)
 
 
 def new_list(walk: Walk, node: fx.Node, axis: Axis) -> tuple[Tensor, Axes]:
@@ -68,7 +65,8 @@ def new_list(walk: Walk, node: fx.Node, axis: Axis) -> tuple[Tensor, Axes]:
         Unsupported: the lists over this dimension are not the two halves of a known enumeration of pairs.
     """
     here = picked(node)
-    assert here is not None
+    if here is None:
+        raise Unsupported("picks features together with single entries, or by several lists")
     source, dim, item = here
     mine = constant_value(walk, item, axis)
     if mine is None:
@@ -93,8 +91,15 @@ def new_list(walk: Walk, node: fx.Node, axis: Axis) -> tuple[Tensor, Axes]:
         halves = torch.stack([mine.cpu(), other_half] if first else [other_half, mine.cpu()])
         new = enumerated_anew(halves, axis)
         if new is not None:
-            return new[0 if first else 1].to(mine), {0: Axis.of(len(mine), new.shape[1])}
+            return new[0 if first else 1].to(mine), {0: _pairs(len(mine), new.shape[1], axis)}
     raise Unsupported(f"its index lists do not enumerate the pairs of {axis.old} features in a known order")
+
+
+def _pairs(before: int, now: int, axis: Axis) -> Axis:
+    """The dimension of the pairs; all pairs of ``n`` things in order are ``n`` rows of ``n``."""
+    if (before, now) == (axis.old**2, axis.new**2):
+        return Axis((Segment(before, now, axis.old, axis.new),))
+    return Axis.of(before, now)
 
 
 def _both(index: Tensor, axis: Axis) -> tuple[Tensor, Axes]:

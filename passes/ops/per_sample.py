@@ -36,7 +36,7 @@ from dmt_plugin.passes.ops.axes import Unsupported
 from dmt_plugin.passes.ops.dims import is_samples, is_tensor
 from dmt_plugin.passes.ops.names import is_linear, name_of
 from dmt_plugin.passes.ops.queries import entry_of, samples_stay_apart
-from dmt_plugin.passes.ops.shapes import is_size
+from dmt_plugin.passes.ops.shapes import free_of_batch, is_size, names_batch
 from dmt_plugin.passes.ops.sizes import sizes_of
 from dmt_plugin.passes.ops.splits import cut_of, is_several
 
@@ -45,7 +45,7 @@ _PLUMBING = (
 )  # fmt: skip
 
 
-def is_per_sample(gm: fx.GraphModule, node: fx.Node, batch: int) -> bool:
+def is_per_sample(gm: fx.GraphModule, node: fx.Node, batch: int, constants: Set[fx.Node] = frozenset()) -> bool:
     """Whether each sample's part of the result depends on that sample's part of the inputs only.
 
     A node that is no tensor is so if it is a shape or a size (it does not say what becomes of it: that is judged
@@ -55,9 +55,12 @@ def is_per_sample(gm: fx.GraphModule, node: fx.Node, batch: int) -> bool:
         gm: holds the layers.
         node: the operation; its inputs are known to be per sample themselves, or constants (``get_attr``).
         batch: batch size of the example values.
+        constants: nodes besides those that depend on no input of the model.
     """
     if not is_tensor(node):
         return is_size(node)
+    if any(n in constants and n.op != "get_attr" for n in node.all_input_nodes):
+        node = _with_constants(node, constants)
     inputs = [n for n in node.all_input_nodes if is_samples(n)]
     if not inputs or not all(_in_front(n, batch) for n in (node, *inputs)):
         return False
@@ -95,8 +98,34 @@ def is_by_rows(gm: fx.GraphModule, node: fx.Node, batch: int, constants: Set[fx.
         return others == [cut.source] and _in_front(cut.source, batch) and cut.dim != 0
     if node.target is operator.getitem and others and is_several(others[0].meta.get("val")):
         return type(node.args[1]) is int  # one of several results, which were asked about themselves
-    computed = any(n in constants and n.op != "get_attr" for n in node.all_input_nodes)
-    return is_per_sample(gm, _with_constants(node, constants) if computed else node, batch)
+    return is_per_sample(gm, node, batch, constants)
+
+
+_FILLED = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")
+
+
+def filled_alike(node: fx.Node, batch: int) -> str:
+    """Whether a tensor is filled with one number: ``"samples"`` with the batch in front, ``"constant"`` without it.
+
+    Empty for any other node.
+
+    Args:
+        node: the operation.
+        batch: batch size of the example values.
+    """
+    name = name_of(node)
+    if name not in _FILLED or not is_tensor(node):
+        return ""
+    sizes = sizes_of(node)
+    nodes = [size for size in sizes.given if isinstance(size, fx.Node)]
+    others = [n for n in node.all_input_nodes if n not in nodes and not (is_tensor(n) and name.startswith("new"))]
+    if sizes.whole is not None or not all(map(free_of_batch, others)):
+        return ""
+    if all(map(free_of_batch, nodes)):
+        return "constant"
+    front, *rest = sizes.given
+    behind = all(not isinstance(size, fx.Node) or free_of_batch(size) for size in rest)
+    return "samples" if behind and isinstance(front, fx.Node) and names_batch(front, batch) else ""
 
 
 def is_plumbing(node: fx.Node) -> bool:

@@ -45,14 +45,25 @@ def elementwise(walk: Walk, node: fx.Node) -> Axes:
     "cos", "exp2", "expm1", "log1p", "log2", "log10", "logit", "erf", "ceil", "round", "trunc", "frac", "fmax", "fmin",
     "hypot", "xlogy", "nan_to_num", "isnan", "isinf", "isfinite", "eq", "ne", "lt", "le", "gt", "ge", "or", "xor",
     "invert", "logical_and", "logical_or", "logical_not", "logical_xor", "bool", "half", "double", "bfloat16", "zero",
-    "fill", "atan2", "arctan2",
+    "fill", "atan2", "arctan2", "acos", "arccos", "acosh", "arccosh", "asin", "arcsin", "asinh", "arcsinh", "atan",
+    "arctan", "atanh", "arctanh", "tan", "sinh", "cosh", "sinc", "absolute", "negative", "signbit", "sgn", "angle",
+    "fix", "erfc", "erfinv", "lgamma", "digamma", "mvlgamma", "polygamma", "i0", "igamma", "igammac", "deg2rad",
+    "rad2deg", "logaddexp", "logaddexp2", "ldexp", "copysign", "heaviside", "nextafter", "isposinf", "isneginf",
+    "isreal", "isclose", "greater", "greater_equal", "less", "less_equal", "not_equal", "bitwise_and", "bitwise_or",
+    "bitwise_xor", "bitwise_not", "gcd", "lcm", "hardshrink", "softshrink", "tanhshrink", "threshold", "char", "short",
+    "byte", "special_expit", "special_logit", "special_erf", "special_erfc", "special_erfcx",
+    "special_erfinv", "special_exp2", "special_expm1", "special_log1p", "special_sinc", "special_round",
+    "special_digamma", "special_psi", "special_gammaln", "special_entr", "special_ndtr", "special_ndtri",
+    "special_log_ndtr", "special_xlogy", "special_xlog1py", "special_zeta", "special_polygamma", "special_i0",
+    "special_i0e", "special_i1", "special_i1e",
     forward=elementwise,
 )  # fmt: skip
 @op("float_power", forward=elementwise)
 @op("multiply", "divide", "pow", forward=elementwise, traits=("scales",))
 @op("mul", "div", "truediv", "true_divide", forward=elementwise, traits=("scales", "keeps_ids"))
 @op(
-    "add", "sub", "clamp", "floor", "fmod", "remainder", "mod", "floordiv", "floor_divide", "and", "rshift", "lshift",
+    "add", "sub", "clamp", "clip", "floor", "bitwise_left_shift", "bitwise_right_shift",
+    "fmod", "remainder", "mod", "floordiv", "floor_divide", "and", "rshift", "lshift",
     "long", "int", "contiguous", "clone",
     forward=elementwise, traits=("keeps_ids",),
 )  # fmt: skip
@@ -101,7 +112,7 @@ def _softmax_layer(node: fx.Node, module: nn.Softmax) -> Dims:
     return _along(node.all_input_nodes[0], module.dim)
 
 
-@op("tril", "triu")
+@op("tril", "triu", "fill_diagonal")
 def _triangle(node: fx.Node) -> Dims:
     """The place of an entry in the last two dimensions says what becomes of it."""
     (source,) = (n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor))

@@ -175,24 +175,50 @@ def _bilinear_layer(node: fx.Node, module: nn.Bilinear) -> Dims:
 
 def _convolution(walk: Walk, node: fx.Node) -> Axes:
     (source,) = node.all_input_nodes
-    module = walk.gm.get_submodule(str(node.target))
-    assert isinstance(module, nn.Conv1d)
-    axes, positions = walk.states[source].axes, len(shape_of(source)) - 1
-    window = (module.kernel_size, module.stride, module.padding)
-    if positions in axes and window != ((1,), (1,), (0,)):
-        raise Unsupported("slides a window over features, or over the entries of their vectors")
+    module: Any = walk.gm.get_submodule(str(node.target))
+    places = len(module.kernel_size)
+    axes, positions = walk.states[source].axes, len(shape_of(source)) - places
+    for at in range(places):
+        if positions + at in axes and not (_covers(module, source, at) or _one_by_one(module, at)):
+            raise Unsupported(
+                "slides a window over features, or over the entries of their vectors, which have no neighbours behind "
+                "towers"
+            )
     if positions - 1 in axes and module.groups != 1:
         raise Unsupported("convolves groups of channels whose number changed")
     return follow(walk, node, _convolution_layer(node, module))
 
 
-@layer(nn.Conv1d, forward=_convolution, inherited=True)
-def _convolution_layer(node: fx.Node, module: nn.Conv1d) -> Dims:
-    """A full product over the channels of ``(B, C, L)`` or ``(C, L)``; the window slides over the positions."""
+def _covers(module: Any, source: fx.Node, at: int) -> bool:
+    """Whether a window takes a whole dimension at once: then the convolution is a full product over it."""
+    size = shape_of(source)[len(shape_of(source)) - len(module.kernel_size) + at]
+    return bool(module.kernel_size[at] == size and _padding(module, at) == 0 and module.dilation[at] == 1)
+
+
+def _one_by_one(module: Any, at: int) -> bool:
+    return bool(module.kernel_size[at] == module.stride[at] == 1 and _padding(module, at) == 0)
+
+
+def _padding(module: Any, at: int) -> int:
+    if isinstance(module.padding, str):  # "same" adds nothing to a window of one
+        return 0 if module.padding == "valid" or module.kernel_size[at] == 1 else 1
+    return int(module.padding[at])
+
+
+@layer(nn.Conv1d, nn.Conv2d, forward=_convolution, inherited=True)
+def _convolution_layer(node: fx.Node, module: nn.Conv1d | nn.Conv2d) -> Dims:
+    """A full product over the channels of ``(B, C, H, W)`` or ``(C, H, W)``; the window slides over the positions.
+
+    Over a dimension that the window covers it is a full product as well, and the kernel is made for its size.
+    """
     (source,) = node.all_input_nodes
-    batch = leading(len(shape_of(source)))[:-2]
-    return Dims(((source, (*batch, "c", "l")),), (*batch, "o", "l"), mixed=frozenset("l"), sized=("c",))
+    letters = "hw"[-len(module.kernel_size) :]
+    batch = leading(len(shape_of(source)) - 1 - len(letters))
+    covered = [_covers(module, source, at) for at in range(len(letters))]
+    slides: Tokens = tuple(f"one {t}" if whole else t for t, whole in zip(letters, covered, strict=True))
+    sized: Tokens = ("c", *(t if whole else "none" for t, whole in zip(letters, covered, strict=True)))
+    terms = ((source, (*batch, "c", *letters)),)
+    return Dims(terms, (*batch, "o", *slides), mixed=frozenset(letters), sized=sized)
 
 
-layer_by_rules(nn.Conv2d, per_sample=lambda module, rank: rank > 3)
 layer_by_rules(nn.GroupNorm, per_sample=lambda module, rank: rank > 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx
 
-from dmt_plugin.fxtools.arguments import arguments
+from dmt_plugin.fxtools.arguments import argument, arguments
 from dmt_plugin.passes.ops.axes import Axes, Axis, Unsupported
 from dmt_plugin.passes.ops.dims import Dims, Token, leading, tensor
 from dmt_plugin.passes.ops.names import name_of, shape_of
@@ -52,6 +52,21 @@ def _all_own(node: fx.Node) -> Dims:
     """``torch.zeros``, ``x.new_ones`` and the like: any number of entries will do."""
     result = tuple(f"own{d}" for d in range(len(shape_of(node))))
     return Dims((), result, own=frozenset(result))
+
+
+def _eye(walk: Walk, node: fx.Node) -> Axes:
+    """``torch.eye(n)``: rows and columns follow a computed size together; what a literal one counts nobody knows."""
+    size = argument(node, 0, "n")
+    if len(node.args) > 1 or "m" in node.kwargs or not isinstance(size, fx.Node):
+        raise Unsupported("a matrix of ones on its diagonal, of a size that does not follow")
+    now = walk.states[size].value
+    made = {d: _made(walk, node, d, (size.meta["val"], now, False), size.meta["val"]) for d in (0, 1)}
+    return {d: axis for d, axis in made.items() if axis is not None}
+
+
+@op("eye", forward=_eye, per_sample=never)
+def _diagonal(node: fx.Node) -> Dims:
+    return Dims((), ("own0", "own1"), own=frozenset(("own0", "own1")))
 
 
 def _repeats(walk: Walk, node: fx.Node) -> Axes:

@@ -142,6 +142,8 @@ def view_axes(axes: Axes, old_in: Sequence[int], old_out: Sequence[int]) -> Axes
             if isinstance(found, Need):
                 return ins[0], found
             result.update({d: axis for d, axis in zip(outs, found, strict=True) if axis is not None})
+        elif (regrouped := _heads(axes, [old_in[d] for d in ins], [old_out[d] for d in outs], ins)) is not None:
+            result[outs[1]] = regrouped
         elif len(ins) > 1 and len(outs) == 1:
             flat = reduce(merge, (axes.get(d, old_in[d]) for d in ins))
             assert isinstance(flat, Axis)
@@ -149,3 +151,20 @@ def view_axes(axes: Axes, old_in: Sequence[int], old_out: Sequence[int]) -> Axes
         else:
             raise Unsupported(f"a view from {list(old_in)} to {list(old_out)} mixes changed dimensions")
     return result
+
+
+def _heads(axes: Axes, before: Sequence[int], after: Sequence[int], dims: Sequence[int]) -> Axis | None:
+    """What became of ``f`` where ``(b, f, h * d)`` is seen as ``(b * h, f, d)``, or the other way round; else ``None``.
+
+    That view does not turn dimensions: it deals the rows of a sample out to ``h`` groups in their order, as many to
+    each as there are features (where that is the number of heads too, nobody can tell which is meant). So its rows are
+    as many as before, and each may hold entries of any feature.
+    """
+    if len(before) != 3 or len(after) != 3 or before[1] != after[1]:
+        return None
+    outer, inner = (before, after) if before[0] < after[0] else (after, before)
+    heads, left = divmod(inner[0], outer[0])
+    alone = all((d in axes) == (d == dims[1]) for d in dims)
+    if left or heads < 2 or heads == before[1] or outer[2] != inner[2] * heads or not alone:
+        return None
+    return Axis.of(axes[dims[1]].old, axes[dims[1]].new)

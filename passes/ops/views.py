@@ -69,7 +69,7 @@ def _ask_for_vectors(walk: Walk, node: fx.Node, source: fx.Node, found: Axes, gi
             continue
         if len(ins) != 1 or len(outs) != 2:
             raise Unsupported(f"a view from {list(old_in)} to {list(old_out)} reads a size that changed")
-        total, (rows, width) = old_in[ins[0]], (computed.get(d, given[d]) for d in outs)
+        total, (rows, width) = old_in[ins[0]], (_now(walk, given[d]) for d in outs)
         if -1 in (rows, width):
             known = width if rows == -1 else rows
             if total % known:
@@ -80,6 +80,11 @@ def _ask_for_vectors(walk: Walk, node: fx.Node, source: fx.Node, found: Axes, gi
             total, rows * width, old_width, width, same_vectors=rows == old_rows, same_entries=width == old_width
         )
         walk.impose(source, {ins[0]: Axis((parts,))})
+
+
+def _now(walk: Walk, size: Any) -> int:
+    """A size among a view's arguments, a number or computed in the graph."""
+    return int(walk.states[size].value if isinstance(size, fx.Node) else size)
 
 
 def _viewed(walk: Walk, node: fx.Node, wanted: Axes) -> Asked:

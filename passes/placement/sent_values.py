@@ -101,9 +101,8 @@ def copied_region(graph: fx.Graph, region: Region, rows: Callable[[fx.Node], fx.
     copies.update({node: ids(node) for node in region.ids})
 
     def input_of(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            assert node.op == "get_attr", f"{node.name} is not of this feature alone"
-            copies[node] = graph.node_copy(node)  # an index that was made for other sizes
+        if node not in copies:  # an index that was made for other sizes; or a constant, which is no sample's
+            copies[node] = graph.node_copy(node) if node.op == "get_attr" else node
         return copies[node]
 
     for node in region.nodes:

@@ -193,6 +193,9 @@ class _Rewrite:
         if self.topology.hosts > 1:
             layers = [[path for c in own if c.tower for path in self._layers_of(c)] for own in items]
             self.placement.feature_layers = tuple(path for own in layers for path in own)
+            read = [[name for c in own if c.tower for name in self._parameters_of(c)] for own in items]
+            self.placement.feature_parameters = tuple(name for own in read for name in own)
+            self.placement.own_parameters = tuple(read[host])
             towers = [c.tower for c in items[host] if c.tower]
             self.placement.tower_paths += (*towers, *layers[host])
 
@@ -260,6 +263,8 @@ class _Rewrite:
         read = {*packed, *(node for region in regions for node in region.lookups)}
         if any(not lookup.frozen for lookup in self.ctx.facts.lookups if lookup.node in read):
             return True
+        if any(attribute(self.ctx.gm, name).requires_grad for region in regions for name in region.parameters):
+            return True
         return any(getattr(p, "requires_grad", False) for node in (output, *inside) for p in self._parameters(node))
 
     def _parameters(self, node: fx.Node) -> list[Any]:
@@ -269,12 +274,18 @@ class _Rewrite:
 
     def _layers_of(self, column: _Column) -> list[str]:
         """The user's layers with parameters that a tower runs: those of one of its features alone."""
+        nodes = [n for region in self._regions_of(column) for n in region.nodes if n.op == "call_module"]
+        return [str(n.target) for n in nodes if any(True for _ in self.ctx.module(n).parameters())]
+
+    def _parameters_of(self, column: _Column) -> list[str]:
+        """The user's parameters that a tower reads for one of its features alone."""
+        return [name for region in self._regions_of(column) for name in region.parameters]
+
+    def _regions_of(self, column: _Column) -> list[Region]:
         pack = column.node.args[0]
         assert isinstance(pack, fx.Node)
         packed: Any = pack.args[0]
-        regions = [self.region_of[s] for s in packed if s in self.region_of]
-        nodes = [n for region in regions if region.layers for n in region.nodes if n.op == "call_module"]
-        return [str(n.target) for n in nodes if any(True for _ in self.ctx.module(n).parameters())]
+        return [self.region_of[s] for s in packed if s in self.region_of]
 
     def _add(self, name: str, exchange: nn.Module) -> None:
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{name}", exchange)

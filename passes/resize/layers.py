@@ -49,8 +49,8 @@ def resized(old: nn.Module, sizes: tuple[int | None, ...], out: int | None, targ
     bias = ("bias",) if out is None and getattr(old, "bias", None) is not None else ()
     if isinstance(old, nn.Linear):
         return Resized(*_linear(old, fan_in, out, target), LIKE_BEFORE, bias)
-    if isinstance(old, nn.Conv1d):
-        return Resized(*_conv(old, fan_in, out, target), LIKE_BEFORE, bias)
+    if isinstance(old, (nn.Conv1d, nn.Conv2d)):
+        return Resized(*_conv(old, sizes, out, target), LIKE_BEFORE, bias)
     assert any(sizes) and out is None
     if isinstance(old, (nn.LayerNorm, nn.RMSNorm)):
         return Resized(*_norm_of_entries(old, sizes), AS_NEW)
@@ -91,18 +91,26 @@ def _linear(old: nn.Linear, fan_in: int | None, out: int | None, seed: str) -> t
     return new, _changes(("in_features", old.in_features, fan_in), ("out_features", old.out_features, out))
 
 
-def _conv(old: nn.Conv1d, fan_in: int | None, out: int | None, seed: str) -> tuple[nn.Conv1d, str]:
+def _conv(
+    old: nn.Conv1d | nn.Conv2d, sizes: tuple[int | None, ...], out: int | None, seed: str
+) -> tuple[nn.Conv1d | nn.Conv2d, str]:
+    """``sizes``: of the channels, and of each dimension that the kernel covers."""
+    fan_in, *covered = sizes or (None,)
     rows, channels = out or old.out_channels, fan_in or old.in_channels
-    bias = old.bias is not None
-    options = {"device": old.weight.device, "dtype": old.weight.dtype, "padding_mode": old.padding_mode}
-    window: Any = (old.kernel_size, old.stride, old.padding, old.dilation, 1)
-    new = nn.utils.skip_init(nn.Conv1d, channels, rows, *window, bias=bias, **options)
-    shape = (rows, channels, *old.kernel_size)
+    window = [new or size for new, size in zip([*covered, None, None], old.kernel_size, strict=False)]
+    kind = nn.Conv1d if isinstance(old, nn.Conv1d) else nn.Conv2d
+    options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype, "bias": old.bias is not None}
+    options |= {name: getattr(old, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
+    new = nn.utils.skip_init(kind, channels, rows, window, **options)
+    fans = old.weight[0].numel(), new.weight[0].numel()
     with torch.no_grad():
-        new.weight.copy_(anew(old.weight, shape, old.in_channels, channels, seed + ".weight"))
+        new.weight.copy_(anew(old.weight, tuple(new.weight.shape), *fans, seed + ".weight"))
         if old.bias is not None and new.bias is not None:
             new.bias.copy_(old.bias if out is None else anew(old.bias, (rows,), 1, 1, seed + ".bias"))
-    return new, _changes(("in_channels", old.in_channels, fan_in), ("out_channels", old.out_channels, out))
+    changes = [("in_channels", old.in_channels, fan_in), ("out_channels", old.out_channels, out)]
+    for at, (size, own) in enumerate(zip(old.kernel_size, covered, strict=False)):
+        changes.append((f"in_kernel[{at}]", int(size), own))
+    return new, _changes(*changes).replace("in_kernel", "kernel_size")
 
 
 def _bilinear(old: nn.Bilinear, sizes: tuple[int | None, ...], seed: str) -> tuple[nn.Bilinear, str]:

@@ -55,6 +55,7 @@ class Sweep:
 
     Args:
         gm: the rewritten graph.
+        values: captured values without data by node, shared by walks over one graph; filled as needed.
 
     Attributes:
         states: state of each node after :meth:`run`.
@@ -64,8 +65,9 @@ class Sweep:
         noted: calls of layers whose input was noted.
     """
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, values: dict[fx.Node, Any] | None = None) -> None:
         self.gm = gm
+        self._values = {} if values is None else values
         self.forced: dict[tuple[fx.Node, int], Axis] = {}
         self._noted: set[tuple[fx.Node, int, Axis]] = set()
         self._reset()
@@ -122,10 +124,10 @@ class Sweep:
             _, _, old, new = node.meta[SEED]
             value = shapes_only(node.meta[SEED_VALUE])
             return State(value, {value.dim() - 1: Axis.of(old, new)}, True)
-        own = {dim: axis for (n, dim), axis in self.forced.items() if n is node}
+        own = {dim: axis for (n, dim), axis in self.forced.items() if n is node} if self.forced else {}
         kept = node.target is getattr and node.args[1] in ("dtype", "device", "layout")  # no size, so no change
         if not own and (kept or not any(self.states[n].changed for n in node.all_input_nodes)):
-            return State(shapes_only(node.meta.get("val")))
+            return State(self._captured(node))
         if node.op == "get_attr":
             shape_list = list(shape_of(node))
             for dim, axis in own.items():
@@ -137,7 +139,7 @@ class Sweep:
         found = rule(self, node)
         axes, parts = ({}, found) if isinstance(found, tuple) else (found, ())
         value = self.evaluate(node, axes, parts)
-        old = shapes_only(node.meta.get("val"))
+        old = self._captured(node)
         if isinstance(old, (tuple, list)) and any(isinstance(v, Tensor) for v in old) and not parts:
             raise Unsupported("gives several tensors, which its rule does not tell apart")
         if parts:
@@ -149,6 +151,12 @@ class Sweep:
         elif isinstance(value, Tensor):
             check_value(shape_of(node), value, axes)
         return State(value, axes, bool(axes) or any(parts) or not same_shapes(old, value), parts)
+
+    def _captured(self, node: fx.Node) -> Any:
+        """The node's captured example value, without data."""
+        if node not in self._values:
+            self._values[node] = shapes_only(node.meta.get("val"))
+        return self._values[node]
 
     def evaluate(self, node: fx.Node, axes: Axes, parts: tuple[Axes, ...] = ()) -> Any:
         """The node's new example value."""

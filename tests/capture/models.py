@@ -179,7 +179,7 @@ class CountsCalls(nn.Module):
 class AssignsItems(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = torch.zeros(x.size(0), 2)
-        out[:, 0] = x[:, 0]
+        out[:, 0][:] = x[:, 0]
         return out
 
 

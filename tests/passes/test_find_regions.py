@@ -59,6 +59,9 @@ ACCEPTED = {
     ).squeeze(1),
     "softmin over the width": lambda m, rows, index: nn.functional.softmin(rows, dim=1),
     "normalised": lambda m, rows, index: nn.functional.normalize(rows, dim=1),
+    "a trained factor": lambda m, rows, index: rows * m.scale,
+    "zeros where the ids are": lambda m, rows, index: rows + torch.zeros(1, 4, device=index.device),
+    "zeros where the rows are": lambda m, rows, index: rows + torch.zeros(rows.size(0), 4, device=rows.device),
 }
 
 
@@ -69,7 +72,7 @@ def test_work_on_one_feature_belongs_to_it(name: str) -> None:
     join = next(n for n in ctx.gm.graph.nodes if n.target is torch.cat)
     stream = ctx.facts.stream_of(first)
     assert stream is not first.node and stream.users.keys() <= {join, *join.users}
-    assert ctx.facts.regions[first.node].layers == (name in ("own layer", "layer norm"))
+    assert ctx.facts.regions[first.node].layers == (name in ("own layer", "layer norm", "a trained factor"))
 
 
 REFUSED = {
@@ -87,7 +90,7 @@ REFUSED = {
     "cumulative over the batch": lambda m, rows, index: rows.cumsum(0),
     "a triangle over the batch": lambda m, rows, index: rows.tril(),
     "turned around": lambda m, rows, index: rows.flip(0),
-    "a trained factor": lambda m, rows, index: rows * m.scale,
+    "a trained factor that is read twice": lambda m, rows, index: rows * m.scale + m.scale,
     "a layer used twice": lambda m, rows, index: m.shared(m.shared(rows)),
     "with the dense part": lambda m, rows, index: rows * index[:, 1:2].float(),
     "used by others as well": lambda m, rows, index: torch.relu(rows) + rows.mean() * 0,

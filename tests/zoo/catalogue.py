@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from tests.zoo import deepctr, dlrm, fields, fuxi, joint, torchrec_models, unseen
+from tests.zoo import (
+    constructs_features,
+    constructs_stacked,
+    deepctr,
+    dlrm,
+    fields,
+    fuxi,
+    joint,
+    torchrec_models,
+    unseen,
+)
 from tests.zoo.deepctr_package import VARIANTS as PACKAGED
 from tests.zoo.spec import Variant
 
 
 def _all() -> dict[str, Variant]:
     found: dict[str, Variant] = {}
-    for family in (dlrm, torchrec_models, joint, fields, deepctr, fuxi, unseen):
+    constructs = (constructs_stacked, constructs_features)
+    for family in (dlrm, torchrec_models, joint, fields, deepctr, fuxi, unseen, *constructs):
         for variant in family.VARIANTS:
             if variant.name in found:
                 raise ValueError(f"two variants are called {variant.name}")

@@ -104,7 +104,7 @@ class CountsCalls(nn.Module):
 class AssignsItems(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = torch.zeros(x.size(0), 2)
-        out[:, 0] = x[:, 0]
+        out[:, 0][:] = x[:, 0]
         return out
 
 
@@ -182,6 +182,18 @@ class TiedByFunction(Base):
 class OneLookup(Base):
     def __init__(self) -> None:
         super().__init__(fields=1)
+
+
+class OneTable(nn.Module):
+    """All fields in one table, whose ids the data pipeline made unique: the model does not say which rows are whose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(sum(rows_of(f) for f in range(FIELDS)), WIDTH)
+        self.deep = mlp([DENSE + FIELDS * WIDTH, 12, 1])
+
+    def forward(self, dense: Tensor, ids: Tensor) -> Tensor:
+        return self.deep(torch.cat([dense, self.table(ids).flatten(1)], dim=1))
 
 
 class Pooled(nn.Module):

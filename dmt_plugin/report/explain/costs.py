@@ -67,6 +67,7 @@ def gradient_costs_of(placed: PlacedGraph | PlacedModel, sums: GradientSums) -> 
     # On one host every rank holds all towers: they are part of what all ranks share.
     paths = placed.placement.tower_paths if placed.topology.hosts > 1 else ()
     towers = {id(p) for path in paths for p in own.get_submodule(path).parameters()}
+    towers |= {id(own.get_parameter(name)) for name in placed.placement.own_parameters}
     trained = [p for p in own.parameters() if p.requires_grad]
     inside = sum(p.numel() for p in trained if id(p) in towers)
     return gradient_costs(sums, sum(p.numel() for p in trained) - inside, inside, placed.topology)

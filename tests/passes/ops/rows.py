@@ -49,8 +49,9 @@ class Row:
 
 def called(name: str, *more: Any, **options: Any) -> Callable[..., Any]:
     """The function or method of a plain name, wherever torch or Python has it, with ``more`` arguments."""
-    for place in (F, torch, torch.linalg, operator):
-        for spelling in (name, f"{name}_", name.removeprefix("linalg_")):
+    places = (torch.special,) if name.startswith("special_") else (F, torch, torch.linalg, operator)
+    for place in places:
+        for spelling in (name, f"{name}_", name.removeprefix("linalg_").removeprefix("special_")):
             if callable(found := getattr(place, spelling, None)):
                 return lambda *inputs: found(*inputs, *more, **options)
     return method(name, *more, **options)
@@ -64,6 +65,13 @@ def method(name: str, *more: Any, **options: Any) -> Callable[..., Any]:
 def first(run: Callable[..., Any]) -> Callable[..., Any]:
     """The first of several results."""
     return lambda *inputs: run(*inputs)[0]
+
+
+def assign(x: Any) -> Any:
+    """A tensor made on the way, of which some entries are assigned."""
+    result = x + 1.0
+    result[:, :, :2] = x[:, :, 2:]
+    return result
 
 
 V, M = (BATCH, WIDE), (BATCH, 5, 4)
@@ -187,6 +195,34 @@ ROWS: dict[str, Row] = {
     **_alike("and", "or", "xor", shapes=TWO, change=BOTH, kind="bool"),
     **_alike("rshift", "lshift", shapes=TWO, change=BOTH, kind="int"),
     **_alike("addcmul", "addcdiv", "lerp", shapes=(*TWO, V), change=(*BOTH, (2, 1))),
+    **_alike(
+        "acos", "arccos", "asin", "arcsin", "asinh", "arcsinh", "atan", "arctan", "atanh", "arctanh", "tan", "sinh",
+        "cosh", "sinc", "absolute", "negative", "signbit", "sgn", "angle", "fix", "erfc", "erfinv", "lgamma", "digamma",
+        "i0", "deg2rad", "rad2deg", "isposinf", "isneginf", "isreal", "hardshrink", "softshrink", "tanhshrink", "char",
+        "short", "byte", "special_expit", "special_logit", "special_erf", "special_erfc", "special_erfcx",
+        "special_erfinv", "special_exp2", "special_expm1", "special_log1p", "special_sinc", "special_round",
+        "special_digamma", "special_psi", "special_gammaln", "special_entr", "special_ndtr", "special_ndtri",
+        "special_log_ndtr", "special_i0", "special_i0e", "special_i1", "special_i1e",
+    ),
+    **_alike(
+        "logaddexp", "logaddexp2", "ldexp", "copysign", "heaviside", "nextafter", "isclose", "greater",
+        "greater_equal", "less", "less_equal", "not_equal", "igamma", "igammac", "special_xlogy", "special_xlog1py",
+        shapes=TWO, change=BOTH,
+    ),
+    **_alike(
+        "bitwise_and", "bitwise_or", "bitwise_xor", "gcd", "lcm", "bitwise_left_shift", "bitwise_right_shift",
+        shapes=TWO, change=BOTH, kind="int",
+    ),
+    "bitwise_not": Row(torch.bitwise_not, kind="int"),
+    "acosh": Row(lambda x: torch.acosh(x + 1)),
+    "arccosh": Row(lambda x: torch.arccosh(x + 1)),
+    "mvlgamma": Row(lambda x: torch.mvlgamma(x + 2, 2)),
+    "polygamma": Row(lambda x: torch.polygamma(1, x)),
+    "special_polygamma": Row(lambda x: torch.special.polygamma(1, x)),
+    "special_zeta": Row(lambda x, y: torch.special.zeta(x + 2, y), TWO, BOTH),
+    "threshold": Row(lambda x: F.threshold(x, 0.4, 0.0)),
+    "clip": Row(called("clip", 0.2, 0.8)),
+    "fill_diagonal": Row(lambda x: (x + 1).fill_diagonal_(0.0), apart=False),
     "log_sigmoid": Row(F.logsigmoid),
     "where": Row(lambda x, y: torch.where(x > 0.5, x, y), TWO, BOTH),
     "masked_fill": Row(lambda x, y: x.masked_fill(y > 0.5, 2.0), TWO, BOTH),
@@ -270,7 +306,7 @@ ROWS: dict[str, Row] = {
     "repeat": Row(lambda x: x.repeat(1, 2, 1), (M,), ((0, 2),), (2,)),
     "repeat, of the changed": Row(lambda x: x.repeat(1, 2, 1), (M,), out="repeats a dimension"),
     "tile": Row(lambda x: x.tile(2, 1), (M,), ((0, 2),), (2,)),
-    "repeat_interleave": Row(lambda x: x.repeat_interleave(2, 1), (M,), ((0, 2),), (2,)),
+    "repeat_interleave": Row(lambda x: x.repeat_interleave(2, 1, output_size=10), (M,), ((0, 2),), (2,)),
     "new_zeros": Row(lambda x: x.new_zeros((BATCH, x.shape[1])), apart=False, asked=()),
     "new_ones": Row(lambda x: x.new_ones((BATCH, x.shape[1])), apart=False, asked=()),
     "new_full": Row(lambda x: x.new_full((BATCH, x.shape[1]), 2.0), apart=False, asked=()),
@@ -280,7 +316,9 @@ ROWS: dict[str, Row] = {
     "rand": Row(lambda x: torch.rand(BATCH, x.shape[1]), apart=False, asked=()),
     "randn": Row(lambda x: torch.randn(BATCH, x.shape[1]), apart=False, asked=()),
     "full": Row(lambda x: torch.full((BATCH, x.shape[1]), 2.0), apart=False, asked=()),
+    "eye": Row(lambda x: x @ torch.eye(x.shape[1]), apart=False, asked=()),
     # parts
+    "dmt_plugin.fxtools.assigned.assigned": Row(assign, (M,)),
     "getitem": Row(lambda x: x[:, :, 1:3], (M,)),
     "getitem, from the end": Row(lambda x: x[..., 0], (M,)),
     "getitem, up to a size": Row(lambda x, y: x[:, :, y.size(1) - 1], (M, (BATCH, 3))),
@@ -360,7 +398,13 @@ ROWS: dict[str, Row] = {
     "Linear, of the changed": _layer(lambda: nn.Linear(4, 3), change=((0, 2),), out=()),
     "Bilinear": Row(lambda layer, x, y: layer(x, y), (M, M), BOTH, layer=lambda: nn.Bilinear(4, 4, 3)),
     "Conv1d": _layer(lambda: nn.Conv1d(5, 3, 1), change=((0, 2),), out=(2,)),
-    "Conv2d": _layer(lambda: nn.Conv2d(5, 3, 1), (BATCH, 5, 4, 3), out=UNKNOWN),
+    "Conv1d, of all positions": _layer(lambda: nn.Conv1d(5, 3, 4), change=((0, 2),), out=()),
+    "Conv2d": _layer(lambda: nn.Conv2d(5, 3, 1), (BATCH, 5, 4, 3), change=((0, 2),), out=(2,)),
+    "Conv2d, of the changed": _layer(lambda: nn.Conv2d(5, 3, 1), (BATCH, 5, 4, 3), out=()),
+    "Conv2d, of all rows": _layer(lambda: nn.Conv2d(5, 3, (4, 1)), (BATCH, 5, 4, 3), change=((0, 2),), out=()),
+    "Conv2d, of neighbours": _layer(
+        lambda: nn.Conv2d(5, 3, (2, 1)), (BATCH, 5, 4, 3), change=((0, 2),), out="slides a window"
+    ),
     "RNNBase": _layer(lambda: nn.GRU(4, 4, batch_first=True), out="one after the other", apart=False),
     "MultiheadAttention": Row(
         lambda layer, x: layer(x, x, x)[0],
