@@ -13,11 +13,12 @@ from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.plan.tables import TableSpec, check_places, shards_of
 from dmt_plugin.planner import PlacementRules, place_tables
 from dmt_plugin.planner.load import CostModel, Load, TableUse
-from dmt_plugin.planner.owners import EVEN, deal_out
+from dmt_plugin.planner.owners import deal_out
 from dmt_plugin.planner.placement import TablePlacement
 from dmt_plugin.topology.shape import Topology
 
 MODEL = CostModel(once_members=4)
+EVEN = 1.03
 
 
 def uses_of(rows: list[float], sizes: list[int], free: bool = True, **other: Any) -> list[TableUse]:
