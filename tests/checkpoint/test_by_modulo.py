@@ -217,7 +217,10 @@ def test_tables_that_have_grown(saver: str, reader: str, tmp_path: Path) -> None
             assert all(torch.equal(a, b) for a, b in zip(rank.all_of(name), right.all_of(name), strict=True))
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.permutations(("ranges", "lanes", "ranks", "more ranks"), 2))
+ROUND = ("ranges", "lanes", "ranks", "more ranks", "ranges")
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.pairwise(ROUND))
 def test_written_again_for_another_placement(one: str, other: str, tmp_path: Path) -> None:
     """Byte for byte what that placement saves itself, each shard in one block; and deltas across both."""
     values = values_of()
