@@ -49,7 +49,10 @@ class OursVariant:
         # What it tells of a rewritten model is for its user; here a table follows, of many such models.
         with contextlib.redirect_stdout(io.StringIO()):
             self.engine, *_ = dmt_plugin.initialize(
-                model=flat, config=self._config, example_batch=(example.dense[:8], example.ids[:8])
+                model=flat,
+                config=self._config,
+                example_batch=(example.dense[:8], example.ids[:8]),
+                shares_from=_calls(setting) if section.get("comm", {}).get("dedup", "off") != "off" else None,
             )
         self._setting = setting
         self._coming: Iterator[Batch] | None = None
