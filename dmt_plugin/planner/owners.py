@@ -6,15 +6,17 @@ The bytes that a host sends and receives follow the distinct rows of its tables.
 2. The others are spread whole (:mod:`dmt_plugin.planner.balance`) by the bytes that hosts exchange for them, beside
    what hosts have already.
 3. Where the largest host then has more than :data:`EVEN` times the mean, one, two, ... tables are divided over all
-   ranks, each adding the same to every host, until it has not. Of so many, neighbours in the order of their weight are
-   tried: those that weigh most, the next ones, and so on, as a table may be just what a host is to have. If hosts
-   cannot be even, the fewest are divided that come closest.
+   ranks, each adding the same to every host, until it has not. Of so many, all sets are tried where these are few, else
+   neighbours in the order of their weight, as a table may be just what a host is to have: those that weigh most first.
+   If hosts cannot be even, the fewest are divided that come closest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 from dmt_plugin.planner.balance import spread
 from dmt_plugin.planner.load import Load
@@ -24,6 +26,8 @@ EVEN = 1.03
 
 _ONE_BY_ONE = 16
 """Numbers of divided tables that are tried one after another; after that, each is a quarter more."""
+_MOST_SETS = 400
+"""Sets of tables of one size that are all tried."""
 _MOST_SEARCHED = 1000
 """Tables times hosts up to which the spread is searched on."""
 _MOST_PLACED = 50_000
@@ -78,8 +82,8 @@ class _Dealer:
         best: Owners | None = None
         placed = 0
         for count in _numbers(len(order)):
-            for first in range(min(len(order) - count, 2 * len(self._base)) + 1 if count else 1):
-                found = self._with([*too_large, *order[first : first + count]], best.largest if best else None)
+            for divided in self._ways(order, count):
+                found = self._with([*too_large, *divided], best.largest if best else None)
                 if found is not None and (best is None or found.largest < best.largest * (1 - 1e-9)):
                     best = found
                 if best is not None and best.largest <= EVEN:
@@ -88,6 +92,14 @@ class _Dealer:
                 if placed > _MOST_PLACED:
                     break
         return best
+
+    def _ways(self, order: Sequence[str], count: int) -> Iterator[Sequence[str]]:
+        """Sets of so many tables to try: all where these are few, else neighbours in the order of their weight."""
+        if comb(len(order), count) <= _MOST_SETS:
+            yield from combinations(order, count)
+            return
+        for first in range(min(len(order) - count, 2 * len(self._base)) + 1):
+            yield order[first : first + count]
 
     def _with(self, divided: Sequence[str], least: float | None) -> Owners | None:
         """With these tables divided; ``None`` where memory does not suffice, or hosts cannot be more even than that."""

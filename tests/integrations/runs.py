@@ -132,3 +132,31 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
         for key, a in one.items()
         if not (torch.equal(a, other[key]) if isinstance(a, Tensor) else a == other[key])
     ]
+
+
+def moved(rank: int, place: str, run: dict[str, Any]) -> list[str]:
+    """Heavy tables are in rows by modulo over all ranks; other ranks own these rows on other hosts, bit for bit."""
+    import dmt_plugin
+    from dmt_plugin.checkpoint import find_checkpoint
+    from dmt_plugin.checkpoint.single import read_state, read_tensors
+
+    engine, _ = make("4x1", **run)
+    engine.load_checkpoint(place)
+    engine.save_checkpoint(place, tag="moved")
+    flat = dmt_plugin.to_flat(engine)
+    engine.load_flat_state(f"{place}/global_step2")
+    engine.save_checkpoint(place, tag="again")
+    engine.destroy()
+    if rank:
+        return []
+    first, second = find_checkpoint(place, "global_step2"), find_checkpoint(place, "moved")
+    assert first is not None and second is not None
+    plans = [found.manifest.tower_plan for found in (first, second)]
+    steps = [[plan.shards_of("tables.1")[0].step, len(plan.table_hosts) > 0] for plan in plans]
+    wrong = [] if steps == [[4, True], [4, True]] else [f"moved: {steps}"]
+    states = [read_tensors(found, list(found.manifest.tensors)) for found in (first, second)]
+    wrong += [f"moved: {what}" for what in differences(*states)]
+    whole = read_state(place, "global_step2")
+    assert flat is not None
+    wrong += [f"to_flat: {what}" for what in differences(whole, flat.state_dict())]
+    return wrong + [f"load_flat_state: {what}" for what in differences(whole, read_state(place, "again"))]

@@ -73,7 +73,7 @@ def test_every_row_has_one_owner_and_rules_are_kept(tables: Any, shape: str, lim
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=7), st.integers(2, 3))
 def test_no_fewer_divided_tables_would_do(sizes: list[int], hosts: int) -> None:
-    """Beside every way there is, up to one table: neighbours by weight are tried, not every set."""
+    """Beside every way there is, up to one table: the spread of the others is not always the best."""
     tables = {f"t{i}": Load(once=float(size)) for i, size in enumerate(sizes)}
     found = deal_out(tables, [Load()] * hosts, set(tables), 1, None)
     assert found is not None and found.largest <= EVEN
