@@ -25,13 +25,15 @@ import torch
 from torch import nn
 
 from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, capture, copy_graph
-from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.capture.example_call import example_of
+from dmt_plugin.capture.graph_state import keep_unread
+from dmt_plugin.capture.misfits import misfit
 from dmt_plugin.checkpoint.folder import find_checkpoint, what_is_there
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.core.errors import ConfigError, PlanError
+from dmt_plugin.core.errors import CaptureError, ConfigError, PlanError
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedModel, place
-from dmt_plugin.model.same_outputs import OutputsCheck
+from dmt_plugin.model.same_outputs import ANOTHER_BATCH, OutputsCheck, why_not_taken
 from dmt_plugin.partitioner.files import GivenPartition, given_partition
 from dmt_plugin.partitioner.partition import Partition
 from dmt_plugin.passes.base import DataToCount, PassContext, run_passes
@@ -110,7 +112,7 @@ def transform(
         topology = str(given.data["topology"])
     example = example_of(example_batch, model)
     where = _topology(settings, topology)
-    captured = capture(model, example)
+    captured = _captured(model, example, settings)
     check = OutputsCheck(model, example, settings.lookup) if settings.transform.verify else None
     if check is not None:
         check.run(captured.as_module(), "the capture")
@@ -131,6 +133,18 @@ def transform(
         return attempt
 
     return _around_refusals(compiled, settings.transform.on_unsupported)
+
+
+def _captured(model: nn.Module, example: ExampleBatch, config: DMTConfig) -> CapturedModel:
+    """The captured model; where that fails because the model does not take the batch at all, that is what is said."""
+    try:
+        return capture(model, example)
+    except CaptureError as error:
+        if any(finding.code == "DMT107" for finding in error.findings):
+            why = why_not_taken(model, example, config.lookup)
+            if why is not None:
+                raise misfit(why, ANOTHER_BATCH) from error
+        raise
 
 
 def build_placed(
@@ -259,13 +273,14 @@ def _compile(ctx: PassContext, model: nn.Module, check: OutputsCheck | None) -> 
     """Runs the passes on a captured model; the semantic-preserving part is checked, where a check is given."""
     run_passes(towers_passes(), ctx)
     if check is not None:
-        check.run(GraphModel(ctx.gm, ctx.captured.binder), "inserting towers")
+        check.run(GraphModel(ctx.gm, ctx.captured.binder), "inserting towers", exact=not ctx.other_layout)
         ctx.findings.extend(check.findings)
     assert ctx.plan is not None
     if ctx.plan.module.kind != "none" and any(g.kind == "tower" for g in ctx.facts.groups):
         run_passes(modules_passes(), ctx)
     if ctx.refused:
         return _Attempt(None, ctx.refused)
+    keep_unread(model, ctx.gm)
     made = TowerModel(
         ctx.gm, ctx.captured.binder, model, ctx.plan, ctx.facts, ctx.findings, ctx.results, ctx.captured.batch_size
     )

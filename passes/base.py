@@ -20,6 +20,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from dmt_plugin.capture import CapturedModel, ExampleBatch
+from dmt_plugin.capture.source_lines import located
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.core.findings import Finding, Severity
@@ -133,6 +134,7 @@ class PassContext:
         refused: groups whose new streams the model behind cannot take, with the reason, where they may go another way;
             filled by ``repair_shapes``.
         blocked: groups that must stay as they are, with the reason (see ``find_joins``).
+        other_layout: whether some tensor lies in memory in another way than in the model, with the same numbers.
         tags: what holds now (see :class:`Contract`).
     """
 
@@ -152,6 +154,7 @@ class PassContext:
     native: NativeStreams = field(default_factory=NativeStreams)
     refused: dict[str, str] = field(default_factory=dict)
     blocked: dict[str, str] = field(default_factory=dict)
+    other_layout: bool = False
     tags: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -168,9 +171,18 @@ class PassContext:
         """How grave it is that a model cannot go through tower modules (``dmt.transform.on_unsupported``)."""
         return "error" if self.config.transform.on_unsupported == "error" else "warning"
 
-    def find(self, code: str, severity: Severity, module: str, reason: str, hint: str = "") -> None:
-        """Adds a finding."""
-        self.findings.append(Finding(code, severity, module, reason, hint))
+    def find(
+        self,
+        code: str,
+        severity: Severity,
+        module: str,
+        reason: str,
+        hint: str = "",
+        *,
+        at: fx.Node | Sequence[fx.Node] = (),
+    ) -> None:
+        """Adds a finding, with the user's line at a node, or the first of several that has one near it."""
+        self.findings.append(Finding(code, severity, module, reason, hint, located(at)))
 
     def stop_on_errors(self) -> None:
         """Raises if any finding is an error."""

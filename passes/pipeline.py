@@ -16,11 +16,14 @@ from dmt_plugin.passes.logical.find_regions import FindRegions
 from dmt_plugin.passes.logical.flatten_joins import FlattenJoins
 from dmt_plugin.passes.logical.insert_tower_modules import InsertTowerModules
 from dmt_plugin.passes.logical.insert_towers import InsertTowers
+from dmt_plugin.passes.logical.leave_out_lookups import LeaveOutLookups
 from dmt_plugin.passes.logical.make_tower_plan import MakeTowerPlan
 from dmt_plugin.passes.logical.pick_pairs import PickPairs
 from dmt_plugin.passes.logical.read_marks import ReadMarks
 from dmt_plugin.passes.logical.repair_shapes import RepairShapes
+from dmt_plugin.passes.logical.spell_regroups import SpellRegroups
 from dmt_plugin.passes.logical.split_joint_tables import SplitJointTables
+from dmt_plugin.passes.logical.undo_cuts import UndoCuts
 from dmt_plugin.passes.rank.compile_towers import CompileTowers
 from dmt_plugin.passes.rank.faster_dot import FasterDot
 from dmt_plugin.passes.rank.feed_towers import FeedTowers
@@ -37,7 +40,10 @@ def towers_passes() -> list[GraphPass]:
         DissolveCollections(),
         ReadMarks(),
         SplitJointTables(),
+        SpellRegroups(),
+        UndoCuts(),
         FlattenJoins(),
+        LeaveOutLookups(),
         FindLookups(),
         FindRegions(),
         PickPairs(),

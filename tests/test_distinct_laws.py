@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.cli.explain import explained
 from dmt_plugin.compiler import count_rows_of, transform
 from dmt_plugin.config.section import DMTConfig

@@ -17,7 +17,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dmt_plugin.capture.adapters import adapted
+from dmt_plugin.capture.batch_parts import Path
+from dmt_plugin.capture.batch_sizes import Use, batch_size_of, shapes_tell, uses_of, with_batch_size
 from dmt_plugin.capture.example_values import ExampleValues
 from dmt_plugin.capture.export_view import what_export_sees
 from dmt_plugin.capture.graph_model import GraphModel
 from dmt_plugin.capture.graph_state import graph_module_over
-from dmt_plugin.capture.inputs import ExampleBatch, InputBinder, batch_size_of, with_batch_size
-from dmt_plugin.capture.refusals import check_modules
+from dmt_plugin.capture.inputs import ExampleBatch, InputBinder
+from dmt_plugin.capture.reads import Reads
+from dmt_plugin.capture.refusals import check_modules, hidden_tensors
 from dmt_plugin.capture.source_lines import described, module_of, refusal
 from dmt_plugin.capture.trace_diff import Difference, differences, drop_answers
 from dmt_plugin.capture.trace_environment import WrappedName
@@ -89,20 +92,24 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
     findings += said
     binder = InputBinder(followed.forward, example)
     inputs = binder.inputs(example.args, example.kwargs)
-    batch = batch_size_of(inputs)
+    batch, uses = _samples(followed, binder, inputs)
     if batch is None:
+        if unknown := binder.unknown_read(Reads()):
+            raise hidden_tensors(*unknown[0])
         raise refusal(
             "DMT109", "",
             "the example batch holds no tensor, so there is nothing to capture with",
             "pass example_batch= with the arguments of one call of the model",
         )  # fmt: skip
+    binder.samples = batch
     sizes = _batch_pair(batch)
-    resized = [with_batch_size(inputs, batch, size) for size in sizes]
+    resized = [with_batch_size(inputs, batch, size, binder.names, uses) for size in sizes]
     try:
         trace, other = _traces(followed, binder, resized, sizes)
     except CaptureError as error:
         raise CaptureError([*error.findings, *what_export_sees(model, example)]) from error
     dropouts = differences(trace, other)
+    _drop_unread(trace, other, binder)
     with in_mode(followed, followed.training):  # the user's modules keep their own modes, ours take that of the whole
         graph_module = graph_module_over(followed, trace.graph, trace.constants)
         for count, difference in enumerate(dropouts):
@@ -112,6 +119,39 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
             graph_module.recompile()
         graph_module.train(followed.training)
     return CapturedModel(graph_module, binder, example, sizes[0], findings)
+
+
+def _samples(model: nn.Module, binder: InputBinder, inputs: Sequence[Any]) -> tuple[int | None, Mapping[Path, Use]]:
+    """The number of samples in the example batch, and what its flat tensors are for."""
+    if not shapes_tell(inputs):
+        try:
+            with in_mode(model, training=False):
+                uses = uses_of(trace_with_values(model, binder, inputs).graph, model)
+            return (batch_size_of(inputs) if uses.samples is None else uses.samples), uses.of
+        except (CaptureError, WrappedFunctionFailed):
+            pass  # if it is not because of the shapes, the traces that follow say it
+    return batch_size_of(inputs), {}
+
+
+def _drop_unread(trace: Trace, other: Trace, binder: InputBinder) -> None:
+    """Takes inputs that forward reads in neither mode out of the graph.
+
+    Raises:
+        CaptureError: it reads one whose tensors cannot be found.
+    """
+    reads = trace.reads.and_of(other.reads)
+    placeholders = [n for n in trace.graph.nodes if n.op == "placeholder"]
+    users = {name: node.users for name, node in zip(binder.names, placeholders, strict=True)}
+    for path, kind in binder.unknown_read(reads):
+        name = path.partition(".")[0]
+        if "." in path or users[name]:
+            raise hidden_tensors(path, kind)
+    left = set(binder.forget_unread(reads))
+    for place, node in enumerate(placeholders):
+        if place not in left and not node.users:
+            trace.graph.erase_node(node)
+        else:
+            assert place in left, f"{node.name} is read"
 
 
 def _batch_pair(example_batch: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from dmt_plugin.capture.graph_state import keep_unsaved, load_graph_module, save_graph_module
 from dmt_plugin.capture.inputs import InputBinder
+from dmt_plugin.capture.misfits import said_to_the_user
 
 _SHARED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -52,7 +53,9 @@ class GraphModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the graph with the user's arguments and returns what the user's model returns."""
-        return self.__dict__["graph_module"](*self.binder.inputs(args, kwargs))
+        inputs = self.binder.inputs(args, kwargs)
+        with said_to_the_user(self.binder, inputs):
+            return nn.Module.__call__(self.__dict__["graph_module"], *inputs)  # fx's own call prints generated code
 
     # A member of the user's model may be called like one of ours ("plan", "lookup"): paths lead to the user's.
 
@@ -78,7 +81,7 @@ class GraphModel(nn.Module):
         twin.__dict__.update(self.__dict__)
         original = self.__dict__["graph_module"]
         module = copy.deepcopy(original, memo)
-        keep_unsaved(module, original)
+        keep_unsaved(module, original, memo)
         twin._adopt(module)
         for name, value in self.__dict__.items():
             if name not in (*_SHARED, "graph_module"):

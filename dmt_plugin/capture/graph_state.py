@@ -7,8 +7,10 @@ recorded (``torch.zeros(x.size(0), 4)``). Here a graph is saved as the list of i
 
 from __future__ import annotations
 
+import copy
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -62,6 +64,32 @@ def graph_module_over(
     return module
 
 
+def keep_unread(model: nn.Module, module: fx.GraphModule) -> None:
+    """Gives a graph module what else is in a model's state: parameters and buffers that forward never reads.
+
+    Their names are kept in ``module.__dict__[UNREAD]``; whatever is made of the graph alone does not have them.
+    """
+    own = set(module.state_dict(keep_vars=True))
+    unread = sorted(set(model.state_dict(keep_vars=True)) - own)
+    _add_unread(model, module, unread)
+
+
+def _add_unread(model: nn.Module, module: fx.GraphModule, names: Sequence[str]) -> None:
+    module.__dict__[UNREAD] = tuple(names)
+    for name in names:
+        path, _, last = name.rpartition(".")
+        owner: nn.Module = module
+        for part in path.split(".") if path else ():
+            if owner._modules.get(part) is None:
+                owner.add_module(part, nn.Module())
+            owner = owner._modules[part]  # type: ignore[assignment]
+        source = model.get_submodule(path)
+        if last in source._parameters:
+            owner._parameters[last] = source._parameters[last]
+        elif last in source._buffers:
+            owner._buffers[last] = source._buffers[last]
+
+
 def copy_graph(source: fx.GraphModule) -> fx.GraphModule:
     """A graph module with its own copy of the graph, under the same names of nodes, and the same parameters."""
     graph = fx.Graph()
@@ -94,15 +122,38 @@ class _Function:
     name: str
 
 
-def _named(target: Any) -> Any:
-    if "<locals>" not in getattr(target, "__qualname__", ""):
-        return target
-    module, name = target.__module__, target.__name__
-    return _Function(module, name) if getattr(sys.modules.get(module), name, None) is target else target
+UNREAD = "_dmt_unread"
+"""Of a graph module: names of what is in the model's state and forward never reads."""
+
+LIBRARY_OPERATIONS = (type(torch.ops.aten.add), type(torch.ops.aten.add.Tensor))
+"""Types of ``torch.ops.library.name`` and ``torch.ops.library.name.overload``."""
 
 
-def _target(saved: Any) -> Any:
-    return getattr(import_module(saved.module), saved.name) if isinstance(saved, _Function) else saved
+@dataclass(frozen=True)
+class _Operation:
+    """Stands for an operation of a library (``torch.ops.fbgemm...``), which does not pickle.
+
+    Attributes:
+        path: its names below ``torch.ops``.
+    """
+
+    path: tuple[str, ...]
+
+
+def _target(value: Any) -> Any:
+    """A node's target as it is saved."""
+    if isinstance(value, LIBRARY_OPERATIONS):
+        return _Operation(tuple(str(value).split(".")))
+    if "<locals>" not in getattr(value, "__qualname__", ""):
+        return value
+    module, name = value.__module__, value.__name__
+    return _Function(module, name) if getattr(sys.modules.get(module), name, None) is value else value
+
+
+def _loaded_target(value: Any) -> Any:
+    if isinstance(value, _Operation):
+        return functools.reduce(getattr, value.path, torch.ops)
+    return getattr(import_module(value.module), value.name) if isinstance(value, _Function) else value
 
 
 def _referred(value: Any) -> Any:
@@ -115,9 +166,12 @@ def save_graph_module(module: fx.GraphModule) -> dict[str, Any]:
     for node in module.graph.nodes:
         args, kwargs = map_aggregate((node.args, dict(node.kwargs)), _referred)
         meta = {key: plain for key, value in node.meta.items() if (plain := _plain(value)) is not None}
-        nodes.append((node.op, node.name, _named(node.target), args, kwargs, meta))
+        nodes.append((node.op, node.name, _target(node.target), args, kwargs, meta))
     contents = {table: module.__dict__[table] for table in _CONTENTS}
-    return {"class_name": type(module).__name__, "training": module.training, "nodes": nodes, "contents": contents}
+    return {
+        "class_name": type(module).__name__, "training": module.training, "nodes": nodes, "contents": contents,
+        "unread": module.__dict__.get(UNREAD, ()),
+    }  # fmt: skip
 
 
 def load_graph_module(state: Mapping[str, Any]) -> fx.GraphModule:
@@ -133,15 +187,31 @@ def load_graph_module(state: Mapping[str, Any]) -> fx.GraphModule:
 
     for op, name, target, args, kwargs, meta in state["nodes"]:
         args, kwargs = map_aggregate((args, kwargs), resolve)
-        made[name] = graph.create_node(op, _target(target), args, kwargs, name)
+        made[name] = graph.create_node(op, _loaded_target(target), args, kwargs, name)
         made[name].meta.update(meta)
     module = graph_module_over(root, graph)
     module.__dict__["_non_persistent_buffers_set"] |= state["contents"]["_non_persistent_buffers_set"]
+    _add_unread(root, module, state.get("unread", ()))
     return module
 
 
-def keep_unsaved(module: nn.Module, original: nn.Module) -> None:
-    """Marks the buffers of a copy as not saved where those of the original are not."""
+def keep_unsaved(module: fx.GraphModule, original: fx.GraphModule, memo: dict[int, Any]) -> None:
+    """Gives a copy of a graph module what fx does not copy: unread state, and which buffers are not saved.
+
+    Args:
+        module: the copy.
+        original: what it is a copy of.
+        memo: of the copying.
+    """
+    unread = original.__dict__.get(UNREAD, ())
+    _add_unread(original, module, unread)
+    for name in unread:
+        path, _, last = name.rpartition(".")
+        owner = module.get_submodule(path)
+        tables: list[dict[str, Any]] = [owner._parameters, owner._buffers]
+        for table in tables:
+            if last in table:
+                table[last] = copy.deepcopy(table[last], memo)
     for path, old in original.named_modules(remove_duplicate=False):
         module.get_submodule(path)._non_persistent_buffers_set.update(old._non_persistent_buffers_set)
 

@@ -8,28 +8,24 @@ list. :class:`InputBinder` is the bridge:
 2. flatten the built-in containers; anything else is one leaf;
 3. leaves that are plain constants (``None``, numbers, strings) are part of the captured
    program: a later call with another constant is refused, not ignored;
-4. the other leaves are the graph's inputs, in order.
+4. the other leaves are the graph's inputs, in order;
+5. once the model was traced, what its forward never read (:mod:`dmt_plugin.capture.reads`) is neither an input nor
+   asked of later calls.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import enum
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
 
-from dmt_plugin.capture.source_lines import refusal
-from dmt_plugin.core.errors import CaptureError
-from dmt_plugin.core.findings import Finding
-
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum)
+from dmt_plugin.capture.batch_parts import KEYS, WEIGHTS, WIDTHS, Path, fixed_parts, is_constant, is_known, parts
+from dmt_plugin.capture.misfits import AGAIN, CALL, Described, described, misfit
+from dmt_plugin.capture.reads import Reads, parameters_read, watched
+from dmt_plugin.capture.structure import Constant, Input, Items, Keys, Structure, find_inputs, leaf_paths, without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,27 +41,11 @@ class ExampleBatch:
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_CALL = "the call does not fit the captured model"
 _VALUE = "no constant"
-_AGAIN = "call it as in the example batch, or transform the model again with a batch like this one"
-
-
-def _misfit(reason: str, hint: str, summary: str = "the example batch does not fit the model") -> CaptureError:
-    return CaptureError([Finding("DMT109", "error", "", reason, hint)], summary)
 
 
 def _is_leaf(value: Any) -> bool:
     return not isinstance(value, (list, tuple, dict))
-
-
-def is_constant(value: Any) -> bool:
-    """True for values that become part of the captured program."""
-    return isinstance(value, _CONSTANTS)
-
-
-def is_jagged(value: Any) -> bool:
-    """True for objects with the interface of a torchrec ``KeyedJaggedTensor``."""
-    return all(callable(getattr(value, name, None)) for name in ("keys", "values", "lengths", "stride"))
 
 
 class InputBinder:
@@ -77,10 +57,10 @@ class InputBinder:
 
     Attributes:
         names: a readable name for each graph input, in order.
+        samples: the number of samples in ``example``; ``None`` until it is captured.
 
     Raises:
-        CaptureError: if ``example`` does not fit the signature of ``forward``, or holds an
-            object whose tensors cannot be found.
+        CaptureError: if ``example`` does not fit the signature of ``forward``.
     """
 
     def __init__(self, forward: Callable[..., Any], example: ExampleBatch) -> None:
@@ -88,33 +68,45 @@ class InputBinder:
         # Annotations may name types that cannot be pickled, and say nothing about a call.
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         self.signature = signature.replace(parameters=plain, return_annotation=signature.empty)
-        bound = self._bind(example.args, example.kwargs)
-        leaves, self._spec = _flatten(bound)
-        self._constants = {i: leaf for i, leaf in enumerate(leaves) if is_constant(leaf)}
-        self._positions = [i for i in range(len(leaves)) if i not in self._constants]
-        paths = [path for path, _ in pytree.tree_flatten_with_path(bound, is_leaf=_is_leaf)[0]]
-        self.names = [_readable(paths[i]) for i in self._positions]
-        self._fixed: dict[str, dict[str, Any]] = {}
-        for name, position in zip(self.names, self._positions, strict=True):
-            if (unknown := _unknown_part(leaves[position], name)) is not None:
-                path, kind = unknown
-                raise refusal(
-                    "DMT108", path,
-                    f"the input {path} is a {kind.__module__}.{kind.__qualname__}, whose tensors cannot be found",
-                    "pass tensors, lists, tuples, dicts or dataclasses of them, or a KeyedJaggedTensor",
-                )  # fmt: skip
-            if fixed := _fixed_parts(leaves[position]):
-                self._fixed[name] = fixed
+        self.samples: int | None = None
+        bound = self._bind(example.args, example.kwargs, "the example batch does not fit the model")
+        leaves, self._spec = pytree.tree_flatten(bound, is_leaf=_is_leaf)
+        self._leaves: list[Constant | None] = [Constant(leaf) if is_constant(leaf) else None for leaf in leaves]
+        self._structure = _structure(pytree.tree_unflatten(_numbered(leaves), self._spec))
+        self._paths = leaf_paths(self._structure)
+        self.names = [_readable(path) for path in self._paths]
+        inputs = find_inputs(self._structure, bound)
+        self._unknown = {i: found for i, value in enumerate(inputs) if (found := list(_unknown(value)))}
+        self._fixed = {name: fixed for name, v in zip(self.names, inputs, strict=True) if (fixed := fixed_parts(v))}
+        self._described = {n: described(v) for n, v in zip(self.names, inputs, strict=True)}
+        self._reads: Reads | None = None
+        self._parameters_read = parameters_read(forward)
 
-    def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "_structure" not in state:  # as version 0.1.0 pickled it
+            leaves: list[Constant | None] = [None] * state["_spec"].num_leaves
+            for place, constant in state["_constants"].items():
+                leaves[place] = Constant(constant)
+            count = iter(range(len(leaves)))
+            numbered = [leaf if leaf is not None else Input(next(count)) for leaf in leaves]
+            self._structure = _structure(pytree.tree_unflatten(numbered, state["_spec"]))
+            self._paths = leaf_paths(self._structure)
+            self._fixed = {n: {_path_of(p): v for p, v in f.items()} for n, f in state["_fixed"].items()}
+            self._described, self._unknown, self._leaves, self._reads, self.samples = {}, {}, leaves, None, None
+
+    def _bind(self, args: Sequence[Any], kwargs: dict[str, Any], summary: str = CALL) -> dict[str, Any]:
         """The arguments of a call by the names of ``forward``'s parameters, with its defaults."""
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise _misfit(
+            raise misfit(
                 f"the batch does not fit the model: forward{self.signature} cannot be called with "
                 f"{len(args)} positional argument(s) and the keywords {sorted(kwargs)}: {error}",
-                "pass example_batch=(args...) or a dict whose keys are forward's parameters",
+                "pass example_batch=(args...) or a dict whose keys are forward's parameters"
+                if summary != CALL
+                else "call it with the arguments of forward",
+                summary,
             ) from error
         bound.apply_defaults()
         return dict(bound.arguments)
@@ -124,58 +116,63 @@ class InputBinder:
 
         Raises:
             CaptureError: the call has another structure, or another constant, than the
-                one the model was captured with.
+                one the model was captured with, in what the model reads.
         """
         # Nothing of a call is kept here: another thread may be in a call of its own.
-        bound = self._bind(args, kwargs)
-        leaves, spec = _flatten(bound)
-        found = leaves if spec == self._spec else self._reordered(bound)
-        if found is None:
-            raise _misfit(
-                f"the model was captured with inputs structured as {self._spec}, this call has {spec}", _AGAIN, _CALL
-            )
-        leaves = found
-        for position, constant in self._constants.items():
-            leaf = leaves[position]
-            if leaf is not constant and (type(leaf) is not type(constant) or leaf != constant):
-                raise _misfit(
-                    f"input {position} was the constant {constant!r} when the model was captured and is "
-                    f"{leaf!r} now; constants are part of the captured program",
-                    "transform the model again with this value, or make it a tensor",
-                    _CALL,
+        found = find_inputs(self._structure, self._bind(args, kwargs))
+        for name, value in zip(self.names, found, strict=True):
+            fixed = self._fixed.get(name)
+            if fixed is None:
+                continue
+            now = self._of_those_read(name, fixed_parts(value))
+            if now != fixed:
+                changed = sorted((p for p in fixed.keys() | now.keys() if _other(fixed, now, p)), key=str)
+                raise misfit(
+                    f"in the input {name} {['.'.join(map(str, path)) for path in changed]} were "
+                    f"{[fixed.get(path, _VALUE) for path in changed]} when the model was captured and are "
+                    f"{[now.get(path, _VALUE) for path in changed]} now; constants are part of the captured program",
+                    AGAIN,
+                    CALL,
                 )
-        for name, position in zip(self.names, self._positions, strict=True):
-            if is_constant(leaves[position]):
-                raise _misfit(
-                    f"the input {name} was a tensor or batch object when the model was captured and is "
-                    f"{leaves[position]!r} now",
-                    _AGAIN,
-                    _CALL,
-                )
-            if (fixed := self._fixed.get(name)) is not None and (now := _fixed_parts(leaves[position])) != fixed:
-                changed = sorted(k for k in fixed.keys() | now.keys() if fixed.get(k, _VALUE) != now.get(k, _VALUE))
-                raise _misfit(
-                    f"in the input {name} {changed} were {[fixed.get(k, _VALUE) for k in changed]} when the model was "
-                    f"captured and are {[now.get(k, _VALUE) for k in changed]} now; constants are part of the "
-                    "captured program",
-                    _AGAIN,
-                    _CALL,
-                )
-        return [leaves[i] for i in self._positions]
+        return found
 
-    def _reordered(self, bound: dict[str, Any]) -> list[Any] | None:
-        """The leaves in the captured order where only the order of dict keys differs, else ``None``."""
-        try:
-            leaves = self._spec.flatten_up_to(bound)
-        except ValueError:
-            return None
-        return leaves if all(_is_leaf(leaf) for leaf in leaves) else None
+    def _of_those_read(self, name: str, fixed: dict[Path, Any]) -> dict[Path, Any]:
+        """The constants of a batch object that forward reads."""
+        if self._reads is None:
+            return fixed
+        reads = self._reads
+        return {
+            path: value
+            for path, value in fixed.items()
+            if reads.field_is_read((name, *path))
+            or (path[-1] in (WEIGHTS, KEYS, WIDTHS) and (len(path) == 1 or reads.field_is_read((name, *path[:-1]))))
+        }
 
-    def call(self, function: Callable[..., Any], inputs: Sequence[Any]) -> Any:
-        """Calls ``function`` with the user's structure rebuilt around ``inputs``."""
-        values: dict[int, Any] = dict(zip(self._positions, inputs, strict=True))
-        values.update(self._constants)
-        arguments = pytree.tree_unflatten([values[i] for i in range(len(values))], self._spec)
+    def differences(self, inputs: Sequence[Any]) -> list[tuple[str, Described, Described]]:
+        """Tensors of a call that are others than in the example batch: name, there, here."""
+        found = []
+        for name, value in zip(self.names, inputs, strict=True):
+            before, now = self._described.get(name, {}), described(value)
+            for path in before.keys() & now.keys():
+                if not now[path].like(before[path]):
+                    found.append((".".join([name, *map(str, path)]), before[path], now[path]))
+        return sorted(found, key=lambda entry: entry[0])
+
+    # -- while the model is traced -----------------------------------------------------
+
+    def call(self, function: Callable[..., Any], inputs: Sequence[Any], reads: Reads | None = None) -> Any:
+        """Calls ``function`` with the user's structure rebuilt around ``inputs``.
+
+        Args:
+            function: takes the arguments of the user's ``forward``.
+            inputs: one value per graph input.
+            reads: where it is noted what ``function`` reads of them.
+        """
+        rest = iter(inputs)
+        values = [next(rest) if leaf is None else leaf.value for leaf in self._leaves]
+        arguments = pytree.tree_unflatten(values, self._spec)
+        if reads is not None:
+            arguments = {name: watched(value, reads, (name,)) for name, value in arguments.items()}
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for name, parameter in self.signature.parameters.items():
@@ -191,161 +188,84 @@ class InputBinder:
                 args.append(arguments[name])
         return function(*args, **kwargs)
 
+    def unknown_read(self, reads: Reads) -> list[tuple[str, type]]:
+        """Name and type of each part that forward reads and whose tensors cannot be found."""
+        kept = set(leaf_paths(self._kept(reads)))
+        return [
+            (".".join([self.names[i], *map(str, path)]), kind)
+            for i, found in self._unknown.items()
+            for path, kind in found
+            if self._paths[i] in kept and (not path or reads.field_is_read((self.names[i], *path)))
+        ]
 
-def _flatten(bound: dict[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
-    return pytree.tree_flatten(bound, is_leaf=_is_leaf)
+    def forget_unread(self, reads: Reads) -> list[int]:
+        """Takes away the inputs and constants that forward never read.
+
+        Returns:
+            The places of the inputs that are left, among those before.
+        """
+        structure = self._kept(reads)
+        left = [self._paths.index(path) for path in leaf_paths(structure)]
+        self._structure = _renumbered(structure, {place: i for i, place in enumerate(left)})
+        self.names, self._paths = [self.names[i] for i in left], [self._paths[i] for i in left]
+        self._reads = reads
+        fixed = {name: self._of_those_read(name, self._fixed[name]) for name in self.names if name in self._fixed}
+        self._fixed = fixed
+        self._described = {name: self._described[name] for name in self.names}
+        self._leaves, self._unknown = [], {}
+        return left
+
+    def _kept(self, reads: Reads) -> Structure:
+        return without(self._structure, reads, self._parameters_read)
 
 
-def _readable(path: tuple[Any, ...]) -> str:
-    parts = [str(getattr(entry, "key", getattr(entry, "idx", entry))) for entry in path]
-    name = "_".join(parts)
+def _path_of(text: str) -> Path:
+    """A path as version 0.1.0 wrote it."""
+    head, _, last = text.rpartition(".")
+    return (*(int(p) if p.isdigit() else p for p in head.split(".") if p), WEIGHTS if last == "weights" else last)
+
+
+def _other(fixed: dict[Path, Any], now: dict[Path, Any], path: Path) -> bool:
+    return bool(fixed.get(path, _VALUE) != now.get(path, _VALUE))
+
+
+def _numbered(leaves: Sequence[Any]) -> list[Constant | Input]:
+    """For each leaf the constant, or the number of the graph's input."""
+    found: list[Constant | Input] = []
+    for leaf in leaves:
+        number = sum(isinstance(entry, Input) for entry in found)
+        found.append(Constant(leaf) if is_constant(leaf) else Input(number))
+    return found
+
+
+def _structure(value: Any) -> Structure:
+    if isinstance(value, (Constant, Input)):
+        return value
+    if isinstance(value, dict):
+        return Keys({key: _structure(item) for key, item in value.items()})
+    return Items(type(value).__name__, tuple(_structure(item) for item in value))
+
+
+def _renumbered(structure: Structure, numbers: dict[int, int]) -> Structure:
+    if isinstance(structure, Input):
+        return Input(numbers[structure.number])
+    if isinstance(structure, Keys):
+        items = {key: _renumbered(item, numbers) for key, item in structure.items.items()}
+        return dataclasses.replace(structure, items=items)
+    if isinstance(structure, Items):
+        return Items(structure.kind, tuple(_renumbered(item, numbers) for item in structure.items))
+    return structure
+
+
+def _readable(path: Path) -> str:
+    name = "_".join(map(str, path))
     return "".join(c if c.isalnum() or c == "_" else "_" for c in name) or "input"
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What an object holds, by name: the fields of a dataclass, the items of a container."""
-    if isinstance(value, dict):
-        yield from ((str(key), item) for key, item in value.items())
-    elif isinstance(value, (list, tuple)):
-        yield from ((str(i), item) for i, item in enumerate(value))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    for _, part in _parts(value):
-        yield from _tensors(part)
-
-
-def _strides(value: Any) -> Iterator[int]:
-    if is_jagged(value):
-        yield int(value.stride())
-    for _, part in _parts(value):
-        yield from _strides(part)
-
-
-def _unknown_part(value: Any, path: str) -> tuple[str, type] | None:
-    """Path and type of the first part whose tensors cannot be found."""
-    if isinstance(value, (Tensor, *_CONSTANTS)) or is_jagged(value):
-        return None
-    if not isinstance(value, (dict, list, tuple)) and (not dataclasses.is_dataclass(value) or isinstance(value, type)):
-        return path, type(value)
-    return next((found for name, part in _parts(value) if (found := _unknown_part(part, f"{path}.{name}"))), None)
-
-
-def _fixed_parts(value: Any) -> dict[str, Any]:
-    """The constants inside a batch object, by path; for a jagged tensor whether it has weights."""
-    if is_jagged(value):
-        return {"weights": getattr(value, "weights_or_none", lambda: None)() is not None}
-    fixed: dict[str, Any] = {}
-    for name, part in _parts(value):
-        if is_constant(part):
-            fixed[name] = part
-        fixed |= {f"{name}.{path}": constant for path, constant in _fixed_parts(part).items()}
-    return fixed
-
-
-def batch_size_of(inputs: Sequence[Any]) -> int | None:
-    """The number of samples in a list of graph inputs, or ``None`` when nothing tells.
-
-    A jagged tensor says its own; otherwise floating tensors outvote the others, since
-    a list of ids may be flat.
-    """
-    strides = [size for value in inputs for size in _strides(value)]
-    if strides:
-        return strides[0]
-    tensors = [t for value in inputs for t in _tensors(value) if t.dim()]
-    floating = [t for t in tensors if t.is_floating_point()]
-    votes = Counter(t.shape[0] for t in (floating or tensors))
-    return votes.most_common(1)[0][0] if votes else None
-
-
-def with_batch_size(inputs: Sequence[Any], old: int, new: int) -> list[Any]:
-    """Copies of the inputs *by shape* for another batch size; the contents mean nothing.
-
-    Capture only looks at shapes, so zeros serve. A one-dimensional integer tensor of
-    ``old + 1`` entries is taken for offsets with a last entry.
-    """
-    return [_resize(value, old, new) for value in inputs]
-
-
-def _resize(value: Any, old: int, new: int) -> Any:
-    if isinstance(value, Tensor):
-        return _resize_tensor(value, old, new)
-    if is_jagged(value):
-        keys = list(value.keys())
-        weights = getattr(value, "weights_or_none", lambda: None)()
-        count = len(keys) * new
-        return type(value)(
-            keys=keys,
-            values=value.values().new_zeros(count),
-            lengths=value.lengths().new_ones(count),
-            weights=None if weights is None else weights.new_ones(count),
-        )
-    if isinstance(value, dict):
-        twin = copy.copy(value)
-        twin.update({key: _resize(item, old, new) for key, item in value.items()})
-        return twin
-    if isinstance(value, (list, tuple)):
-        items = [_resize(item, old, new) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changes = {f.name: _resize(getattr(value, f.name), old, new) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **changes)
-    return value
-
-
-def _resize_tensor(value: Tensor, old: int, new: int) -> Tensor:
-    shape = list(value.shape)
-    if not shape:
-        return value
-    if shape[0] == old:
-        shape[0] = new
-    elif len(shape) == 1 and shape[0] == old + 1 and not value.is_floating_point():
-        shape[0] = new + 1
-    elif len(shape) == 2 and shape[1] == old and not value.is_floating_point():
-        shape[1] = new
-    else:
-        return value
-    return value.new_zeros(shape)
-
-
-def example_of(value: Any, module: nn.Module) -> ExampleBatch:
-    """Takes what a data loader or a user hands over and makes it a call of ``module``.
-
-    A dict whose keys are parameters of ``forward`` becomes keyword arguments; a tuple or
-    list gives as many leading items as ``forward`` has positional parameters, so that a
-    trailing label is left out; a single tensor or batch object is the only argument.
-
-    Raises:
-        CaptureError: nothing of it fits.
-    """
-    if isinstance(value, ExampleBatch):
-        return value
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    names = [p.name for p in parameters]
-    open_ended = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    required = [p for p in positional if p.default is p.empty]
-    if isinstance(value, dict) and not (len(positional) == 1 and names[0] not in value):
-        kept = {k: v for k, v in value.items() if k in names}
-        missing = [p.name for p in required if p.name not in kept]
-        if missing:
-            raise _misfit(
-                f"the batch has the keys {sorted(value)}, but forward{inspect.signature(module.forward)} also needs "
-                f"{missing}",
-                "rename the keys or pass example_batch=",
-            )
-        return ExampleBatch((), kept)
-    if isinstance(value, (list, tuple)):
-        if len(value) < len(required):
-            raise _misfit(
-                f"the batch has {len(value)} item(s), but forward{inspect.signature(module.forward)} needs "
-                f"{len(required)}",
-                "pass example_batch= with the arguments of one call",
-            )
-        items = tuple(value) if open_ended else tuple(value)[: max(len(required), 1)]
-        return ExampleBatch(items, {})
-    return ExampleBatch((value,), {})
+def _unknown(value: Any, path: Path = ()) -> Iterator[tuple[Path, type]]:
+    """Path and type of each part whose tensors cannot be found."""
+    if not is_known(value):
+        yield path, type(value)
+    elif not is_constant(value):
+        for name, part in parts(value):
+            yield from _unknown(part, (*path, name))

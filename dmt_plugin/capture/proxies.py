@@ -24,19 +24,21 @@ from typing import Any
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from dmt_plugin.capture.batch_parts import Path, has_fields, is_constant
 from dmt_plugin.capture.gradients import refuse_autograd
-from dmt_plugin.capture.inputs import is_constant
-from dmt_plugin.capture.leaves import PooledValues
+from dmt_plugin.capture.keyed_tensors import is_keyed
 from dmt_plugin.capture.source_lines import calling_line, refusal, shown
 from dmt_plugin.fxtools.assigned import assigned
 
 ONE_PATH = "a graph has one path for all data; replace the branch by torch.where or a mask, or move it out of forward"
 
 
+NO_BRANCH = "keep it a tensor whose size does not depend on the data (a mask, torch.where), or do this outside forward"
+
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 """What fake tensors raise where only real data could answer."""
 
-_ANSWERED = ("keys", "values", "items", "get", "length_per_key")
+_ANSWERED = ("keys", "values", "items", "get")
 
 
 def unknown(error: Exception) -> str:
@@ -51,22 +53,27 @@ class ValueProxy(fx.Proxy):
         value = self._value
         if dataclasses.is_dataclass(value) and any(field.name == name for field in dataclasses.fields(value)):
             stored = getattr(value, name)
+            self._note_read(name)
             if is_constant(stored):
                 return stored
+            if is_keyed(stored):
+                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
         if isinstance(value, Tensor):
             refuse_autograd(name, self.tracer.here)  # type: ignore[attr-defined]
             if name == "ndim":
                 return value.dim()
-        if name in _ANSWERED and isinstance(value, (dict, PooledValues)) and hasattr(value, name):
+        if name in _ANSWERED and isinstance(value, dict):
             return lambda *args: self._container(value, name, *args)
         return ValueAttribute(self, name)
 
-    def _container(self, value: dict[Any, Any] | PooledValues, method: str, *args: Any) -> Any:
-        """What is known of a dict or of a pooled output while tracing; its tensors are recorded as items."""
-        if method in ("keys", "length_per_key"):
-            return list(getattr(value, method)())
-        if not isinstance(value, dict):
-            return self._call(method)
+    def _container(self, value: dict[Any, Any], method: str, *args: Any) -> Any:
+        """What is known of a dict while tracing; its tensors are recorded as items."""
+        if method == "get":
+            self._note_read(args[0])
+        else:
+            self._note_whole()
+        if method == "keys":
+            return list(value)
         if method == "get" and args[0] not in value:
             return args[1] if len(args) > 1 else None
         if method == "get":
@@ -76,6 +83,23 @@ class ValueProxy(fx.Proxy):
     @property
     def _value(self) -> Any:
         return self.node.meta.get("val")
+
+    @property
+    def batch_path(self) -> Path | None:
+        """Where in the batch this is: the name of the graph's input, then fields and items; ``None`` elsewhere."""
+        return _batch_path(self.node)
+
+    def _note_read(self, key: Any) -> None:
+        """Notes that a field or an item of a batch object is read."""
+        path = self.batch_path
+        if path is not None:
+            self.tracer.reads.fields.add((*path, key))  # type: ignore[attr-defined]
+
+    def _note_whole(self) -> None:
+        """Notes that all items of a container in a batch object may be read."""
+        path = self.batch_path
+        if path is not None and isinstance(self._value, (dict, list, tuple)):
+            self.tracer.reads.whole_fields.add(path)  # type: ignore[attr-defined]
 
     def _concrete(self, what: str, ask: Callable[[Any], Any]) -> Any:
         try:
@@ -88,8 +112,10 @@ class ValueProxy(fx.Proxy):
                 ONE_PATH,
             ) from error
 
-    def _call(self, method: str) -> Any:
-        return self.tracer.create_proxy("call_method", method, (self,), {})
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(self._value, (dict, list, tuple)):
+            self._note_read(key) if isinstance(key, (str, int)) else self._note_whole()
+        return self._item(key)
 
     def _item(self, key: Any) -> Any:
         return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
@@ -106,6 +132,7 @@ class ValueProxy(fx.Proxy):
         self.node = self.tracer.create_proxy("call_function", assigned, (self, key, value), {}).node
 
     def __len__(self) -> int:
+        self._note_whole()
         return self._concrete("len()", len)
 
     def __int__(self) -> int:
@@ -121,9 +148,11 @@ class ValueProxy(fx.Proxy):
         return self._concrete("the truth value", bool)
 
     def __contains__(self, item: Any) -> bool:
+        self._note_whole()
         return self._concrete("a membership test", lambda value: item in value)
 
     def __iter__(self) -> Iterator[Any]:
+        self._note_whole()
         value = self._value
         if isinstance(value, dict):
             return iter(list(value))
@@ -135,22 +164,40 @@ class ValueProxy(fx.Proxy):
         return self.__getattr__("keys")
 
 
+def _batch_path(node: fx.Node) -> Path | None:
+    path: Path = ()
+    while node.op != "placeholder":
+        owner = node.args[0] if node.args else None
+        if node.target not in (getattr, operator.getitem) or not isinstance(owner, fx.Node) or len(node.args) != 2:
+            return None
+        if not isinstance(owner.meta.get("val"), (dict, list, tuple)) and not has_fields(owner.meta.get("val")):
+            return None
+        path, node = (node.args[1], *path), owner
+    return (str(node.target), *path)
+
+
 class ValueAttribute(ValueProxy):
-    """An attribute of a proxy, recorded when it is used."""
+    """An attribute of a proxy, recorded when it is used. (A field of the user's may be called "name" or "owner".)"""
 
     def __init__(self, owner: ValueProxy, name: str) -> None:
-        self.owner = owner
-        self.name = name
+        self._dmt_owner = owner
+        self._dmt_name = name
         self.tracer = owner.tracer
         self._node: fx.Node | None = None
+
+    @property
+    def batch_path(self) -> Path | None:
+        """As of any proxy; it does not record the attribute."""
+        owner = self._dmt_owner.batch_path
+        return None if owner is None or not has_fields(self._dmt_owner._value) else (*owner, self._dmt_name)
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]
         """Of the attribute that was read; recorded when somebody asks for it."""
         if self._node is None:
-            self._node = self.tracer.create_proxy("call_function", getattr, (self.owner, self.name), {}).node
+            self._node = self.tracer.create_proxy("call_function", getattr, (self._dmt_owner, self._dmt_name), {}).node
         return self._node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Records the call of a method."""
-        return self.tracer.create_proxy("call_method", self.name, (self.owner, *args), kwargs)
+        return self.tracer.create_proxy("call_method", self._dmt_name, (self._dmt_owner, *args), kwargs)

@@ -8,7 +8,8 @@
    model itself would not run when the graph does, and those for the backward pass of
    a module that is traced through have no module to fire for: errors. Forward hooks of a
    module that is traced through are recorded as they are now: a warning.
-3. A member of the model that has a name which fx's graph modules need for themselves
+3. torchrec's managed collision remaps ids by what it has seen, and evicts rows, while forward runs (DMT115).
+4. A member of the model that has a name which fx's graph modules need for themselves
    ("graph", "code", "meta") cannot be kept under it (DMT113).
 """
 
@@ -39,7 +40,7 @@ def check_modules(model: nn.Module) -> list[Finding]:
     """
     findings = [*_without_python(model)]
     if not findings:
-        findings += [*_named_like_ours(model), *_hooked(model)]
+        findings += [*_named_like_ours(model), *_hooked(model), *_managed(model)]
     if any(finding.severity == "error" for finding in findings):
         raise CaptureError(findings)
     return findings
@@ -52,6 +53,24 @@ def _named_like_ours(model: nn.Module) -> Iterator[Finding]:
             "DMT113", "error", name,
             f"the model has a member called {name!r}, a name that torch.fx.GraphModule needs for itself",
             "rename the member; a state_dict saved under the old name needs its keys renamed as well",
+        )  # fmt: skip
+
+
+def _managed(model: nn.Module) -> Iterator[Finding]:
+    inside: list[str] = []
+    for path, module in model.named_modules():
+        kind = type(module)
+        if not kind.__module__.startswith("torchrec.") or "ManagedCollision" not in kind.__name__:
+            continue
+        if any(path.startswith(f"{outer}.") or not outer for outer in inside):
+            continue
+        inside.append(path)
+        yield Finding(
+            "DMT115", "error", path,
+            f"{kind.__name__} remaps ids by those it has seen and evicts rows while forward runs; every rank would "
+            "remap and evict otherwise, and rows on their owners' side would not follow",
+            "map ids to rows in the data pipeline (a hash, ids % num_embeddings), and look them up in the plain "
+            "EmbeddingBagCollection inside",
         )  # fmt: skip
 
 
@@ -101,3 +120,17 @@ def _hooked(model: nn.Module) -> Iterator[Finding]:
                 "later changes nothing",
                 "remove them before the transformation unless they belong to the model",
             )  # fmt: skip
+
+
+def hidden_tensors(path: str, kind: type) -> CaptureError:
+    """The error for a part of a batch whose tensors cannot be found.
+
+    Args:
+        path: of the part, from the name of forward's argument on.
+        kind: its type.
+    """
+    reason = f"the input {path} is a {kind.__module__}.{kind.__qualname__}, whose tensors cannot be found"
+    hint = "pass tensors, lists, tuples, dicts or dataclasses of them, a KeyedJaggedTensor or a KeyedTensor"
+    if kind.__module__.partition(".")[0] == "numpy":
+        hint = f"pass a tensor in its place, torch.from_numpy({path})"
+    return CaptureError([Finding("DMT108", "error", path, reason, hint)])

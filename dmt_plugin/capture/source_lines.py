@@ -13,6 +13,7 @@ import linecache
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 from unittest import mock
 
@@ -27,6 +28,10 @@ Source = tuple[str, int, str]
 """File, line number and function."""
 
 _LIBRARY = tuple(os.path.dirname(os.path.abspath(file or "")) for file in (torch.__file__, __file__, mock.__file__))
+
+
+_REACH = 6
+"""How many steps from a node its nearest line may be; passes put chains of a few nodes in the place of one."""
 
 
 def calling_line() -> Source | None:
@@ -59,6 +64,41 @@ def module_of(node: fx.Node) -> str:
     """Qualified name of the module whose forward recorded ``node``; "" for the model itself."""
     stack = node.meta.get("nn_module_stack")
     return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def located(nodes: fx.Node | Sequence[fx.Node]) -> str:
+    """The user's line at a node, or near it, with the module whose forward it is in; "" if there is none.
+
+    Args:
+        nodes: a node, or several of which the first that has a line counts.
+    """
+    for node in [nodes] if isinstance(nodes, fx.Node) else nodes:
+        nearest = _nearest(node)
+        if nearest is not None:
+            file, number, function = nearest.meta[SOURCE]
+            where = f" of {module}" if (module := _calling_module(nearest)) else ""
+            return f'{file}:{number}, in {function}{where}: "{linecache.getline(file, number).strip()}"'
+    return ""
+
+
+def _calling_module(node: fx.Node) -> str:
+    """Qualified name of the module whose forward has the node's line: of a layer, that of its caller."""
+    stack = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    if stack and node.op == "call_module" and str(node.target).startswith(stack[-1]):
+        stack.pop()
+    return stack[-1] if stack else ""
+
+
+def _nearest(node: fx.Node) -> fx.Node | None:
+    """The node itself, or the nearest one behind or before it, whose line is known."""
+    ring, seen = [node], {node}
+    for _ in range(_REACH):
+        found = next((n for n in ring if n.meta.get(SOURCE)), None)
+        if found is not None:
+            return found
+        ring = [n for current in ring for n in (*current.users, *current.all_input_nodes) if n not in seen]
+        seen.update(ring)
+    return None
 
 
 def described(node: fx.Node) -> str:

@@ -26,22 +26,35 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import trace_environment as environment
+from dmt_plugin.capture.batch_parts import is_jagged
 from dmt_plugin.capture.einops_calls import einops_followed
 from dmt_plugin.capture.example_values import ExampleValues
 from dmt_plugin.capture.gradients import detach_what_has_no_gradient, note_surroundings, own_backwards_refused
 from dmt_plugin.capture.identities import drop_identities
-from dmt_plugin.capture.inputs import InputBinder, is_jagged
+from dmt_plugin.capture.inputs import InputBinder
+from dmt_plugin.capture.jagged import jagged_result, joined
+from dmt_plugin.capture.keyed_tensors import (
+    is_keyed,
+    keyed_tensor_class,
+    made_in_forward,
+    recorded_as,
+    recorded_keyed_tensor,
+    regrouped,
+    regroups_as_dict,
+)
 from dmt_plugin.capture.leaves import is_leaf, leaf_value
 from dmt_plugin.capture.masks import indices_of, selected, spell_masks_by_row
 from dmt_plugin.capture.mutations import make_mutations_explicit
-from dmt_plugin.capture.proxies import DATA_DEPENDENT, ONE_PATH, ValueAttribute, ValueProxy, unknown
+from dmt_plugin.capture.proxies import DATA_DEPENDENT, NO_BRANCH, ValueAttribute, ValueProxy, unknown
+from dmt_plugin.capture.reads import Reads
+from dmt_plugin.capture.refusals import hidden_tensors
 from dmt_plugin.capture.source_lines import calling_line, raising_line, refusal, shown
 from dmt_plugin.capture.spellings import spell_in_simpler_terms
 from dmt_plugin.capture.trace_environment import WrappedName
@@ -79,6 +92,7 @@ class ValueTracer(fx.Tracer):
         self._evaluating = 0
         self._wrapped = environment.wrapped_code()
         self.through: dict[fx.Node, frozenset[WrappedName]] = {}
+        self.reads = Reads()
 
     @property
     def evaluating(self) -> bool:
@@ -100,11 +114,12 @@ class ValueTracer(fx.Tracer):
         for name, value in zip(self._binder.names, self._inputs, strict=True):
             node = self.create_node("placeholder", name, (), {})
             node.meta["val"] = self._values.of(value)
-            proxies.append(self.proxy(node))
+            proxy = self.proxy(node)
+            proxies.append(recorded_keyed_tensor(proxy, value) if is_keyed(value) else proxy)
         root = self.root
 
         def call(*flat: Any) -> Any:
-            return self._binder.call(lambda *a, **k: type(root).forward(root, *a, **k), flat)
+            return self._binder.call(lambda *a, **k: type(root).forward(root, *a, **k), flat, self.reads)
 
         call.__annotations__.clear()  # textual annotations in a graph's output cannot be pickled
         return call, proxies
@@ -114,7 +129,16 @@ class ValueTracer(fx.Tracer):
         return ValueProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        """Records a node, then computes its example value."""
+        """Records a node, then computes its example value; a keyed tensor becomes an object with recorded blocks."""
+        if kind == "call_function" and target is not None and target is keyed_tensor_class():
+            return made_in_forward(args, kwargs)
+        result = self.record(kind, target, args, kwargs, *rest, **more)
+        if isinstance(result, ValueProxy) and is_keyed(value := result.node.meta["val"]):
+            return recorded_keyed_tensor(result, value)
+        return result
+
+    def record(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Records a node with its example value; ``None`` if that is what a jagged tensor has in its place."""
         result = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = result.node
         if "val" not in node.meta:
@@ -153,7 +177,7 @@ class ValueTracer(fx.Tracer):
             raise refusal(
                 "DMT101", self.here,
                 f"{unknown(error)} depends on data: {node.format_node()} at {shown(calling_line())}",
-                ONE_PATH,
+                NO_BRANCH,
             ) from error  # fmt: skip
         except Exception as error:
             raise refusal(
@@ -188,9 +212,15 @@ class ValueTracer(fx.Tracer):
             return self._call_leaf(module, args, kwargs) if value is NotImplemented else value
         if (picked := selected(node, self.root)) is not None:
             return picked
+        if node.op == "call_method" and is_jagged(args[0]):
+            value = jagged_result(str(node.target), args[0], args[1:], kwargs)
+            if value is not NotImplemented:
+                return value
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
+        if getattr(node.target, "__name__", "") == "_kjt_concat" and (parts := list(args[0])):  # type: ignore[arg-type]
+            return joined(parts)
         if node.target is operator.getitem:
             return operator.getitem(args[0], self._without_masks(node.args[1], args[1]))  # type: ignore[arg-type]
         return node.target(*args, **kwargs)
@@ -222,6 +252,8 @@ class ValueTracer(fx.Tracer):
         """Records a module call; a module made inside forward is traced through if it has no parameters."""
         if self.evaluating:
             return forward(*args, **kwargs)
+        if regroups_as_dict(m):
+            return regrouped(m, *args, **kwargs)
         try:
             self.path_of_module(m)
         except NameError:
@@ -245,6 +277,8 @@ class ValueTracer(fx.Tracer):
         """Also accepts numpy scalars and arrays, which torch functions take from users."""
         if type(a).__module__ == "numpy":
             a = _plain_numbers(a)
+        if (handed_on := recorded_as(a)) is not None:
+            a = handed_on
         result = super().create_arg(a)
         if isinstance(result, fx.Node) and "val" not in result.meta:  # a constant tensor became an attribute
             result.meta["val"] = self._evaluate(result)
@@ -272,11 +306,13 @@ class Trace:
         graph: the operations, each node with its example value in ``meta["val"]``.
         constants: tensors made inside forward from no input, by the attribute name the graph gives them.
         through: for nodes recorded inside functions marked with ``torch.fx.wrap``, those functions.
+        reads: what of the batch was read.
     """
 
     graph: fx.Graph
     constants: dict[str, Tensor]
     through: dict[fx.Node, frozenset[WrappedName]]
+    reads: Reads = field(default_factory=Reads)
 
 
 class WrappedFunctionFailed(Exception):
@@ -327,6 +363,9 @@ def trace_with_values(
             drop_identities(graph)
             spell_in_simpler_terms(graph)
         except Exception as error:
+            if unknown_read := binder.unknown_read(tracer.reads):
+                path, kind = unknown_read[0]
+                raise hidden_tensors(path, kind) from error
             if through := environment.wrapped_in_error(error, tracer._wrapped) - set(kept):
                 raise WrappedFunctionFailed(through) from error
             if isinstance(error, CaptureError):
@@ -340,4 +379,4 @@ def trace_with_values(
     # the generated code cannot be pickled at all.
     graph._tracer_cls = None
     graph._co_fields = {}
-    return Trace(graph, tracer.constants(graph), tracer.through)
+    return Trace(graph, tracer.constants(graph), tracer.through, tracer.reads)

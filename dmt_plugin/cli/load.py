@@ -16,16 +16,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
-from dmt_plugin.capture.inputs import ExampleBatch, InputBinder, example_of
+from dmt_plugin.capture.example_call import fitting
+from dmt_plugin.capture.inputs import ExampleBatch
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.core.errors import CaptureError, ConfigError
-from dmt_plugin.core.modes import in_mode
-from dmt_plugin.core.user_code import call_factory, line_of, load_factory, load_module
-from dmt_plugin.model.same_outputs import rows_on_demand
-from dmt_plugin.tables.on_demand import RowsNotMadeError
+from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.user_code import call_factory, load_factory, load_module
+from dmt_plugin.model.same_outputs import ANOTHER_BATCH, why_not_taken
 
 
 @dataclass(frozen=True)
@@ -137,19 +135,7 @@ def _batch(module: ModuleType, model: str, batch: str | None, own: Any, configur
 
 def _fitting(value: Any, model: nn.Module, source: str, config: DMTConfig) -> ExampleBatch:
     """The batch as a call of the model that works, on a model that can be called."""
-    try:
-        example = example_of(value, model)
-        InputBinder(model.forward, example)
-    except CaptureError as error:
-        raise ConfigError(f"the example batch ({source}) does not fit the model. {error}") from error
-    try:
-        with rows_on_demand(model, example, config.lookup).held_by(model), in_mode(model, False), torch.no_grad():
-            model(*example.args, **example.kwargs)
-    except RowsNotMadeError:
-        return example  # weights without values: what can be done with shapes is done
-    except Exception as error:
-        raise ConfigError(
-            f"the model does not take the example batch ({source}): {type(model).__name__} raised "
-            f"{type(error).__name__}: {error}{line_of(error)}. Give a batch that the model can be called with."
-        ) from error
+    example = fitting(value, model, source)
+    if (why := why_not_taken(model, example, config.lookup)) is not None:
+        raise ConfigError(f"{why}. {ANOTHER_BATCH}; this one is from {source}.")
     return example

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import nn
 
-from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.cli.load import importable_here
 from dmt_plugin.cli.partition_inputs import batches_of, load_model, loss_of, read_config, read_state
 from dmt_plugin.compiler import candidate_rows_of, count_rows_of
@@ -173,7 +173,11 @@ def counted_rows(
     own = made.config.topology.ranks_per_host
     ranks = lanes or (1 if own == "auto" else int(own))
     start = batches_of(request.data)
-    data = DataToCount(request.data, lambda: (example_of(batch, made.model) for batch in start()), samples)
+
+    def calls() -> Iterable[Any]:
+        return (example_of(batch, made.model, labelled=True) for batch in start())
+
+    data = DataToCount(request.data, calls, samples)
     shares = count_rows_of(made.model, made.example, data, ranks)
     if shares is None:
         return None, f"distinct rows: not counted, as the data have fewer than {samples * ranks} samples"
@@ -201,7 +205,9 @@ def _by_affinity(request: Request, flat: _Flat, towers: int, rules: PartitionCon
     if rules.strategy not in _NO_AFFINITY:
         affinity = Affinity.load(request.affinity) if request.affinity else _measured(request, flat, _kind(rules))
     rows = flat.rows
-    return make_partition(rows.features, rows.tables, towers, rules, affinity=affinity, model=rows.fingerprint)
+    return make_partition(
+        rows.features, rows.tables, towers, rules, affinity=affinity, model=rows.fingerprint, joined=rows.joined
+    )
 
 
 def _settings(base: PartitionConfig, request: Request) -> PartitionConfig:
@@ -302,7 +308,8 @@ def _by_training(request: Request, flat: _Flat, config: DMTConfig, rules: Partit
     for objective in ("coherent", "diverse", "mutual_information"):
         one = rules.model_copy(update={"objective": objective})
         candidates[objective] = make_partition(
-            flat.rows.features, flat.rows.tables, int(config.towers.count), one, affinity=affinities[_kind(one)]
+            flat.rows.features, flat.rows.tables, int(config.towers.count), one, affinity=affinities[_kind(one)],
+            joined=flat.rows.joined,
         )
     best, losses = choose_by_training(
         flat.model, candidates, flat.example, config, batches[:steps], batches[steps:], loss, steps,

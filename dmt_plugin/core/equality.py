@@ -38,7 +38,7 @@ def same(first: Any, second: Any) -> bool:
 
 def differences(first: Any, second: Any) -> list[Difference]:
     """Every place where ``second`` is not what ``first`` is; empty where they are the same."""
-    (leaves, nesting), (others, other_nesting) = (pytree.tree_flatten_with_path(value) for value in (first, second))
+    (leaves, nesting), (others, other_nesting) = (_leaves(value) for value in (first, second))
     if nesting != other_nesting:
         return [Difference("", f"{len(leaves)} values in {_brief(first)}, then {len(others)} in {_brief(second)}")]
     found = []
@@ -46,6 +46,15 @@ def differences(first: Any, second: Any) -> list[Difference]:
         difference = _of_leaves(pytree.keystr(path), mine, theirs)
         found += [difference] if difference else []
     return found
+
+
+def _leaves(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    """Leaves with their paths, and how they are nested."""
+    try:
+        return pytree.tree_flatten_with_path(value)
+    except ValueError:  # a container whose library gives its parts no names
+        leaves, nesting = pytree.tree_flatten(value)
+        return [((pytree.SequenceKey(i),), leaf) for i, leaf in enumerate(leaves)], nesting
 
 
 def say_differences(found: list[Difference]) -> str:

@@ -27,6 +27,7 @@ class Finding:
         module: Module path or graph node the finding is about, "" for the model as a whole.
         reason: What was found and why that matters.
         hint: What to change, "" where nothing has to be changed.
+        source: The line of the user's code, "" where it is none or the reason has it.
 
     Raises:
         ValueError: If the code or the severity is not one of the above.
@@ -37,6 +38,7 @@ class Finding:
     module: str
     reason: str
     hint: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not _CODE.fullmatch(self.code):
@@ -46,6 +48,8 @@ class Finding:
 
     def __str__(self) -> str:
         text = f"{self.code} {self.severity}: {self.module or '(model)'}: {self.reason}"
+        if self.source:
+            text += f" (at {self.source})"
         if self.hint:
             text += f" | {self.hint}"
         return " ".join(text.split())

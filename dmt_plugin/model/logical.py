@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import GraphModel, InputBinder
+from dmt_plugin.capture.graph_state import UNREAD
 from dmt_plugin.core.errors import DMTError
 from dmt_plugin.core.findings import Finding
 from dmt_plugin.model.flat_state import LoadedState, StateMap, load_flat_state, state_map
@@ -137,14 +138,22 @@ class TowerModel(GraphModel):
 
     @property
     def own_entries(self) -> Entries:
-        """Shape and type of everything in this model's state, by name."""
+        """Shape and type of everything in this model's state that it reads, by name."""
         noted = self.__dict__.get("_dmt_states")
-        return _shapes(self.state_dict()) if noted is None else noted[1]
+        entries = _shapes(self.state_dict()) if noted is None else noted[1]
+        unread = set(self._unread)
+        return {name: entry for name, entry in entries.items() if name not in unread}
 
     @property
     def never_run(self) -> list[str]:
-        """Names in the state of what :meth:`to_flat` gives that forward never reads, so that this model lacks them."""
+        """Names in the flat model's state that forward never reads: they are in this model's state, on no rank."""
+        if UNREAD in self.__dict__["graph_module"].__dict__:
+            return sorted(self._unread)
         return sorted(set(self.flat_entries) - set(self.own_entries)) if self.semantic_preserving else []
+
+    @property
+    def _unread(self) -> tuple[str, ...]:
+        return tuple(self.__dict__["graph_module"].__dict__.get(UNREAD, ()))
 
     @property
     def state_map(self) -> StateMap:
@@ -165,7 +174,10 @@ class TowerModel(GraphModel):
             DMTError: a part that should continue is missing or has another shape; nothing is
                 loaded then.
         """
-        return load_flat_state(self.state_dict(), self.state_map, state)
+        entries = _shapes(self.state_dict())
+        return load_flat_state(
+            self.state_dict(), state_map(self.flat_entries, entries, self.stored_facts.changes), state
+        )
 
 
 def _shapes(state: Mapping[str, Any]) -> Entries:

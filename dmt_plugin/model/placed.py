@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, InputBinder, copy_graph, graph_module_over
 from dmt_plugin.capture.graph_state import load_graph_module, save_graph_module
+from dmt_plugin.capture.misfits import said_to_the_user
 from dmt_plugin.comm.distinct.requests import RowRequests
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.wire.transport import Transport, Wire
@@ -135,12 +136,15 @@ class PlacedModel(GraphModel):
         """Calls the graph with the user's arguments; ids that were distributed ahead are used."""
         inputs = self.binder.inputs(args, kwargs)
         prefetcher: IdPrefetcher | None = self.prefetcher
-        if prefetcher is not None:
-            ran, result = prefetcher.run(inputs)
-            if ran:
-                return result
-        graph_module: fx.GraphModule = self.__dict__["graph_module"]
-        return graph_module(*inputs) if self.compiled is None else self.compiled(graph_module, *inputs)
+        with said_to_the_user(self.binder, inputs):
+            if prefetcher is not None:
+                ran, result = prefetcher.run(inputs)
+                if ran:
+                    return result
+            graph_module: fx.GraphModule = self.__dict__["graph_module"]
+            if self.compiled is not None:
+                return self.compiled(graph_module, *inputs)
+            return nn.Module.__call__(graph_module, *inputs)  # fx's own call prints generated code
 
     def own_state(self, *, keep_vars: bool = False) -> dict[str, Any]:
         """Parameters and buffers of this rank's towers and dense part, by name; no tables.

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.comm.distinct.requests import RowRequests, ids_of_read
 from dmt_plugin.comm.distinct.row_groups import Read, RowCodes
 from dmt_plugin.comm.distinct.step_batches import Ids, checked_streams, cut_into_steps
@@ -129,6 +129,6 @@ def _means(sums: Counter[tuple[int, int]], steps: int) -> dict[tuple[int, int], 
 def _read(graph: PlacedGraph, batches: Iterable[Any]) -> Iterator[Ids]:
     read, logical = reading_program(graph.graph_module), graph.logical
     for batch in batches:
-        call = example_of(batch, logical.flat)
+        call = example_of(batch, logical.flat, labelled=True)
         inputs = logical.binder.inputs(call.args, call.kwargs)
         yield tuple(read(graph.graph_module, *inputs)[REQUESTS])

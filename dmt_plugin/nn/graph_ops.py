@@ -148,6 +148,22 @@ def join_vectors(rows: Tensor, vectors: int) -> Tensor:
 
 
 @graph_function
+def without_rows(ids: Tensor, width: int, dtype: torch.dtype, more: int, pooled: bool) -> Tensor:
+    """What has the shape of a lookup of which nothing else is read, in the memory of one number.
+
+    Args:
+        ids: the ids, or the offsets of bags.
+        width: of a row.
+        dtype: of the table.
+        more: offsets behind those of the bags.
+        pooled: whether the last dimension of ``ids`` is pooled.
+    """
+    shape = [*ids.shape[:-1]] if pooled else [*ids.shape]
+    shape[0] -= more
+    return torch.zeros((), dtype=dtype, device=ids.device).expand(*shape, width)
+
+
+@graph_function
 def jagged_values(features: Any, key: str) -> Tensor:
     """The ids of one key of a ``KeyedJaggedTensor``, ``(n,)``."""
     return features[key].values()

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dmt_plugin.partitioner.affinity import Affinity
 from dmt_plugin.partitioner.feasible import largest_crowd, settled
 from dmt_plugin.partitioner.layout import FeatureLayout, as_dict, distances, lay_out
 from dmt_plugin.partitioner.packing import Labels, Packing
+from dmt_plugin.partitioner.spread import spread
 from dmt_plugin.partitioner.strategies import IN_ORDER, NEED_AFFINITY, STRATEGIES, Case
 from dmt_plugin.partitioner.units import Rules, Unit, Units, make_units
 from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec
@@ -73,6 +74,7 @@ def make_partition(
     affinity: Affinity | None = None,
     model: str = "",
     rows: Mapping[str, float] | None = None,
+    joined: Sequence[Collection[str]] = (),
 ) -> Partition:
     """Assigns every feature to a tower.
 
@@ -84,6 +86,8 @@ def make_partition(
         affinity: for ``learned`` and ``graph``; by default the file that the config names.
         model: fingerprint of the model, to compare with the affinity's.
         rows: by table whose rows travel once the distinct rows that batches need per sample, for a balance by cost.
+        joined: groups of features of each of which every tower is to have one, see
+            :func:`dmt_plugin.partitioner.spread.spread`.
 
     Raises:
         PlanError: the affinity does not fit, there are more towers than units, or limits and rules cannot be kept;
@@ -109,6 +113,9 @@ def make_partition(
     if config.balance == "cost" or config.strategy == "greedy_balance":
         cost = balance.feature_costs(ordered, tables, config.cost.model_dump(), rows or {})
     labels, groups = _solve(config, units, towers, names, cost, found, plane)
+    if joined:
+        alike = None if found is None else _between_units(found, units.units, plane is not None and plane.objective)
+        labels = spread(labels, units.units, towers, joined, units.apart, alike)
     unit_of = {name: u for u, unit in enumerate(units.units) for name in unit.names}
     tower_of = {name: int(labels[unit_of[name]]) for name in names}
     result = tuple(tuple(f.name for f in features if tower_of[f.name] == t) for t in range(towers))
@@ -131,6 +138,16 @@ def make_partition(
             "layout": as_dict(plane.layout), "stress_1": dict(plane.stress_1),
         }  # fmt: skip
     return Partition(result, provenance, loads, found, plane.layout if plane else None, tuple(names))
+
+
+def _between_units(affinity: Affinity, units: Sequence[Unit], objective: str | bool) -> NDArray[np.float64]:
+    """How much every two units belong in one tower."""
+    place = {name: i for i, name in enumerate(affinity.features)}
+    member = np.zeros((len(units), len(place)))
+    for u, unit in enumerate(units):
+        member[u, [place[name] for name in unit.names]] = 1.0
+    alike: NDArray[np.float64] = member @ affinity.values @ member.T
+    return -alike if objective == "diverse" else alike
 
 
 def _affinity(config: PartitionConfig, given: Affinity | None, names: Sequence[str], model: str) -> Affinity | None:

@@ -8,23 +8,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import ExampleBatch, capture
-from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.core.modes import in_mode
-from dmt_plugin.passes.base import PassContext, run_passes
+from dmt_plugin.passes.base import GraphPass, PassContext, run_passes
 from dmt_plugin.passes.facts import Lookup
+from dmt_plugin.passes.logical.find_joins import FindJoins
 from dmt_plugin.passes.logical.find_lookups import FindLookups
 from dmt_plugin.passes.logical.make_tower_plan import describe
 from dmt_plugin.passes.pipeline import towers_passes
 from dmt_plugin.plan.tower_plan import model_fingerprint
 from dmt_plugin.topology.shape import Topology
+
+_WHATEVER_IT_SAYS = DMTConfig.model_validate({"transform": {"on_unsupported": "transport"}})
+"""Features are looked at whether or not they can go through tower modules."""
 
 
 class FeatureRows:
@@ -38,6 +43,7 @@ class FeatureRows:
         features: the model's features.
         tables: its tables.
         fingerprint: of both, as plans carry it.
+        joined: for each group that can go through tower modules its features.
 
     Raises:
         CaptureError: the model cannot be captured.
@@ -52,7 +58,7 @@ class FeatureRows:
                 "it on the CPU and load a checkpoint."
             )
         self._model = model
-        ctx = PassContext(capture(model, example_of(example, model)), DMTConfig(), Topology(1, 1))
+        ctx = PassContext(capture(model, example_of(example, model, labelled=True)), _WHATEVER_IT_SAYS, Topology(1, 1))
         passes = towers_passes()
         last = next(i for i, step in enumerate(passes) if isinstance(step, FindLookups))
         run_passes(passes[: last + 1], ctx)
@@ -62,10 +68,11 @@ class FeatureRows:
         shown = _widest(ctx.facts.lookups)
         self._names = [lookup.feature for lookup in shown]
         self._graph = _up_to(ctx.gm, [lookup.node for lookup in shown])
+        self.joined = _joined(ctx, passes[last + 1 :])
 
     def example(self, batch: Any) -> ExampleBatch:
         """A batch of a data loader as a call of the model."""
-        return example_of(batch, self._model)
+        return example_of(batch, self._model, labelled=True)
 
     def __call__(self, batch: Any) -> dict[str, Tensor]:
         """The rows ``(B, N)`` of every feature for one batch, as the model would look them up in eval mode."""
@@ -77,6 +84,13 @@ class FeatureRows:
             flat = rows if rows.dim() == 2 else rows.reshape(len(rows), -1, rows.shape[-1]).sum(1)
             parts.setdefault(name, []).append(flat)
         return {f.name: torch.cat(parts[f.name], dim=1) for f in self.features}
+
+
+def _joined(ctx: PassContext, rest: Sequence[GraphPass]) -> list[frozenset[str]]:
+    """The features of each group that can go through tower modules, as the passes behind the lookups find them."""
+    last = next(i for i, step in enumerate(rest) if isinstance(step, FindJoins))
+    run_passes(rest[: last + 1], ctx)
+    return [frozenset(x.feature for x in g.lookups) for g in ctx.facts.groups if g.kind == "tower"]
 
 
 def _widest(lookups: list[Lookup]) -> list[Lookup]:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dmt_plugin.capture.inputs import batch_size_of, example_of
+from dmt_plugin.capture.batch_sizes import batch_size_of
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.core.modes import in_mode
 
@@ -104,7 +105,7 @@ def warm_up(
     steady = tqdm(itertools.islice(_again(batches), steps), "warm-up", steps, unit="step", disable=not progress)
     with in_mode(model, training=True):
         for batch in steady:
-            call = example_of(batch, called_like or model)
+            call = example_of(batch, called_like or model, labelled=True)
             value = loss(model(*call.args, **call.kwargs), batch)
             if not torch.isfinite(value):
                 raise PlanError(
@@ -133,7 +134,7 @@ def mean_loss(model: nn.Module, batches: Iterable[Any], loss: Loss, *, called_li
     total, count = 0.0, 0
     with in_mode(model, training=False), torch.no_grad():
         for batch in batches:
-            call = example_of(batch, called_like or model)
+            call = example_of(batch, called_like or model, labelled=True)
             size = batch_size_of([*call.args, *call.kwargs.values()]) or 1
             total += float(loss(model(*call.args, **call.kwargs), batch)) * size
             count += size

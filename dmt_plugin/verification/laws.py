@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture import ExampleBatch, GraphModel, capture
-from dmt_plugin.capture.inputs import example_of
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.equality import differences, same, say_differences

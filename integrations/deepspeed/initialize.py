@@ -29,7 +29,6 @@ from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils.logging import print_dist
 from torch import nn
 
-from dmt_plugin.capture.inputs import batch_size_of
 from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.comm.wire.transport import Traffic, Transport
 from dmt_plugin.compiler import transform
@@ -236,7 +235,7 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
         graph = place_graph(logical, config, resolved.topology, rank)
         config.lookup.check_names([(table.name, table.parameter) for table in graph.plan.tables])
         config.lookup.check_types([(table.name, table.parameter, table.dtype) for table in graph.plan.tables])
-        samples = batch_size_of(graph.logical.binder.inputs(example.args, example.kwargs)) or 1
+        samples = graph.logical.binder.samples or 1
     check_same_plan(groups, graph.plan.fingerprint)
     check_same_rows(groups, graph.placement)
     need = check_need(graph, config, call.settings, samples, groups)

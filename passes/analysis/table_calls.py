@@ -125,14 +125,15 @@ def reads_samples(node: fx.Node) -> bool:
         source = pending.pop()
         if source.op == "placeholder":
             return True
-        if source in seen or _tells_no_values(source):
+        if source in seen or tells_no_values(source):
             continue
         seen.add(source)
         pending.extend(source.all_input_nodes[:1] if has_trait(source, "reads_first") else source.all_input_nodes)
     return False
 
 
-def _tells_no_values(node: fx.Node) -> bool:
+def tells_no_values(node: fx.Node) -> bool:
+    """Whether a node reads no values of its inputs, but their shape, type or device."""
     value = node.meta.get("val")
     if has_trait(node, "reads_no_values") or isinstance(value, (int, float, torch.device, torch.dtype)):
         return True

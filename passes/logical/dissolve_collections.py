@@ -25,6 +25,7 @@ from torch import fx
 
 from dmt_plugin.capture import graph_module_over
 from dmt_plugin.capture.leaves import is_bag_collection, pooled_columns
+from dmt_plugin.capture.source_lines import described
 from dmt_plugin.nn.graph_ops import jagged_offsets, jagged_values, jagged_weights
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 
@@ -64,7 +65,7 @@ class DissolveCollections(GraphPass):
                 stream = graph.call_module(
                     target, (values, offsets), {"per_sample_weights": weights[0]} if weights else {}
                 )
-                stream.meta["val"] = value[key]
+                stream.meta = {**node.meta, "val": value[key]}
                 streams[key] = stream
         for parts in read.values():
             for part in parts:
@@ -92,10 +93,12 @@ class DissolveCollections(GraphPass):
                 joined.meta["val"] = user.meta["val"]
                 _replace(graph, user, joined)
                 continue
+            what = "leaves the model as it is" if user.op == "output" else f"is handed to {described(user)}"
             ctx.find(
                 "DMT210", "error", str(node.target),
-                f"the pooled output of this collection is used by {user.format_node()}, which is not understood",
-                "use kt[key], kt.to_dict()[key] or kt.values() on it",
+                f"the pooled output of this collection {what}, so that it is not known which of its vectors are used",
+                "give tensors instead: kt.values(), kt[key], or the dict kt.to_dict()",
+                at=user if user.op != "output" else node,
             )  # fmt: skip
 
 

@@ -95,6 +95,7 @@ class FindJoins(GraphPass):
                     f"{[x.feature for x in group.lookups]} enter the join of {joined[0]}, and are used by {outside} "
                     "besides, which need the vectors as they are; so they move as they are",
                     "look the feature up in a table of its own for the other use, to have it in the tower",
+                    at=[user for user in users if user not in joins],
                 )  # fmt: skip
                 continue
             if group.width == 1 or len(group.lookups) < FEWEST:
@@ -103,12 +104,14 @@ class FindJoins(GraphPass):
                     f"{group.name} ({len(group.lookups)} lookup(s)) moves as it is: {group.reason}",
                     "with others it could go through towers that keep its shape: set dmt.transform.on_unsupported to "
                     '"decoder" or "preserve"' if group.lookups[0].table in could else "",
+                    at=group.lookups[0].node,
                 )  # fmt: skip
                 continue
             ctx.find(
                 "DMT302", ctx.unsupported, group.lookups[0].table,
                 f"{group.name} ({len(group.lookups)} lookups) cannot go through tower modules: {group.reason}",
                 f"join the features with one torch.cat or torch.stack, or {WAYS_OUT}",
+                at=[*sorted(users, key=lambda user: user.name), group.lookups[0].node],
             )  # fmt: skip
         if len(ctx.facts.groups) == 1 and len(ctx.facts.groups[0].lookups) == 1:
             (alone,) = ctx.facts.groups[0].lookups
@@ -126,12 +129,14 @@ class FindJoins(GraphPass):
                 f"the model looks up this feature alone{several}; a tower compresses what several features have in "
                 "common",
                 way,
+                at=alone.node,
             )  # fmt: skip
         elif not any(g.kind == "tower" for g in ctx.facts.groups):
             ctx.find(
                 "DMT303", ctx.unsupported, "",
                 "no group of features can go through tower modules, so the model would only be moved differently",
                 f'{WAYS_OUT}; or set dmt.towers.module to "none" to use the hierarchical route alone',
+                at=[user for lookup in ctx.facts.leading() for user in ctx.facts.stream_of(lookup).users],
             )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class FindLookups(GraphPass):
                 found.extend(_lookups_of(ctx.gm, replace(call, weight=names[call.weight])))
             else:
                 code, reason, hint = problem
-                ctx.find(code, "error", call.table, reason, hint)
+                ctx.find(code, "error", call.table, reason, hint, at=call.node)
         found = _whole_where_ranges_overlap(ctx.gm, ranges_of_columns(ctx.gm, found))
         found = [replace(x, frozen=not weight_of(ctx.gm, x.weight).requires_grad) for x in found]
         _check_weights(ctx, calls, found)
@@ -68,6 +68,7 @@ class FindLookups(GraphPass):
                 f"the ids or weights of {call.node.name} are computed from rows of other tables, so they are not there "
                 "when ids are sent to the tables' owners: this table stays on every rank as a dense parameter",
                 "nothing, if it is small; else compute the ids outside the model",
+                at=call.node,
             )  # fmt: skip
         ctx.facts.lookups = named(ctx, found)
         if not calls:
@@ -196,7 +197,9 @@ def _unsupported(ctx: PassContext, call: TableCall) -> tuple[str, str, str] | No
             "DMT206",
             f"for {batch_size} samples the lookup gives the shape {shape}, neither one vector per sample nor a "
             "sequence of vectors per sample",
-            "look each input up by itself, with ids (B,) or (B, L), or pool them with nn.EmbeddingBag",
+            "give it a bag per sample: offsets (B,), or ids (B, L)"
+            if call.bag
+            else "look each input up by itself, with ids (B,) or (B, L), or pool them with nn.EmbeddingBag",
         )
     padding = call.padding_idx
     if call.bag or padding is None:
@@ -309,4 +312,5 @@ def _report_unread(ctx: PassContext, calls: list[TableCall]) -> None:
             "rows of this tensor are read by the samples' ids, but not as a table: it stays on every rank as a dense "
             "parameter, and its whole gradient is reduced in every step",
             "look it up through nn.EmbeddingBag, nn.Embedding or F.embedding on a parameter to have it sharded",
+            at=node,
         )  # fmt: skip

@@ -200,4 +200,5 @@ def _report(ctx: PassContext, group: StreamGroup, modules: list[nn.Module], deco
         text,
         "a native form needs neither: join the features with one torch.cat or torch.stack, and use operations on them "
         "that follow their number and width",
+        at=group.joins,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.nn.towers import automatic_dim
 from dmt_plugin.partitioner.files import resolve
-from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, StreamGroup
 from dmt_plugin.passes.placement.table_placement import (
     asked_by_columns,
@@ -105,7 +105,8 @@ class MakeTowerPlan(GraphPass):
                 "DMT304", ctx.unsupported, group.lookups[0].table,
                 f"tower(s) {empty} have no feature of {group.name}, so hosts would hold different numbers of tower "
                 "modules",
-                "lower dmt.towers.count, or give every tower a feature of this group in dmt.partition.file",
+                _fewer_towers(ctx, towers),
+                at=group.joins,
             )  # fmt: skip
             _to_transport(group, f"tower(s) {empty} have none of its features")
 
@@ -140,6 +141,20 @@ def _check_placement(ctx: PassContext) -> None:
         lambda table: plan.kind_of(table) == "column_wise",
     )
     check_placement(ctx, travelling_once(ctx, towers).towers)
+
+
+def _fewer_towers(ctx: PassContext, towers: tuple[tuple[str, ...], ...]) -> str:
+    """What to do where a tower has no feature of a group: towers that can all have one, if there are any."""
+    fewest = min(len({x.feature for x in g.lookups}) for g in ctx.facts.groups if g.kind == "tower")
+    if fewest >= len(towers):
+        return (
+            "give every tower a feature of each group in dmt.partition.file; dmt partition --model ... --data ... "
+            "writes one that does"
+        )
+    count = fewest - fewest % ctx.topology.hosts
+    if count:
+        return f"set dmt.towers.count to {count}, with a feature of each group for every tower in dmt.partition.file"
+    return f"use at most {fewest} hosts (dmt.topology), with a tower each; or {WAYS_OUT}"
 
 
 def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:

@@ -57,10 +57,10 @@ class ReadMarks(GraphPass):
         place = tables[0] if len(tables) == 1 else stream.name
         if first != label:
             reason = f"this stream is marked twice: as {first} and as {label}"
-            ctx.find("DMT220", "error", place, reason, "mark each stream once")
+            ctx.find("DMT220", "error", place, reason, "mark each stream once", at=stream)
         if not sources:
             reason = f"the stream {stream.name} is marked as {label}, but no embedding table feeds it"
-            ctx.find("DMT221", "warning", place, reason, "mark the embeddings themselves")
+            ctx.find("DMT221", "warning", place, reason, "mark the embeddings themselves", at=stream)
 
 
 def _read(node: fx.Node) -> tuple[str, list[fx.Node], tuple[str, ...], bool]:

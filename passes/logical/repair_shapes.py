@@ -46,6 +46,7 @@ class RepairShapes(GraphPass):
                 "DMT401", "error", refusal.node,
                 refusal.reason,
                 f"{WAYS_OUT}; or choose c, p and dim so that streams keep their number and width",
+                at=[n for n in ctx.gm.graph.nodes if n.name == refusal.node],
             )  # fmt: skip
             return self.result(1)
         if trials.blocked:
@@ -58,6 +59,7 @@ class RepairShapes(GraphPass):
                 f"multiplies or divides by {kept.number:g}, which is {kept.form}, and {kept.old} entries became "
                 f"{kept.new}: the number stays as it is",
                 "if it stands for that size, read the size off a tensor in forward (x.shape[1]), so that it follows",
+                at=kept.node,
             )  # fmt: skip
         self._layers(ctx, sweep)
         self._parameters(ctx, sweep)

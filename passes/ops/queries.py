@@ -106,14 +106,13 @@ def own_dims(gm: fx.GraphModule, node: fx.Node) -> list[int]:
     return [] if dims is None else [d for d, token in enumerate(dims.result) if token in dims.own]
 
 
-def why_fixed(gm: fx.GraphModule, node: fx.Node) -> str:
-    """Why what produces a node cannot be given another size."""
+def why_fixed(gm: fx.GraphModule, node: fx.Node, wanted: int) -> str:
+    """Why what produces a node cannot be given a wanted size in one of its dimensions."""
     module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or name_of(node) in ("embedding", "embedding_bag"):
-        return (
-            "it is a lookup that does not go through these towers, whose table keeps its width; "
-            f"set dmt.towers.dim to {shape_of(node)[-1]}"
-        )
+        width = shape_of(node)[-1]
+        way_out = f"; set dmt.towers.dim to {width}" if wanted != width else ""
+        return f"it is a lookup that does not go through these towers, whose table keeps its width{way_out}"
     if name_of(node) in joins.JOINS:
         return "which of the parts joined there should change is not known"
     return "nothing that produces it can be resized"

@@ -213,7 +213,7 @@ class Sweep:
             if axis.old == axis.new
             else f"{axis.new} entries instead of {axis.old} in dimension {dim} of {node.name}"
         )
-        raise Unsupported(f"needs {what}, and {why_fixed(self.gm, node)}")
+        raise Unsupported(f"needs {what}, and {why_fixed(self.gm, node, axis.new)}")
 
     def _note(self, node: fx.Node, wanted: Axes) -> None:
         if node.op in ("get_attr", "call_module"):

@@ -173,19 +173,27 @@ class Holds:
     plain: Plain
 
 
-@pytest.mark.parametrize(
-    ("value", "place"),
-    [
-        (Plain(rows(5)), "args_1"),
-        (np.zeros((5, 3)), "args_1"),
-        (Holds(rows(5), Plain(rows(5))), "args_1.plain"),
-        ([rows(5), {"a": Plain(rows(5))}], "args_1_1_a"),
-        (Outer(rows(5), Inner(rows(5)), [Plain(rows(5))], {}), "args_1.columns.0"),  # type: ignore[list-item]
-    ],
-)
-def test_an_object_whose_tensors_cannot_be_found_is_named(value: Any, place: str) -> None:
-    found = refused(rows(5), value)
+HIDDEN: dict[str, tuple[Any, Callable[..., Tensor]]] = {
+    "args_1": (Plain(rows(5)), lambda x, y: x + y.x),
+    "args_1.plain": (Holds(rows(5), Plain(rows(5))), lambda x, y: x + y.plain.x),
+    "args_1_1_a": ([rows(5), {"a": Plain(rows(5))}], lambda x, y: x + y[1]["a"].x),
+    "args_1.columns.0": (
+        Outer(rows(5), Inner(rows(5)), [Plain(rows(5))], {}),  # type: ignore[list-item]
+        lambda x, y: x + y.columns[0].x,
+    ),
+}
+
+
+@pytest.mark.parametrize("place", list(HIDDEN))
+def test_an_object_whose_tensors_cannot_be_found_is_named(place: str) -> None:
+    value, function = HIDDEN[place]
+    found = refused(rows(5), value, function=function)
     assert (found.code, found.module) == ("DMT108", place) and "dataclasses" in found.hint
+
+
+def test_an_array_in_the_place_of_a_tensor_is_named() -> None:
+    found = refused(rows(5), np.zeros((5, 3)), function=lambda x, y: x + torch.from_numpy(y))
+    assert (found.code, found.module) == ("DMT108", "args_1") and "torch.from_numpy(args_1)" in found.hint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from dmt_plugin.capture import ExampleBatch, capture
-from dmt_plugin.capture.inputs import batch_size_of, example_of, with_batch_size
+from dmt_plugin.capture.batch_sizes import batch_size_of, with_batch_size
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.core.errors import CaptureError
 from tests.capture import models as m
 from tests.capture.test_capture import captured, nested, rows
@@ -102,19 +103,20 @@ def test_dict_entries_may_come_in_another_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "says"),
     [
-        lambda c, d, p: (c[:1], d, p),
-        lambda c, d, p: (c, {"inner": {"a": d["inner"]["a"]}}, p),
-        lambda c, d, p: (c, {"inner": d["inner"]["a"]}, p),
-        lambda c, d, p: (c, d, p[0]),
-        lambda c, d, p: (c, d, [[p[0]], p[1]]),
+        (lambda c, d, p: (c[:1], d, p), "columns was a list of 2 when the model was captured and is a list of 1 now"),
+        (lambda c, d, p: (c, {"inner": {"a": d["inner"]["a"]}}, p), "named['inner'] has no 'b', which the model reads"),
+        (lambda c, d, p: (c, {"inner": d["inner"]["a"]}, p), "named['inner'] was a dict when the model was captured"),
+        (lambda c, d, p: (c, d, p[0]), "pair was a tuple of 2 when the model was captured and is a Tensor"),
+        (lambda c, d, p: (c, d, [[p[0]], p[1]]), "pair[0] was a tensor or batch object"),
     ],
 )
-def test_another_structure_is_refused(change: Any) -> None:
+def test_another_structure_is_refused(change: Any, says: str) -> None:
     graph = captured(m.PythonOverInputs(), *nested(5))
-    with pytest.raises(CaptureError, match="was captured with inputs structured as"):
+    with pytest.raises(CaptureError) as caught:
         graph(*change(*nested(4)))
+    assert f"the input {says}" in str(caught.value)
 
 
 def test_missing_and_unknown_arguments() -> None:

@@ -39,8 +39,8 @@ DMT = str(Path(sys.executable).with_name("dmt"))
         ("bad.py:class_", "ds.json", None, "returned the class Linear; expected a torch.nn.Module, or the pair"),
         ("bad.py:linear", "ds.json", None, "no example batch for bad.py:linear: give --batch"),
         ("net.py:build", "ds.json", "bad.py:raises", "--batch bad.py:raises: raises() raised ValueError"),
-        ("net.py:build", "ds.json", "bad.py:one", "the example batch (--batch bad.py:one) does not fit the model."),
-        ("net.py:build", "ds.json", "bad.py:wide", "the model does not take the example batch (--batch bad.py:wide): "),
+        ("net.py:build", "ds.json", "bad.py:one", "from --batch bad.py:one does not fit Net.forward(dense, sparse): "),
+        ("net.py:build", "ds.json", "bad.py:wide", "model does not take the example batch: Net raised RuntimeError: "),
         ("net.py:build", "ds.json", "bad.py:high", "Net raised RuntimeError"),
     ],
 )

@@ -31,8 +31,11 @@ class One(nn.Module):
         return batch
 
 
-def args_of(value, model):
-    example = map_batch(value, model, "here")
+WEIGHTS = torch.rand(9)
+
+
+def args_of(value, model, source="here"):
+    example = map_batch(value, model, source)
     return example.args, example.kwargs
 
 
@@ -48,12 +51,24 @@ def test_dicts_become_keywords():
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_trailing_labels_are_left_out(model, kind, caplog):
     with caplog.at_level(logging.INFO):
-        args, kwargs = args_of(kind((DENSE, IDS, LABEL)), model)
+        args, kwargs = args_of(kind((DENSE, IDS, LABEL)), model, "training_data")
     assert kwargs == {}
     assert args[0] is DENSE
     assert args[1] is IDS
     assert len(args) == 2
     assert "first 2 of its 3 items" in caplog.text
+
+
+@pytest.mark.parametrize("batch", [(DENSE, IDS, WEIGHTS), (DENSE, IDS, [WEIGHTS] * 2), (DENSE, IDS, WEIGHTS, LABEL)])
+@pytest.mark.parametrize("source", ["example_batch=", "training_data"])
+def test_an_optional_argument_is_no_label(batch, source):
+    args, kwargs = args_of(batch, Optional(), source)
+    assert kwargs == {} and len(args) == 3
+    assert args[2] is batch[2]
+
+
+def test_what_a_call_is_given_is_given():
+    assert args_of((DENSE, IDS, LABEL), Optional())[0] == (DENSE, IDS, LABEL)
 
 
 def test_one_argument():

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.core.errors import CaptureError, TransformError
+from dmt_plugin.compiler import transform
+from dmt_plugin.core.errors import TransformError
 from tests.passes.flat import found, only, towers
 from tests.zoo.models import _collection, jagged_batch
 
@@ -52,9 +53,10 @@ def test_reads_of_a_collection(name: str) -> None:
     assert towered(*batch(9, 1)).shape == (9, 1)
 
 
-def test_a_read_that_no_bag_can_answer() -> None:
-    with pytest.raises(CaptureError, match="offset_per_key"):
-        found(Reads(lambda kt: kt.offset_per_key()), *jagged_batch(FEATURES)(5, 0))
+def test_columns_by_their_offsets() -> None:
+    model = Reads(lambda kt: kt.values()[:, : kt.offset_per_key()[-1]])
+    batch = jagged_batch(FEATURES)(5, 0)
+    assert torch.equal(transform(model, batch, {"dmt": {"towers": {"module": "none"}}})(*batch), model(*batch))
 
 
 def test_a_whole_output_handed_on_is_a_finding() -> None:

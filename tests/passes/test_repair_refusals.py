@@ -130,7 +130,7 @@ class TwoGroups(nn.Module):
     def __init__(self, swapped: bool = False) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(10, 8) for _ in range(8))
-        self.good, self.bad = nn.Linear(32, 1), nn.Linear(16, 1)
+        self.good, self.bad = nn.Linear(32, 1), nn.Linear(20, 1)
         self.swapped = swapped
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class TwoGroups(nn.Module):
         if self.swapped:
             v = v[4:] + v[:4]
         good = self.good(torch.cat(v[:4], 1))
-        return good + self.bad(torch.cat(v[4:], 1)[:, 16:]) + x.sum(1, keepdim=True)
+        return good + self.bad(torch.cat(v[4:], 1)[:, 12:]) + x.sum(1, keepdim=True)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
@@ -162,13 +162,13 @@ class SomeGuilty(nn.Module):
         self.groups = groups
         self.tables = nn.ModuleList(nn.Embedding(10, 8) for _ in range(4 * groups))
         self.layers = nn.ModuleDict({str(g): nn.Linear(32, 32) for g in absorbed})
-        self.top = nn.Linear(8, 1)
+        self.top = nn.Linear(4, 1)
 
     def forward(self, x: Tensor, ids: Tensor) -> Tensor:
         v = [t(ids[:, f]) for f, t in enumerate(self.tables)]
         flats = [torch.cat(v[4 * g : 4 * g + 4], 1) for g in range(self.groups)]
         flats = [self.layers[str(g)](flat) if str(g) in self.layers else flat for g, flat in enumerate(flats)]
-        return self.top(torch.cat(flats, 1).cumsum(1)[:, -8:]) + x.sum(1, keepdim=True)
+        return self.top(torch.cat(flats, 1).cumsum(1)[:, -4:]) + x.sum(1, keepdim=True)
 
 
 @pytest.mark.parametrize(("groups", "absorbed"), [(2, (0,)), (3, (0, 2)), (3, (1,)), (2, (1,))])
@@ -220,5 +220,8 @@ def test_an_unused_lookup_does_not_disturb() -> None:
 
     flat = Unused()
     model = transform(copy.deepcopy(flat), batch(6, 5), {"dmt": {"towers": HALF}}, "2x1")
-    assert "spare" in model.table_names
+    assert "spare" not in model.table_names
+    finding = only(model.findings, "DMT211")
+    assert finding.module == "spare" and "does not use its rows" in finding.reason
+    assert "self.spare(ids[:, 0] % 5)" in finding.source
     assert "spare.weight" in model.state_dict()

@@ -11,6 +11,7 @@ from tests.zoo import (
     fuxi,
     joint,
     torchrec_models,
+    torchrec_pooled,
     unseen,
 )
 from tests.zoo.deepctr_package import VARIANTS as PACKAGED
@@ -20,7 +21,7 @@ from tests.zoo.spec import Variant
 def _all() -> dict[str, Variant]:
     found: dict[str, Variant] = {}
     constructs = (constructs_stacked, constructs_features)
-    for family in (dlrm, torchrec_models, joint, fields, deepctr, fuxi, unseen, *constructs):
+    for family in (dlrm, torchrec_models, torchrec_pooled, joint, fields, deepctr, fuxi, unseen, *constructs):
         for variant in family.VARIANTS:
             if variant.name in found:
                 raise ValueError(f"two variants are called {variant.name}")

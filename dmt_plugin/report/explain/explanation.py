@@ -22,7 +22,8 @@ from typing import Any
 from torch import fx, nn
 
 from dmt_plugin.capture import ExampleBatch, InputBinder, capture
-from dmt_plugin.capture.inputs import batch_size_of, example_of
+from dmt_plugin.capture.batch_sizes import batch_size_of
+from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.compiler import count_rows_of, new_context, transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
@@ -106,8 +107,11 @@ def explain(
         captured = capture(model, example)
     except CaptureError as error:
         return shown(error)
+    samples = batch_size or captured.binder.samples or samples
+    shown = partial(shown, batch_size=samples)
     flat = PassContext(captured, config, topology)
-    run_passes([DissolveCollections()], flat)
+    with suppress(TransformError):  # a collection that is not understood is shown as one; transform says what is wrong
+        run_passes([DissolveCollections()], flat)
     before: dict[str, Any] = {
         "graph_before": condensed(flat.gm, captured.batch_size),
         "nodes_before": node_lines(flat.gm, captured.batch_size),
@@ -140,7 +144,7 @@ def _calls(data: Iterable[Any], model: nn.Module, samples: int) -> list[ExampleB
     """The first batches with so many samples, as calls of the model."""
     calls: list[ExampleBatch] = []
     for batch in data:
-        calls.append(example_of(batch, model))
+        calls.append(example_of(batch, model, labelled=True))
         samples -= batch_size_of([*calls[-1].args, *calls[-1].kwargs.values()]) or 0
         if samples <= 0:
             break

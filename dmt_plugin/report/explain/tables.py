@@ -31,7 +31,15 @@ def findings_table(data: Explanation) -> Table:
         Column("reason", "what", text=True),
         Column("hint", "way out", text=True),
     ]
-    rows = [{**asdict(f), "place": f.module or "(model)", "hint": f.hint or "none needed"} for f in data.findings]
+    rows = [
+        {
+            **asdict(f),
+            "place": f.module or "(model)",
+            "reason": f"{f.reason} (at {f.source})" if f.source else f.reason,
+            "hint": f.hint or "none needed",
+        }
+        for f in data.findings
+    ]
     return Table(columns, rows, ["`docs/findings.md` lists each code with cause and remedy."])
 
 

@@ -4,8 +4,8 @@
 2. otherwise ``dmt.transform.example_batch`` in the configuration, ``"path/to/file.py:factory"`` or
    ``"package.module:factory"``: a function without arguments that returns a batch;
 3. otherwise a few samples of ``training_data``, collated the way the data loader will;
-4. the batch is then mapped to the arguments of ``forward`` by :func:`dmt_plugin.capture.inputs.example_of`, and it is
-   checked that these fit its signature.
+4. the batch is then mapped to the arguments of ``forward`` by
+   :func:`dmt_plugin.capture.example_call.fitting`, and it is checked that these fit its signature.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 from torch import nn
 from torch.utils.data import default_collate
 
-from dmt_plugin.capture.inputs import ExampleBatch, example_of
-from dmt_plugin.core.errors import CaptureError, ConfigError
+from dmt_plugin.capture.example_call import fitting
+from dmt_plugin.capture.inputs import ExampleBatch
+from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.user_code import load_factory
 from dmt_plugin.topology.agreement import speaks
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: A prime, so that no other size of a model is likely to be a multiple of it.
 SAMPLES = 7
+
+_DATA = "training_data"
 
 THREE_WAYS = (
     "Give one of: example_batch=(a batch as your training loop passes it to the model) in the call of initialize; "
@@ -65,7 +68,7 @@ def find_example(
         source = f"dmt.transform.example_batch = {factory!r}"
         value = _call(load_factory(factory, "dmt.transform.example_batch"), source)
     elif training_data is not None:
-        source = "training_data"
+        source = _DATA
         value = collate_samples(training_data, collate_fn)
     else:
         raise ConfigError(f"the model is captured with an example batch, and there is none. {THREE_WAYS}")
@@ -84,18 +87,7 @@ def map_batch(value: Any, model: nn.Module, source: str, what: str = "example ba
     Raises:
         ConfigError: Naming what was found and the signature it should fit.
     """
-    signature = inspect.signature(model.forward)
-    try:
-        example = example_of(value, model)
-        signature.bind(*example.args, **example.kwargs)
-    except (CaptureError, TypeError) as error:
-        why = error.findings[0].reason if isinstance(error, CaptureError) else error
-        raise ConfigError(
-            f"the {what} from {source} does not fit {type(model).__name__}.forward{signature}: {why}. "
-            f"Found {describe(value)}; expected a dict whose keys are parameters of forward, or a tuple or list that "
-            "starts with its positional arguments, or its only argument. Wrap anything else in "
-            "dmt_plugin.ExampleBatch(args, kwargs) and pass it as example_batch=."
-        ) from error
+    example = fitting(value, model, source, what, labelled=source == _DATA)
     if what == "example batch":
         _log_dropped(value, example, source)
     return example
@@ -143,13 +135,3 @@ def _call(factory: Callable[[], Any], source: str) -> Any:
             f"{source}: the function that makes the example batch failed: {type(error).__name__}: {error}. It is "
             "called without arguments and returns one batch."
         ) from error
-
-
-def describe(value: Any) -> str:
-    """A short text about a batch: types, lengths, shapes."""
-    if isinstance(value, dict):
-        return "a dict with the keys " + ", ".join(f"{k!r} ({describe(v)})" for k, v in list(value.items())[:8])
-    if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}: " + ", ".join(describe(v) for v in value[:8])
-    shape = getattr(value, "shape", None)
-    return f"{type(value).__name__}{tuple(shape)}" if isinstance(shape, tuple) else type(value).__name__
