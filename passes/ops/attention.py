@@ -41,7 +41,7 @@ def attention(walk: Walk, node: fx.Node) -> tuple[Axes, ...]:
     own = {d: axis for d, axis in axes[0].items() if d != rank - 1} | batches
     result = own | ({rank - 1: Axis.of(module.embed_dim, module.embed_dim).anew()} if _anew(walk, node) else {})
     weights = node.meta["val"][1]
-    if weights is None:
+    if weights is None or weights.dim() < 2:  # not asked for; torch's fast path gives an empty tensor instead
         return result, {}
     last = weights.dim() - 1
     places = {last - 1: own.get(length), last: keys.get(length), 0: own.get(batch) if batch is not None else None}
