@@ -42,7 +42,9 @@ class FindLookups(GraphPass):
     """See the module's docstring."""
 
     name = "find_lookups"
-    contract = Contract(provides=frozenset({"lookups"}), requires=frozenset({"single_lookups", "joint_tables_split"}))
+    contract = Contract(
+        provides=frozenset({"lookups"}), requires=frozenset({"single_lookups", "joint_tables_split", "used_lookups"})
+    )
 
     def run(self, ctx: PassContext) -> PassResult:
         """Fills ``ctx.facts.lookups``."""

@@ -29,7 +29,7 @@ class FlattenJoins(GraphPass):
     name = "flatten_joins"
     contract = Contract(
         provides=frozenset({"flat_joins"}),
-        requires=frozenset({"joint_tables_split"}),
+        requires=frozenset({"cuts_undone", "joint_tables_split"}),
         conflicts_with=frozenset({"lookups"}),
     )
 
@@ -56,8 +56,11 @@ def _is_join(node: fx.Node, names: tuple[str, ...]) -> bool:
     if node.op != "call_function" or name_of(node) not in names or not is_tensor(node) or len(shape_of(node)) != 3:
         return False
     parts = joined_parts(node)
-    return bool(parts) and all(map(is_tensor, parts)) and isinstance(argument(node, 1, "dim|axis", 0), int) and (
-        joined_dim(node) == 1
+    return (
+        bool(parts)
+        and all(map(is_tensor, parts))
+        and isinstance(argument(node, 1, "dim|axis", 0), int)
+        and (joined_dim(node) == 1)
     )
 
 

@@ -22,7 +22,9 @@ class LeaveOutLookups(GraphPass):
 
     name = "leave_out_lookups"
     contract = Contract(
-        requires=frozenset({"single_lookups", "marks"}), conflicts_with=frozenset({"towers", "lookups"})
+        provides=frozenset({"used_lookups"}),
+        requires=frozenset({"flat_joins"}),
+        conflicts_with=frozenset({"towers", "lookups"}),
     )
 
     def run(self, ctx: PassContext) -> PassResult:

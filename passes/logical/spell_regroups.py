@@ -47,7 +47,11 @@ class SpellRegroups(GraphPass):
     """See the module's docstring."""
 
     name = "spell_regroups"
-    contract = Contract(requires=frozenset({"single_lookups"}), conflicts_with=frozenset({"towers"}))
+    contract = Contract(
+        provides=frozenset({"regroups_spelled"}),
+        requires=frozenset({"joint_tables_split"}),
+        conflicts_with=frozenset({"towers"}),
+    )
 
     def run(self, ctx: PassContext) -> PassResult:
         """Writes out every operation of the graph whose places are known."""

@@ -38,7 +38,11 @@ class UndoCuts(GraphPass):
     """See the module's docstring."""
 
     name = "undo_cuts"
-    contract = Contract(requires=frozenset({"single_lookups", "marks"}), conflicts_with=frozenset({"towers"}))
+    contract = Contract(
+        provides=frozenset({"cuts_undone"}),
+        requires=frozenset({"regroups_spelled"}),
+        conflicts_with=frozenset({"towers"}),
+    )
 
     def run(self, ctx: PassContext) -> PassResult:
         """Replaces every such piece of the graph."""

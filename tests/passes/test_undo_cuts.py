@@ -41,7 +41,7 @@ def undone(function: Callable[[list[Tensor], Tensor], Any], module: str = "dlrm"
     model = Cuts(function)
     captured = capture(model, ExampleBatch(batch(5)))
     ctx = PassContext(captured, DMTConfig.model_validate({"towers": {"module": module}}), Topology(2, 1))
-    ctx.tags |= {"single_lookups", "marks"}
+    ctx.tags |= {"regroups_spelled"}
     run_passes([UndoCuts()], ctx)
     return ctx.gm, model
 
