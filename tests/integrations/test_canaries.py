@@ -38,7 +38,7 @@ def names_in(function) -> set[str]:
 def test_the_signature_is_that_of_deepspeed():
     ours = dict(inspect.signature(initialize).parameters)
     theirs = inspect.signature(deepspeed.initialize).parameters
-    for name in ("example_batch", "weights", "table_init"):
+    for name in ("example_batch", "weights", "table_init", "shares_from"):
         extra = ours.pop(name)
         assert extra.kind is extra.KEYWORD_ONLY and extra.default is None
     assert list(ours) == list(theirs)

@@ -71,8 +71,9 @@ def _streams(model: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
     (lambda m, x: x[:, (0, 1)].sum(1), "index list"), (lambda m, x: x[:, m.every].sum(1), "index list"),
 ])  # fmt: skip
 def test_what_changed_is_not(body: Body, said: str) -> None:
-    with pytest.raises(TransformError, match=said):
+    with pytest.raises(TransformError) as caught:
         transformed(Stacked(body, every=tuple(range(FIELDS + 1))))
+    assert any(said in finding.reason for finding in caught.value.findings)
 
 
 def written(m: Any, x: Tensor) -> Tensor:

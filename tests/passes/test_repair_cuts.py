@@ -91,7 +91,7 @@ def test_repair_builds_what_the_constructor_builds(head: type[Head], size: str) 
 class Cut(Head):
     """Cut inside the streams, or where streams and another vector do not stand where they stood."""
 
-    sizes: tuple[int, ...] = (8, 40, 6)
+    sizes: tuple[int, ...] = (12, 36, 6)
 
     def build(self, n: int, d: int) -> None:
         self.side = nn.Linear(DENSE, 6)
@@ -100,7 +100,8 @@ class Cut(Head):
         return torch.cat([*streams, self.side(x)], dim=1)
 
     def forward(self, x: Tensor, streams: Streams) -> Tensor:
-        return self.joined(x, streams).split(self.sizes, dim=1)[-1].sum(1)
+        pieces = self.joined(x, streams).split(self.sizes, dim=1)
+        return pieces[0].sum(1) + pieces[-1].sum(1)
 
 
 class CutBetween(Cut):

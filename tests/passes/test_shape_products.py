@@ -6,6 +6,7 @@ for more of them, and nothing crashes when some are missed.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ class Using(heads.Head):
         self.wide, self.strided = nn.Conv1d(n, 4, 3, padding=1), nn.Conv1d(n, 4, 1, stride=2)
         self.grouped = nn.Conv1d(n, n, 1, groups=2)
         self.each = nn.Linear(d, 6)
-        self.plane, self.groups = nn.Conv2d(1, 2, 1), nn.GroupNorm(2, n)
+        self.plane, self.groups = nn.Conv2d(1, 2, 3, padding=1), nn.GroupNorm(2, n)
         self.frozen = nn.Parameter(torch.randn(d, d), requires_grad=False)
         self.matrix = nn.Parameter(torch.randn(n, n, 3))
         self.register_buffer("odd_mask", torch.rand(n, n) > 0.5)
@@ -95,8 +96,8 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "lists apart": (
         lambda t, m: _gram(t).unsqueeze(2)[:, ROWS, :, COLUMNS].transpose(0, 1), MORE, "getitem", "not side by side",
     ),
-    "an entry by name": (lambda t, m: t.select(1, 2), MORE, "select", "takes a part of a dimension"),
-    "a range by name": (lambda t, m: t.narrow(1, 0, 3), MORE, "narrow", "takes a part of a dimension"),
+    "an entry by name": (lambda t, m: t.select(1, 2), MORE, "select", "takes entry 2"),
+    "a range by name": (lambda t, m: t.narrow(1, 0, 3), MORE, "narrow", "takes the slice"),
     "reversed": (lambda t, m: t.flip(1), SAME, "flip", "reverses the order"),
     "a diagonal by einsum": (lambda t, m: torch.einsum("bii->bi", _gram(t)), MORE, "einsum", "takes a diagonal"),
     "einsum with a frozen matrix": (
@@ -114,7 +115,7 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "every second entry": (lambda t, m: m.strided(t), HALF, "head_strided", "slides a window"),
     "groups of channels": (lambda t, m: m.grouped(t), SAME, "head_grouped", "convolves groups of channels"),
     "convolution over the plane": (
-        lambda t, m: m.plane(t.unsqueeze(1)), SAME, "head_plane", "call_module head.plane is not known",
+        lambda t, m: m.plane(t.unsqueeze(1)), SAME, "head_plane", "slides a window over features",
     ),
     "norm of groups": (lambda t, m: m.groups(t), SAME, "head_groups", "call_module head.groups is not known"),
     "functional norm over both": (
@@ -133,9 +134,6 @@ REFUSED: dict[str, tuple[Any, dict[str, int], str, str]] = {
     "a mask on one side": (lambda t, m: t.sum(2, keepdim=True) * m.ones, SAME, "mul", "nothing that produces it"),
     "all pairs by copies": (
         lambda t, m: t.repeat(1, 6, 1) * t.repeat_interleave(6, dim=1), MORE, "repeat", "repeats a dimension",
-    ),
-    "interleaved copies": (
-        lambda t, m: t.repeat_interleave(6, dim=1), SAME, "repeat_interleave", "repeats a dimension",
     ),
     "copies, same sizes": (lambda t, m: torch.tile(t, (2, 1)), SAME, "tile", "repeats a dimension"),
     "an entry of a piece": (lambda t, m: m.each(t).chunk(2, -1)[0][:, 0], SAME, "getitem", "takes entry 0"),
@@ -163,7 +161,7 @@ def test_refused(name: str) -> None:
         transform(flat, batch(6, 5), {"dmt": {"towers": {"module": "dlrm", **letters}}}, "2x1")
     finding = only(caught.value.findings, "DMT401")
     assert finding.module.startswith(node), str(finding)
-    assert caught.match(reason)
+    assert re.search(reason, finding.reason), str(finding)  # the whole text also holds the line of this file
 
 
 def test_every_pair_of_a_longer_list_counts() -> None:
@@ -244,8 +242,9 @@ class NamedAsOperations(nn.Module):
     ids=["buffer", "layer", "sequence layer"],
 )
 def test_names_of_the_user_decide_nothing(use: Any, reason: str) -> None:
-    with pytest.raises(TransformError, match=reason):
+    with pytest.raises(TransformError) as caught:
         transform(NamedAsOperations(use), batch(6, 5), {"dmt": {"towers": {"module": "dlrm", **SAME}}}, "2x1")
+    assert re.search(reason, only(caught.value.findings, "DMT401").reason)
 
 
 def test_two_features_whose_pairs_may_mean_several_kinds() -> None:
