@@ -52,6 +52,10 @@ Gradients of a mean loss lie below fp16's normal range, and int8 leaves a row's 
 another one is 1.4 away.
 """
 
+_TOWER_BOUNDS = {**_BOUNDS, "int8": (3e-4, 0.8)}
+"""Of TorchRec's towers by hand, whose int8 holds inside a host too, where whole rows arrive: on ids that repeat, small
+tables that every sample reads end up to 0.55 away (seen at CR 2, 4 and 8, with equal losses)."""
+
 _RATIOS = (2, 4, 8)
 _PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -157,12 +161,12 @@ def _all() -> dict[str, Entry]:
         for ratio in _RATIOS:
             found[f"torchrec_tower_cr{ratio}_{precision}"] = Entry(
                 _tower(ratio, precision), f"TorchRec, towers by hand, CR {ratio}", "torchrec_tower", precision,
-                f"cr{ratio}", *_BOUNDS[precision],
+                f"cr{ratio}", *_TOWER_BOUNDS[precision],
             )  # fmt: skip
         # Where a bar is to a tower, TorchRec has its pipeline there too.
         found[f"torchrec_tower_pipelined_cr4_{precision}"] = Entry(
             _tower(4, precision, True), "TorchRec, towers by hand, CR 4, pipelined", "torchrec_tower", precision,
-            "cr4", *_BOUNDS[precision],
+            "cr4", *_TOWER_BOUNDS[precision],
         )  # fmt: skip
     three: dict[str, Any] = {"micro_blocks": 3}
     found["sptt_fp32"] = Entry(_ours("none"), "SPTT", "ours", "fp32", "flat", losses=1e-6)
