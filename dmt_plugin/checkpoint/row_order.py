@@ -86,28 +86,14 @@ class OrderedRows:
 
 
 @dataclass(frozen=True)
-class RearrangedRows:
+class RearrangedRows(OrderedRows):
     """A stored tensor as if it were stored in another order.
 
     Attributes:
-        stored: as it is stored.
-        order: in this order.
         wanted: that other order.
     """
 
-    stored: Rows
-    order: RowOrder
     wanted: RowOrder
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """See :class:`dmt_plugin.checkpoint.rows.Rows`."""
-        return self.stored.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """See :class:`dmt_plugin.checkpoint.rows.Rows`."""
-        return self.stored.dtype
 
     def fill(self, rows: range | Tensor, columns: range, out: Tensor) -> None:
         """See :meth:`dmt_plugin.checkpoint.rows.Rows.fill`; ``rows`` are places in the other order."""

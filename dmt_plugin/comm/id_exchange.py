@@ -7,6 +7,7 @@ graph began, a third node stands in their place.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 from dmt_plugin.comm.wire.transport import Wire
 
 
-class IdCore:
+class IdCore(ABC):
     """What the nodes of one exchange share; subclasses have ``start`` and ``finish``.
 
     Args:
@@ -33,13 +34,13 @@ class IdCore:
         # A copy has no wire: process groups cannot be copied.
         return {**self.__dict__, "wire": None, "arrived": None}
 
+    @abstractmethod
     def start(self, ids: Sequence[FeatureIds], wire: Wire) -> Any:
         """Check the ids and start the first stage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, flight: Any, wire: Wire) -> Any:
         """Finish what ``start`` left under way."""
-        raise NotImplementedError
 
     def own_wire(self) -> Wire:
         """The wire that it was given.

@@ -13,7 +13,7 @@ from typing import Any
 
 from dmt_plugin.core.findings import Finding
 from dmt_plugin.passes.base import PassResult
-from dmt_plugin.plan.row_shares import RowShares
+from dmt_plugin.plan.row_shares import FeatureShare, RowShares
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.gradient_cost import GradientSums
@@ -120,21 +120,13 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class FeatureRows:
+class FeatureRows(FeatureShare):
     """A feature's distinct rows, and how its rows travel.
 
     Attributes:
-        feature: its name.
-        ids: per sample, on average.
-        rank: distinct rows of a rank's batch, per id.
-        host: distinct rows of all batches of a host, per id.
         way: how they travel as it is configured: "once", "by sample", or "once, of some tables".
     """
 
-    feature: str
-    ids: float
-    rank: float
-    host: float
     way: str
 
 
