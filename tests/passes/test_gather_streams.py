@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -144,6 +146,30 @@ def test_lookups_that_are_not_used_are_in_no_group() -> None:
     assert model.never_run == ["tables.4.weight", "tables.5.weight"]
     assert set(model.state_dict()) >= set(flat.state_dict())
     assert model(ids(6, 3)).shape == (3, 1)
+
+
+def test_a_lookup_that_is_read_for_its_shape_alone_is_left_out() -> None:
+    def shaped(streams: list[Tensor], model: Any) -> Tensor:
+        return cat(streams[:4], model) + streams[5].new_zeros(streams[5].shape[0], 1)
+
+    flat = Flat(shaped, features=6)
+    model = towers(flat, ids(6, 5))
+    assert {t.name for t in model.plan.tables} == {f"tables.{f}" for f in range(4)}
+    said = {f.module: f.reason for f in model.findings if f.code == "DMT211"}
+    assert "does not use its rows" in said["tables.4"] and "only the shape of its rows" in said["tables.5"]
+
+
+def four_of_six(streams: list[Tensor], model: Any) -> Tensor:
+    return cat(streams[:4], model)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "file"])
+def test_copies_keep_what_forward_never_reads(copied: Any) -> None:
+    model = towers(Flat(four_of_six, features=6), ids(6, 5))
+    other = copied(model)
+    assert other.never_run == model.never_run == ["tables.4.weight", "tables.5.weight"]
+    assert other.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
 def test_the_refusal_names_every_way_out() -> None:
