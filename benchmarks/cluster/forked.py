@@ -3,13 +3,15 @@
 What this process has imported is there in every rank at once: with torch, TorchRec and DeepSpeed that saves most of a
 minute. In return it must not have started threads that a fork would lose (a process group, a backward pass).
 
-1. Each rank is forked, enters its host, and gets the variables that a launcher would set.
+1. Each rank is forked, enters its host, and gets the variables that a launcher would set. What exists before is out of
+   the garbage collector's sight, which would write to all of it: it stays one copy for all ranks.
 2. It leaves its pickled result or its traceback in a file.
 3. After the first failure the others get ``grace_s`` to end by themselves; then, and at ``timeout_s``, they are killed.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -43,9 +45,12 @@ def call_ranks(
             context.Process(target=_main, args=(shape, rank, Path(folder, str(rank)), function, args), daemon=True)
             for rank in range(shape.world_size)
         ]
+        gc.collect()
+        gc.freeze()
         try:
             for process in ranks:
                 process.start()
+            gc.unfreeze()
             deadline, failing = time.monotonic() + timeout_s, False
             while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
                 if not failing and any(process.exitcode for process in ranks):

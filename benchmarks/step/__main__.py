@@ -86,7 +86,8 @@ def _chosen(profile: str, variants: str | None, only: str | None, changed: dict[
         own = [name for name in names if not chosen or name in one.variants] if names else list(one.variants)
         if own:
             chosen.setdefault(setting.tag, dataclasses.replace(one, setting=setting, variants=own))
-    return Profile(list(chosen.values()), PROFILES[profile].bars)
+    whole = PROFILES[profile]
+    return Profile(list(chosen.values()), whole.bars, {} if names else whole.absent)
 
 
 def _rows(profile: Profile, check: bool, output: Path) -> None:

@@ -18,3 +18,9 @@ def keep_freed_memory() -> bool:
         return False
     settings = {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: (1 << 31) - 1, _M_TOP_PAD: 64 << 20}
     return all(mallopt(key, value) == 1 for key, value in settings.items())
+
+
+def give_back_freed_memory() -> None:
+    """Give the kernel what is free now, where the C library can: of what only the building of a variant needed."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

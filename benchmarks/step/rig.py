@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.step.allocator import keep_freed_memory
+from benchmarks.step.allocator import give_back_freed_memory, keep_freed_memory
 from benchmarks.step.cores import stay_on_own_cores
 from benchmarks.step.groups import SharedGroups
 from benchmarks.step.model import BATCHES, make_batch
@@ -45,6 +45,8 @@ class Rig:
             with groups.one_variant():
                 self.variants[name] = VARIANTS[name].make(setting)
             gc.collect()  # of the models that variants are built from: references in circles keep them else
+            gc.freeze()  # what stays is not looked through again for each variant behind it
+            give_back_freed_memory()
         batches = [make_batch(setting, step, rank) for step in range(BATCHES)]
         self._prepared: dict[str, list[Any]] = {
             name: [variant.prepare(batch) for batch in batches] for name, variant in self.variants.items()

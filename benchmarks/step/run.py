@@ -26,7 +26,6 @@ from benchmarks.step.measure import measure
 from benchmarks.step.memory import MEASURED, memory_rows, peak_memory
 from benchmarks.step.profiles import Profile, Run
 from benchmarks.step.summary import differing, rows_of
-from benchmarks.step.variants import ABSENT, VARIANTS
 
 _LIMIT_S = 1800
 
@@ -50,12 +49,11 @@ def run(profile: Profile, command: str) -> Iterator[dict[str, Any]]:
         ClusterError: no cluster, or a rank failed.
         DifferentTraining: with a line for each variant.
     """
-    whole = any(len(one.variants) == len(VARIANTS) for one in profile.runs)
     summary: dict[str, Any] = {
         "setting": {**profile.runs[0].setting.to_dict(), **about(command)},
         "settings": [],
         "rows": {},
-        "absent": ABSENT if whole else {},
+        "absent": dict(profile.absent),
     }
     for one in profile.runs:
         rows, memory = run_one(one)

@@ -168,7 +168,14 @@ def test_profiles_name_what_there_is() -> None:
     assert [one.setting.tag for one in runs] == ["kaggle_b512", "kaggle_b2048", "uniform_b512"]
     more = [one.setting.tag for one in PROFILES["more"].runs]
     assert more == ["flights_b512", "kaggle_b512_bags10", "kaggle_b512_8x2"]
-    assert all(one.setting.repeats >= 7 for one in runs) and set(runs[0].variants) == set(VARIANTS)
+    assert all(one.setting.repeats >= 7 for one in runs)
+    assert PROFILES["full"].absent == ABSENT
+    for name in ("dmt_cr{}_fp32", "dmt_cr{}_dedup_fp32", "torchrec_tower_cr{}_fp32"):
+        assert {name.format(ratio) for ratio in (2, 4, 8)} <= set(runs[0].variants)
+    for precision in ("fp32", "fp16", "int8"):
+        plans = [f"torchrec_{plan}_{precision}" for plan in ("tw", "planner_dp_cpu", "planner_dp_cuda")]
+        assert {*plans, f"sptt_{precision}", f"sptt_dedup_{precision}"} <= set(runs[0].variants) - set(runs[0].rare)
+    assert all(VARIANTS[name].kind == "torchrec" for one in runs for name in one.rare)
 
 
 def test_options_change_a_profile() -> None:
@@ -178,7 +185,8 @@ def test_options_change_a_profile() -> None:
     assert runs(only="kaggle_b2048,uniform_b512") == runs()[1:]
     assert runs("sptt_fp16,sptt_fp32") == [("kaggle_b512", 2), ("kaggle_b2048", 1), ("uniform_b512", 1)]
     assert runs("sptt_fp16") == [("kaggle_b512", 1)]
-    assert runs(ids="kaggle", batch=32) == [("kaggle_b32", len(VARIANTS))]
+    assert runs(ids="kaggle", batch=32) == [("kaggle_b32", len(PROFILES["full"].runs[0].variants))]
+    assert _chosen("full", None, None, {}).absent == ABSENT and not _chosen("full", "sptt_fp32", None, {}).absent
     assert runs("sptt_fp16", "kaggle_b2048") == [("kaggle_b2048", 1)]  # named for a run that has it not
     with pytest.raises(BadParameter, match="no runs"):
         runs(only="kaggle_b1")
