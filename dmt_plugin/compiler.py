@@ -194,7 +194,7 @@ def count_rows_of(model: nn.Module, example_batch: Any, data: DataToCount, lanes
     passes = towers_passes()
     last = next(i for i, step in enumerate(passes) if isinstance(step, FindLookups))
     run_passes(passes[: last + 1], ctx)
-    return count_shares(ctx.gm, ctx.captured.binder, ctx.facts.lookups, data, lanes)
+    return count_shares(ctx.gm, ctx.captured.binder, ctx.facts.by_sample, data, lanes)
 
 
 def candidate_rows_of(

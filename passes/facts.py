@@ -28,12 +28,13 @@ class Lookup:
     """Rows of one table by one index input.
 
     Attributes:
-        node: the node that gives them: ``(B, N)`` or ``(B, 1, N)``, for a sequence ``(B, L, N)``.
+        node: the node that gives them: ``(B, N)`` or ``(B, 1, N)``, for a sequence ``(B, L, N)``; by id a row for each
+            id, whatever their number.
         table: name of the table: the layer's, or the weight's where it belongs to no embedding
             layer; with the range of rows where a table is shared by fields.
         rows: rows of the table.
         dim: ``N``.
-        pooling: ``"sum"``, ``"mean"`` or ``"max"``, ``"none"`` for a sequence.
+        pooling: ``"sum"``, ``"mean"`` or ``"max"``, ``"none"`` for a sequence and for rows by id.
         feature: name of the feature (see :attr:`key`).
         key: structural key of the index input; equal keys mean the same ids.
         ids: how the index input is read.
@@ -42,7 +43,7 @@ class Lookup:
         weight: qualified name of the parameter that holds the table.
         first_row: where the table begins in that parameter.
         origin: key of the raw input that the index is computed from.
-        padding: id whose row is zero and stays so (sequences only; else such ids are dropped).
+        padding: id whose row is zero and stays so (without pooling only; else such ids are dropped).
         dtype: type of the table.
         frozen: whether the table is not trained.
     """
@@ -65,8 +66,13 @@ class Lookup:
     frozen: bool = False
 
     @property
+    def by_id(self) -> bool:
+        """Whether it gives a row for each id, of which it is not known how many a sample has."""
+        return self.pooling == "none" and self.hotness is None
+
+    @property
     def width(self) -> int:
-        """Entries per sample: ``N``, or ``L * N`` for a sequence."""
+        """Entries per sample: ``N``, or ``L * N`` for a sequence; entries of a row by id."""
         return self.dim * (self.hotness or 1) if self.pooling == "none" else self.dim
 
 
@@ -228,6 +234,16 @@ class ModelFacts:
     regions: dict[fx.Node, Region] = field(default_factory=dict)
     groups: list[StreamGroup] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
+
+    @property
+    def tables_by_id(self) -> frozenset[str]:
+        """Tables of which some lookup gives rows by id; they are asked for rows, also for their other lookups."""
+        return frozenset(lookup.table for lookup in self.lookups if lookup.by_id)
+
+    @property
+    def by_sample(self) -> list[Lookup]:
+        """The lookups in all other tables, whose rows may travel by sample."""
+        return [lookup for lookup in self.lookups if lookup.table not in self.tables_by_id]
 
     def leading(self) -> list[Lookup]:
         """One lookup per stream, in their order: the first of those that meet in it."""

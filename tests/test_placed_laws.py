@@ -69,6 +69,7 @@ ONCE: dict[str, dict[str, Any]] = {
         "towers": {"module": "none"}, "placement": {"strategy": "row_wise"},
         "comm": {"dedup": "on", "dedup_features": {"*1*": "off"}},
     },
+    "for every id": {"towers": {"module": "none"}, "comm": {"dedup": "off"}},
 }  # fmt: skip
 ONCE_CASES = {
     "2x2": (
@@ -97,7 +98,18 @@ CONSTRUCT_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
 }
 """Parameters for one feature alone, joins of several kinds, a vector read back by its place; with ZeRO stages."""
 
-MODELS = {**ZOO, **TIED, **{name: CATALOGUE[name].build for name in (*LOOKUPS, *CONSTRUCTS)}}
+SEQUENCES = ("seq_din", "seq_hstu", "seq_list", "seq_mean", "seq_two_batch_sizes")
+SEQUENCE_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
+    "2x2": (
+        ("seq_din", "once", 1, "fbgemm"), ("seq_hstu", "for every id", 2, "torch"),
+        ("seq_list", "once in ranges", 0, "fbgemm"), ("seq_din", "tower modules", 2, "torch"),
+    ),
+    "2x1": (("seq_two_batch_sizes", "tower modules", 1, "torch"), ("seq_hstu", "sptt", 0, "fbgemm")),
+    "1x2": (("seq_mean", "once per rank", 1, "fbgemm"),),
+}  # fmt: skip
+"""Sequences whose rows travel by id; with ZeRO stages and backends."""
+
+MODELS = {**ZOO, **TIED, **{name: CATALOGUE[name].build for name in (*LOOKUPS, *CONSTRUCTS, *SEQUENCES)}}
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -261,7 +273,7 @@ def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]
             backend = "torch" if (stage + turn) % 3 == 0 else "fbgemm"
             cases.append((name, variant, stage, backend))
     cases += PLACEMENT_CASES if topology == "2x2" else ()
-    cases += (*ONCE_CASES[topology], *CONSTRUCT_CASES[topology])
+    cases += (*ONCE_CASES[topology], *CONSTRUCT_CASES[topology], *SEQUENCE_CASES[topology])
     tied = itertools.product(sorted(TIED), FORM_CASES[topology])
     rest = [*tied, *itertools.product(LOOKUPS, LOOKUP_CASES[topology])]
     return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in rest]

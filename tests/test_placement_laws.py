@@ -59,6 +59,7 @@ MODELS = {
     "max": max_bags,
     "joint": CATALOGUE["joint_dlrm"].build,
     "sequence": CATALOGUE["deepctr_deepfm_sequence"].build,
+    **{name: variant.build for name, variant in CATALOGUE.items() if name.startswith("seq_")},
 }
 
 

@@ -67,6 +67,13 @@ def said_sizes(value: Any) -> Iterator[int]:
         yield from said_sizes(part)
 
 
+def has_several_sizes(value: Any) -> bool:
+    """Whether a jagged tensor in it has another number of samples for each key."""
+    if is_jagged(value):
+        return bool(getattr(value, "variable_stride_per_key", bool)())
+    return any(has_several_sizes(part) for _, part in parts(value))
+
+
 def is_known(value: Any) -> bool:
     """Whether tensors in it can be found, as far as its own type tells."""
     return isinstance(value, (Tensor, dict, list, tuple, *_CONSTANTS)) or is_jagged(value) or is_keyed(value) or (

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from dmt_plugin.capture.batch_parts import Path, has_fields, is_jagged, parts, said_sizes, tensors
+from dmt_plugin.capture.jagged import resized
 from dmt_plugin.capture.keyed_tensors import is_keyed
 from dmt_plugin.capture.leaves import is_bag_collection
 from dmt_plugin.fxtools.arguments import arguments
@@ -31,7 +32,7 @@ class Use:
     """What a flat tensor of the batch is for.
 
     Attributes:
-        kind: ``"flat"``: an entry per id; ``"counted"``: entries per sample.
+        kind: ``"flat"``: an entry per id, of which samples have any number; ``"counted"``: entries per sample.
         times: of a counted one: entries per sample.
         more: of a counted one: entries besides (the end of the last bag).
     """
@@ -88,7 +89,7 @@ def uses_of(graph: fx.Graph, model: nn.Module) -> Uses:
     samples: Counter[int] = Counter()
     found: dict[Path, Use] = {}
     for node in graph.nodes:
-        for value, use, size in [*_bags(node, model), *_jagged(node)]:
+        for value, use, size in [*_bags(node, model), *_jagged(node), *_sequences(node)]:
             samples[size] += 1
             path = _origin(value)
             if path is not None and isinstance(use, Use):
@@ -141,6 +142,39 @@ def _jagged(node: fx.Node) -> Iterator[tuple[Any, Use | None, int]]:
             yield given[name], use, samples
 
 
+_OVER_SEQUENCES = ("jagged_to_padded_dense", "jagged_dense_elementwise_add", "jagged_dense_elementwise_mul")
+
+
+def _sequences(node: fx.Node) -> Iterator[tuple[Any, Use | None, int]]:
+    """What FBGEMM's operations on sequences read: rows, one behind the other, and the ends of the samples' own."""
+    if getattr(node.target, "__name__", "") not in _OVER_SEQUENCES or len(node.args) < 2:
+        return
+    rows, ends = node.args[:2]
+    if not isinstance(rows, fx.Node) or not isinstance(ends, (list, tuple)) or len(ends) != 1:
+        return
+    samples = ends[0].meta["val"].numel() - 1  # type: ignore[union-attr]
+    for value in _behind(ends[0], (samples, samples + 1)):
+        yield value, Use("counted", 1, value.meta["val"].numel() - samples), samples
+    for value in _behind(rows, (rows.meta["val"].shape[0],)):
+        yield value, Use("flat"), samples
+
+
+def _behind(node: Any, sizes: Sequence[int]) -> Iterator[fx.Node]:
+    """The inputs, of one of these sizes in front, that a value is computed from by values of such sizes."""
+    pending, seen = [node], {node}
+    while pending:
+        found = pending.pop()
+        value = found.meta.get("val")
+        if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] not in sizes:
+            continue
+        if _origin(found) is not None and value.dim() == 1:
+            yield found
+            continue
+        fresh = [source for source in found.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+
+
 def _origin(node: Any) -> Path | None:
     """Where in the batch a tensor comes from, or the matrix that it is a row of; ``None`` where its values changed."""
     path: Path = ()
@@ -191,15 +225,7 @@ def _resize(value: Any, old: int, new: int, path: Path, uses: Mapping[Path, Use]
     if isinstance(value, Tensor):
         return _resize_tensor(value, old, new, uses.get(path))
     if is_jagged(value):
-        keys = list(value.keys())
-        weights = getattr(value, "weights_or_none", lambda: None)()
-        count = len(keys) * new
-        return type(value)(
-            keys=keys,
-            values=value.values().new_zeros(count),
-            lengths=value.lengths().new_ones(count),
-            weights=None if weights is None else weights.new_ones(count),
-        )
+        return resized(value, int(value.stride()) * new // old)
     if is_keyed(value):
         shape = list(value.values().shape)
         shape[1 - value.key_dim()] = new

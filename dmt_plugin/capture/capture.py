@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from dmt_plugin.capture.adapters import adapted
-from dmt_plugin.capture.batch_parts import Path
+from dmt_plugin.capture.batch_parts import Path, has_several_sizes, tensors
 from dmt_plugin.capture.batch_sizes import Use, batch_size_of, shapes_tell, uses_of, with_batch_size
 from dmt_plugin.capture.example_values import ExampleValues
 from dmt_plugin.capture.export_view import what_export_sees
@@ -43,8 +43,10 @@ from dmt_plugin.core.errors import CaptureError
 from dmt_plugin.core.findings import Finding
 from dmt_plugin.core.modes import in_mode
 
-#: Batch sizes of the two traces. Primes, so that no product of widths equals them by chance.
+#: Batch sizes of the two traces: primes, so that no product of widths equals them by chance, and the next ones where a
+#: list of ids in the example is as long.
 TRACE_BATCHES = (7, 11)
+_MORE_BATCHES = (13, 17, 19, 23, 29)
 
 _DROPOUTS: tuple[Callable[..., Any], ...] = (F.dropout, torch.dropout)
 
@@ -92,6 +94,14 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
     findings += said
     binder = InputBinder(followed.forward, example)
     inputs = binder.inputs(example.args, example.kwargs)
+    for name, value in zip(binder.names, inputs, strict=True):
+        if has_several_sizes(value):
+            raise refusal(
+                "DMT117", "",
+                f"the keys of {name} have different numbers of samples (stride_per_key, inverse indices), so that it "
+                "is not known which rows of one belong to which of another",
+                "pass one KeyedJaggedTensor for each number of samples, and expand in forward (index_select)",
+            )  # fmt: skip
     batch, uses = _samples(followed, binder, inputs)
     if batch is None:
         if unknown := binder.unknown_read(Reads()):
@@ -102,7 +112,7 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
             "pass example_batch= with the arguments of one call of the model",
         )  # fmt: skip
     binder.samples = batch
-    sizes = _batch_pair(batch)
+    sizes = _batch_pair(batch, {t.numel() for value in inputs for t in tensors(value) if t.dim() == 1})
     resized = [with_batch_size(inputs, batch, size, binder.names, uses) for size in sizes]
     try:
         trace, other = _traces(followed, binder, resized, sizes)
@@ -154,8 +164,10 @@ def _drop_unread(trace: Trace, other: Trace, binder: InputBinder) -> None:
             assert place in left, f"{node.name} is read"
 
 
-def _batch_pair(example_batch: int) -> tuple[int, int]:
-    first, second = TRACE_BATCHES
+def _batch_pair(example_batch: int, lists: set[int]) -> tuple[int, int]:
+    """Two batch sizes, neither of which is the length of a list in the example, other than its own batch size."""
+    free = [size for size in (*TRACE_BATCHES, *_MORE_BATCHES) if size == example_batch or size not in lists]
+    first, second = free[:2] if len(free) > 1 else TRACE_BATCHES
     return (first, second) if example_batch != second else (second, first)
 
 

@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from dmt_plugin.capture.batch_parts import Path, has_fields, is_constant
 from dmt_plugin.capture.gradients import refuse_autograd
 from dmt_plugin.capture.keyed_tensors import is_keyed
+from dmt_plugin.capture.longest import is_longest, longest_read
 from dmt_plugin.capture.source_lines import calling_line, refusal, shown
 from dmt_plugin.fxtools.assigned import assigned
 
@@ -105,6 +106,8 @@ class ValueProxy(fx.Proxy):
         try:
             return ask(self._value)
         except DATA_DEPENDENT as error:
+            if is_longest(self.node):
+                raise longest_read(self.tracer.here) from error  # type: ignore[attr-defined]
             raise refusal(
                 "DMT101",
                 self.tracer.here,  # type: ignore[attr-defined]

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dmt_plugin.capture import jagged_tensors
 from dmt_plugin.capture import trace_environment as environment
 from dmt_plugin.capture.batch_parts import is_jagged
 from dmt_plugin.capture.einops_calls import einops_followed
@@ -39,7 +40,7 @@ from dmt_plugin.capture.example_values import ExampleValues
 from dmt_plugin.capture.gradients import detach_what_has_no_gradient, note_surroundings, own_backwards_refused
 from dmt_plugin.capture.identities import drop_identities
 from dmt_plugin.capture.inputs import InputBinder
-from dmt_plugin.capture.jagged import jagged_result, joined
+from dmt_plugin.capture.jagged import is_of_one_key, jagged_result, jagged_tensor_class, joined, of_key
 from dmt_plugin.capture.keyed_tensors import (
     is_keyed,
     keyed_tensor_class,
@@ -50,11 +51,13 @@ from dmt_plugin.capture.keyed_tensors import (
     regroups_as_dict,
 )
 from dmt_plugin.capture.leaves import is_leaf, leaf_value
+from dmt_plugin.capture.longest import longest_read, reads_longest
 from dmt_plugin.capture.masks import indices_of, selected, spell_masks_by_row
 from dmt_plugin.capture.mutations import make_mutations_explicit
 from dmt_plugin.capture.proxies import DATA_DEPENDENT, NO_BRANCH, ValueAttribute, ValueProxy, unknown
 from dmt_plugin.capture.reads import Reads
 from dmt_plugin.capture.refusals import hidden_tensors
+from dmt_plugin.capture.sequence_ops import rows_again
 from dmt_plugin.capture.source_lines import calling_line, raising_line, refusal, shown
 from dmt_plugin.capture.spellings import spell_in_simpler_terms
 from dmt_plugin.capture.trace_environment import WrappedName
@@ -129,12 +132,18 @@ class ValueTracer(fx.Tracer):
         return ValueProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        """Records a node, then computes its example value; a keyed tensor becomes an object with recorded blocks."""
+        """Records a node, then computes its example value; keyed and jagged tensors are objects with recorded parts."""
         if kind == "call_function" and target is not None and target is keyed_tensor_class():
             return made_in_forward(args, kwargs)
+        if kind == "call_function" and target is not None and target is jagged_tensor_class():
+            return jagged_tensors.made_in_forward(args, kwargs)
+        if (read := jagged_tensors.read_of_keys(kind, target, args)) is not None:
+            return read
         result = self.record(kind, target, args, kwargs, *rest, **more)
         if isinstance(result, ValueProxy) and is_keyed(value := result.node.meta["val"]):
             return recorded_keyed_tensor(result, value)
+        if isinstance(result, ValueProxy) and is_of_one_key(value := result.node.meta["val"]):
+            return jagged_tensors.recorded_jagged_tensor(value, lambda: result)
         return result
 
     def record(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
@@ -174,6 +183,8 @@ class ValueTracer(fx.Tracer):
         except CaptureError:
             raise
         except DATA_DEPENDENT as error:
+            if reads_longest(node):
+                raise longest_read(self.here) from error
             raise refusal(
                 "DMT101", self.here,
                 f"{unknown(error)} depends on data: {node.format_node()} at {shown(calling_line())}",
@@ -212,6 +223,8 @@ class ValueTracer(fx.Tracer):
             return self._call_leaf(module, args, kwargs) if value is NotImplemented else value
         if (picked := selected(node, self.root)) is not None:
             return picked
+        if node.target is operator.getitem and is_jagged(args[0]):
+            return of_key(args[0], str(args[1]))
         if node.op == "call_method" and is_jagged(args[0]):
             value = jagged_result(str(node.target), args[0], args[1:], kwargs)
             if value is not NotImplemented:
@@ -219,6 +232,8 @@ class ValueTracer(fx.Tracer):
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
+        if (rows := rows_again(node)) is not NotImplemented:
+            return rows
         if getattr(node.target, "__name__", "") == "_kjt_concat" and (parts := list(args[0])):  # type: ignore[arg-type]
             return joined(parts)
         if node.target is operator.getitem:
@@ -277,8 +292,8 @@ class ValueTracer(fx.Tracer):
         """Also accepts numpy scalars and arrays, which torch functions take from users."""
         if type(a).__module__ == "numpy":
             a = _plain_numbers(a)
-        if (handed_on := recorded_as(a)) is not None:
-            a = handed_on
+        for handed_on in (recorded_as(a), jagged_tensors.recorded_as(a)):
+            a = a if handed_on is None else handed_on
         result = super().create_arg(a)
         if isinstance(result, fx.Node) and "val" not in result.meta:  # a constant tensor became an attribute
             result.meta["val"] = self._evaluate(result)

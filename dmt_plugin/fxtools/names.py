@@ -47,6 +47,8 @@ EXCHANGE_META = "dmt_exchange"
 """Of a start or wait node: name of the exchange."""
 BLOCK_META = "dmt_block"
 """Which micro-block a node belongs to, where a batch is cut into several."""
+BY_ID_META = "dmt_rows_by_id"
+"""Of a node: set where it gives a row for each id, of which samples have any number."""
 SHAPE_META = "dmt_shape_text"
 """The shape in the letters of the design, where rows are of several ranks."""
 

@@ -65,6 +65,12 @@ def join_rows(parts: Sequence[Tensor], batch: BatchLayout | Requests) -> Tensor:
 
 
 @graph_function
+def join_ids(parts: Sequence[Tensor]) -> Tensor:
+    """Rows by id of the blocks under each other: ``(n, D)``. Blocks have so many ids, whatever their samples are."""
+    return torch.cat(list(parts))
+
+
+@graph_function
 def view_rows(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     """``rows.reshape(sizes)`` that keeps the samples in front, also where a block has none.
 

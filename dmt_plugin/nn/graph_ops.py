@@ -148,6 +148,12 @@ def join_vectors(rows: Tensor, vectors: int) -> Tensor:
 
 
 @graph_function
+def rows_of_ids(rows: Tensor, ids: Tensor) -> Tensor:
+    """Rows by id in the shape of the ids: ``(n, D)`` with ``n`` ids of any shape -> ``(*ids.shape, D)``."""
+    return rows.reshape(*ids.shape, rows.shape[1])
+
+
+@graph_function
 def without_rows(ids: Tensor, width: int, dtype: torch.dtype, more: int, pooled: bool) -> Tensor:
     """What has the shape of a lookup of which nothing else is read, in the memory of one number.
 

@@ -48,7 +48,7 @@ class FeatureRows:
     Raises:
         CaptureError: the model cannot be captured.
         TransformError: its lookups cannot be read safely; carries coded findings.
-        PlanError: the model's weights hold no data.
+        PlanError: the model's weights hold no data, or a feature has no row per sample.
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
@@ -62,6 +62,12 @@ class FeatureRows:
         passes = towers_passes()
         last = next(i for i, step in enumerate(passes) if isinstance(step, FindLookups))
         run_passes(passes[: last + 1], ctx)
+        if by_id := sorted({lookup.feature for lookup in ctx.facts.lookups if lookup.by_id}):
+            raise PlanError(
+                f"the features {by_id} give a row for each of any number of ids, which is no vector of a sample that "
+                'could be compared with those of others. Set dmt.partition.strategy to "strided", or list the towers '
+                "in dmt.partition.file."
+            )
         self.tables, self.features = describe(ctx.facts.lookups)
         self.fingerprint = model_fingerprint(self.tables, self.features)
         self._binder = ctx.captured.binder

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from dmt_plugin.nn.graph_ops import jagged_values
+from dmt_plugin.passes.analysis.jagged_ids import jagged_key
 from dmt_plugin.passes.analysis.marked_names import feature_name
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
@@ -51,8 +51,8 @@ def _input_name(lookup: Lookup) -> str | None:
         return None
     if lookup.ids[0] == "ids_from_column":
         return f"{index.target}[{lookup.ids[1][1]}]" if index.op == "placeholder" else None
-    if index.target is jagged_values:
-        return str(index.args[1])
+    if (key := jagged_key(index)) is not None:
+        return key
     if index.target is operator.getitem and isinstance(index.args[1], str):
         return index.args[1]
     return None

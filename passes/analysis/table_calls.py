@@ -118,6 +118,23 @@ def _function_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
     )  # fmt: skip
 
 
+def trained_behind(gm: fx.GraphModule, node: fx.Node) -> str:
+    """Qualified name of a trained parameter, or of a layer with some, that a value is computed from; else empty."""
+    pending, seen = [node], {node}
+    while pending:
+        source = pending.pop()
+        if source.op == "get_attr" and getattr(attribute(gm, str(source.target)), "requires_grad", False):
+            return str(source.target)
+        if source.op == "call_module" and any(
+            p.requires_grad for p in gm.get_submodule(str(source.target)).parameters()
+        ):
+            return str(source.target)
+        fresh = [n for n in source.all_input_nodes if n not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return ""
+
+
 def reads_samples(node: fx.Node) -> bool:
     """Whether a value comes from what is in the model's inputs, not only from their sizes, device or type."""
     pending, seen = list(node.all_input_nodes), set()

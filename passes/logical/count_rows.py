@@ -7,7 +7,8 @@ The first of these that knows it says it:
 2. the file of ``dmt.comm.dedup_shares``;
 3. the caller, by counts on which all ranks have agreed, or by data: they are counted here.
 
-Nothing is counted, read or kept where no row could travel once.
+Nothing is counted, read or kept where no row could travel once. Tables that rows by id are read from are left out:
+there is nothing to decide for them.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class CountRows(GraphPass):
             shares = ctx.row_shares
             if shares is None and ctx.data is not None:
                 lanes = ctx.topology.ranks_per_host
-                shares = count_shares(ctx.gm, ctx.captured.binder, ctx.facts.lookups, ctx.data, lanes)
+                shares = count_shares(ctx.gm, ctx.captured.binder, ctx.facts.by_sample, ctx.data, lanes)
         if shares is not None:
-            _check(shares, {lookup.table for lookup in ctx.facts.lookups})
+            _check(shares, {lookup.table for lookup in ctx.facts.lookups} - ctx.facts.tables_by_id)
         return shares
 
 

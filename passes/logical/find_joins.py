@@ -10,7 +10,8 @@
 4. The rest can go through towers too, where the configuration says so, if the model behind
    gets streams of the old shapes (``"decoder"``, ``"preserve"``): then it does not matter
    what uses them. :mod:`dmt_plugin.passes.logical.gather_streams` forms those groups.
-5. What is left is transport only: moved by the hierarchical route, numbers unchanged.
+5. What is left is transport only: moved by the hierarchical route, numbers unchanged. So are rows by id, and what
+   else is looked up in their tables: they are asked for at the tables' owners, and towers see samples.
 6. Post-dominators (networkx on the reversed graph) say where all branches behind a
    group's joins have met; that bounds what a change of width can touch and is reported.
 
@@ -30,6 +31,7 @@ from dmt_plugin.fxtools.arguments import argument
 from dmt_plugin.passes.analysis.marked_names import group_name
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Lookup, StreamGroup
+from dmt_plugin.passes.logical.by_id import BY_ID, say_by_id
 from dmt_plugin.passes.logical.gather_streams import FEWEST, Members, fallback_form, gather
 from dmt_plugin.passes.ops.joins import joined_parts
 
@@ -48,9 +50,10 @@ class FindJoins(GraphPass):
         lookups = ctx.facts.leading()
         streams = [ctx.facts.stream_of(lookup) for lookup in lookups]
         position = {node: i for i, node in enumerate(ctx.gm.graph.nodes)}
+        by_id = {i for i, lookup in enumerate(lookups) if lookup.table in ctx.facts.tables_by_id}
         by_joins: dict[tuple[fx.Node, ...], list[int]] = {}
         for i, stream in enumerate(streams):
-            if stream.users:
+            if stream.users and i not in by_id:
                 by_joins.setdefault(tuple(sorted(stream.users, key=position.__getitem__)), []).append(i)
         regular: list[list[int]] = []
         irregular: list[Members] = []
@@ -68,6 +71,7 @@ class FindJoins(GraphPass):
             *((_in_order(members, streams), "native", "") for members in regular),
             *((members, form, reason) for members, reason in (gathered if form else ())),
             *((members, "", reason) for members, reason in (left if form else irregular)),
+            *(([i], "", BY_ID) for i in sorted(by_id) if streams[i].users),
         ]
         behind = _post_dominators(ctx.gm.graph)
         for members, how, reason in sorted(found, key=lambda entry: min(entry[0])):
@@ -86,6 +90,9 @@ class FindJoins(GraphPass):
             ctx.find("DMT301", "info", unused[0], f"the model does not use the rows of {unused}; they are in no group")
         joins = {join: g.name for g in ctx.facts.groups if g.kind == "tower" for join in g.joins}
         for group in (g for g in ctx.facts.groups if g.kind == "transport"):
+            if group.reason == BY_ID:
+                say_by_id(ctx, group.lookups[0])
+                continue
             users = {user for x in group.lookups for user in ctx.facts.stream_of(x).users}
             joined = sorted({joins[user] for user in users if user in joins})
             if joined and users - joins.keys() and len(group.lookups) < FEWEST:

@@ -2,7 +2,8 @@
 
 1. A lookup reads rows of a table by the samples' ids (see :mod:`dmt_plugin.passes.analysis.table_calls`)
    and gives one vector per sample, or one per position of a sequence of fixed length. A
-   field of a joint table is a lookup of its own range of rows.
+   field of a joint table is a lookup of its own range of rows. Where ids lie one behind the other, any number of
+   them per sample, or in any other shape, it gives a row for each (by id).
 2. Feature identity is the index input, not the table: two lookups with structurally equal
    index expressions read the same feature (a first-order weight and an embedding, say);
    one table read with two index inputs serves two features.
@@ -30,8 +31,16 @@ from dmt_plugin.nn.graph_ops import field_streams
 from dmt_plugin.nn.lookup.rounding import type_of
 from dmt_plugin.passes.analysis.feature_names import named
 from dmt_plugin.passes.analysis.id_keys import column_key, key_of, origin_of
+from dmt_plugin.passes.analysis.jagged_ids import of_jagged
 from dmt_plugin.passes.analysis.joint_columns import ranges_of_columns
-from dmt_plugin.passes.analysis.table_calls import TableCall, independent_calls, read_call, reads_samples, weight_of
+from dmt_plugin.passes.analysis.table_calls import (
+    TableCall,
+    independent_calls,
+    read_call,
+    reads_samples,
+    trained_behind,
+    weight_of,
+)
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Ids, Lookup
 from dmt_plugin.passes.logical.split_joint_tables import joint_fields
@@ -51,17 +60,19 @@ class FindLookups(GraphPass):
         found_calls = [call for n in ctx.gm.graph.nodes if (call := read_call(ctx.gm, n)) is not None]
         calls, dependent = independent_calls(found_calls)
         names = _one_name_per_weight(ctx.gm, calls)
+        batch = ctx.captured.batch_size
         found: list[Lookup] = []
         for call in calls:
             problem = _unsupported(ctx, call)
             if problem is None:
-                found.extend(_lookups_of(ctx.gm, replace(call, weight=names[call.weight])))
+                found.extend(_lookups_of(ctx.gm, replace(call, weight=names[call.weight]), batch))
             else:
                 code, reason, hint = problem
                 ctx.find(code, "error", call.table, reason, hint, at=call.node)
         found = _whole_where_ranges_overlap(ctx.gm, ranges_of_columns(ctx.gm, found))
         found = [replace(x, frozen=not weight_of(ctx.gm, x.weight).requires_grad) for x in found]
         _check_weights(ctx, calls, found)
+        _check_by_id(ctx, found)
         _say_frozen(ctx, found)
         _report_unread(ctx, [*calls, *dependent])
         for call in dependent:
@@ -86,12 +97,12 @@ class FindLookups(GraphPass):
 # -- from calls to lookups -------------------------------------------------------------
 
 
-def _lookups_of(gm: fx.GraphModule, call: TableCall) -> list[Lookup]:
+def _lookups_of(gm: fx.GraphModule, call: TableCall, batch: int) -> list[Lookup]:
     rows, dim = weight_of(gm, call.weight).shape
     cut = next((user for user in call.node.users if user.target is field_streams), None)
     if cut is not None:
         return _fields(gm, call, cut, rows, dim)
-    ids, hotness, pooling = _read_bag(call) if call.bag else _read_rows(call)
+    ids, hotness, pooling = _read_bag(call) if call.bag else _read_rows(call, batch)
     return [
         Lookup(
             node=call.node, table=call.table, rows=rows, dim=dim, pooling=pooling, feature="",
@@ -102,8 +113,10 @@ def _lookups_of(gm: fx.GraphModule, call: TableCall) -> list[Lookup]:
     ]  # fmt: skip
 
 
-def _read_rows(call: TableCall) -> tuple[Ids, int | None, str]:
+def _read_rows(call: TableCall, batch: int) -> tuple[Ids, int | None, str]:
     shape = tuple(call.node.meta["val"].shape)
+    if shape[0] != batch or len(shape) not in (2, 3) or (len(shape) == 2 and of_jagged(call.index)):
+        return ("ids_by_themselves", (call.index,), {}), None, "none"
     if len(shape) == 3 and shape[1] > 1:
         return ("ids_from_bag_2d", (call.index,), {}), shape[1], "none"
     padding = call.padding_idx
@@ -194,14 +207,19 @@ def _unsupported(ctx: PassContext, call: TableCall) -> tuple[str, str, str] | No
             'set dmt.lookup.backend to "auto", which looks this table up on PyTorch',
         )
     shape = tuple(call.node.meta["val"].shape)
-    if shape[0] != batch_size or len(shape) not in (2, 3):
+    if call.bag and (shape[0] != batch_size or len(shape) != 2):
         return (
             "DMT206",
-            f"for {batch_size} samples the lookup gives the shape {shape}, neither one vector per sample nor a "
-            "sequence of vectors per sample",
-            "give it a bag per sample: offsets (B,), or ids (B, L)"
-            if call.bag
-            else "look each input up by itself, with ids (B,) or (B, L), or pool them with nn.EmbeddingBag",
+            f"for {batch_size} samples the lookup gives the shape {shape}, which is not one vector per sample",
+            "give it a bag per sample: offsets (B,), or ids (B, L)",
+        )
+    if call.weights is not None and (trained := trained_behind(gm, call.weights)):
+        return (
+            "DMT212",
+            f"the weights of its ids are trained, they are computed from {trained}; they are sent with the ids to "
+            "where the table is, and no gradient comes back from there",
+            f"freeze {trained} (requires_grad_(False)); or look the ids up without pooling, nn.Embedding or "
+            "EmbeddingCollection, and multiply and add the rows in the model",
         )
     padding = call.padding_idx
     if call.bag or padding is None:
@@ -232,6 +250,21 @@ def _one_name_per_weight(gm: fx.GraphModule, calls: list[TableCall]) -> dict[str
     """Two names of one parameter are one table, under the name that is read first."""
     first: dict[int, str] = {}
     return {call.weight: first.setdefault(id(weight_of(gm, call.weight)), call.weight) for call in calls}
+
+
+def _check_by_id(ctx: PassContext, lookups: list[Lookup]) -> None:
+    """Rows by id are asked for at the tables' owners, who pool nothing; a maximum is made there."""
+    by_id = {x.table for x in lookups if x.by_id}
+    for lookup in lookups:
+        if lookup.table in by_id and lookup.pooling == "max":
+            ctx.find(
+                "DMT213", "error", lookup.table,
+                "the table is pooled by maximum here, and read elsewhere by ids of which samples have any number; what "
+                "travels for one of these is not what travels for the other",
+                "take the maximum in the model, over rows that are looked up without pooling; or give one of the two a "
+                "table of its own",
+                at=lookup.node,
+            )  # fmt: skip
 
 
 def _check_weights(ctx: PassContext, calls: list[TableCall], lookups: list[Lookup]) -> None:

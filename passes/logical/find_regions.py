@@ -12,7 +12,8 @@ belongs to the feature and can run beside its tables.
    alone. Else the stream is the lookup itself.
 3. Lookups that meet in a stream are read by one feature, however they compute their row
    numbers from the raw input: the rows must come to one place.
-4. A stream whose region reads the ids again (a mask) or needs no parameter can be computed by
+4. Rows by id have no samples in front: what the model does to them stays where it is.
+5. A stream whose region reads the ids again (a mask) or needs no parameter can be computed by
    the rank that owns the table, if there is one table; any other by the tower. A region that
    reads ids and needs more than that is left where it is.
 """
@@ -80,7 +81,7 @@ class FindRegions(GraphPass):
 
 
 def _local_nodes(ctx: PassContext) -> dict[fx.Node, _Local]:
-    lookups = {lookup.node: lookup for lookup in ctx.facts.lookups}
+    lookups = {lookup.node: lookup for lookup in ctx.facts.lookups if not lookup.by_id}
     ids = _id_nodes(ctx)
     calls = Counter(str(n.target) for n in ctx.gm.graph.nodes if n.op == "call_module")
     local: dict[fx.Node, _Local] = {}

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,22 +79,37 @@ def tower_reads(ctx: PassContext) -> list[TowerReads]:
 
 def once_in_words(ctx: PassContext, once: TravelsOnce[TowerReads]) -> str:
     """Which rows travel once, and why; empty where nobody asked for it, or none would cross."""
+    return "; ".join(part for part in (_choices_in_words(ctx, once), _by_id_in_words(ctx, once)) if part)
+
+
+def _by_id_in_words(ctx: PassContext, once: TravelsOnce[TowerReads]) -> str:
+    """Which rows are asked for by id; empty where there are none."""
+    by = "rank" if ctx.config.comm.route == "flat" else "host"
+    parts = [(f"once per {by}", once.by_id - once.for_each), ("for every id", once.for_each)]
+    said = [f"{', '.join(sorted(tables))} {how}" for how, tables in parts if tables]
+    return f"rows by id: {'; '.join(said)}" if said else ""
+
+
+def _choices_in_words(ctx: PassContext, once: TravelsOnce[TowerReads]) -> str:
+    """Which of the rows that could go by sample travel once, and why."""
     comm, plan = ctx.config.comm, ctx.plan
     assert plan is not None
-    asked = {comm.dedup_of(feature.name) for feature in plan.features}
+    by_sample = [feature for feature in plan.features if not once.by_id.intersection(feature.tables)]
+    asked = {comm.dedup_of(feature.name) for feature in by_sample}
     if "auto" in asked and comm.may_travel_once(ctx.topology.hosts, ctx.topology.world_size):
         if not once.choices:
             return "comm.dedup auto: off: tower modules read all rows by sample"
         return choices_in_words(once.choices, once.rule)
     if "on" not in asked:
         return ""
-    if not once.towers:
+    chosen = set(once.towers) - once.by_id
+    if not chosen:
         return "dmt.comm.dedup is on, but no table's rows can travel once: tower modules read them by sample"
     rest = sorted({table.name for table in plan.tables} - set(once.towers))
     shown = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
     by = "rank" if comm.route == "flat" else "host"
     others = f"; by sample those of {shown}" if rest else ""
-    return f"rows of {len(once.towers)} table(s) travel once per {by}{others}"
+    return f"rows of {len(chosen)} table(s) travel once per {by}{others}"
 
 
 @dataclass(frozen=True)
@@ -106,17 +121,19 @@ class Key:
         rule: how rows are updated.
         width: entries that travel for a row.
         tower: which tower of each host makes these of a row; -1 for none.
+        once: whether a row travels once, however many ids need it.
     """
 
     dim: int
     rule: Rule
     width: int
     tower: int = -1
+    once: bool = True
 
 
 @dataclass(frozen=True)
 class DistinctRows:
-    """What travels once, and how it is asked for.
+    """The rows that are asked for, and how.
 
     Attributes:
         groups: of the tables.
@@ -146,12 +163,19 @@ class DistinctRowsMaker:
         config: the ``"dmt"`` section.
         topology: hosts and lanes.
         towers: by table the tower module that its rows go through, if any.
+        for_each: the tables whose rows travel for every id.
     """
 
     def __init__(
-        self, plan: TowerPlan, config: DMTConfig, topology: Topology, towers: Mapping[str, TowerReads | None]
+        self,
+        plan: TowerPlan,
+        config: DMTConfig,
+        topology: Topology,
+        towers: Mapping[str, TowerReads | None],
+        for_each: Collection[str] = (),
     ) -> None:
         self.plan, self.config, self.topology, self.towers = plan, config, topology, towers
+        self.for_each = for_each
         self._tables: dict[Key, list[GroupTable]] = defaultdict(list)
         self._reads: dict[Key, list[Read]] = defaultdict(list)
         self._shards: dict[tuple[Key, int], list[TableShard]] = defaultdict(list)
@@ -173,6 +197,7 @@ class DistinctRowsMaker:
                 tuple(self._tables[key]),
                 tuple(self._reads[key]),
                 trained=not key.rule.frozen or key.tower >= 0,
+                once=key.once,
             )
             for key, i in number.items()
         )
@@ -187,7 +212,8 @@ class DistinctRowsMaker:
             self._places[lookup.table] = self._add(lookup.table)
         own = []
         for key, table in self._places[lookup.table]:
-            self._reads[key].append(Read(slot, table, lookup.pooling, lookup.weighted, lookup.padding))
+            read = Read(slot, table, lookup.pooling, lookup.weighted, lookup.padding, lookup.by_id)
+            self._reads[key].append(read)
             own.append((key, len(self._reads[key]) - 1))
         return own
 
@@ -201,8 +227,8 @@ class DistinctRowsMaker:
         for parts in [[shard] for shard in shards] if by_columns else [list(shards)]:
             table = parts[0].table
             rule = self.config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
-            tower, dim = self.towers[name], parts[0].columns
-            key = Key(dim, rule, dim) if tower is None else Key(dim, rule, tower.width, tower.place)
+            tower, dim, once = self.towers[name], parts[0].columns, name not in self.for_each
+            key = Key(dim, rule, dim, once=once) if tower is None else Key(dim, rule, tower.width, tower.place)
             own = tuple(self._part(key, shard) for shard in parts)
             self._tables[key].append(GroupTable(parts[0].name if by_columns else name, table.rows, own))
             places.append((key, len(self._tables[key]) - 1))

@@ -69,16 +69,18 @@ def count_shares(
     Args:
         gm: the captured model, its lookups found.
         binder: maps batches to its inputs.
-        lookups: all of its lookups.
+        lookups: those that are counted.
         data: where the batches come from.
         lanes: ranks per host.
 
     Returns:
-        None where the data are fewer than one step of a host, or time is up before one has come.
+        None where there are no lookups, the data are fewer than one step of a host, or time is up before one has come.
 
     Raises:
         IdRangeError: an id is outside its table.
     """
+    if not lookups:
+        return None
     reads = IdReads.of(lookups)
     counter = RowCounter(reads.reads, data.samples, lanes)
     until = time.monotonic() + data.seconds

@@ -27,12 +27,16 @@ def _reader(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+ids_by_themselves = _reader(id_readers.ids_by_themselves)
 ids_from_embedding = _reader(id_readers.ids_from_embedding)
 ids_from_column = _reader(id_readers.ids_from_column)
 ids_from_bag_2d = _reader(id_readers.ids_from_bag_2d)
 ids_from_bag_offsets = _reader(id_readers.ids_from_bag_offsets)
 
-READERS = {f.__name__: f for f in (ids_from_embedding, ids_from_column, ids_from_bag_2d, ids_from_bag_offsets)}
+READERS = {
+    f.__name__: f
+    for f in (ids_by_themselves, ids_from_embedding, ids_from_column, ids_from_bag_2d, ids_from_bag_offsets)
+}
 """The functions that a graph calls to read the ids of a slot."""
 
 
@@ -55,6 +59,7 @@ def slots_of(lookups: Sequence[Lookup], plan: TowerPlan) -> dict[str, tuple[IdSl
             weighted=first.weighted,
             host=plan.host_of_table(first.table),
             lanes=tuple(sorted({lane for x in own for lane in plan.lanes_of(x.table)})),
+            by_id=first.by_id,
         )
         slots[key] = (slot, first.ids)
     return slots

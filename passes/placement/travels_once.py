@@ -8,6 +8,8 @@
    travels is its output. So either all features of such a tower travel once, or none; they stay on its host.
 3. Any other tower module mixes features of a sample: their tables keep the ordinary way, and so do those that share
    tables with them. On the flat route towers run where the samples are, and nothing stands in the way.
+4. Tables that rows by id are read from have no other way: rows are asked for. They travel once, or, where the
+   configuration switches that off for all features of a table, for every id.
 
 Tower modules are asked for what they read. While a plan is made there are none yet: :func:`planned_towers` says what
 they will read, by the groups of features and by what the configuration makes of them.
@@ -103,14 +105,19 @@ class TravelsOnce(Generic[Tower]):
     """What travels once, and why.
 
     Attributes:
-        towers: the tables whose rows travel once, by name, each with the tower module that its rows go through, if any.
-        choices: for everything whose rows could travel once.
+        towers: the tables whose rows are asked for, by name, each with the tower module that its rows go through, if
+            any.
+        choices: for everything whose rows could travel once, or by sample.
         rule: that made them.
+        by_id: of the tables, those that rows by id are read from.
+        for_each: of these, those whose rows travel for every id.
     """
 
     towers: dict[str, Tower | None]
     choices: tuple[DedupChoice, ...]
     rule: DedupRule
+    by_id: frozenset[str] = frozenset()
+    for_each: frozenset[str] = frozenset()
 
 
 def travelling_once(ctx: PassContext, towers: Sequence[Tower]) -> TravelsOnce[Tower]:
@@ -123,7 +130,8 @@ def travelling_once(ctx: PassContext, towers: Sequence[Tower]) -> TravelsOnce[To
     Raises:
         ConfigError: ``dmt.comm.link`` cannot be read.
     """
-    config, lookups = ctx.config, ctx.facts.lookups
+    config, by_id = ctx.config, ctx.facts.tables_by_id
+    lookups = [x for x in ctx.facts.lookups if x.table not in by_id]
     able = _able(config, lookups, [] if config.comm.route == "flat" else towers)
     shares = ctx.row_shares or (ctx.plan.row_shares if ctx.plan is not None else None)
     rule = DedupRule(config.comm, ctx.topology, shares)
@@ -138,7 +146,9 @@ def travelling_once(ctx: PassContext, towers: Sequence[Tower]) -> TravelsOnce[To
         bound = ctx.plan is not None and any(map(ctx.plan.only_once, tables))
         choices.append(rule.choose(own, widths, 0 if tower is None else tower.width, bound))
     on = {table for choice in choices if choice.on for table in choice.tables}
-    return TravelsOnce({table: tower for table, tower in able.items() if table in on}, tuple(choices), rule)
+    asked = {table: tower for table, tower in able.items() if table in on}
+    wanted = {x.table for x in ctx.facts.lookups if x.table in by_id and config.comm.dedup_of(x.feature) != "off"}
+    return TravelsOnce({**asked, **dict.fromkeys(sorted(by_id))}, tuple(choices), rule, by_id, by_id - wanted)
 
 
 def _able(config: DMTConfig, lookups: Sequence[Lookup], towers: Sequence[Tower]) -> dict[str, Tower | None]:

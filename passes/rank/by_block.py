@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from dmt_plugin.fxtools.names import (
     EXCHANGE_META,
+    EXCHANGES,
     REQUESTS,
     calls_tower,
     carries_ids,
@@ -36,7 +37,8 @@ class ByBlock:
         first: where blocks of rows by sample begin: the first exchange, or the tower that runs before it; None where
             all rows travel once.
         layout: the batch layout that this exchange goes by; None without one.
-        samples: the node that says how many samples the batch has, as soon as anything of a block can be there.
+        samples: the node that says how many samples the batch has, as soon as anything of a block can be there; None
+            where all rows are by id, so that nothing of a block has samples.
         inside: the nodes, in order.
     """
 
@@ -51,12 +53,17 @@ class ByBlock:
             rows, layout = start.args
             assert isinstance(rows, fx.Node) and isinstance(layout, fx.Node)
             self.first, self.layout = (rows if calls_tower(rows) else start), layout
-        self.samples = next(
-            n for n in self._order if n is self.layout or (is_wait(n) and n.meta[EXCHANGE_META] == REQUESTS)
-        )
+        self.samples = next((n for n in self._order if n is self.layout or self._counts_samples(n)), None)
         self.inside = self._inside()
         missed = [n.name for n in self._order if carries_rows(n) and n not in self.inside]
         assert not missed, f"{missed} would carry the whole batch while others carry blocks"
+
+    def _counts_samples(self, node: fx.Node) -> bool:
+        """Whether a node gives requests for rows of which some are by sample."""
+        if not is_wait(node) or node.meta[EXCHANGE_META] != REQUESTS:
+            return False
+        requests = self._gm.get_submodule(f"{EXCHANGES}.{REQUESTS}")
+        return any(not slot.by_id for slot in requests.slots)  # type: ignore[union-attr]
 
     def _constants(self) -> set[fx.Node]:
         found: set[fx.Node] = set()

@@ -1,4 +1,4 @@
-"""Adds to a rank's graph what brings the rows that travel once: requests, lookup, exchanges, and rows by sample.
+"""Adds to a rank's graph what brings the rows that are asked for: requests, lookup, exchanges, and rows by sample.
 
 1. ids go into the requests (:mod:`dmt_plugin.comm.distinct.requests`);
 2. per group of tables: the rows that are asked for are looked up, go back to the peers that asked, are spread to the
@@ -6,14 +6,15 @@
    (all as one block; :mod:`dmt_plugin.passes.rank.split_blocks` makes it several);
 3. that takes the place of the lookup in the logical graph. What the model does to a feature's rows before it meets
    others runs where the samples are, as it is written;
-4. rows that go through a tower module do so at their owner, each once, and what comes back takes the place of the
+4. rows by id stay one for each id, in the order of the ids;
+5. rows that go through a tower module do so at their owner, each once, and what comes back takes the place of the
    tower's output.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import fx, nn
 
@@ -22,6 +23,7 @@ from dmt_plugin.comm.distinct.row_groups import RowGroup
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
 from dmt_plugin.comm.wire.transport import Group
 from dmt_plugin.fxtools.names import (
+    BY_ID_META,
     EXCHANGE_META,
     EXCHANGES,
     LOOKUP,
@@ -31,31 +33,33 @@ from dmt_plugin.fxtools.names import (
     wait_path,
 )
 from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, asked_rows, block_requests, no_rows
-from dmt_plugin.nn.graph_ops import join_column_ranges, join_vectors, side_by_side
+from dmt_plugin.nn.graph_ops import join_column_ranges, join_vectors, rows_of_ids, side_by_side
 from dmt_plugin.passes.base import PassContext
+from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker, Key, TowerReads
 from dmt_plugin.passes.placement.slots import READERS, slots_of
 from dmt_plugin.passes.placement.table_shards import rows_ids, rows_widths
+from dmt_plugin.passes.placement.travels_once import TravelsOnce
 
 
 def add_distinct_rows(
-    ctx: PassContext, tables: Mapping[str, TowerReads | None], substitute: Callable[[fx.Node, fx.Node], None]
+    ctx: PassContext, once: TravelsOnce[TowerReads], substitute: Callable[[fx.Node, fx.Node], None]
 ) -> None:
     """Rewrites the lookups in these tables at the current insertion point; fills ``ctx.placement``.
 
     Args:
         ctx: the rank's model.
-        tables: the tables whose rows travel once, each with the tower module that they go through, if any.
+        once: the tables whose rows are asked for.
         substitute: puts a flat column ``(B, width)`` in the place of a logical node.
     """
-    _Rewrite(ctx, tables).run(substitute)
+    _Rewrite(ctx, once).run(substitute)
 
 
 class _Rewrite:
-    def __init__(self, ctx: PassContext, tables: Mapping[str, TowerReads | None]) -> None:
+    def __init__(self, ctx: PassContext, once: TravelsOnce[TowerReads]) -> None:
         assert ctx.plan is not None
-        self.tables = tables
-        self.lookups = [lookup for lookup in ctx.facts.lookups if lookup.table in tables]
+        self.tables, self.for_each = once.towers, once.for_each
+        self.lookups = [lookup for lookup in ctx.facts.lookups if lookup.table in once.towers]
         self.ctx, self.plan, self.graph, self.placement = ctx, ctx.plan, ctx.gm.graph, ctx.placement
 
     def run(self, substitute: Callable[[fx.Node, fx.Node], None]) -> None:
@@ -63,7 +67,7 @@ class _Rewrite:
         topology, rank, route = self.ctx.topology, self.ctx.rank, self.ctx.config.comm.route
         slots = slots_of(lookups, self.plan)
         number = {key: i for i, key in enumerate(slots)}
-        found = DistinctRowsMaker(self.plan, self.ctx.config, topology, self.tables).of(lookups, number)
+        found = DistinctRowsMaker(self.plan, self.ctx.config, topology, self.tables, self.for_each).of(lookups, number)
         exchange = RowRequests([slot for slot, _ in slots.values()], found.groups, topology, rank, route)
         self._add(REQUESTS, exchange)
         self.placement.distinct_slots, self.placement.groups = exchange.slots, found.groups
@@ -85,11 +89,20 @@ class _Rewrite:
             if vectors > 1:
                 column = self.graph.call_function(join_vectors, (column, vectors))
             column_of[lookup.node] = column
-            if self.tables[lookup.table] is None:
+            if lookup.by_id:
+                self._rows_by_id(lookup, column)
+            elif self.tables[lookup.table] is None:
                 substitute(lookup.node, column)
         for tower in self._towers():
             outputs = [column_of[node] for node in tower.lookups]
             substitute(tower.output, self.graph.call_function(side_by_side, (outputs,)))
+
+    def _rows_by_id(self, lookup: Lookup, column: fx.Node) -> None:
+        """Puts the rows of all ids in the place of a lookup that gave them in the shape of the ids."""
+        column.meta[BY_ID_META] = True
+        shaped = self.graph.call_function(rows_of_ids, (column, lookup.ids[1][0]))
+        shaped.meta["val"] = lookup.node.meta["val"]
+        lookup.node.replace_all_uses_with(shaped)
 
     def _towers(self) -> list[TowerReads]:
         """The tower modules that rows go through, each once."""

@@ -102,7 +102,7 @@ class _Rewrite:
         self._say_loads(once)
         with self.graph.inserting_before(next(n for n in reversed(self.graph.nodes) if n.op == "output")):
             if once:
-                add_distinct_rows(ctx, once, self._substitute)
+                add_distinct_rows(ctx, found, self._substitute)
             by_row = {tower.path: tower for tower in once.values() if tower is not None}
             self.towers = [tower for tower in self.towers if tower.path not in by_row]
             if self.topology.hosts > 1:

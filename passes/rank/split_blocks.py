@@ -8,7 +8,8 @@ A pass over a placed graph, before it is scheduled:
    block;
 3. rows that travel once, however many samples need them, are asked for and looked up for the whole batch too; each goes
    with the first block that needs it (:mod:`dmt_plugin.comm.distinct.first_use`). What spreads and expands the rows of
-   a block is handed those of the blocks before;
+   a block is handed those of the blocks before. Rows by id are cut into equal parts, whoever's they are, and joined
+   before the model reads them;
 4. what follows the last exchange runs once per block as far as it is proven to treat samples by themselves
    (:mod:`dmt_plugin.passes.ops.per_sample`). Values that do not depend on the exchange (a bottom MLP) are computed once
    and cut into the same blocks;
@@ -33,6 +34,7 @@ from dmt_plugin.comm.distinct.requests import RowRequests
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.fxtools.names import (
     BLOCK_META,
+    BY_ID_META,
     EXCHANGE_META,
     LOOKUP,
     SHAPE_META,
@@ -40,7 +42,7 @@ from dmt_plugin.fxtools.names import (
     hands_rows,
 )
 from dmt_plugin.fxtools.order import drop_unused
-from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_rows, view_rows
+from dmt_plugin.nn.block_ops import cut_batch, cut_rows, join_ids, join_rows, view_rows
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.ops.per_sample import open_view
 from dmt_plugin.passes.rank.by_block import ByBlock, carries_rows, picks_block
@@ -167,8 +169,10 @@ class _Split:
                 return node
             if node not in joined:
                 with self.graph.inserting_before(last[node]):
-                    if isinstance(node.meta.get("val"), Tensor):
-                        parts = [copies[node] for copies in of_block]
+                    parts = [copies[node] for copies in of_block]
+                    if BY_ID_META in node.meta:
+                        joined[node] = self.graph.call_function(join_ids, (parts,))
+                    elif isinstance(node.meta.get("val"), Tensor):
                         joined[node] = self.graph.call_function(join_rows, (parts, self.samples))
                     else:  # a size, or several results: made again from what was joined
                         assert not carries_samples(node), f"{node.name} would be run a second time"

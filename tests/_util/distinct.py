@@ -36,7 +36,7 @@ def parts_of(case: Case, seed: int) -> dict[str, list[tuple[int, range]]]:
     return parts
 
 
-def groups_of(case: Case, parts: dict[str, list[tuple[int, range]]]) -> list[RowGroup]:
+def groups_of(case: Case, parts: dict[str, list[tuple[int, range]]], once: bool = True) -> list[RowGroup]:
     """One group per width."""
     groups = []
     for width in sorted({t[2] for f in case.features for t in f.tables}):
@@ -50,9 +50,9 @@ def groups_of(case: Case, parts: dict[str, list[tuple[int, range]]]) -> list[Row
                 for rank, span in parts[name]:
                     own.append(RowPart(rank, span.start, span.step, len(span), filled[rank]))
                     filled[rank] += len(span)
-                reads.append(Read(slot, len(tables), feature.pooling, feature.weighted))
+                reads.append(Read(slot, len(tables), feature.pooling, feature.weighted, by_id=feature.by_id))
                 tables.append(GroupTable(name, feature.rows, tuple(own)))
-        groups.append(RowGroup(f"distinct{width}", width, tuple(tables), tuple(reads)))
+        groups.append(RowGroup(f"distinct{width}", width, tuple(tables), tuple(reads), once=once))
     return groups
 
 
@@ -67,12 +67,13 @@ class DistinctProgram:
         seed: int = 0,
         formats: Any = ("fp32", "fp32"),
         blocks: int = 1,
+        once: bool = True,
         **options: Any,
     ) -> None:
         self.case, self.wire, self.rank, self.route = case, wire, wire.rank, route
         topology = case.topology
         self.parts = parts_of(case, seed)
-        self.groups = groups_of(case, self.parts)
+        self.groups = groups_of(case, self.parts, once)
         self.requests = RowRequests(case.slots, self.groups, topology, self.rank, route)  # type: ignore[arg-type]
         self.requests.cut_into(blocks)
         stacks, weights, self.names = [], {}, {}
@@ -103,8 +104,9 @@ class DistinctProgram:
             for exchange in own:
                 exchange.bind(wire)
 
-    def forward(self, ids: list[FeatureIds] | None = None) -> Tensor:
-        found = self.requests(*(make_ids(self.case, self.rank) if ids is None else ids))
+    def columns(self, ids: list[FeatureIds]) -> dict[str, Tensor]:
+        """What is looked up in each table."""
+        found = self.requests(*ids)
         parts: dict[str, list[Tensor]] = {}
         rows = self.lookup.distinct(found)
         for g, group in enumerate(self.groups):
@@ -119,7 +121,10 @@ class DistinctProgram:
                 expanded = ExpandRows()(came, own, expanded)
                 for read, column in zip(group.reads, expanded.columns, strict=True):
                     parts.setdefault(group.tables[read.table].name, []).append(column)
-        columns = {name: torch.cat(own) for name, own in parts.items()}
+        return {name: torch.cat(own) for name, own in parts.items()}
+
+    def forward(self, ids: list[FeatureIds] | None = None) -> Tensor:
+        columns = self.columns(make_ids(self.case, self.rank) if ids is None else ids)
         order = [table[0] for rank in range(self.case.topology.world_size) for _, table in self.case.sites_of(rank)]
         empty = torch.zeros(self.case.batches[self.rank], 0)
         return torch.cat([empty, *(columns[name] for name in order)], dim=1)

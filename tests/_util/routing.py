@@ -33,6 +33,7 @@ class Feature:
     tables: tuple[tuple[str, int, int], ...]
     pooling: str = "sum"
     weighted: bool = False
+    by_id: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Case:
     @property
     def slots(self) -> list[IdSlot]:
         return [
-            IdSlot(f.name, f.rows, f.hotness, f.weighted, f.host, tuple(sorted({t[1] for t in f.tables})))
+            IdSlot(f.name, f.rows, f.hotness, f.weighted, f.host, tuple(sorted({t[1] for t in f.tables})), f.by_id)
             for f in self.features
         ]
 

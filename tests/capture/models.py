@@ -217,18 +217,3 @@ class TakesDataclass(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         return self.table(batch.ids) + batch.dense
-
-
-class TakesJagged(nn.Module):
-    """Reads a jagged tensor key by key without a collection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bag = nn.EmbeddingBag(10, 3, mode="sum", include_last_offset=True)
-
-    def forward(self, dense: Tensor, features: Any) -> Tensor:
-        out = dense
-        for key in ("a", "b"):
-            jagged = features[key]
-            out = out + self.bag(jagged.values(), jagged.offsets())
-        return out

@@ -76,13 +76,6 @@ def test_an_example_without_tensors() -> None:
     assert "holds no tensor" in refusal(Nothing(), 3)
 
 
-def test_a_jagged_tensor_read_without_a_collection_names_the_line() -> None:
-    from torchrec import KeyedJaggedTensor
-
-    features = KeyedJaggedTensor(["a", "b"], torch.arange(10), lengths=torch.ones(10, dtype=torch.long))
-    assert "jagged = features[key]" in refusal(m.TakesJagged(), rows(5), features)
-
-
 def test_the_model_survives_a_refusal() -> None:
     model = m.StoresAttribute()
     with pytest.raises(CaptureError):

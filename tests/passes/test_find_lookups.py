@@ -133,8 +133,8 @@ def test_several_samples_in_one_dimension() -> None:
         own = [t(index[:, f]) for f, t in enumerate(model.tables[:3])]
         return [*own, model.tables[3](index.flatten()).view(index.shape[0], -1)]
 
-    finding = only(refused(Flat(cat, look=look), ids(4, 5)).findings, "DMT206")
-    assert finding.module == "tables.3" and "one vector per sample" in finding.reason
+    lookup = found(Flat(cat, look=look), ids(4, 5), **SPTT).facts.lookups[3]
+    assert lookup.by_id and (lookup.pooling, lookup.hotness, lookup.width) == ("none", None, 4)
 
 
 def test_a_sequence_is_one_lookup() -> None:

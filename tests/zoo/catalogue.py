@@ -12,6 +12,7 @@ from tests.zoo import (
     joint,
     torchrec_models,
     torchrec_pooled,
+    torchrec_sequences,
     unseen,
 )
 from tests.zoo.deepctr_package import VARIANTS as PACKAGED
@@ -20,8 +21,9 @@ from tests.zoo.spec import Variant
 
 def _all() -> dict[str, Variant]:
     found: dict[str, Variant] = {}
-    constructs = (constructs_stacked, constructs_features)
-    for family in (dlrm, torchrec_models, torchrec_pooled, joint, fields, deepctr, fuxi, unseen, *constructs):
+    torchrecs = (torchrec_models, torchrec_pooled, torchrec_sequences)
+    families = (dlrm, *torchrecs, joint, fields, deepctr, fuxi, unseen, constructs_stacked, constructs_features)
+    for family in families:
         for variant in family.VARIANTS:
             if variant.name in found:
                 raise ValueError(f"two variants are called {variant.name}")

@@ -7,6 +7,8 @@ A batch is deduplicated once, whatever its blocks: to do so per block would send
    least over the lanes, each of which says with which of its blocks it needs the row first;
 3. codes are sorted by (first block, code). Block ``k`` then brings one contiguous, sorted list of new rows, and
    everything that block ``k`` needs is in the lists of the blocks up to ``k``.
+
+Where rows are not to travel once, every need of a code is one of its own, and goes with its block (:func:`all_uses`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class FirstUses:
     """Distinct codes by the block that is the first to need them.
 
     Attributes:
-        codes: of each block, ``(new,)`` sorted.
+        codes: of each block, ``(new,)`` sorted; each once, or as often as it is needed.
         places: for everything that a block needs, ``(n,)`` int64: its place in the codes of all blocks, one behind the
             other.
     """
@@ -33,8 +35,25 @@ class FirstUses:
 
     @property
     def distinct(self) -> int:
-        """Number of distinct codes."""
+        """Number of codes."""
         return sum(own.numel() for own in self.codes)
+
+
+def all_uses(needed: Sequence[Tensor]) -> FirstUses:
+    """Each code as often as it is needed, with the block that needs it.
+
+    Args:
+        needed: codes that each block needs, ``(n,)`` in any order, with repeats.
+    """
+    codes, places, first = [], [], 0
+    for own in needed:
+        ordered, order = torch.sort(own, stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(first, first + order.numel(), device=order.device)
+        codes.append(ordered)
+        places.append(place)
+        first += order.numel()
+    return FirstUses(tuple(codes), tuple(places))
 
 
 def first_uses(needed: Sequence[Tensor]) -> FirstUses:

@@ -13,7 +13,10 @@ samples by the inverse. The flat route has one stage over the world, and merges 
 
 Where the batch is cut into micro-blocks, every list is sorted by the first block that needs a row
 (:mod:`dmt_plugin.comm.distinct.first_use`), and the headers count the codes of each block: rows of block ``k`` are an
-exchange of their own, and places are among the rows of the blocks up to ``k``.
+exchange of their own, and places are among the rows of the blocks up to ``k``. Ids of which it is not known whose they
+are are cut into equal parts: their rows are put together again before the model sees them.
+
+Groups of tables whose rows do not travel once take the same way, with a code for every id.
 
 Bad input (an id outside its table) travels as a fault word in the headers: after the last header every rank knows it,
 and all of them raise the same error.
@@ -29,7 +32,7 @@ import torch
 from torch import Tensor
 
 from dmt_plugin.comm.batch_layout import RowCounts
-from dmt_plugin.comm.distinct.first_use import FirstUses, first_uses
+from dmt_plugin.comm.distinct.first_use import FirstUses
 from dmt_plugin.comm.distinct.request_stage import Announced, RequestStage
 from dmt_plugin.comm.distinct.row_groups import Read, Route, RowCodes, RowGroup
 from dmt_plugin.comm.id_exchange import IdCore, IdExchange
@@ -114,7 +117,7 @@ class Requests:
     """The requests of one batch.
 
     Attributes:
-        own: samples of this rank's batch.
+        own: samples of this rank's batch; 0 where no id stream says how many there are.
         groups: by group of tables.
     """
 
@@ -193,7 +196,10 @@ class _Core(IdCore):
         if self.lanes_stage is not None:
             if pending is not None:
                 came = self.lanes_stage.finish(pending, self.dtypes, flight.announced)
-                merged = [first_uses([torch.cat(of_block) for of_block in own]) for own in self._by_group(came)]
+                merged = [
+                    group.uses([torch.cat(of_block) for of_block in own])
+                    for group, own in zip(self.groups, self._by_group(came), strict=True)
+                ]
             last = self.last_stage.announce(wire, self._counts(merged, self.last_stage, 1, self.first), fault)
             fault = first_fault(last.faults)
             pending = self.last_stage.start(wire, _flat(merged), self.dtypes, last) if fault.rank < 0 else None
@@ -233,10 +239,11 @@ class _Core(IdCore):
         found: list[list[tuple[Tensor | None, Tensor | None, int]]] = [[] for _ in sizes]
         for read in codes.group.reads:
             ids, bags = ids_of_read(read, streams[read.slot], batch)
-            for block, (own, of_block) in enumerate(_cut(codes.of(read, ids), *bags, sizes)):
+            cut = block_sizes(bags[-1], self.blocks) if read.by_id else sizes
+            for block, (own, of_block) in enumerate(_cut(codes.of(read, ids), *bags, cut)):
                 parts[block].append(own)
                 found[block].append(of_block)
-        uses = first_uses([torch.cat(own) for own in parts])
+        uses = codes.group.uses([torch.cat(own) for own in parts])
         means = [read.pooling == "mean" for read in codes.group.reads]
         reads = []
         for places, of_reads, of_bags in zip(uses.places, parts, found, strict=True):

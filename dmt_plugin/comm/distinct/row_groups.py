@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dmt_plugin.comm.distinct.first_use import FirstUses, all_uses, first_uses
 from dmt_plugin.topology.shape import Topology
 
 Route = Literal["hierarchical", "flat"]
@@ -66,6 +67,7 @@ class Read:
         pooling: ``"sum"`` or ``"mean"`` of a bag; ``"none"`` for a vector per id.
         weighted: the ids have weights.
         padding: with ``"none"``, the id whose vector is zero and takes no gradient.
+        by_id: of the ids it is not known which are of which sample (with ``"none"``).
     """
 
     slot: int
@@ -73,6 +75,7 @@ class Read:
     pooling: str = "sum"
     weighted: bool = False
     padding: int | None = None
+    by_id: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class RowGroup:
         tables: the tables.
         reads: the lookups in them.
         trained: whether gradients come back; not for frozen tables.
+        once: whether a row travels once, however many ids of a host (on the flat route: a rank) need it; else it
+            travels for each of them.
     """
 
     name: str
@@ -92,6 +97,11 @@ class RowGroup:
     tables: tuple[GroupTable, ...]
     reads: tuple[Read, ...]
     trained: bool = True
+    once: bool = True
+
+    def uses(self, needed: Sequence[Tensor]) -> FirstUses:
+        """The codes to ask for, by block, from those that each block needs."""
+        return first_uses(needed) if self.once else all_uses(needed)
 
     def stack_rows(self, rank: int) -> int:
         """Rows that a rank holds of the group."""

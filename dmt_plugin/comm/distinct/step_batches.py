@@ -1,4 +1,7 @@
-"""Batches of ids of any size, put behind each other and cut into the batches of ranks, step after step."""
+"""Batches of ids of any size, put behind each other and cut into the batches of ranks, step after step.
+
+Ids by themselves, of which nobody knows whose they are, are cut in proportion to the samples.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,15 @@ def cut_into_steps(batches: Iterable[Ids], samples: int, ranks: int) -> Iterator
     pending: list[Ids] = []
     for batch in batches:
         pending.append(batch)
-        while sum(ids[0].batch_size for ids in pending) >= samples * ranks:
+        while sum(map(_samples, pending)) >= samples * ranks:
             whole = _joined(pending)
             yield [_cut(whole, r * samples, (r + 1) * samples) for r in range(ranks)]
-            rest = _cut(whole, ranks * samples, whole[0].batch_size)
-            pending = [rest] if rest[0].batch_size else []
+            rest = _cut(whole, ranks * samples, _samples(whole))
+            pending = [rest] if _samples(rest) else []
+
+
+def _samples(ids: Ids) -> int:
+    return next((one.batch_size for one in ids if not one.by_themselves), 0)
 
 
 def checked_streams(slots: Sequence[IdSlot], ids: Ids, rank: int, step: int) -> dict[int, Stream]:
@@ -65,9 +72,13 @@ def _lengths(ids: FeatureIds) -> Tensor:
 
 def _cut(whole: Ids, first: int, end: int) -> Ids:
     """The samples from ``first`` to before ``end``."""
-    cut = []
+    cut, samples = [], max(_samples(whole), 1)
     for ids in whole:
         lengths = None
+        if ids.by_themselves:
+            count = ids.values.numel()
+            cut.append(FeatureIds(ids.values[count * first // samples : count * end // samples], None, None, 0))
+            continue
         if ids.lengths is None:
             a, b = first * (ids.hotness or 0), end * (ids.hotness or 0)
         else:

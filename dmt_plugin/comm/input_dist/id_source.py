@@ -1,9 +1,10 @@
 """The first step of input distribution: a rank checks its own ids, then narrows them to what is sent.
 
-A slot is one stream of ids of the model. Its bags have a fixed number of ids (its hotness), or vary.
+A slot is one stream of ids of the model. Its bags have a fixed number of ids (its hotness), or vary; or its ids have
+no bags: each gives a row.
 
-1. put all fixed-hotness slots side by side, ``(B, sum of hotness)``, and all varying-bag slots behind each
-   other;
+1. put all fixed-hotness slots side by side, ``(B, sum of hotness)``, and all varying-bag slots, and those without
+   bags, behind each other;
 2. compare each with its tables' rows in one operation;
 3. bad input becomes a ``Fault``, which travels in front of the ids, so that every rank learns of it;
 4. good ids are narrowed to the wire's integer type, and each slot gets its view.
@@ -39,15 +40,16 @@ class SourceCheck:
         self.dtype = wire_dtype(slots)
         self.fixed = [i for i, slot in enumerate(slots) if slot.hotness is not None]
         self.jagged = [i for i, slot in enumerate(slots) if slot.hotness is None]
+        self.by_sample = [i for i, slot in enumerate(slots) if not slot.by_id]
         self.hotness = [slots[i].hotness or 0 for i in self.fixed]
         self._column_slots = [i for i, k in zip(self.fixed, self.hotness, strict=True) for _ in range(k)]
         self._limits: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, ids: Sequence[FeatureIds], device: torch.device) -> tuple[int, dict[int, Stream], Fault]:
-        """Batch size, streams by slot, and the fault found (then without streams) or ``NO_FAULT``."""
+        """Batch size (0 where no slot has one), streams by slot, and the fault found (then none) or ``NO_FAULT``."""
         self._check_call(ids)
         fault = self._shape_fault(ids)
-        batch = ids[0].batch_size
+        batch = ids[self.by_sample[0]].batch_size if self.by_sample else 0
         if fault.rank >= 0:
             return batch, {}, fault
         streams: dict[int, Stream] = {}
@@ -83,8 +85,9 @@ class SourceCheck:
 
     def _shape_fault(self, ids: Sequence[FeatureIds]) -> Fault:
         """First mismatch that can be seen without reading a tensor."""
-        for i, (slot, one) in enumerate(zip(self.slots, ids, strict=True)):
-            if one.batch_size != ids[0].batch_size:
+        for i in self.by_sample:
+            slot, one = self.slots[i], ids[i]
+            if one.batch_size != ids[self.by_sample[0]].batch_size:
                 return Fault(self.rank, i, id_stage.BATCH_SIZE, one.batch_size)
             if slot.hotness is not None and one.hotness != slot.hotness:
                 found = -1 if one.hotness is None else one.hotness
@@ -117,12 +120,14 @@ class SourceCheck:
     def _jagged_streams(self, ids: Sequence[FeatureIds], device: torch.device, streams: dict[int, Stream]) -> Fault:
         if not self.jagged:
             return NO_FAULT
-        lengths = torch.stack([_lengths_of(ids[i], device) for i in self.jagged])
+        lengths = {i: _lengths_of(ids[i], device) for i in self.jagged if not self.slots[i].by_id}
+        if lengths:
+            stacked = torch.stack(list(lengths.values()))
+            sums, low = stacked.sum(1).tolist(), stacked.amin(1).tolist() if stacked.numel() else [0] * len(lengths)
+            for i, found, least in zip(lengths, sums, low, strict=True):
+                if found != ids[i].values.numel() or least < 0:
+                    return Fault(self.rank, i, id_stage.BAG_LENGTHS, found)
         counts = [ids[i].values.numel() for i in self.jagged]
-        sums, low = lengths.sum(1).tolist(), lengths.amin(1).tolist() if lengths.numel() else None
-        for position, i in enumerate(self.jagged):
-            if sums[position] != counts[position] or (low is not None and low[position] < 0):
-                return Fault(self.rank, i, id_stage.BAG_LENGTHS, sums[position])
         values = torch.cat([ids[i].values.to(device) for i in self.jagged])
         sizes = torch.tensor(counts, device=device)
         limits = self._device_limits(device)[1].repeat_interleave(sizes, output_size=sum(counts))
@@ -133,7 +138,7 @@ class SourceCheck:
             return Fault(self.rank, self.jagged[position], id_stage.ID_RANGE, int(values[first]))
         parts = values.to(self.dtype).split(counts)
         for position, i in enumerate(self.jagged):
-            streams[i] = Stream(parts[position], lengths[position])
+            streams[i] = Stream(parts[position], lengths.get(i))
         return NO_FAULT
 
     def _device_limits(self, device: torch.device) -> tuple[Tensor, Tensor]:

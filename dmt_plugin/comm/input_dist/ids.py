@@ -1,7 +1,8 @@
 """Categorical input of one feature, as every lookup of a user's model can be read.
 
-A feature's ids come in one of two forms: a fixed number of ids per sample (``hotness``), or ``lengths`` that
-say how many ids each sample has. The functions below build that form from the arguments users give to
+A feature's ids come in one of three forms: a fixed number of ids per sample (``hotness``), or ``lengths`` that
+say how many ids each sample has, or ids by themselves, each of which is to give a row, whatever the model makes of
+these. The functions below build that form from the arguments users give to
 ``nn.Embedding`` and ``nn.EmbeddingBag`` (to which torchrec's collections are dissolved); they are plain module-level
 functions so that a graph can call them. With ``padding_idx`` the pad ids are dropped from the bags, which is
 what ``nn.EmbeddingBag`` means by it:
@@ -21,13 +22,13 @@ from torch import Tensor
 
 @dataclass
 class FeatureIds:
-    """Ids of one feature for one rank's batch; exactly one of ``lengths`` and ``hotness`` is set.
+    """Ids of one feature for one rank's batch; at most one of ``lengths`` and ``hotness`` is set.
 
     Attributes:
         values: ``(n,)`` integer ids, sample by sample.
-        lengths: ``(B,)`` int64 ids per sample, or None with fixed hotness.
+        lengths: ``(B,)`` int64 ids per sample, or None.
         hotness: ids per sample when every sample has the same number, else None.
-        batch_size: ``B``.
+        batch_size: ``B``; 0 for ids by themselves, which have neither lengths nor hotness.
         weights: ``(n,)`` float weight per id, or None.
     """
 
@@ -38,8 +39,15 @@ class FeatureIds:
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.by_themselves and not self.batch_size and self.weights is None:
+            return
         if (self.lengths is None) == (self.hotness is None):
             raise ValueError("FeatureIds needs exactly one of lengths and hotness")
+
+    @property
+    def by_themselves(self) -> bool:
+        """Whether nothing says which ids are of which sample."""
+        return self.lengths is None and self.hotness is None
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class IdSlot:
         weighted: a float32 weight travels with every id.
         host: host that holds the tables looked up with these ids.
         lanes: lanes of ``host`` that own such a table.
+        by_id: ids by themselves, each of which gives a row; these have no hotness.
     """
 
     name: str
@@ -61,6 +70,16 @@ class IdSlot:
     weighted: bool
     host: int
     lanes: tuple[int, ...]
+    by_id: bool = False
+
+
+def ids_by_themselves(x: Tensor) -> FeatureIds:
+    """Ids of an ``nn.Embedding`` call that gives a row for each, in any number.
+
+    Args:
+        x: integer ids of any shape.
+    """
+    return FeatureIds(x.reshape(-1), None, None, 0)
 
 
 def ids_from_embedding(x: Tensor, padding_idx: int | None = None) -> FeatureIds:

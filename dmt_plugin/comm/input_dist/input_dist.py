@@ -150,6 +150,10 @@ def _check_slots(slots: Sequence[IdSlot], topology: Topology) -> None:
             raise ValueError(f"slot '{slot.name}': host {slot.host} does not exist in topology {topology}")
         if not slot.lanes or not all(0 <= lane < topology.ranks_per_host for lane in slot.lanes):
             raise ValueError(f"slot '{slot.name}': lanes {slot.lanes} expected to be lanes of topology {topology}")
+        if slot.by_id:
+            raise ValueError(
+                f"slot '{slot.name}': ids by themselves are asked for as rows (RowRequests), not by sample"
+            )
         if slot.rows < 1 or (slot.hotness is not None and slot.hotness < 1):
             raise ValueError(
                 f"slot '{slot.name}': rows and hotness must be at least 1; found {slot.rows} and {slot.hotness}"
