@@ -93,6 +93,54 @@ def test_lengths(weighted: bool) -> None:
     assert torch.equal(captured.as_module()(*later), model(*later))
 
 
+def test_weights_of_as_many_ids_as_samples_are_no_row_per_sample() -> None:
+    check([B, B, 2 * B], {"weighted": True}, dense=True)
+
+
+def test_offsets_by_column() -> None:
+    class Columns(Bags):
+        def forward(self, dense: Any, ids: Any, offsets: Any, weights: Any = None) -> Tensor:
+            return super().forward(dense, ids, offsets.t(), weights)
+
+    def batch(n: int) -> tuple[Any, ...]:
+        dense, ids, offsets = call([7, 9, 11], stacked=True, n=n)
+        return dense, ids, offsets.t().contiguous()
+
+    model = Columns()
+    captured = capture(model, ExampleBatch(batch(B)))
+    assert captured.binder.samples == B
+    assert torch.equal(captured.as_module()(*batch(3)), model(*batch(3)))
+
+
+@pytest.mark.parametrize("spelled", ["lengths", "offsets"])
+def test_jagged_tensors_made_in_forward(spelled: str) -> None:
+    pytest.importorskip("torchrec")
+    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
+
+    tables = [EmbeddingBagConfig(name=f"t{k}", embedding_dim=4, num_embeddings=40, feature_names=[k]) for k in "ab"]
+
+    class Made(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bags = EmbeddingBagCollection(tables)
+            self.top = nn.Linear(8, 1)
+
+        def forward(self, values: Tensor, counted: Tensor) -> Tensor:
+            jagged = KeyedJaggedTensor(keys=["a", "b"], values=values, **{spelled: counted})
+            return self.top(self.bags(jagged).values()).squeeze(1)
+
+    def batch(lengths: list[int]) -> tuple[Tensor, Tensor]:
+        counted = torch.tensor(lengths)
+        ends = torch.cat([torch.zeros(1, dtype=torch.long), counted.cumsum(0)])
+        return torch.arange(sum(lengths)) % 40, counted if spelled == "lengths" else ends
+
+    model = Made()
+    captured = capture(model, ExampleBatch(batch([2, 0, 1, 1, 3, 1])))
+    assert captured.binder.samples == 3
+    later = batch([1, 0, 2, 2, 1, 1, 0, 1, 3, 1])
+    assert torch.equal(captured.as_module()(*later), model(*later))
+
+
 def test_weights_are_kept_though_they_may_be_left_out() -> None:
     model = Bags()
     given, without = call([9, 8, 7], weighted=True), call([9, 8, 7])

@@ -25,6 +25,7 @@ class Picks(nn.Module):
         super().__init__()
         self.pick = pick
         self.scale = nn.Parameter(torch.tensor(2.0))
+        self.trained = nn.Parameter(torch.ones(SIDE, SIDE).tril())
         self.register_buffer("mask", torch.ones(SIDE, SIDE).tril(-1).bool())
         self.register_buffer("whole", torch.ones(1, SIDE, SIDE).triu().bool(), persistent=False)
         self.register_buffer("numbers", torch.ones(SIDE, SIDE).triu(1))
@@ -98,6 +99,8 @@ def test_a_mask_that_is_no_mask_per_sample_stays_as_it_is() -> None:
         lambda m, x: torch.nonzero(x).sum() + x,
         lambda m, x: torch.unique(x).sum() + x,
         lambda m, x: x[:, (m.scale > 0).expand(SIDE, SIDE)],
+        lambda m, x: x[:, m.trained > 0],
+        lambda m, x: torch.masked_select(x, m.trained > 0).view(x.size(0), -1),
     ],
 )
 def test_other_sizes_that_depend_on_data_are_refused(pick: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin import transform
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import TransformError
 from dmt_plugin.passes.logical.gather_streams import fallback_form
@@ -157,6 +158,30 @@ def test_a_lookup_that_is_read_for_its_shape_alone_is_left_out() -> None:
     assert {t.name for t in model.plan.tables} == {f"tables.{f}" for f in range(4)}
     said = {f.module: f.reason for f in model.findings if f.code == "DMT211"}
     assert "does not use its rows" in said["tables.4"] and "only the shape of its rows" in said["tables.5"]
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_shapes_of_lookups_that_are_left_out_are_those_of_their_bags(last: bool) -> None:
+    class Shaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.ModuleList(nn.EmbeddingBag(9, 4, mode="sum", include_last_offset=last) for _ in range(4))
+            self.shaped = nn.EmbeddingBag(9, 3, mode="sum", include_last_offset=last)
+            self.top = nn.Linear(19, 1)
+
+        def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+            rows = [bag(ids[f], offsets) for f, bag in enumerate(self.read)]
+            shape = self.shaped(ids[0], offsets).shape
+            return self.top(torch.cat([*rows, rows[0].new_ones(shape)], 1))
+
+    def batch(n: int) -> tuple[Tensor, Tensor]:
+        return torch.arange(2 * n).expand(4, -1) % 9, torch.arange(0, 2 * n + last, 2)
+
+    flat = Shaped()
+    made = transform(flat, batch(5), {"dmt": {"towers": {"module": "none"}}}, "2x1")
+    assert [f.module for f in made.findings if f.code == "DMT211"] == ["shaped"]
+    for n in (1, 5, 7):
+        assert torch.equal(made(*batch(n)), flat(*batch(n)))
 
 
 def four_of_six(streams: list[Tensor], model: Any) -> Tensor:

@@ -80,7 +80,7 @@ def regroup_module_alone(**options: Any) -> tuple[nn.Module, nn.Module, Any]:
     for _ in range(2):
         torch.manual_seed(0)
         model = RegroupModule(6, 8)
-        groups = [model.groups[0] + ["d0", "d1", "d2"], model.groups[1]]
+        groups = [model.groups[0] + ["d0", "d1", "d2"], model.groups[1][::-1]]
         model.split = KTRegroupAsDict(groups, ["user", "item"], **options)
         if options:
             model.user.half(), model.item.half()
