@@ -60,6 +60,8 @@ class DedupChoice:
         on: whether their rows travel once.
         share: rows asked for per row that would be sent by sample; None where it was not counted, or not asked.
         by: ``"auto"``, or ``"on"`` where the configuration says it.
+        mixed: whether a tower module also makes outputs of all its features together, which travel by sample.
+        at_samples: whether the tower modules that read the tables run where the samples are, if it is on.
     """
 
     features: tuple[str, ...]
@@ -67,6 +69,8 @@ class DedupChoice:
     on: bool
     share: float | None
     by: str
+    mixed: bool = False
+    at_samples: bool = False
 
 
 @dataclass
@@ -80,6 +84,8 @@ class Placement:
         groups: the tables that these read.
         stacks: what this rank holds of each group.
         row_towers: tower modules that such rows go through, of all hosts.
+        at_samples: tower modules that run where the samples are, with their weights on every rank, although the route
+            is hierarchical: the rows of their tables travel once.
         once: which tables' rows travel once, for people; empty where nobody asked for it.
         choices: how the rows of tables travel that could travel once, and why.
         distinct_widths: for each rank the entries per sample that its tables in groups give, if no row comes twice.
@@ -106,6 +112,7 @@ class Placement:
     groups: tuple[RowGroup, ...] = ()
     stacks: tuple[Stack, ...] = ()
     row_towers: tuple[RowTower, ...] = ()
+    at_samples: tuple[str, ...] = ()
     distinct_widths: tuple[int, ...] = ()
     distinct_ids: tuple[int, ...] = ()
     once: str = ""

@@ -31,6 +31,8 @@ from tests.test_placed_laws import loss_of, prepared
 from tests.test_placement_laws import FROZEN, MODELS, MODULES, OPTIONS, SPTT, trained
 
 ONCE = {"dedup": "on"}
+DCN = {"module": "dcn", "dim": 4}
+"""A tower module that mixes features, and does nothing else."""
 BY_ROW = {"module": "dlrm", "c": 1, "p": 0, "dim": 4}
 """A tower module that is a function of the row."""
 
@@ -346,7 +348,7 @@ def test_features_by_name() -> None:
     assert exchanges(SPTT) == ordinary
     assert exchanges(SPTT, dedup="on") == once
     assert exchanges(SPTT, dedup="on", dedup_features={name: "off"}) == ordinary | once
-    assert exchanges(MODULES, dedup="on") == ordinary, "tower modules read by sample"
+    assert exchanges(DCN, dedup="on") == ordinary, "tower modules mix features"
     assert exchanges(BY_ROW, dedup="on") == once, "what is a function of the row runs at its owner"
     assert exchanges(BY_ROW, dedup="on", dedup_features={name: "off"}) == ordinary | once, "but for one tower"
     assert exchanges({**BY_ROW, "count": 4}, dedup="on") == once | {"rows1.peers", "rows1.lanes"}
@@ -358,10 +360,9 @@ def test_features_by_name() -> None:
 
     assert said(SPTT, dedup="off") == "" and said(SPTT, dedup="on").endswith("table(s) travel once per host")
     assert "travel once per host; by sample those of " in said(SPTT, dedup="on", dedup_features={name: "off"})
-    assert said(MODULES, dedup="on").startswith("dmt.comm.dedup is on, but no table")
+    assert said(DCN, dedup="on").startswith("dmt.comm.dedup is on, but no table")
     assert said(SPTT).startswith("comm.dedup auto: off: nobody counted distinct rows")
-    assert said(MODULES) == "comm.dedup auto: off: tower modules read all rows by sample"
     with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features.*a tower module reads them by sample"):
-        exchanges(MODULES, dedup_features={name: "on"})
+        exchanges(DCN, dedup_features={name: "on"})
     with pytest.raises(ConfigError, match=r"dmt\.comm\.dedup_features\['nobody'\]"):
         exchanges(SPTT, dedup_features={"nobody": "on"})

@@ -65,6 +65,8 @@ PLACEMENT_CASES = (
 ONCE: dict[str, dict[str, Any]] = {
     "once": {"towers": {"module": "none"}, "comm": {"dedup": "on"}},
     "once per rank": {"towers": {"module": "dcn"}, "comm": {"dedup": "on", "route": "flat"}},
+    "once and mixed": {"towers": {"module": "dlrm", "c": 1, "p": 1}, "comm": {"dedup": "on"}},
+    "once, towers at samples": {"towers": {"module": "dcn"}, "comm": {"dedup_features": {"*": "on"}}},
     "once in ranges": {
         "towers": {"module": "none"}, "placement": {"strategy": "row_wise"},
         "comm": {"dedup": "on", "dedup_features": {"*1*": "off"}},
@@ -80,6 +82,9 @@ ONCE_CASES = {
         ("torchrec_dlrm", "once per rank", 1, "torch"),
         ("joint_dlrm", "once in ranges", 1, "fbgemm"),
         ("dlrm_mixed_dims", "once", 2, "torch"),
+        ("dlrm", "once and mixed", 1, "fbgemm"),
+        ("deepfm", "once and mixed", 0, "torch"),
+        ("dlrm", "once, towers at samples", 2, "fbgemm"),
     ),
     "2x1": (("dlrm", "once", 0, "fbgemm"), ("dlrm_qr_mult", "once", 2, "torch")),
     "1x2": (("multi_hot_dlrm", "once per rank", 1, "fbgemm"),),

@@ -374,6 +374,11 @@ def test_counts_of_distinct_rows_are_kept_in_a_plan_of_the_next_version() -> Non
         ({"samples": "many"}, "not a count of distinct rows: ValueError"),
         ({"features": [{"feature": "f0"}]}, "not a count of distinct rows: TypeError"),
         ({"novelty": 1}, "not ['novelty']"),
+        ({"samples": 0, "steps": -1}, "at least 1 of each of its samples, steps"),
+        ({"tables": [{"table": "t", "rank": float("nan"), "host": 1.0}]}, "has {'rank': nan} for"),
+        ({"tables": [{"table": "t", "rank": 1.0, "host": -1}]}, "has {'host': -1} for"),
+        ({"features": [{"feature": "f", "ids": "1", "rank": 1, "host": 1}]}, "has {'ids': '1'} for"),
+        ({"tables": [{"table": "t", "rank": 1.0, "host": 1.0}] * 2}, "has ['t'] more than once"),
     ],
 )
 def test_counts_that_cannot_be_read_are_refused(change: dict[str, Any], message: str) -> None:

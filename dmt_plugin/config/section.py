@@ -140,8 +140,8 @@ class CommConfig(Section):
         default="auto",
         description='"on": every row that a batch needs crosses to a host once, however many of its samples need it, '
         "and the host's gradients for it are summed before they leave; per rank on the flat route. Features that tower "
-        'modules read by sample keep their way. "auto": on for the features whose rows repeat in real batches, as far '
-        "as these were counted.",
+        "modules mix keep their way, but where it is fewer bytes to run these modules where the samples are. "
+        '"auto": on for the features whose rows repeat in real batches, as far as these were counted.',
     )
     dedup_features: dict[str, Dedup] = Field(
         default={}, description='The same for single features, by name or pattern ("item*"); the last that fits holds.'
@@ -178,8 +178,13 @@ class CommConfig(Section):
 
     def dedup_of(self, feature: str) -> Dedup:
         """Whether the rows of a feature are to travel once, however many samples need them."""
+        named = self.named_dedup_of(feature)
+        return self.dedup if named is None else named
+
+    def named_dedup_of(self, feature: str) -> Dedup | None:
+        """What ``dedup_features`` says of a feature; None where it says nothing."""
         found = [value for name, value in self.dedup_features.items() if name == feature or fnmatchcase(feature, name)]
-        return found[-1] if found else self.dedup
+        return found[-1] if found else None
 
     def may_travel_once(self, hosts: int, world_size: int) -> bool:
         """Whether the rows of any feature may travel once in a run of so many hosts and ranks."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 
 from torch import nn
 
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.fxtools.names import tower_part
+from dmt_plugin.fxtools.names import tower_part, tower_path
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph
 from dmt_plugin.planner.memory import Entries, MemoryNeed, ModelSizes, memory_need
@@ -25,7 +25,7 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
         batch: samples per rank.
     """
     placement = graph.placement
-    towers, dense = _entries(graph.logical)
+    towers, dense = _entries(graph.logical, placement.at_samples)
     # Rows that travel once need no more than a row per sample would, and how many they are is known by the batch only.
     once = placement.distinct_widths or (0,) * graph.topology.world_size
     of_hosts = [sum(column.width for column in own) for own in placement.host_columns] or [0] * graph.topology.hosts
@@ -48,14 +48,19 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
     return memory_need(graph.plan, graph.topology, config, settings, sizes)
 
 
-def _entries(logical: TowerModel) -> tuple[dict[int, Entries], Entries]:
-    """Entries of the tower modules of each host, and of everything else but tables."""
+def _entries(logical: TowerModel, everywhere: Collection[str]) -> tuple[dict[int, Entries], Entries]:
+    """Entries of the tower modules of each host, and of everything else but tables.
+
+    Args:
+        logical: the tower model.
+        everywhere: paths of the tower modules that all ranks hold.
+    """
     tables = {table.parameter for table in logical.plan.tables}
     towers: dict[int, Entries] = {}
     rest = []
     for name, parameter in logical.named_parameters():
         part = tower_part(name)
-        if part is not None and part.kind == "tower":
+        if part is not None and part.kind == "tower" and tower_path(part.group, part.number) not in everywhere:
             host = logical.plan.tower_hosts[part.number]
             towers[host] = towers.get(host, Entries()) + _counted([parameter])
         elif name not in tables:

@@ -30,7 +30,7 @@ import copy
 import importlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ from torch import Tensor, nn
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.nn.graph_ops import pick_columns
 from dmt_plugin.plan.tower_plan import TowerModuleSpec
+
+Part = Literal["all", "per_feature", "per_tower"]
+"""Which outputs of a ``dlrm`` tower are asked for: all, those of each feature, or those of the whole tower."""
 
 _ROTATION = 0.1
 """How far, as a part of its length, the start of a preserving tower turns a vector."""
@@ -82,32 +85,33 @@ class DLRMTower(nn.Module):
             if layer is not None:
                 initialise_linear(layer, init)
 
-    def forward(self, x: Tensor | Sequence[Tensor], places: Sequence[int] = ()) -> Tensor:
-        """``(B, F_t, N) -> (B, D*(c*F_t + p))``.
+    def forward(self, x: Tensor | Sequence[Tensor], places: Sequence[int] = (), part: Part = "all") -> Tensor:
+        """``(B, F_t, N) -> (B, D*(c*F_t + p))``, or a part of that: ``(B, D*c*F_t)`` or ``(B, D*p)``.
 
         Args:
             x: the features; or blocks ``(B, F_i*N)``, which hold them in another order.
             places: with blocks, where each feature is, counted over all blocks.
+            part: which outputs, of those that the tower has.
         """
         if not isinstance(x, Tensor):
-            return self._of_blocks(x, places)
+            return self._of_blocks(x, places, part)
         parts = []
-        if self.per_feature is not None:
+        if self.per_feature is not None and part != "per_tower":
             parts.append(self.per_feature(x).flatten(1))
-        if self.per_tower is not None:
+        if self.per_tower is not None and part != "per_feature":
             parts.append(self.per_tower(x.flatten(1)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _of_blocks(self, blocks: Sequence[Tensor], places: Sequence[int]) -> Tensor:
+    def _of_blocks(self, blocks: Sequence[Tensor], places: Sequence[int], part: Part) -> Tensor:
         """The same without stacking what comes in: only outputs are moved, which are smaller."""
         counts = [block.shape[1] // self.width for block in blocks]
         parts = []
-        if self.per_feature is not None:
+        if self.per_feature is not None and part != "per_tower":
             out = self.per_feature.out_features
             outputs = [self.per_feature(block.reshape(-1, self.width)) for block in blocks]
             sides = [x.view(len(block), n * out) for x, block, n in zip(outputs, blocks, counts, strict=True)]
             parts.append(pick_columns(sides, places, out))
-        if self.per_tower is not None:
+        if self.per_tower is not None and part != "per_feature":
             feature_at = {place: feature for feature, place in enumerate(places)}
             order = [feature_at[place] for place in range(len(places))]
             weight = self.per_tower.weight.unflatten(1, (len(places), self.width))

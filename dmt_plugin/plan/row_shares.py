@@ -8,6 +8,8 @@ No torch is imported here: a plan is read where torch is not wanted.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -100,4 +102,23 @@ class RowShares:
             raise PlanError(f"not a count of distinct rows: {type(error).__name__}: {error}") from error
         if unknown := sorted(set(data) - set(vars(shares))):
             raise PlanError(f"a count of distinct rows has the entries {sorted(vars(shares))}, not {unknown}.")
+        shares._check()
         return shares
+
+    def _check(self) -> None:
+        """Refuses what cannot have been counted.
+
+        Raises:
+            PlanError: no samples, lanes or steps; a number that is none, negative or infinite; something twice.
+        """
+        if empty := sorted(key for key in ("samples", "lanes", "steps") if getattr(self, key) < 1):
+            raise PlanError(f"a count of distinct rows needs at least 1 of each of its {', '.join(empty)}.")
+        entries: tuple[FeatureShare | TableRows, ...] = (*self.features, *self.tables)
+        for own in entries:
+            numbers = {key: value for key, value in vars(own).items() if key not in ("feature", "table")}
+            bad = {k: v for k, v in numbers.items() if not (isinstance(v, int | float) and 0 <= v < math.inf)}
+            if bad:
+                raise PlanError(f"a count of distinct rows has {bad} for {own}; numbers from 0 on are expected.")
+        for names in ([own.feature for own in self.features], [own.table for own in self.tables]):
+            if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+                raise PlanError(f"a count of distinct rows has {twice} more than once.")

@@ -15,13 +15,14 @@ of columns reads all ids and sends its own columns. Memory is that of the values
 
 Of a table whose rows travel once a host asks for each row that its batches need. With ``d`` such rows per sample of a
 host, ``d`` ids arrive per sample, ``d`` rows are read and go to the other hosts, and as many gradients come back. A row
-has one owner: a range of rows has its share of all of that.
+has one owner: a range of rows has its share of all of that. Where a tower module also makes something of its features
+together, their rows go to it by sample, inside the host, beside that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dmt_plugin.comm.formats import Format, bytes_per_entry, row_bytes
 from dmt_plugin.core.update_rule import ASSUMED, BYTES_OF, Rule
@@ -53,6 +54,7 @@ class TableUse:
         rows: of a table whose rows travel once: the distinct rows that the batches of a host need, per sample of
             these; None where a row travels for every sample.
         row_width: entries that travel for such a row, if they are not the row itself: what a tower module makes of it.
+        mixed: whether its rows are looked up by sample as well, for what a tower module makes of them together.
         free: whether the table may be on any host, as no tower module reads it before its rows cross hosts.
     """
 
@@ -63,6 +65,7 @@ class TableUse:
     whole_rows: str = ""
     rows: float | None = None
     row_width: int = 0
+    mixed: bool = False
     free: bool = False
 
     def why_not(self, kind: str) -> str:
@@ -132,8 +135,12 @@ class CostModel:
 
     def load(self, use: TableUse, shard: TableShard) -> Load:
         """What a lane with this shard of a table carries."""
-        if use.rows is not None:
-            return self._load_once(use, shard, use.rows)
+        if use.rows is None:
+            return self._load_by_sample(use, shard)
+        once = self._load_once(use, shard, use.rows)
+        return once + replace(self._load_by_sample(use, shard), memory=0) if use.mixed else once
+
+    def _load_by_sample(self, use: TableUse, shard: TableShard) -> Load:
         lookups = use.ids * shard.rows / use.table.rows
         width = use.width // use.table.dim * shard.columns
         memory = self.memory(shard.table, shard.rows, shard.columns)

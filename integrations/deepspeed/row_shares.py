@@ -22,11 +22,13 @@ from dmt_plugin.config.link import bytes_per_second
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.integrations.deepspeed.arguments.data_to_count import can_count, data_to_count
+from dmt_plugin.integrations.deepspeed.share_watch import SAME_SIZE
 from dmt_plugin.passes.logical.count_rows import known_shares
 from dmt_plugin.passes.rank_facts import Placement
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.topology.agreement import gather, together
 from dmt_plugin.topology.groups import RankGroups
+from dmt_plugin.topology.shape import Topology
 
 _LONGEST_S = 60.0
 _SHARE_OF_TIMEOUT = 0.25
@@ -39,7 +41,7 @@ class AgreedShares:
 
     Attributes:
         shares: what was counted on data; None where a plan or a file says it, or nobody does.
-        why: why nobody does, for people; else empty.
+        why: why nobody does, or what else there is to say of them, for people; may be empty.
     """
 
     shares: RowShares | None = None
@@ -55,13 +57,24 @@ def micro_batch(settings: DeepSpeedSettings, ranks: int) -> int | None:
 
 
 def agreed_link(config: DMTConfig, groups: RankGroups) -> DMTConfig:
-    """The configuration with the speed of the link as a number, rank 0's."""
-    if config.comm.link is None:
-        return config
+    """The configuration with the speed of the link as a number, rank 0's; all ranks call it together.
+
+    Raises:
+        ConfigError: Ranks have other keys about rows that travel once, so that not all of them would count.
+    """
+    comm, link = config.comm, None
     with together(groups, "reading dmt.comm.link"):
-        link = bytes_per_second(config.comm.link, groups.topology.ranks_per_host) if groups.rank == 0 else 0.0
-    comm = config.comm.model_copy(update={"link": gather(groups, link)[0]})
-    return config.model_copy(update={"comm": comm})
+        if comm.link is not None and groups.rank == 0:
+            link = bytes_per_second(comm.link, groups.topology.ranks_per_host)
+    keys = {"route": comm.route, "dedup": comm.dedup, "dedup_features": comm.dedup_features}
+    found = gather(groups, (keys, link))
+    for rank, (own, _) in enumerate(found):
+        if other := [f"dmt.comm.{key}" for key in keys if own[key] != found[0][0][key]]:
+            raise ConfigError(
+                f"rank {rank} has another {', '.join(other)} than rank 0: rows would travel in two ways. Give every "
+                "rank the same dmt.comm section."
+            )
+    return config.model_copy(update={"comm": comm.model_copy(update={"link": found[0][1]})})
 
 
 def agreed_shares(
@@ -107,8 +120,9 @@ def agreed_shares(
                 "dmt.partition.file): rows would travel in two ways. Give every host the same files."
             )
     if certain:
-        resumed = given is not None and given.resumed and known is None
-        return AgreedShares(why="the checkpoint's plan has no counts, and was made without" if resumed else "")
+        if known is not None:
+            return AgreedShares(why=_of_another_batch(known, found[0][2], config, topology))
+        return AgreedShares(why="the checkpoint's plan has no counts, and was made without")
     counter = next((rank for rank, own in enumerate(found) if own[3]), None)
     if counter is None:
         return AgreedShares()
@@ -131,13 +145,28 @@ def agreed_shares(
     return AgreedShares(RowShares.from_dict(counted))
 
 
+def _of_another_batch(shares: RowShares, samples: int | None, config: DMTConfig, topology: Topology) -> str:
+    """That counts are of other batches than those of this run, whose shares are others; empty where they fit."""
+    flat = config.comm.route == "flat"
+    counted = shares.samples * (1 if flat else shares.lanes)
+    if samples is None:
+        return ""
+    here = samples * (1 if flat else topology.ranks_per_host)
+    if abs(counted - here) <= SAME_SIZE * here:
+        return ""
+    return (
+        f"they were counted for {counted} samples, and a {'rank' if flat else 'host'} has {here} here, of which other "
+        "shares are distinct: count again"
+    )
+
+
 def check_same_rows(groups: RankGroups, placement: Placement) -> None:
     """Stops all ranks unless all of them have decided alike whose rows travel once.
 
     Raises:
         ConfigError: on every rank.
     """
-    found = gather(groups, [(choice.tables, choice.on) for choice in placement.choices])
+    found = gather(groups, [(choice.tables, choice.on, choice.at_samples) for choice in placement.choices])
     others = [rank for rank, own in enumerate(found) if own != found[0]]
     if others:
         raise ConfigError(

@@ -13,19 +13,17 @@ Rows that travel by sample are not counted: that would take a sort that nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dmt_plugin.comm.distinct.requests import Requests
-from dmt_plugin.comm.distinct.row_groups import RowGroup
-from dmt_plugin.comm.input_dist.ids import IdSlot
+from dmt_plugin.comm.distinct.row_groups import Read, RowGroup
 from dmt_plugin.passes.rank_facts import Placement
-from dmt_plugin.plan.row_shares import RowShares
+from dmt_plugin.plan.row_shares import FeatureShare, RowShares
 from dmt_plugin.plan.tower_plan import TowerPlan
-from dmt_plugin.planner.load import ASSUMED_IDS
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ class ShareWatch:
     def __init__(self, plan: TowerPlan, placement: Placement, lookup: Any, speaks: bool) -> None:
         self._names = [group.name for group in placement.groups]
         self._tables = [tuple(table.name for table in group.tables) for group in placement.groups]
-        self._expected = [_expected(group, placement.distinct_slots, plan) for group in placement.groups]
+        self._expected = _expected(placement, plan)
         self._said = [not speaks] * len(self._names)
         self._window = [GroupCount() for _ in self._names]
         self._record = [GroupCount() for _ in self._names]
@@ -118,22 +116,44 @@ class ShareWatch:
         self._window, self._calls = [GroupCount() for _ in self._names], 0
 
 
-def _expected(group: RowGroup, slots: Sequence[IdSlot], plan: TowerPlan) -> tuple[float, float] | None:
-    """Ids of a rank's step, and the share of them that are distinct rows; None where they were not counted."""
+def _expected(placement: Placement, plan: TowerPlan) -> list[tuple[float, float] | None]:
+    """By group ids of a rank's step, and the share of them that are distinct rows; None where they were not counted."""
     shares = plan.row_shares
     if shares is None:
-        return None
+        return [None] * len(placement.groups)
+    ids = _IdsPerSample(placement, shares)
+    return [_of_group(group, ids, shares, plan) for group in placement.groups]
+
+
+def _of_group(group: RowGroup, ids_of: _IdsPerSample, shares: RowShares, plan: TowerPlan) -> tuple[float, float] | None:
     whole = {table.name for table in plan.tables}
     names = [table.name if table.name in whole else plan.shard(table.name).table.name for table in group.tables]
     rows = [shares.of_table(name) for name in names]  # a range of columns asks for the rows of its table
-    ids = shares.samples * sum(_per_sample(slots[read.slot], shares) for read in group.reads)
-    if None in rows or not ids:
+    per_sample = [ids_of(read) for read in group.reads]
+    ids = shares.samples * sum(n for n in per_sample if n is not None)
+    if None in rows or None in per_sample or not ids:
         return None
     return ids, sum(own.rank for own in rows if own is not None) / ids
 
 
-def _per_sample(slot: IdSlot, shares: RowShares) -> float:
-    if slot.hotness is not None:
-        return slot.hotness
-    feature = shares.of_feature(slot.name)
-    return ASSUMED_IDS if feature is None else feature.ids
+class _IdsPerSample:
+    """Ids per sample that ask for a row, by lookup; None where they were not counted.
+
+    Where their number varies, or some are padding, they are those that were counted of the feature, over all of its
+    streams alike.
+    """
+
+    def __init__(self, placement: Placement, shares: RowShares) -> None:
+        self._slots, self._shares = placement.distinct_slots, shares
+        streams = {(read.slot, read.padding) for group in placement.groups for read in group.reads}
+        self._streams = Counter(self._feature(slot) for slot, _ in streams)
+
+    def __call__(self, read: Read) -> float | None:
+        slot, feature = self._slots[read.slot], self._feature(read.slot)
+        if slot.hotness is not None and read.padding is None:
+            return slot.hotness
+        return None if feature is None else feature.ids / self._streams[feature]
+
+    def _feature(self, slot: int) -> FeatureShare | None:
+        name = self._slots[slot].name  # that of the feature; of its second stream with "/2" behind it
+        return self._shares.of_feature(name) or self._shares.of_feature(name.rpartition("/")[0])

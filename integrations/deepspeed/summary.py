@@ -11,7 +11,7 @@ def summary(placed: PlacedModel, source: str, uncounted: str = "") -> list[str]:
     Args:
         placed: This rank's model.
         source: Where the topology was read.
-        uncounted: Why nobody counted distinct rows, if nobody did.
+        uncounted: Why nobody counted distinct rows, if nobody did, or what else there is to say of the counts.
     """
     plan, topology, logical = placed.plan, placed.topology, placed.logical
     module = plan.module

@@ -19,12 +19,13 @@ from torch import fx, nn
 from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup, RowPart
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.update_rule import Rule
-from dmt_plugin.fxtools.names import DISTINCT, calls_tower, tower_number
+from dmt_plugin.fxtools.names import DISTINCT, calls_tower, tower_part
 from dmt_plugin.nn.lookup.stacks import Stack
 from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
-from dmt_plugin.passes.placement.dedup_choice import choices_in_words
+from dmt_plugin.passes.placement.at_samples import AtSamples, at_samples_of
+from dmt_plugin.passes.placement.dedup_choice import choices_in_words, moved_in_words
 from dmt_plugin.passes.placement.travels_once import TravelsOnce, one_row
 from dmt_plugin.plan.tables import TableShard, check_on_host
 from dmt_plugin.plan.tower_plan import TowerPlan
@@ -41,7 +42,10 @@ class TowerReads:
         host: where it runs.
         place: its number among the towers of its host.
         lookups: what it reads, and what its regions read.
-        width: entries that it makes of each row by itself; 0 where it does more than that.
+        width: entries that it makes of each row by itself; 0 where it makes none.
+        mixed: entries per sample that it makes of all its features together, beside those.
+        group: the group of features of which it is one tower.
+        at_samples: what it takes to run it where the samples are; None where it may not.
     """
 
     output: fx.Node
@@ -50,6 +54,9 @@ class TowerReads:
     place: int
     lookups: tuple[fx.Node, ...]
     width: int
+    mixed: int = 0
+    group: str = ""
+    at_samples: AtSamples | None = None
 
 
 def tower_reads(ctx: PassContext) -> list[TowerReads]:
@@ -64,16 +71,20 @@ def tower_reads(ctx: PassContext) -> list[TowerReads]:
         assert isinstance(pack, fx.Node)
         streams: Any = pack.args[0]
         read = [n for s in streams for n in (region_of[s].lookups if s in region_of else (s,))]
-        host = ctx.plan.tower_hosts[tower_number(path) or 0]
-        module, width = ctx.gm.get_submodule(path), 0
-        if type(module) is DLRMTower and module.per_tower is None and isinstance(module.per_feature, nn.Linear):
+        part = tower_part(path)
+        assert part is not None
+        host = ctx.plan.tower_hosts[part.number]
+        module, width, mixed = ctx.gm.get_submodule(path), 0, 0
+        if type(module) is DLRMTower and isinstance(module.per_feature, nn.Linear):
             by_row = all(
                 s in lookups and len(s.users) == 1 and one_row(lookups[s]) and lookups[s].dim == module.width
                 for s in streams
             )
             whole = all(ctx.plan.kind_of(lookups[s].table) != "column_wise" for s in streams if s in lookups)
             width = module.per_feature.out_features if by_row and whole else 0
-        found.append(TowerReads(output, path, host, sum(x.host == host for x in found), tuple(read), width))
+            mixed = module.per_tower.out_features if width and module.per_tower is not None else 0
+        place, moved = sum(x.host == host for x in found), at_samples_of(module, int(output.meta["val"].shape[1]))
+        found.append(TowerReads(output, path, host, place, tuple(read), width, mixed, part.group, moved))
     return found
 
 
@@ -109,7 +120,7 @@ def _choices_in_words(ctx: PassContext, once: TravelsOnce[TowerReads]) -> str:
     shown = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
     by = "rank" if comm.route == "flat" else "host"
     others = f"; by sample those of {shown}" if rest else ""
-    return f"rows of {len(chosen)} table(s) travel once per {by}{others}"
+    return f"rows of {len(chosen)} table(s) travel once per {by}{moved_in_words(once.choices)}{others}"
 
 
 @dataclass(frozen=True)

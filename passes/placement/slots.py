@@ -72,7 +72,7 @@ def sites_of(shards: Sequence[SentShard], slot_by_key: Mapping[str, int]) -> tup
         x, shard = sent.value.lookup, sent.shard
         site = LookupSite(
             x.node.name, shard.name, slot_by_key[x.key], shard.rows, shard.columns, x.pooling, x.weighted,
-            first_row=shard.first_row if shard.kind == "row_wise" else None,
+            first_row=shard.first_row if shard.kind == "row_wise" else None, step=shard.step,
         )  # fmt: skip
         if x.pooling != "none":
             sites.append(site)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from dmt_plugin.config.messages import one_of
 from dmt_plugin.config.section import DMTConfig
@@ -38,6 +38,10 @@ class RowTower(Protocol):
     @property
     def width(self) -> int:
         """Entries that it makes of a row."""
+
+    @property
+    def mixed(self) -> int:
+        """Entries per sample that it makes of all its rows together, beside those."""
 
 
 def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
@@ -111,10 +115,14 @@ def counted(ctx: PassContext, uses: Sequence[TableUse], once: Mapping[str, RowTo
         name = use.table.name
         if name in once and name in rows:
             tower = once[name]
-            width = 0 if tower is None else tower.width
-            use = replace(use, whole="", rows=rows[name], row_width=width, free=tower is None)
+            use = replace(use, whole="", rows=rows[name], free=tower is None, **_through(tower))
         found.append(use)
     return found
+
+
+def _through(tower: RowTower | None) -> dict[str, Any]:
+    """What a use says of the tower module that rows go through."""
+    return {} if tower is None else {"row_width": tower.width, "mixed": tower.mixed > 0}
 
 
 def rows_per_sample(ctx: PassContext) -> dict[str, float]:
@@ -251,7 +259,8 @@ def lane_loads(
         for shard in ctx.plan.shards_of(use.table.name):
             loads[ctx.topology.rank_of(shard.host, shard.lane)].append(model.load(use, shard))
     found = []
-    for rank, own in enumerate(shards):
+    for rank, of_rank in enumerate(shards):
+        own = [p for p in of_rank if p.shard.table.name not in once]  # else they are in the loads of those
         parts = {p.shard for p in own}
         lookups = sum(ids_per_sample(p.value.lookup) * p.shard.rows / p.shard.table.rows for p in own)
         memory = sum(model.memory(part.table, part.rows, part.columns) for part in parts)
@@ -269,7 +278,7 @@ def uses_once(ctx: PassContext, once: Mapping[str, RowTower | None]) -> list[Tab
     assert ctx.plan is not None
     uses = [use for use in uses_of(ctx, ctx.plan.tables) if use.table.name in once]
     return [
-        use if use.rows is not None else replace(use, rows=use.ids, row_width=tower.width if tower else 0)
+        use if use.rows is not None else replace(use, rows=use.ids, **_through(tower))
         for use in counted(ctx, uses, once)
         for tower in [once[use.table.name]]
     ]

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -40,13 +40,23 @@ class SentShard:
     width: int
 
 
-def shards_by_rank(values: Sequence[SentValue], plan: TowerPlan, topology: Topology) -> tuple[list[SentShard], ...]:
-    """For each rank what it sends, in the order of the values, but what frozen tables give behind the rest."""
+def shards_by_rank(
+    values: Sequence[SentValue], plan: TowerPlan, topology: Topology, once: Collection[str] = ()
+) -> tuple[list[SentShard], ...]:
+    """For each rank what it sends, in the order of the values, but what frozen tables give behind the rest.
+
+    Args:
+        values: what is sent by sample.
+        plan: where tables are.
+        topology: hosts and lanes.
+        once: tables whose rows travel once as well, and may be where these may be.
+    """
     shards: tuple[list[SentShard], ...] = tuple([] for _ in range(topology.world_size))
     for value in values:
         lookup = value.lookup
         own = plan.shards_of(lookup.table)
-        check_by_sample(own, plan.host_of_table(lookup.table))
+        if lookup.table not in once:
+            check_by_sample(own, plan.host_of_table(lookup.table))
         for shard in own:
             looked_up = lookup.width // lookup.dim * shard.columns
             width = value.width if value.region is not None else looked_up

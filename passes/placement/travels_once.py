@@ -5,9 +5,12 @@
    pools it by maximum: there gradients go to single entries of single rows.
 2. On the hierarchical route tower modules run before rows cross hosts. One that works on each feature by itself is a
    function of the row, where a feature has one id per sample: it runs on the distinct rows at their owner, and what
-   travels is its output. So either all features of such a tower travel once, or none; they stay on its host.
-3. Any other tower module mixes features of a sample: their tables keep the ordinary way, and so do those that share
-   tables with them. On the flat route towers run where the samples are, and nothing stands in the way.
+   travels is its output. So either all features of such a tower travel once, or none; they stay on its host. Where the
+   module also makes outputs of all its features together, rows are looked up by sample as well, for these.
+3. Any other tower module mixes features of a sample. All those of a group of features may run where the samples are
+   instead (:mod:`.at_samples`), where counts say that this is fewer bytes, or all their features are named; else their
+   tables keep the ordinary way, and so do those that share tables with them. On the flat route towers run where the
+   samples are anyway, and nothing stands in the way.
 4. Tables that rows by id are read from have no other way: rows are asked for. They travel once, or, where the
    configuration switches that off for all features of a table, for every id.
 
@@ -30,22 +33,23 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup, StreamGroup
+from dmt_plugin.passes.placement.at_samples import MayMove, movable
 from dmt_plugin.passes.placement.dedup_choice import DedupRule
 from dmt_plugin.passes.placement.sent_values import width_by_sample
 from dmt_plugin.passes.rank_facts import DedupChoice
 from dmt_plugin.plan.tower_plan import TowerModuleSpec
 
 
-class ReadsRows(Protocol):
+class ReadsRows(MayMove, Protocol):
     """A tower module, by what it reads."""
 
     @property
-    def lookups(self) -> tuple[fx.Node, ...]:
-        """What it reads, and what the work on single features in front of it reads."""
+    def width(self) -> int:
+        """Entries that it makes of each row by itself; 0 where it makes none."""
 
     @property
-    def width(self) -> int:
-        """Entries that it makes of each row by itself; 0 where it does more than that."""
+    def mixed(self) -> int:
+        """Entries per sample that it makes of all its features together, beside those."""
 
 
 Tower = TypeVar("Tower", bound=ReadsRows)
@@ -58,10 +62,16 @@ class PlannedTower:
     Attributes:
         lookups: see :class:`ReadsRows`.
         width: see :class:`ReadsRows`.
+        mixed: see :class:`ReadsRows`.
     """
 
     lookups: tuple[fx.Node, ...]
     width: int
+    mixed: int = 0
+
+    group = ""
+    at_samples = None
+    """Its tables are placed as for a tower that runs at them: that is right wherever it runs."""
 
 
 def one_row(lookup: Lookup) -> bool:
@@ -94,9 +104,10 @@ def planned_towers(
                 continue
             read = [n for s in streams for n in (regions[s].lookups if s in regions else (s,))]
             own = [lookup_of[s] for s in streams if s in lookup_of]
-            by_row = module.kind == "dlrm" and not module.p and group.form != "preserve" and len(own) == len(streams)
+            by_row = module.kind == "dlrm" and module.c > 0 and group.form != "preserve" and len(own) == len(streams)
             by_row = by_row and all(one_row(x) and x.dim == group.width and not by_columns(x.table) for x in own)
-            found.append(PlannedTower(tuple(read), module.c * module.dim if by_row else 0))
+            width, mixed = (module.c * module.dim, module.p * module.dim) if by_row else (0, 0)
+            found.append(PlannedTower(tuple(read), width, mixed))
     return found
 
 
@@ -111,6 +122,7 @@ class TravelsOnce(Generic[Tower]):
         rule: that made them.
         by_id: of the tables, those that rows by id are read from.
         for_each: of these, those whose rows travel for every id.
+        at_samples: the tower modules that run where the samples are, as their tables' rows travel once.
     """
 
     towers: dict[str, Tower | None]
@@ -118,6 +130,12 @@ class TravelsOnce(Generic[Tower]):
     rule: DedupRule
     by_id: frozenset[str] = frozenset()
     for_each: frozenset[str] = frozenset()
+    at_samples: tuple[Tower, ...] = ()
+
+    @property
+    def alone(self) -> frozenset[str]:
+        """The tables whose rows do not travel by sample as well, for what a tower module makes of them together."""
+        return frozenset(table for table, tower in self.towers.items() if tower is None or not tower.mixed)
 
 
 def travelling_once(ctx: PassContext, towers: Sequence[Tower]) -> TravelsOnce[Tower]:
@@ -144,11 +162,24 @@ def travelling_once(ctx: PassContext, towers: Sequence[Tower]) -> TravelsOnce[To
         tower = able[tables[0]]
         own = [x for x in lookups if x.table in tables]
         bound = ctx.plan is not None and any(map(ctx.plan.only_once, tables))
-        choices.append(rule.choose(own, widths, 0 if tower is None else tower.width, bound))
+        width, mixed = (0, 0) if tower is None else (tower.width, tower.mixed)
+        choices.append(rule.choose(own, widths, width, bool(mixed), bound))
     on = {table for choice in choices if choice.on for table in choice.tables}
-    asked = {table: tower for table, tower in able.items() if table in on}
+    found = {table: tower for table, tower in able.items() if table in on}
+    moved: list[Tower] = []
+    for own_towers, reads in [] if config.comm.route == "flat" else movable(config.comm, lookups, towers, found):
+        modules = [module for tower in own_towers if (module := tower.at_samples) is not None]
+        choice = rule.choose_at_samples(reads, modules)
+        others = [other for other in choices if set(other.tables).intersection(choice.tables)]
+        if choice.on:
+            moved += own_towers
+            found.update(dict.fromkeys(choice.tables))
+            choices = [other for other in choices if other not in others]
+        if choice.on or not others:
+            choices.append(choice)
+    found.update(dict.fromkeys(sorted(by_id)))
     wanted = {x.table for x in ctx.facts.lookups if x.table in by_id and config.comm.dedup_of(x.feature) != "off"}
-    return TravelsOnce({**asked, **dict.fromkeys(sorted(by_id))}, tuple(choices), rule, by_id, by_id - wanted)
+    return TravelsOnce(found, tuple(choices), rule, by_id, by_id - wanted, tuple(moved))
 
 
 def _able(config: DMTConfig, lookups: Sequence[Lookup], towers: Sequence[Tower]) -> dict[str, Tower | None]:
@@ -188,7 +219,8 @@ def check_asked(config: DMTConfig, lookups: Sequence[Lookup], chosen: Collection
                 f"dmt.comm.dedup_features[{lookup.feature!r}] is 'on', but this feature's rows cannot travel once: "
                 "a tower module reads them by sample, together with other features or pooled, before they cross hosts; "
                 "or it shares table or tower with a feature that keeps its way, or is pooled by maximum. Remove the "
-                "entry, or set it for all features of its tower"
+                "entry, or set it for all features of its tower; where the module mixes features, for those of all "
+                "towers"
             )
 
 

@@ -8,13 +8,14 @@
    others runs where the samples are, as it is written;
 4. rows by id stay one for each id, in the order of the ids;
 5. rows that go through a tower module do so at their owner, each once, and what comes back takes the place of the
-   tower's output.
+   tower's output, or of the first part of it, where the rest is made of all its features together.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 from torch import fx, nn
 
@@ -44,15 +45,18 @@ from dmt_plugin.passes.placement.travels_once import TravelsOnce
 
 def add_distinct_rows(
     ctx: PassContext, once: TravelsOnce[TowerReads], substitute: Callable[[fx.Node, fx.Node], None]
-) -> None:
+) -> dict[fx.Node, list[fx.Node]]:
     """Rewrites the lookups in these tables at the current insertion point; fills ``ctx.placement``.
 
     Args:
         ctx: the rank's model.
         once: the tables whose rows are asked for.
         substitute: puts a flat column ``(B, width)`` in the place of a logical node.
+
+    Returns:
+        For the calls of tower modules of which only a part is made of rows: columns ``(B, c*D)``, feature by feature.
     """
-    _Rewrite(ctx, once).run(substitute)
+    return _Rewrite(ctx, once).run(substitute)
 
 
 class _Rewrite:
@@ -62,7 +66,7 @@ class _Rewrite:
         self.lookups = [lookup for lookup in ctx.facts.lookups if lookup.table in once.towers]
         self.ctx, self.plan, self.graph, self.placement = ctx, ctx.plan, ctx.gm.graph, ctx.placement
 
-    def run(self, substitute: Callable[[fx.Node, fx.Node], None]) -> None:
+    def run(self, substitute: Callable[[fx.Node, fx.Node], None]) -> dict[fx.Node, list[fx.Node]]:
         lookups = self.lookups
         topology, rank, route = self.ctx.topology, self.ctx.rank, self.ctx.config.comm.route
         slots = slots_of(lookups, self.plan)
@@ -93,9 +97,11 @@ class _Rewrite:
                 self._rows_by_id(lookup, column)
             elif self.tables[lookup.table] is None:
                 substitute(lookup.node, column)
-        for tower in self._towers():
-            outputs = [column_of[node] for node in tower.lookups]
-            substitute(tower.output, self.graph.call_function(side_by_side, (outputs,)))
+        outputs = {tower: [column_of[node] for node in tower.lookups] for tower in self._towers()}
+        for tower, columns in outputs.items():
+            if not tower.mixed:
+                substitute(tower.output, self.graph.call_function(side_by_side, (columns,)))
+        return {tower.output: columns for tower, columns in outputs.items() if tower.mixed}
 
     def _rows_by_id(self, lookup: Lookup, column: fx.Node) -> None:
         """Puts the rows of all ids in the place of a lookup that gave them in the shape of the ids."""
@@ -131,7 +137,8 @@ class _Rewrite:
         here = [t for t in self._towers() if t.host == self.ctx.topology.host_of(self.ctx.rank)]
         for tower in here:
             if (tower.place, tower.width) == (key.tower, key.width):
-                output = self.graph.call_module(tower.path, ((rows,), (0,)))
+                part: dict[str, Any] = {"part": "per_feature"} if tower.mixed else {}
+                output = self.graph.call_module(tower.path, ((rows,), (0,)), part)
                 output.meta[SHAPE_META] = f"(distinct rows, {key.width})"
                 return output
         return self.graph.call_function(no_rows, (rows, key.width))

@@ -96,18 +96,23 @@ class _Rewrite:
         once = found.towers
         check_asked(ctx.config, ctx.facts.lookups, once)
         self.placement.once, self.placement.choices = once_in_words(ctx, found), found.choices
-        self.values = [value for value in values if value.lookup.table not in once]
-        self.shards = shards_by_rank(self.values, self.plan, self.topology)
+        self.values = [value for value in values if value.lookup.table not in found.alone]
+        self.shards = shards_by_rank(self.values, self.plan, self.topology, once)
         ctx.gm.add_submodule(LOOKUP, nn.Identity())  # replaced by the sharded lookup
         self._say_loads(once)
+        # Of calls of towers whose other outputs travel by sample: the columns that came by rows.
+        self.row_parts: dict[fx.Node, list[fx.Node]] = {}
         with self.graph.inserting_before(next(n for n in reversed(self.graph.nodes) if n.op == "output")):
             if once:
-                add_distinct_rows(ctx, found, self._substitute)
+                self.row_parts = add_distinct_rows(ctx, found, self._substitute)
             by_row = {tower.path: tower for tower in once.values() if tower is not None}
-            self.towers = [tower for tower in self.towers if tower.path not in by_row]
+            self.placement.at_samples = tuple(tower.path for tower in found.at_samples)
+            gone = {*self.placement.at_samples, *(path for path, tower in by_row.items() if not tower.mixed)}
+            self.towers = [tower for tower in self.towers if tower.path not in gone]
             if self.topology.hosts > 1:
                 host = self.topology.host_of(self.rank)
-                self.placement.tower_paths = tuple(path for path, tower in by_row.items() if tower.host == host)
+                own = [tower for tower in by_row.values() if tower.host == host and not tower.mixed]
+                self.placement.tower_paths = tuple(tower.path for tower in own)
             self.placement.row_towers = tuple(
                 RowTower(tower.path, tower.host, len(tower.lookups), tower.width) for tower in by_row.values()
             )
@@ -151,7 +156,7 @@ class _Rewrite:
             column if c.region is None else self._at_owner(c.lookup, c.region, column, routed)
             for c, column in zip(values, columns, strict=True)
         ]
-        pooled = self.graph.call_function(side_by_side, (parts,))
+        pooled = self._side_by_side(parts)
         pooled.meta[SHAPE_META] = f"(H*L*B, {_width(mine)})"
         return pooled
 
@@ -178,7 +183,7 @@ class _Rewrite:
         ]
         if not own_outputs:  # nothing of this host travels by sample: a block of no columns
             own_outputs = [self.graph.call_function(operator.getitem, (blocks, 0))]
-        sent = self.graph.call_function(side_by_side, (own_outputs,))
+        sent = self._side_by_side(own_outputs)
         widths = [sum(c.width for c in own) for own in items]
         back = [sum(c.width for c in own if c.trained) for own in items]
         self._add("peers", self._rows("peers", widths[host], widths, back))
@@ -186,7 +191,8 @@ class _Rewrite:
         arrived = self._exchange("peers", (sent, layout), f"(B, {sum(widths)})")
         parts = self._split(arrived, [[c.width for c in own] for own in items])
         for column, part in zip((c for own in items for c in own), parts, strict=True):
-            self._substitute(column.node, part)
+            first = self.row_parts.get(column.node)
+            self._substitute(column.node, self._side_by_side([*first, part]) if first else part)
         self.placement.host_columns = tuple(
             tuple(SentColumn(c.node.name, c.width, c.tower, c.trained) for c in own) for own in items
         )
@@ -218,7 +224,8 @@ class _Rewrite:
         streams = [self._in_tower(stream, column_of) for stream in pack.args[0]]  # type: ignore[union-attr]
         packed = self.graph.call_function(pack_streams, (streams,))
         packed.meta[SHAPE_META] = "(H*B, " + ", ".join(map(str, pack.meta["val"].shape[1:])) + ")"
-        output = self.graph.call_module(column.tower, (packed,))
+        part: dict[str, Any] = {"part": "per_tower"} if column.node in self.row_parts else {}
+        output = self.graph.call_module(column.tower, (packed,), part)
         output.meta[SHAPE_META] = f"(H*B, {column.width})"
         return output
 
@@ -248,7 +255,8 @@ class _Rewrite:
             pack = tower.output.args[0]
             assert isinstance(pack, fx.Node)
             trained = self._trained(tower.output, pack.args[0])
-            columns.append(_Column(tower.output, int(tower.output.meta["val"].shape[1]), tower.path, trained))
+            width = tower.mixed if tower.output in self.row_parts else int(tower.output.meta["val"].shape[1])
+            columns.append(_Column(tower.output, width, tower.path, trained))
         columns.extend(
             _Column(c.node, c.width, trained=not c.lookup.frozen)
             for c in self.values
@@ -300,6 +308,9 @@ class _Rewrite:
         start.meta[EXCHANGE_META] = wait.meta[EXCHANGE_META] = name
         wait.meta[SHAPE_META] = arrives
         return wait
+
+    def _side_by_side(self, parts: Sequence[fx.Node]) -> fx.Node:
+        return self.graph.call_function(side_by_side, (list(parts),))
 
     def _split(self, blocks: fx.Node | list[fx.Node], widths: Sequence[Sequence[int]]) -> list[fx.Node]:
         parts = self.graph.call_function(split_columns, (blocks, tuple(tuple(own) for own in widths)))

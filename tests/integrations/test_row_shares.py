@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -14,8 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.integrations.deepspeed import row_shares
 from dmt_plugin.integrations.deepspeed.arguments.data_to_count import STEPS, data_to_count
+from dmt_plugin.plan.row_shares import RowShares
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env
 
@@ -174,3 +180,32 @@ def test_what_cannot_be_counted_on() -> None:
     with pytest.raises(ConfigError, match=r"the batch from shares_from does not fit Net\.forward"):
         list(of(shares_from=lambda: ([] for _ in range(2))).batches())
     assert len(list(of(shares_from=lambda: ([torch.zeros(2, 2)] for _ in range(2))).batches())) == 2
+
+
+def test_ranks_with_other_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they meet in collectives of which each has others."""
+    groups: Any = SimpleNamespace(rank=0, topology=Topology(2, 1))
+    monkeypatch.setattr(row_shares, "together", lambda *_: nullcontext())
+
+    def agreed(link: Any, of_rank_1: dict[str, Any]) -> Any:
+        config = DMTConfig.model_validate({"comm": {"link": link}})
+        monkeypatch.setattr(row_shares, "gather", lambda _, own: [own, ({**own[0], **of_rank_1}, None)])
+        return row_shares.agreed_link(config, groups).comm.link
+
+    assert agreed("1 GB/s", {}) == 1e9 and agreed(None, {}) is None
+    for key, value in (("dedup", "off"), ("route", "flat"), ("dedup_features", {"a": "on"})):
+        with pytest.raises(ConfigError, match=rf"rank 1 has another dmt\.comm\.{key} than rank 0"):
+            agreed(None, {key: value})
+
+
+def test_counts_of_batches_of_another_size_are_said() -> None:
+    counted = RowShares("a test", 512, 2, 1, (), ())
+    config = DMTConfig.model_validate({})
+
+    def said(samples: int, lanes: int, route: str = "hierarchical") -> str:
+        own = config.model_copy(update={"comm": config.comm.model_copy(update={"route": route})})
+        return row_shares._of_another_batch(counted, samples, own, Topology(2, lanes))
+
+    assert said(512, 2) == said(256, 4) == said(500, 2) == said(512, 8, "flat") == ""
+    assert said(64, 2).startswith("they were counted for 1024 samples, and a host has 128 here")
+    assert said(64, 2, "flat").startswith("they were counted for 512 samples, and a rank has 64 here")

@@ -16,6 +16,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.model.placed import place_graph
 from dmt_plugin.passes.facts import Lookup
+from dmt_plugin.passes.placement.at_samples import AtSamples
 from dmt_plugin.passes.placement.dedup_choice import PROCESSING_S, DedupRule
 from dmt_plugin.passes.rank_facts import DedupChoice
 from dmt_plugin.plan.row_shares import FeatureShare, RowShares, TableRows
@@ -101,6 +102,43 @@ def test_by_the_speed_of_the_link(tmp_path: Path) -> None:
     for bad in ("fast", "100 Mbit", 0, "0 GB/s"):
         with pytest.raises(ValueError, match="link"):
             DMTConfig.model_validate({"comm": {"link": bad}})
+
+
+def test_what_mixes_features_counts_only_what_travels_by_rows() -> None:
+    """Their ids travel by sample in any case: with them, there is less to save."""
+    share = 0.7
+    a, counted = lookup("a"), shares_of({"a": share * B * L})
+    width, worth = 16, L / PROCESSING_S
+    limits = {False: (1 - share) * (2 * 4 * width + 4) * worth, True: ((1 - share) * 2 * 4 * width - 4 * share) * worth}
+    for mixed, limit in limits.items():
+        for factor, on in ((0.99, True), (1.01, False)):
+            comm = DMTConfig.model_validate({"comm": {"link": factor * limit}}).comm
+            choice = DedupRule(comm, Topology(2, 2), counted).choose([a], {"a": N}, width, mixed)
+            assert (choice.on, choice.mixed, choice.share) == (on, mixed, pytest.approx(share)), (mixed, factor)
+
+
+def test_modules_where_the_samples_are() -> None:
+    """Bytes of rows, and of summing the weights' gradients, to those of outputs by sample."""
+    a, b = lookup("a"), lookup("b", frozen=True)
+    outputs, weights, samples = 24, 1000, B * L
+
+    def choice(rows: float, topology: str = "2x2", **comm: Any) -> DedupChoice:
+        rule = DedupRule(
+            DMTConfig.model_validate({"comm": comm}).comm, Topology.parse(topology), shares_of({"a": rows, "b": rows})
+        )
+        return rule.choose_at_samples([a, b], [AtSamples(outputs, weights)])
+
+    sent = samples * 2 * 4 * outputs
+    for topology, hosts, world in (("2x2", 2, 4), ("4x1", 4, 4)):
+        sums = hosts / (hosts - 1) * (world - 1) / world * 2 * 4 * weights
+        for factor, on in ((0.99, True), (1.01, False)):
+            found = choice((factor * 0.8 * sent - sums) / (3 * 4 * N), topology)
+            assert found.on == on and found.share == pytest.approx(0.8 * factor) and found.at_samples
+    few = (0.1 * sent) / (3 * 4 * N)
+    assert not choice(few, "1x4").on and choice(few, link="1 MB/s").on and not choice(few, link="1000 GB/s").on
+    assert not choice(samples, dedup="on").on and choice(samples, dedup_features={"*": "on"}).on
+    assert not choice(samples, dedup_features={"a": "on"}).on, "all features, or it is counts that decide"
+    assert choice(samples, dedup_features={"*": "on"}).by == "on" and choice(few).by == "auto"
 
 
 @pytest.mark.parametrize("kind", ["uniform", "kaggle"])

@@ -18,7 +18,7 @@ from dmt_plugin.nn.lookup.fbgemm import FbgemmTables, refusals
 from dmt_plugin.nn.lookup.fbgemm_rules import why_not
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
 from dmt_plugin.nn.lookup.rounding import Place
-from dmt_plugin.nn.lookup.site import Fill, LookupSite, Tables
+from dmt_plugin.nn.lookup.site import Fill, LookupSite, Pools, Tables
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def on_torch(
     return refused
 
 
-def column_runs(sites: Sequence[LookupSite], backends: Sequence[Tables]) -> list[tuple[int, int, int]] | None:
+def column_runs(sites: Sequence[LookupSite], backends: Sequence[Pools]) -> list[tuple[int, int, int]] | None:
     """Slices ``(backend, start, end)`` of the outputs that give the sites' order; None if it is there already."""
     place: dict[str, tuple[int, int]] = {}
     for b, tables in enumerate(backends):

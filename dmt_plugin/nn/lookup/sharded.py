@@ -5,7 +5,8 @@
 3. at the border of this module (:mod:`dmt_plugin.nn.lookup.border`) rows take the dtype that the model computes in,
    and the gradient that enters the backends is multiplied by ``grad_scale``;
 4. FBGEMM updates its tables inside backward, PyTorch's are updated by ``step``. Where several micro-batches make one
-   step, FBGEMM's gradients are held back, and ``step`` updates the tables once, by all of them;
+   step, or a table is read in two ways (:mod:`dmt_plugin.nn.lookup.stack_sites`), FBGEMM's gradients are held back,
+   and ``step`` updates the tables once, by all of them;
 5. ``watch_gradients`` delays every update until ``step``, and notes of each gradient that enters the backends its least
    and largest entry: ``finite`` says whether ``step`` would do harm, and ``zero_grad`` drops what was collected.
 
@@ -30,7 +31,8 @@ from dmt_plugin.nn.lookup.backends import check_location, column_runs, make_back
 from dmt_plugin.nn.lookup.border import CutBlocks, OneBlock, ScaleGradient, WholeGradient
 from dmt_plugin.nn.lookup.plain_torch import TorchTables
 from dmt_plugin.nn.lookup.rounding import Place
-from dmt_plugin.nn.lookup.site import Fill, LookupSite, Tables, check_sites
+from dmt_plugin.nn.lookup.site import Fill, LookupSite, Pools, Tables, check_sites
+from dmt_plugin.nn.lookup.stack_sites import StackSites
 from dmt_plugin.nn.lookup.stacks import Stack, StackedTables, all_names
 
 LOCATIONS = ("auto", "host", "device", "managed", "managed_caching")
@@ -53,7 +55,8 @@ class ShardedLookup(nn.Module):
         device: device of the computation.
         places: where in a parameter the rows and columns of a table are; by default, it is the parameter.
         seed: of stochastic rounding on PyTorch.
-        stacks: tables that are asked for by distinct rows, in the order of the groups of the requests.
+        stacks: tables that are asked for by distinct rows, in the order of the groups of the requests; sites may read
+            them as well, one row per sample.
 
     Attributes:
         grad_scale: factor on the gradient that enters the tables, read in forward.
@@ -98,23 +101,29 @@ class ShardedLookup(nn.Module):
         self._rates = {name: rule.lr for name, rule in self.rules.items()}
         self.grad_scale = 1.0
         self.row_dtype = torch.float32
+        asked_for = set(all_names(stacks))
+        alone = [site for site in sites if site.table not in asked_for]
         # A tuple hides the backends, which are or hold modules, from nn.Module's registration.
         self._backends: tuple[Tables, ...] = tuple(
-            make_backends(sites, weights, backend, self.rules, location, self.device, places, seed)
+            make_backends(alone, weights, backend, self.rules, location, self.device, places, seed)
         )
         self._stacks = tuple(
             StackedTables(stack, weights, self.rules, backend, location, self.device, places, seed) for stack in stacks
         )
-        self._pooled = self._backends
+        holders: list[Tables | StackedTables] = [*self._backends, *self._stacks]
+        shared = [(stack, [site for site in sites if site.table in stack.tables]) for stack in self._stacks]
+        self._pooled: tuple[Pools, ...] = (*self._backends, *(StackSites(stack, own) for stack, own in shared if own))
+        self._read_twice = [sites.held for sites in self._pooled if isinstance(sites, StackSites) and sites.held]
         self._backends += tuple(stack.backend for stack in self._stacks if stack.backend is not None)
         check_location(location, self.device, self._backends)
-        self._holders: tuple[Tables | StackedTables, ...] = (*self._pooled, *self._stacks)
+        self._holders = tuple(holders)
         self._of_table = {table: tables for tables in self._holders for table in tables.tables}
         self._order = column_runs(self.sites, self._pooled)
         self.cut_rows = _CutRows(self)
         self.distinct = _Distinct(self)
         self._watches = False
         self._bounds: list[Tensor] = []
+        self.hold_gradients(False, once=False)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -208,7 +217,7 @@ class ShardedLookup(nn.Module):
             once: Updating a table twice between two calls of ``zero_grad`` is an error.
         """
         for tables in self._backends:
-            tables.hold_gradients(hold, once)
+            tables.hold_gradients(hold or tables in self._read_twice, once)
 
     def watch_gradients(self, watch: bool) -> None:
         """Say whether updates wait for ``step``, with ``finite`` to tell before whether they would do harm."""

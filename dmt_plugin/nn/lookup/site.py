@@ -46,6 +46,8 @@ class LookupSite:
         padding: at a position, the id that gives a zero row and no gradient.
         first_row: of a table in row ranges, the id of the first row held here; ids of other ranges add nothing, and
             a mean still divides by the whole bag.
+        step: of a table in row ranges, the distance of neighbours: row ``i`` held here is that of the id
+            ``first_row + i * step``.
     """
 
     name: str
@@ -58,6 +60,7 @@ class LookupSite:
     position: int | None = None
     padding: int | None = None
     first_row: int | None = None
+    step: int = 1
 
     @property
     def mode(self) -> Literal["sum", "mean", "max"]:
@@ -72,15 +75,10 @@ class LookupSite:
         return self.weighted or self.mode != self.pooling
 
 
-class Tables(Protocol):
-    """What a backend does for its tables."""
+class Pools(Protocol):
+    """What gives the columns of some sites."""
 
     sites: tuple[LookupSite, ...]
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Names."""
-        ...
 
     @property
     def columns(self) -> list[int]:
@@ -89,6 +87,15 @@ class Tables(Protocol):
 
     def forward(self, routed: RoutedIds) -> Tensor:
         """``(rows, sum of dims)`` pooled embeddings."""
+        ...
+
+
+class Tables(Pools, Protocol):
+    """What a backend does for its tables."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names."""
         ...
 
     def step(self) -> None:

@@ -85,7 +85,11 @@ def _all_ids(site: LookupSite, routed: RoutedIds) -> SiteIds:
 def _in_range(site: LookupSite, ids: SiteIds, rows: int) -> SiteIds:
     # Shifted first: a comparison of int32 ids with an end of 2**31 would wrap round.
     local = ids.values - (site.first_row or 0)
-    keep = (local >= 0) & (local < site.rows)
+    keep = local >= 0
+    if site.step > 1:
+        keep &= local % site.step == 0
+        local = torch.div(local, site.step, rounding_mode="floor")
+    keep &= local < site.rows
     if ids.lengths is None:
         hotness = ids.values.numel() // max(rows, 1)
         counts = keep.view(rows, hotness).sum(1)

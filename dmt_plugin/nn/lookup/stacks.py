@@ -97,6 +97,10 @@ class StackedTables:
         """Names of the tables held."""
         return tuple(self._ranges)
 
+    def first_row(self, table: str) -> int:
+        """Where a table begins in the stack."""
+        return self._ranges[table].start
+
     def look_up(self, asked: Tensor) -> Tensor:
         """``(n, dim)`` rows by their number in the stack, ``(n,)``."""
         if self.backend is None:

@@ -124,7 +124,8 @@ class FeatureRows(FeatureShare):
     """A feature's distinct rows, and how its rows travel.
 
     Attributes:
-        way: how they travel as it is configured: "once", "by sample", or "once, of some tables".
+        way: how they travel as it is configured: "once", "by sample", "once, of some tables", or "once, and by sample"
+            where a tower module has outputs per feature and others of all its features.
     """
 
     way: str

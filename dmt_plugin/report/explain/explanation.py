@@ -333,14 +333,15 @@ def _frozen(placed: PlacedGraph | PlacedModel, batch: int, config: DMTConfig | N
 
 
 def _compression(placed: PlacedGraph | PlacedModel) -> float | None:
-    """``CR = sum(F_t * N) / sum(O_t)`` over the tower modules, or ``None`` without any."""
+    """``CR = sum(F_t * N) / sum(O_t)`` over the tower modules that run before rows cross hosts; None without any."""
     plan = placed.plan
     sent = sum(c.width for own in placed.placement.host_columns for c in own if c.tower)
     sent += sum(tower.features * tower.width for tower in placed.placement.row_towers)
     if not sent:
         return None
-    looked_up = sum(g.width * len(g.features) for g in plan.groups if g.kind == "tower")
-    return looked_up / sent
+    moved = {part.group for path in placed.placement.at_samples if (part := tower_part(path)) is not None}
+    groups = [g for g in plan.groups if g.kind == "tower" and g.name not in moved]
+    return sum(g.width * len(g.features) for g in groups) / sent
 
 
 def _parameters(model: TowerModel) -> content.ParameterCounts:

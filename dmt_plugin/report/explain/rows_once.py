@@ -62,10 +62,12 @@ def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: 
     logical, topology, rank, rows = placed.logical, placed.topology, placed.rank, counted.rows
     once = place_graph(logical, counted.config, topology, rank)
     by_sample = place_graph(logical.with_plan(logical.plan.by_sample()), _with(config, "off"), topology, rank)
-    tables = {table for choice in placed.placement.choices if choice.on for table in choice.tables}
+    on = [choice for choice in placed.placement.choices if choice.on]
+    tables, mixed = ({t for c in own for t in c.tables} for own in (on, [c for c in on if c.mixed]))
     tables_of = {feature.name: feature.tables for feature in placed.plan.features}
     features = [
-        FeatureRows(f.feature, f.ids, f.rank, f.host, _way(tables, tables_of[f.feature])) for f in shares.features
+        FeatureRows(f.feature, f.ids, f.rank, f.host, _way(tables, mixed, tables_of[f.feature]))
+        for f in shares.features
     ]
     return DistinctRows(
         rows.samples,
@@ -78,8 +80,10 @@ def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: 
     )
 
 
-def _way(once: set[str], tables: Sequence[str]) -> str:
+def _way(once: set[str], mixed: set[str], tables: Sequence[str]) -> str:
     own = once.intersection(tables)
+    if mixed.intersection(tables):
+        return "once, and by sample"
     return "by sample" if not own else "once" if own == set(tables) else "once, of some tables"
 
 
