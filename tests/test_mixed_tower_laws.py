@@ -6,7 +6,9 @@ that is updated once. Those that only mix run where the samples are, where that 
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +16,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from dmt_plugin.cli.explain import explained
 from dmt_plugin.compiler import transform
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import place, place_graph
 from dmt_plugin.model.row_counts import count_rows
 from dmt_plugin.passes.facts import Lookup
@@ -200,6 +205,38 @@ def test_bytes_are_those_expected(towers: dict[str, Any], more: dict[str, Any]) 
         costs = [cost for cost in costs_of(models[rank], samples, needs=rows.needs) if cost.phase == phase]
         expected = sum(cost.other_hosts + cost.same_host for cost in costs)
         assert found == pytest.approx(expected, abs=len(costs)), (rank, phase)  # each is rounded to a byte
+
+
+def test_explain_counts_what_summing_the_weights_takes(tmp_path: Path) -> None:
+    module, config = tmp_path / "model.py", tmp_path / "ds.json"
+    module.write_text(
+        "import torch\nfrom tests.zoo.models import ZOO\n"
+        "def build():\n    model, batch = ZOO['dlrm']()\n    return model, batch(5, 0)\n"
+        "def data():\n    _, batch = ZOO['dlrm']()\n    return [batch(8, k) for k in range(9)]\n"
+    )
+    found = []
+    for comm in (NAMED, {"dedup": "off"}):
+        config.write_text(json.dumps({"dmt": {"towers": DCN, "comm": comm}}))
+        options = {"hosts": 2, "ranks_per_host": 2, "batch_size": 4, "data_steps": 3}
+        found.append(explained(f"{module}:build", str(config), data=f"{module}:data", **options))
+    moved, stays = (sum(cost.other_hosts for cost in own.collectives) for own in found)
+    rows = found[0].distinct_rows
+    assert rows is not None and rows.once[0] - rows.by_sample[0] == moved - stays
+    assert found[0].compression is None and found[1].compression == 2.0
+    assert {feature.way for feature in rows.features} == {"once"}
+
+
+def test_memory() -> None:
+    """Gradients wait for both lookups of a table; modules that have moved are on every rank."""
+    torch.manual_seed(0)
+    flat, batch = MODELS["dlrm"]()
+    found = []
+    for towers, comm in ((MODULES, {}), (MODULES, ONCE), (DCN, {}), (DCN, NAMED)):
+        config = DMTConfig.model_validate({"towers": towers, "comm": comm})
+        graph = place_graph(transform(prepared(flat), batch(5, 0), config, WHERE), config, WHERE, 0)
+        found.append(memory_need_of(graph, config, DeepSpeedSettings({}), 64).ranks[0])
+    assert found[0].buffers.held == 0 < found[1].buffers.held and found[0].towers == found[1].towers > 0
+    assert found[2].towers > 0 == found[3].towers and found[3].dense > found[2].dense
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])

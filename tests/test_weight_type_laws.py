@@ -91,18 +91,18 @@ def one_process(logical: TowerModel, config: DMTConfig, batches: list[list[Any]]
 
 
 def trained(
-    placement: str, backend: str = "torch", dedup: str = "off", **lookup: Any
+    placement: str, backend: str = "torch", dedup: str = "off", name: str = "multi_hot_dlrm", **lookup: Any
 ) -> tuple[State, State, list[str], DMTConfig]:
     """What ranks have, what one process has, and the tables' names."""
     torch.manual_seed(0)
     where = Topology.parse("2x2")
-    flat, batch = MODELS["multi_hot_dlrm"]()
+    flat, batch = MODELS[name]()
     eps = {} if lookup["optimizer"] == "sgd" else {"eps": EPS}
     config = DMTConfig.model_validate(
         {
             "lookup": {"backend": backend, "lr": TABLE_LR, **eps, **lookup},
             "placement": LANES[placement],
-            "towers": MODULES if dedup == "off" else {"module": "none"},
+            "towers": MODULES if dedup == "off" or name == "dlrm" else {"module": "none"},
             "comm": {"dedup": dedup},
         }
     )
@@ -143,6 +143,15 @@ def test_rows_that_travel_once(dtype: WeightType) -> None:
     found, expected, names, _ = trained("rows and whole", dedup="on", optimizer="adam", dtype=dtype)
     share, steps = strays(found, expected, names, dtype)
     assert share <= 0.01 and steps <= 2
+
+
+@pytest.mark.parametrize(("dtype", "backend"), [("bf16", "torch"), ("fp16", "auto")])
+def test_rows_that_travel_once_and_by_sample(dtype: WeightType, backend: str) -> None:
+    """Of one table, for the outputs that a tower makes of each feature and of all."""
+    options = {"optimizer": "sgd", "dtype": dtype, "stochastic_rounding": backend == "torch"}
+    found, expected, names, config = trained("rows", backend, dedup="on", name="dlrm", **options)
+    assert config.towers.p and strays(found, expected, names, dtype)[0] <= (0.01 if backend == "torch" else 0.15)
+    assert strays(found, expected, names, dtype)[1] <= 2
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rowwise_adagrad"])

@@ -44,6 +44,7 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
         on_torch=graph.logical.stored_facts.pooled_by_maximum,
         once=placement.distinct_slots,
         asked=placement.distinct_ids,
+        read_twice=any(choice.on and choice.mixed for choice in placement.choices),
     )
     return memory_need(graph.plan, graph.topology, config, settings, sizes)
 

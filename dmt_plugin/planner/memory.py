@@ -64,7 +64,7 @@ class StepBuffers:
         rows_received: rows of this host's ranks, and the outputs of all hosts.
         gradients: gradients of both; on PyTorch also what an update of the looked-up rows takes.
         wire: rows, or gradients, in the formats in which they travel, where these are others than they are computed in.
-        held: gradients that wait for the last of the micro-batches of a step.
+        held: gradients that wait for the last of the micro-batches of a step, or for those of another lookup.
     """
 
     ids: int = 0
@@ -166,6 +166,7 @@ class ModelSizes:
         on_torch: tables that are looked up on PyTorch whatever their rule.
         once: id streams whose rows travel once.
         asked: for each rank the ids per sample that ask for its rows that do.
+        read_twice: whether some tables are looked up in both ways, and FBGEMM's gradients wait for both.
     """
 
     batch: int
@@ -179,6 +180,7 @@ class ModelSizes:
     on_torch: frozenset[str] = frozenset()
     once: Sequence[IdSlot] = ()
     asked: Sequence[int] = ()
+    read_twice: bool = False
 
 
 def memory_need(
@@ -345,10 +347,10 @@ def _buffers(
 
     # On PyTorch the rows' gradients once more, sorted by row, and what an update reads and writes of each.
     gradients = rows_sent + rows_received + copies * _FP32 * arriving * looked_up
-    held = 0
-    micro_batches = settings.micro_batches
-    if micro_batches > 1 and config.lookup.accumulation == "accumulate":
-        held = micro_batches * arriving * (_HELD_COPIES * _FP32 * looked_up + 2 * _INT64 * own_ids)
+    waiting = settings.micro_batches if config.lookup.accumulation == "accumulate" else 1
+    held = waiting * arriving * (_HELD_COPIES * _FP32 * looked_up + 2 * _INT64 * own_ids)
+    if waiting == 1 and not sizes.read_twice:
+        held = 0
     return StepBuffers(ids, rows_sent, rows_received, gradients, wire, held)
 
 

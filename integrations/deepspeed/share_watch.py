@@ -126,6 +126,8 @@ def _expected(placement: Placement, plan: TowerPlan) -> list[tuple[float, float]
 
 
 def _of_group(group: RowGroup, ids_of: _IdsPerSample, shares: RowShares, plan: TowerPlan) -> tuple[float, float] | None:
+    if not group.once:
+        return None  # every id asks for its row
     whole = {table.name for table in plan.tables}
     names = [table.name if table.name in whole else plan.shard(table.name).table.name for table in group.tables]
     rows = [shares.of_table(name) for name in names]  # a range of columns asks for the rows of its table

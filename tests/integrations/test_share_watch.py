@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dmt_plugin.capture.example_call import example_of
-from dmt_plugin.comm.distinct.row_groups import Read, RowGroup
+from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.section import DMTConfig
@@ -18,7 +18,7 @@ from dmt_plugin.integrations.deepspeed import share_watch
 from dmt_plugin.integrations.deepspeed.share_watch import ShareWatch
 from dmt_plugin.model.placed import place
 from dmt_plugin.passes.base import DataToCount
-from dmt_plugin.plan.row_shares import FeatureShare, RowShares
+from dmt_plugin.plan.row_shares import FeatureShare, RowShares, TableRows
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.passes.test_count_rows import LANES, SAMPLES, batch_of, data, model_of
@@ -116,5 +116,11 @@ def test_streams_of_one_feature_share_its_ids() -> None:
     placement: Any = SimpleNamespace(groups=(RowGroup("rows0", 4, (), reads),), distinct_slots=tuple(slots))
     shares = RowShares("a test", 8, 1, 1, (FeatureShare("f", 5.0, 0.5, 0.5),), ())
     assert [share_watch._IdsPerSample(placement, shares)(read) for read in reads] == [2.5, 2.5, 3, 2.5]
+    for once in (True, False):  # rows by id may be asked for by every id
+        group = RowGroup("rows0", 4, (GroupTable("t", 9, ()),), reads[:1], once=once)
+        own: Any = SimpleNamespace(groups=(group,), distinct_slots=tuple(slots[:1]))
+        counted = RowShares("a test", 8, 1, 1, shares.features, (TableRows("t", 20.0, 20.0),))
+        plan: Any = SimpleNamespace(row_shares=counted, tables=(SimpleNamespace(name="t"),))
+        assert share_watch._expected(own, plan) == [(40.0, 0.5) if once else None]
     nothing = RowShares("a test", 8, 1, 1, (), ())
     assert [share_watch._IdsPerSample(placement, nothing)(read) for read in reads] == [None, None, 3, None]

@@ -135,7 +135,7 @@ def explain(
     memory = _memory(placed, config, DeepSpeedSettings(ds_config or {}), samples)
     counted = None if data is None else count_of(placed, config, samples, calls, data_steps)
     if counted is not None and shares is not None:
-        before["distinct_rows"] = rows_once(placed, config, counted, shares)
+        before["distinct_rows"] = rows_once(placed, config, counted, shares, sums)
     shown_data = describe(placed, samples, sums, config, counted.needs_of(placed) if counted is not None else None)
     return replace(shown_data, graphs_by_host=by_host, memory=memory, **before)
 

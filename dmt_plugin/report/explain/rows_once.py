@@ -13,8 +13,9 @@ from dmt_plugin.model.row_counts import CountedRows, count_rows
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.distinct_cost import Needs
+from dmt_plugin.planner.gradient_cost import GradientSums
 from dmt_plugin.report.explain.content import DistinctRows, FeatureRows
-from dmt_plugin.report.explain.costs import costs_of
+from dmt_plugin.report.explain.costs import costs_of, gradient_costs_of
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,13 @@ def count_of(placed: PlacedGraph, config: DMTConfig, samples: int, data: Iterabl
     return Counted(count_rows(graph, data, samples, steps), counted, on)
 
 
-def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: RowShares) -> DistinctRows:
-    """The counts, and the bytes of the graph's rank with and without ``comm.dedup``."""
+def rows_once(
+    placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: RowShares, sums: GradientSums
+) -> DistinctRows:
+    """The counts, and the bytes of the graph's rank with and without ``comm.dedup``.
+
+    Where tower modules run where the samples are, summing their gradients over all ranks counts with it.
+    """
     logical, topology, rank, rows = placed.logical, placed.topology, placed.rank, counted.rows
     once = place_graph(logical, counted.config, topology, rank)
     by_sample = place_graph(logical.with_plan(logical.plan.by_sample()), _with(config, "off"), topology, rank)
@@ -69,12 +75,14 @@ def rows_once(placed: PlacedGraph, config: DMTConfig, counted: Counted, shares: 
         FeatureRows(f.feature, f.ids, f.rank, f.host, _way(tables, mixed, tables_of[f.feature]))
         for f in shares.features
     ]
+    away, near = _sum(costs_of(once, rows.samples, needs=rows.needs))
+    (more_away, more_near), (less_away, less_near) = (_sum(gradient_costs_of(x, sums)) for x in (once, by_sample))
     return DistinctRows(
         rows.samples,
         rows.steps,
         features,
         _sum(costs_of(by_sample, rows.samples)),
-        _sum(costs_of(once, rows.samples, needs=rows.needs)),
+        (away + more_away - less_away, near + more_near - less_near),
         shares,
         counted.on,
     )
