@@ -355,6 +355,17 @@ def test_reading_a_file(tmp_path: Path) -> None:
             read_json(tmp_path / "bad.json")
 
 
+def test_rank_and_outputs_of_towers_are_kept_in_a_plan_of_the_next_version() -> None:
+    plan = dataclasses.replace(plan_for(4, Topology(2, 1), 2), module=TowerModuleSpec("dcn", dim=8))
+    assert plan.to_dict()["version"] == 1 and not {"rank", "outputs"} & plan.to_dict()["module"].keys()
+    for shaped in (
+        dataclasses.replace(plan, module=TowerModuleSpec("dcn", dim=8, rank=3, outputs=1)),
+        dataclasses.replace(plan, overrides={1: TowerModuleSpec("dcn", dim=8, outputs=2)}),
+    ):
+        again = TowerPlan.from_dict(json.loads(json.dumps(shaped.to_dict())))
+        assert shaped.to_dict()["version"] == 2 and again == shaped and again.fingerprint == shaped.fingerprint
+
+
 def test_counts_of_distinct_rows_are_kept_in_a_plan_of_the_next_version() -> None:
     plan = plan_for(4, Topology(2, 1), 2)
     assert plan.to_dict()["version"] == 1 and "row_shares" not in plan.to_dict()

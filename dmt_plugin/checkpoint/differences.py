@@ -242,7 +242,8 @@ def _meaning(plan: TowerPlan, names: Mapping[str, str]) -> dict[tuple[str, int],
         for tower in range(len(plan.towers)):
             spec = plan.module_of(group, tower)
             features = [names.get(name, name) for name in plan.features_of(group, tower)]
-            found[group.name, tower] = _Meaning(features, (group.kind, group.form, spec.kind, spec.c, spec.p, spec.dim))
+            letters = (spec.c, spec.p, spec.dim, *((spec.rank, spec.outputs) if spec.rank or spec.outputs else ()))
+            found[group.name, tower] = _Meaning(features, (group.kind, group.form, spec.kind, *letters))
     return found
 
 

@@ -31,6 +31,8 @@ class TowerOverride(Section):
     )
     c: int | None = Field(default=None, ge=0, description='Outputs of width D per feature ("dlrm").')
     p: int | None = Field(default=None, ge=0, description='Outputs of width D of the whole tower ("dlrm").')
+    rank: IntOrAuto | None = Field(default=None, description='Rank of its cross layer ("dcn").')
+    outputs: IntOrAuto | None = Field(default=None, description='Outputs of width D of the whole tower ("dcn").')
     init: Init | None = Field(default=None, description="How its linear layers start.")
     seed: int | None = Field(default=None, ge=0, description="Seed of that initialisation.")
 
@@ -66,6 +68,10 @@ class TowersConfig(Section):
     c: int = Field(default=1, ge=0, description='Outputs of width D per feature ("dlrm").')
     p: int = Field(default=0, ge=0, description='Outputs of width D per tower as a whole ("dlrm").')
     dim: IntOrAuto = Field(default="auto", description="Width D of a tower module's outputs.")
+    rank: IntOrAuto = Field(default="auto", description='Rank of the cross layer ("dcn"); "auto" is a full matrix.')
+    outputs: IntOrAuto = Field(
+        default="auto", description='Outputs of width D per tower as a whole ("dcn"); "auto" is one per feature.'
+    )
     init: Init = Field(
         default="orthogonal",
         description='How the linear layers of tower modules start; "torch" is nn.Linear\'s default.',
@@ -78,7 +84,8 @@ class TowersConfig(Section):
     )
     overrides: dict[str, TowerOverride] = Field(
         default_factory=dict,
-        description='Towers that differ, by number: {"1": {"module": "dcn"}}; keys module, c, p, init, seed.',
+        description='Towers that differ, by number: {"1": {"module": "dcn"}}; keys module, c, p, rank, outputs, init, '
+        "seed.",
     )
 
     @field_validator("overrides")
@@ -98,6 +105,17 @@ class TowersConfig(Section):
         if self.module == "none" and self.compile:
             raise ValueError('"compile": true would not be read with "module": "none"; remove it')
         towers = {"": self, **{f".overrides.{key}": self.of_tower(int(key)) for key in self.overrides}}
+        crossed = [where for where, tower in towers.items() if tower.module == "dcn"]
+        for key in ("rank", "outputs"):
+            if getattr(self, key) != "auto" and not crossed:
+                raise ValueError(
+                    f'"{key}": {getattr(self, key)} would not be read, because no tower has "module": "dcn"; remove it'
+                )
+            for where in towers.keys() - {"", *crossed}:
+                if key in self.overrides[where.rpartition(".")[2]].model_fields_set:
+                    raise ValueError(
+                        f'dmt.towers{where}: {key} would not be read with "module": "{towers[where].module}"; remove it'
+                    )
         for where, tower in towers.items():
             if tower.module == "dlrm" and tower.c == 0 and tower.p == 0:
                 raise ValueError(
@@ -110,7 +128,7 @@ class TowersConfig(Section):
                 raise ValueError(f"{place}: there are {self.count} towers, 0 to {self.count - 1}")
             if self.module == "none":
                 raise ValueError(f'{place} would not be read with "module": "none"; remove it or choose a module')
-            unread = sorted({"module", "c", "p"} & given.keys())
+            unread = sorted({"module", "c", "p", "rank", "outputs"} & given.keys())
             if self.module == "preserve" and unread:
                 raise ValueError(
                     f'{place}: {", ".join(unread)} would not fit "module": "preserve", where every tower keeps its '

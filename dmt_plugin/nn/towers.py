@@ -7,7 +7,8 @@ section 4, under its letters:
 * ``dlrm``: ``c`` outputs per feature, ``Linear(N -> c*D)`` shared by the features, beside
   ``p`` outputs of the whole tower, ``Linear(F_t*N -> p*D)``; ``O_t = D * (c*F_t + p)``.
 * ``dcn``: one cross layer on the flattened tower, then ``Linear(F_t*N -> F_t*D)``;
-  ``O_t = D * F_t``.
+  ``O_t = D * F_t``. With a ``rank`` the cross layer's matrix is a product of two of that rank; with ``outputs`` the
+  tower as a whole has so many outputs of width ``D``, and ``O_t = D * outputs``.
 
 ``preserve`` is for models whose interaction cannot change: ``Linear(F_t*N -> F_t*N)``, so that
 ``O_t = F_t*N`` and every feature has an output in its place. (In the letters: ``c = 0``,
@@ -124,30 +125,45 @@ class DLRMTower(nn.Module):
 
 
 class DCNTower(nn.Module):
-    """The DCN tower module (paper, section 4, listing 2).
+    """The DCN tower module (paper, section 4, listing 2): ``project(x * cross(x) + x)`` on the flattened tower.
 
     Args:
         features: ``F_t``.
         width: ``N``.
         dim: ``D``.
         init: ``"orthogonal"``, ``"identity"`` or ``"torch"``.
+        rank: rank of the cross layer, ``cross(reduce(x))`` with ``reduce`` of shape ``(rank, F_t*N)`` and no bias; 0
+            for a full matrix.
+        outputs: outputs of width ``D`` of the whole tower; 0 for one per feature.
     """
 
-    def __init__(self, features: int, width: int, dim: int, init: str = "orthogonal") -> None:
+    def __init__(
+        self, features: int, width: int, dim: int, init: str = "orthogonal", rank: int = 0, outputs: int = 0
+    ) -> None:
         super().__init__()
         flat = features * width
-        self.out_features = features * dim
-        self.cross = nn.Linear(flat, flat)
-        self.project = nn.Linear(flat, features * dim)
+        self.out_features = (outputs or features) * dim
+        self.reduce = nn.Linear(flat, rank, bias=False) if rank else None
+        self.cross = nn.Linear(rank or flat, flat)
+        self.project = nn.Linear(flat, self.out_features)
+        if self.reduce is not None:
+            initialise_linear(self.reduce, init)
         if init != "torch":
             nn.init.zeros_(self.cross.weight)
             nn.init.zeros_(self.cross.bias)
         initialise_linear(self.project, init)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Modules that an earlier version pickled have no ``reduce``."""
+        super().__setstate__(state)
+        if "reduce" not in self._modules:
+            self.reduce = None
+
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, F_t, N) -> (B, F_t*D)``."""
+        """``(B, F_t, N) -> (B, out_features)``."""
         flat = x.flatten(1)
-        return self.project(flat * self.cross(flat) + flat)
+        crossed = self.cross(flat if self.reduce is None else self.reduce(flat))
+        return self.project(flat * crossed + flat)
 
 
 class PreserveTower(nn.Module):
@@ -246,7 +262,7 @@ def build_tower_module(spec: TowerModuleSpec, features: int, width: int, tower: 
         if spec.kind == "dlrm":
             return DLRMTower(features, width, spec.dim, spec.c, spec.p, spec.init)
         if spec.kind == "dcn":
-            return DCNTower(features, width, spec.dim, spec.init)
+            return DCNTower(features, width, spec.dim, spec.init, spec.rank, spec.outputs)
         if spec.kind == "preserve":
             if spec.dim != width:
                 raise ConfigError(

@@ -25,7 +25,8 @@ from dmt_plugin.topology.shape import Topology
 
 PLAN_VERSION = 2
 """The newest version. A plan that needs nothing new says 1, and keeps its fingerprint: version 2 has counts of distinct
-rows, or tables elsewhere than on their tower's host, or in rows by modulo."""
+rows, or tables elsewhere than on their tower's host, or in rows by modulo, or "dcn" towers of a rank or with outputs
+of the whole tower."""
 
 FORMS = ("native", "decoder", "preserve")
 
@@ -79,6 +80,8 @@ class TowerModuleSpec:
         dim: width ``D`` of each output.
         init: initialisation, see :mod:`dmt_plugin.nn.towers`.
         seed: seed of the initialisation.
+        rank: rank of the cross layer (dcn); 0: full.
+        outputs: outputs of the whole tower (dcn); 0: one per feature.
     """
 
     kind: str = "none"
@@ -87,6 +90,12 @@ class TowerModuleSpec:
     dim: int = 0
     init: str = "orthogonal"
     seed: int = 0
+    rank: int = 0
+    outputs: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data; what later versions added only where it is set: plans keep their fingerprint."""
+        return {key: value for key, value in vars(self).items() if value or key not in ("rank", "outputs")}
 
 
 @dataclass(frozen=True)
@@ -319,7 +328,8 @@ class TowerPlan:
         """The plan as plain data."""
         data = {"version": PLAN_VERSION if self._needs_version_2 else 1, **dataclasses.asdict(self)}
         data["tables"] = [table.to_dict() for table in self.tables]
-        data["overrides"] = {str(tower): spec for tower, spec in sorted(data["overrides"].items())}
+        data["module"] = self.module.to_dict()
+        data["overrides"] = {str(tower): spec.to_dict() for tower, spec in sorted(self.overrides.items())}
         data["table_splits"] = {name: split.to_dict() for name, split in self.table_splits.items()}
         if not self.table_splits:
             del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
@@ -334,7 +344,9 @@ class TowerPlan:
     @property
     def _needs_version_2(self) -> bool:
         plain = all(split.is_plain for split in self.table_splits.values())
-        return self.row_shares is not None or bool(self.table_hosts) or not plain
+        modules = (self.module, *self.overrides.values())
+        shaped = any(module.rank or module.outputs for module in modules)
+        return self.row_shares is not None or bool(self.table_hosts) or not plain or shaped
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON: the file is there as a whole, or as it was before."""

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from dmt_plugin.config.section import DMTConfig
+from dmt_plugin.config.towers import TowersConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
 from dmt_plugin.nn.towers import automatic_dim
 from dmt_plugin.partitioner.files import resolve
@@ -257,7 +258,7 @@ def module_spec(config: DMTConfig, width: int) -> TowerModuleSpec:
     """The tower module the config asks for, with ``"auto"`` resolved for streams of ``width``."""
     towers = config.towers
     dim = automatic_dim(towers.module, towers.c, width) if towers.dim == "auto" else int(towers.dim)
-    return TowerModuleSpec(towers.module, towers.c, towers.p, dim, towers.init, towers.seed)
+    return _spec(towers, dim)
 
 
 def override_specs(config: DMTConfig, width: int, towers: int, dim: int = 0) -> dict[int, TowerModuleSpec]:
@@ -280,8 +281,13 @@ def override_specs(config: DMTConfig, width: int, towers: int, dim: int = 0) -> 
                 f"dmt.towers.overrides.{tower}: there is no such tower; this run has {towers}, 0 to {towers - 1}."
             )
         own = config.towers.of_tower(tower)
-        found[tower] = TowerModuleSpec(own.module, own.c, own.p, dim or base.dim, own.init, own.seed)
+        found[tower] = _spec(own, dim or base.dim)
     return found
+
+
+def _spec(towers: TowersConfig, dim: int) -> TowerModuleSpec:
+    rank, outputs = (0 if given == "auto" else given for given in (towers.rank, towers.outputs))
+    return TowerModuleSpec(towers.module, towers.c, towers.p, dim, towers.init, towers.seed, rank, outputs)
 
 
 def _dim(config: DMTConfig, group: StreamGroup) -> int:

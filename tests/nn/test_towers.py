@@ -96,6 +96,29 @@ def test_dcn_shapes(features: int, width: int, dim: int) -> None:
     assert torch.equal(module(x), module.project(flat * module.cross(flat) + flat))
 
 
+@settings(deadline=None, max_examples=20)
+@given(sizes, sizes, sizes, st.integers(1, 4), st.integers(1, 4))
+def test_dcn_of_a_rank_with_outputs_of_the_tower(features: int, width: int, dim: int, rank: int, outputs: int) -> None:
+    module: Any = build_tower_module(spec("dcn", dim=dim, init="torch", rank=rank, outputs=outputs), features, width, 0)
+    assert module.out_features == outputs * dim
+    x = torch.randn(3, features, width)
+    flat = x.flatten(1)
+    matrix = module.cross.weight @ module.reduce.weight
+    assert module.reduce.weight.shape == (rank, features * width) and module.reduce.bias is None
+    crossed = flat @ matrix.t() + module.cross.bias
+    expected = module.project(flat * crossed + flat)
+    assert expected.shape == (3, outputs * dim)
+    torch.testing.assert_close(module(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_dcn_tower_that_was_pickled_without_a_rank() -> None:
+    module = DCNTower(3, 4, 2, "torch")
+    old = DCNTower.__new__(DCNTower)
+    old.__setstate__({key: value for key, value in module.__dict__.items() if key != "reduce"})
+    x = torch.randn(2, 3, 4)
+    assert torch.equal(old(x), module(x))
+
+
 def test_pass_through() -> None:
     module: Any = build_tower_module(spec("none"), 3, 5, 0)
     x = torch.randn(2, 3, 5)

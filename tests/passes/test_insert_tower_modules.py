@@ -257,6 +257,21 @@ def test_a_preserving_tower_among_others() -> None:
         towers(Flat(cat), ids(4, 5), towers={**config, "module": "dlrm"})
 
 
+def test_a_cross_layer_of_a_rank_and_outputs_of_the_whole_tower(tmp_path: Path) -> None:
+    config = {"module": "dcn", "dim": 3, "rank": 2, "outputs": 1, "overrides": {"2": {"rank": "auto", "outputs": 2}}}
+    model = towers(Flat(cat, features=6), ids(6, 5), topology="3x1", towers=config)
+    modules: list[Any] = [model.get_submodule(f"dmt_towers.group0.tower{t}") for t in range(3)]
+    assert [m.reduce is None for m in modules] == [False, False, True]
+    assert [m.cross.in_features for m in modules] == [2, 2, modules[2].cross.out_features]
+    assert model.get_parameter("top.weight").shape == (1, 3 + 3 + 6)
+    model.plan.save(tmp_path / "plan.json")
+    assert TowerPlan.load(tmp_path / "plan.json") == model.plan
+    partition = {"strategy": "file", "file": str(tmp_path / "plan.json")}
+    for other, said in ({**config, "rank": 3}, "rank is 3, but .* says 2"), ({**config, "outputs": 2}, "outputs is 2"):
+        with pytest.raises(PlanError, match=rf"dmt\.towers\.{said}"):
+            towers(Flat(cat, features=6), ids(6, 5), topology="3x1", towers=other, partition=partition)
+
+
 def test_an_override_of_a_tower_that_is_not_there() -> None:
     with pytest.raises(ConfigError, match=r"dmt\.towers\.overrides\.2: there is no such tower; this run has 2, 0 to 1"):
         towers(Flat(cat), ids(4, 5), towers={"overrides": {"2": {"c": 2}}})

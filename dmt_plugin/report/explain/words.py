@@ -34,6 +34,9 @@ def tower_note(plan: TowerPlan | None) -> str:
         return ""
     module = plan.module
     letters = f", c={module.c}, p={module.p}" if module.kind == "dlrm" else ""
+    if module.kind == "dcn":
+        letters += f", rank {module.rank}" if module.rank else ""
+        letters += f", outputs={module.outputs}" if module.outputs else ""
     return f"module {module.kind}" + (f"{letters}, D={module.dim}" if module.kind != "none" else "")
 
 
