@@ -24,6 +24,21 @@ Ids = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Bags:
+    """How rows by id are pooled, where the samples are.
+
+    Attributes:
+        offsets: starts of the bags; ``None`` where the ids are a matrix with a bag in each row.
+        weights: a weight per id, in the shape of the ids.
+        include_last_offset: the last of ``offsets`` is the end of the last bag.
+    """
+
+    offsets: fx.Node | None
+    weights: fx.Node
+    include_last_offset: bool
+
+
+@dataclass(frozen=True)
 class Lookup:
     """Rows of one table by one index input.
 
@@ -46,6 +61,7 @@ class Lookup:
         padding: id whose row is zero and stays so (without pooling only; else such ids are dropped).
         dtype: type of the table.
         frozen: whether the table is not trained.
+        bags: how its rows, which are by id, are added up; ``None`` where the model gets the rows.
     """
 
     node: fx.Node
@@ -64,6 +80,7 @@ class Lookup:
     padding: int | None = None
     dtype: WeightType = "fp32"
     frozen: bool = False
+    bags: Bags | None = None
 
     @property
     def by_id(self) -> bool:
@@ -304,7 +321,7 @@ class StoredFacts:
 
 def _replaced(value: Any, by: Callable[[Any], Any]) -> Any:
     """A copy of facts with other values in place of nodes, or the other way round."""
-    if isinstance(value, (ModelFacts, Lookup, Region, StreamGroup)):
+    if isinstance(value, (ModelFacts, Lookup, Bags, Region, StreamGroup)):
         return type(value)(**{f.name: _replaced(getattr(value, f.name), by) for f in dataclasses.fields(value)})
     if isinstance(value, dict):
         return {_replaced(key, by): _replaced(item, by) for key, item in value.items()}

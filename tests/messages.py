@@ -47,7 +47,6 @@ class Model(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(9, N, **table) for _ in range(features))
         self.bag = nn.EmbeddingBag(9, N, mode="sum")
         self.calls = torch.zeros(())
-        self.weight = nn.Parameter(torch.ones(6))
         self.top = nn.Linear(inputs or features * N + 3, 1)
         self.head = Head(function)
 
@@ -254,14 +253,6 @@ def to_a_constant(m: Model, v: list[Tensor], d: Tensor) -> Tensor:
     return plain(m, v, d) + nn.functional.pad(v[0], (0, 50)).sum(1, keepdim=True)
 
 
-def weighed(m: Model, v: list[Tensor], d: Tensor) -> Tensor:
-    return plain(m, v, d) + m.bag(m.ids, per_sample_weights=m.weight.expand(m.ids.shape)).sum(1, keepdim=True)
-
-
-def weighed_rows(m: Model, v: list[Tensor], d: Tensor) -> Tensor:
-    return plain(m, v, d) + (m.tables[0](m.ids) * m.weight.unsqueeze(1)).sum(1).sum(1, keepdim=True)
-
-
 def decoder(dmt: dict[str, Any], way: str = "decoder") -> dict[str, Any]:
     return {**dmt, "transform": {"on_unsupported": way}}
 
@@ -303,7 +294,6 @@ CASES: dict[str, Case] = {
     ),
     "all samples in one bag": Case(of(in_one_bag), followed=Case(of(bag_per_sample))),
     "a size that is the largest of a batch": Case(of(to_the_longest), followed=Case(of(to_a_constant))),
-    "weights of ids that are trained": Case(of(weighed), followed=Case(of(weighed_rows))),
     "a padding row that is not zero": Case(with_padding_row, followed=Case(lambda: zeroed(with_padding_row()))),
     "a keyed tensor that leaves the model": Case(
         lambda: pooled(True)[0], lambda: pooled(True)[1],

@@ -20,7 +20,9 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import CaptureError, DMTError, PlanError, TransformError
 from dmt_plugin.core.findings import Finding
 from dmt_plugin.model.placed import place, place_graph
+from dmt_plugin.model.row_counts import count_rows
 from dmt_plugin.partitioning.feature_rows import FeatureRows
+from dmt_plugin.report.explain.explanation import costs_of
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.test_placed_laws import prepared
@@ -52,6 +54,9 @@ def test_pass_through_towers_are_the_flat_model(name: str) -> None:
         ("seq_added_by_sample", "2x2", "columns", MODULES, {"route": "flat"}),
         ("seq_candidates", "2x2", "rows", MODULES, {"micro_blocks": 2, "dedup": "off"}),
         ("seq_two_batch_sizes", "2x2", "whole", MODULES, {"micro_blocks": 2}),
+        ("seq_by_position", "2x2", "rows", MODULES, {"micro_blocks": 2}),
+        ("seq_by_position", "1x2", "whole", SPTT, {"route": "flat", "dedup": "off"}),
+        ("seq_weighed_fields", "2x2", "columns", SPTT, {"micro_blocks": 3}),
     ],
     ids=str,
 )
@@ -114,6 +119,40 @@ def test_ranks_without_samples_or_without_ids(name: str, comm: dict[str, Any]) -
                 assert worst(table, parameter.detach() - gradient) <= 2e-6
             elif parameter.grad is not None:
                 assert worst(torch.stack(gradients).sum(0), parameter.grad) <= 5e-6
+
+
+@pytest.mark.parametrize("dedup", ["on", "off"])
+@pytest.mark.parametrize("route", ["hierarchical", "flat"])
+def test_bytes_are_those_expected_of_the_same_data(route: str, dedup: str) -> None:
+    """Of every rank: what is counted on data is what its exchanges send. (Every sample has as many ids.)"""
+    where, samples = Topology(2, 2), 5
+    config = DMTConfig.model_validate({"towers": SPTT, "comm": {"route": route, "dedup": dedup}})
+    flat, batch = BY_NAME["seq_candidates"].build()
+    batches = [batch(samples, rank) for rank in range(where.world_size)]
+    logical = transform(flat, batches[0], config, where)
+    needs = count_rows(place_graph(logical, config, where, 0), batches, samples, 5).needs
+
+    def program(wire: SimulatedWire) -> list[tuple[float, int]]:
+        model = place(copy.deepcopy(logical), config, where, wire.rank)
+        model.bind(wire)
+        model(*batches[wire.rank]).sum().backward()
+        costs = costs_of(model, samples, needs=needs)
+        totals = [(cost, wire.traffic.totals(cost.name, cost.phase)) for cost in costs]
+        return [(cost.other_hosts + cost.same_host, own.other_hosts + own.same_host) for cost, own in totals]
+
+    for found in SimulatedWorld(where).run(program):
+        assert all(expected == sent for expected, sent in found), found
+
+
+def test_rows_by_id_alone_can_be_counted() -> None:
+    flat, batch = BY_NAME["seq_din"].build()
+    config = DMTConfig.model_validate({"towers": SPTT})
+    graph = place_graph(transform(flat, batch(5, 0), config, "2x2"), config, Topology(2, 2), 0)
+    batches = [batch(6, k) for k in range(7)]
+    counted = count_rows(graph, batches, 4, 9)
+    assert counted.steps == 42 // 16
+    ids = sum(len(features.values()) - sum(features.length_per_key()[:6]) for _, features in batches)
+    assert 0 < sum(counted.needs[0].rank.values()) <= ids / counted.steps
 
 
 def test_what_moves_by_id_is_said() -> None:
@@ -218,45 +257,6 @@ def test_a_constant_length_is_one() -> None:
     assert torch.equal(graph(keyed(8)), model(keyed(8)))
 
 
-class Weighted(nn.Module):
-    """Bags whose ids weigh what a parameter says about their place."""
-
-    def __init__(self, trained: bool) -> None:
-        super().__init__()
-        self.bag = nn.EmbeddingBag(9, 4, mode="sum")
-        self.weight = nn.Parameter(torch.rand(3), requires_grad=trained)
-        self.top = nn.Linear(4, 1)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.top(self.bag(ids, per_sample_weights=torch.sigmoid(self.weight).expand(ids.shape)))
-
-
-def test_trained_weights_of_ids_are_refused() -> None:
-    found = refused(Weighted(True), torch.randint(0, 9, (5, 3)))
-    assert (found.code, found.module) == ("DMT212", "bag") and "computed from weight" in found.reason
-    transform(Weighted(False), (torch.randint(0, 9, (5, 3)),), {"dmt": {"towers": SPTT}}, "1x1")
-
-
-def test_torchrecs_position_weights_are_refused() -> None:
-    from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
-    from torchrec.modules.feature_processor_ import PositionWeightedModule
-    from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            table = EmbeddingBagConfig(name="t", embedding_dim=4, num_embeddings=23, feature_names=["history"])
-            bags = EmbeddingBagCollection(tables=[table], is_weighted=True)
-            self.bags = FeatureProcessedEmbeddingBagCollection(bags, {"history": PositionWeightedModule(9)})
-            self.top = nn.Linear(4, 1)
-
-        def forward(self, features: Any) -> Tensor:
-            return self.top(self.bags(features).values())
-
-    found = refused(Model(), keyed(5))
-    assert found.code == "DMT212" and "position_weight" in found.reason and "EmbeddingCollection" in found.hint
-
-
 def test_a_maximum_over_a_table_whose_rows_go_by_id_is_refused() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
@@ -267,7 +267,7 @@ def test_a_maximum_over_a_table_whose_rows_go_by_id_is_refused() -> None:
             return self.top(self.bag(ids) + F.embedding(cards, self.bag.weight).sum((1, 2)))
 
     found = refused(Model(), torch.randint(0, 9, (5, 3)), torch.randint(0, 9, (5, 2, 2)))
-    assert (found.code, found.module) == ("DMT213", "bag")
+    assert (found.code, found.module) == ("DMT212", "bag")
 
 
 def test_partitions_by_data_refuse_rows_by_id() -> None:

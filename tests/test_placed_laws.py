@@ -103,11 +103,12 @@ CONSTRUCT_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
 }
 """Parameters for one feature alone, joins of several kinds, a vector read back by its place; with ZeRO stages."""
 
-SEQUENCES = ("seq_din", "seq_hstu", "seq_list", "seq_mean", "seq_two_batch_sizes")
+SEQUENCES = ("seq_by_position", "seq_din", "seq_hstu", "seq_list", "seq_mean", "seq_two_batch_sizes")
 SEQUENCE_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
     "2x2": (
         ("seq_din", "once", 1, "fbgemm"), ("seq_hstu", "for every id", 2, "torch"),
         ("seq_list", "once in ranges", 0, "fbgemm"), ("seq_din", "tower modules", 2, "torch"),
+        ("seq_by_position", "once in ranges", 1, "fbgemm"),
     ),
     "2x1": (("seq_two_batch_sizes", "tower modules", 1, "torch"), ("seq_hstu", "sptt", 0, "fbgemm")),
     "1x2": (("seq_mean", "once per rank", 1, "fbgemm"),),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dmt_plugin.capture.batch_sizes import batch_size_of
 from dmt_plugin.capture.example_call import example_of
 from dmt_plugin.comm.distinct.requests import RowRequests, ids_of_read
 from dmt_plugin.comm.distinct.row_groups import Read, RowCodes
@@ -94,12 +95,17 @@ class _Counts:
         for codes, sums in zip(self.codes, self.sums, strict=True):
             for host, lanes in enumerate(hosts):
                 of_lanes = [
-                    torch.unique(torch.cat([self._codes(codes, read, own) for read in codes.group.reads]))
-                    for own in lanes
+                    self._asked(codes, [self._codes(codes, read, own) for read in codes.group.reads]) for own in lanes
                 ]
                 for lane, found in enumerate(of_lanes):
                     _add(sums.rank, self.topology.rank_of(host, lane), codes.by_owner(found))
-                _add(sums.host, host, codes.by_owner(torch.unique(torch.cat(of_lanes))))
+                _add(sums.host, host, codes.by_owner(self._asked(codes, of_lanes)))
+
+    @staticmethod
+    def _asked(codes: RowCodes, needed: Sequence[Tensor]) -> Tensor:
+        """What is asked for where all this is needed."""
+        (asked,) = codes.group.uses([torch.cat(list(needed))]).codes
+        return asked
 
     def _codes(self, codes: RowCodes, read: Read, streams: dict[int, Stream]) -> Tensor:
         ids, _ = ids_of_read(read, streams[read.slot], self.samples)
@@ -126,9 +132,11 @@ def _means(sums: Counter[tuple[int, int]], steps: int) -> dict[tuple[int, int], 
     return {key: total / steps for key, total in sums.items()}
 
 
-def _read(graph: PlacedGraph, batches: Iterable[Any]) -> Iterator[Ids]:
+def _read(graph: PlacedGraph, batches: Iterable[Any]) -> Iterator[tuple[int, Ids]]:
     read, logical = reading_program(graph.graph_module), graph.logical
     for batch in batches:
         call = example_of(batch, logical.flat, labelled=True)
         inputs = logical.binder.inputs(call.args, call.kwargs)
-        yield tuple(read(graph.graph_module, *inputs)[REQUESTS])
+        ids = tuple(read(graph.graph_module, *inputs)[REQUESTS])
+        said = next((own.batch_size for own in ids if not own.by_themselves), None)
+        yield (batch_size_of(inputs) or 0) if said is None else said, ids

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -151,6 +152,26 @@ def join_vectors(rows: Tensor, vectors: int) -> Tensor:
 def rows_of_ids(rows: Tensor, ids: Tensor) -> Tensor:
     """Rows by id in the shape of the ids: ``(n, D)`` with ``n`` ids of any shape -> ``(*ids.shape, D)``."""
     return rows.reshape(*ids.shape, rows.shape[1])
+
+
+@graph_function
+def bags_of_rows(
+    rows: Tensor, ids: Tensor, weights: Tensor, offsets: Tensor | None, include_last_offset: bool
+) -> Tensor:
+    """The weighted sums of rows by id, bag by bag, ``(B, D)``; with gradients for rows and weights.
+
+    Args:
+        rows: ``(n, D)``.
+        ids: whose rows these are, ``(n,)`` or ``(B, L)``.
+        weights: one for each, in the shape of the ids.
+        offsets: ``(B,)`` starts of the bags, for ids ``(n,)``.
+        include_last_offset: the last of ``offsets`` is the end of the last bag.
+    """
+    places = torch.arange(ids.numel(), device=ids.device).view(ids.shape)
+    return F.embedding_bag(
+        places, rows, None if offsets is None else offsets.long(), mode="sum",
+        per_sample_weights=weights.to(rows.dtype), include_last_offset=include_last_offset,
+    )  # fmt: skip
 
 
 @graph_function

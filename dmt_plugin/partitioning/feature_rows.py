@@ -62,7 +62,7 @@ class FeatureRows:
         passes = towers_passes()
         last = next(i for i, step in enumerate(passes) if isinstance(step, FindLookups))
         run_passes(passes[: last + 1], ctx)
-        if by_id := sorted({lookup.feature for lookup in ctx.facts.lookups if lookup.by_id}):
+        if by_id := sorted({x.feature for x in ctx.facts.lookups if x.by_id and x.bags is None}):
             raise PlanError(
                 f"the features {by_id} give a row for each of any number of ids, which is no vector of a sample that "
                 'could be compared with those of others. Set dmt.partition.strategy to "strided", or list the towers '

@@ -2,7 +2,8 @@
 
 They depend on how many rows of each owner are distinct: in a rank's batch (``n_rank``), and in the batches of its
 host's ``L`` lanes together (``n_host``). Where nobody has counted them, the most that can be is taken: every id another
-row, and no more than the owner has. With ``b`` bytes of a row on the wire, ``H`` hosts, and codes of 4 or 8 bytes:
+row, and no more than the owner has. Of rows that travel for every id both are numbers of ids. With ``b`` bytes of a row
+on the wire, ``H`` hosts, and codes of 4 or 8 bytes:
 
 * requests: to the lanes ``n_rank`` codes of each of their owners' rows, to the peers ``n_host`` of each of theirs;
 * rows: an owner sends ``n_host * b`` to each other host, a lane ``n_rank * b`` to each other lane that asked;
@@ -14,6 +15,7 @@ Micro-blocks change none of this but the headers, which count the codes of each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,8 +105,9 @@ class _Costs:
         for table, wanted in zip(group.tables, ids, strict=True):
             for part in table.parts:
                 share = wanted * part.rows / table.rows
-                of_rank[part.rank] += min(share, part.rows)
-                of_host[part.rank] += min(lanes * share, part.rows)
+                most = part.rows if group.once else math.inf
+                of_rank[part.rank] += min(share, most)
+                of_host[part.rank] += min(lanes * share, most)
         return Needs(
             {(asker, owner): of_rank[owner] for asker in range(world) for owner in range(world)},
             {(asker, owner): of_host[owner] for asker in range(hosts) for owner in range(world)},

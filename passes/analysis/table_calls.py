@@ -118,21 +118,20 @@ def _function_call(gm: fx.GraphModule, node: fx.Node) -> TableCall | None:
     )  # fmt: skip
 
 
-def trained_behind(gm: fx.GraphModule, node: fx.Node) -> str:
-    """Qualified name of a trained parameter, or of a layer with some, that a value is computed from; else empty."""
+def trained_behind(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a value is computed from a parameter that is trained, or by a layer with such."""
     pending, seen = [node], {node}
     while pending:
         source = pending.pop()
         if source.op == "get_attr" and getattr(attribute(gm, str(source.target)), "requires_grad", False):
-            return str(source.target)
-        if source.op == "call_module" and any(
-            p.requires_grad for p in gm.get_submodule(str(source.target)).parameters()
-        ):
-            return str(source.target)
+            return True
+        layer = gm.get_submodule(str(source.target)) if source.op == "call_module" else None
+        if layer is not None and any(p.requires_grad for p in layer.parameters()):
+            return True
         fresh = [n for n in source.all_input_nodes if n not in seen]
         seen.update(fresh)
         pending.extend(fresh)
-    return ""
+    return False
 
 
 def reads_samples(node: fx.Node) -> bool:

@@ -11,7 +11,9 @@ BY_ID = "its rows are asked for by id, and a tower sees samples"
 
 def say_by_id(ctx: PassContext, lookup: Lookup) -> None:
     """What moves by id, and what that costs."""
-    if lookup.by_id:
+    if lookup.bags is not None:
+        reason = "the weights of its ids are trained, so its rows are weighed and added up where these are"
+    elif lookup.by_id:
         reason = "its ids lie one behind the other, so many for each sample as there are"
     else:
         reason = "its table is read elsewhere by ids of which samples have any number"

@@ -3,7 +3,8 @@
 1. A lookup reads rows of a table by the samples' ids (see :mod:`dmt_plugin.passes.analysis.table_calls`)
    and gives one vector per sample, or one per position of a sequence of fixed length. A
    field of a joint table is a lookup of its own range of rows. Where ids lie one behind the other, any number of
-   them per sample, or in any other shape, it gives a row for each (by id).
+   them per sample, or in any other shape, it gives a row for each (by id). So it does where the weights of a bag's ids
+   are trained: weights and their gradients stay where the samples are, and the bag is pooled there.
 2. Feature identity is the index input, not the table: two lookups with structurally equal
    index expressions read the same feature (a first-order weight and an embedding, say);
    one table read with two index inputs serves two features.
@@ -42,7 +43,7 @@ from dmt_plugin.passes.analysis.table_calls import (
     weight_of,
 )
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.passes.facts import Ids, Lookup
+from dmt_plugin.passes.facts import Bags, Ids, Lookup
 from dmt_plugin.passes.logical.split_joint_tables import joint_fields
 from dmt_plugin.tables.recording import rule_of
 
@@ -103,20 +104,28 @@ def _lookups_of(gm: fx.GraphModule, call: TableCall, batch: int) -> list[Lookup]
     if cut is not None:
         return _fields(gm, call, cut, rows, dim)
     ids, hotness, pooling = _read_bag(call) if call.bag else _read_rows(call, batch)
+    bags = None
+    if call.weights is not None and trained_behind(gm, call.weights):  # their gradient is made where they are
+        ids, hotness, pooling = _by_themselves(call), None, "none"
+        bags = Bags(call.offsets, call.weights, call.include_last_offset)
     return [
         Lookup(
             node=call.node, table=call.table, rows=rows, dim=dim, pooling=pooling, feature="",
-            key=key_of(ids[1], ids[2]), ids=ids, hotness=hotness, weighted=call.weights is not None, weight=call.weight,
-            origin=origin_of(call.index), padding=call.padding_idx if pooling == "none" else None,
-            dtype=_type(gm, call),
+            key=key_of(ids[1], ids[2]), ids=ids, hotness=hotness, weighted=call.weights is not None and bags is None,
+            weight=call.weight, origin=origin_of(call.index), padding=call.padding_idx if pooling == "none" else None,
+            dtype=_type(gm, call), bags=bags,
         )
     ]  # fmt: skip
+
+
+def _by_themselves(call: TableCall) -> Ids:
+    return "ids_by_themselves", (call.index,), {}
 
 
 def _read_rows(call: TableCall, batch: int) -> tuple[Ids, int | None, str]:
     shape = tuple(call.node.meta["val"].shape)
     if shape[0] != batch or len(shape) not in (2, 3) or (len(shape) == 2 and of_jagged(call.index)):
-        return ("ids_by_themselves", (call.index,), {}), None, "none"
+        return _by_themselves(call), None, "none"
     if len(shape) == 3 and shape[1] > 1:
         return ("ids_from_bag_2d", (call.index,), {}), shape[1], "none"
     padding = call.padding_idx
@@ -213,14 +222,6 @@ def _unsupported(ctx: PassContext, call: TableCall) -> tuple[str, str, str] | No
             f"for {batch_size} samples the lookup gives the shape {shape}, which is not one vector per sample",
             "give it a bag per sample: offsets (B,), or ids (B, L)",
         )
-    if call.weights is not None and (trained := trained_behind(gm, call.weights)):
-        return (
-            "DMT212",
-            f"the weights of its ids are trained, they are computed from {trained}; they are sent with the ids to "
-            "where the table is, and no gradient comes back from there",
-            f"freeze {trained} (requires_grad_(False)); or look the ids up without pooling, nn.Embedding or "
-            "EmbeddingCollection, and multiply and add the rows in the model",
-        )
     padding = call.padding_idx
     if call.bag or padding is None:
         return None
@@ -258,9 +259,9 @@ def _check_by_id(ctx: PassContext, lookups: list[Lookup]) -> None:
     for lookup in lookups:
         if lookup.table in by_id and lookup.pooling == "max":
             ctx.find(
-                "DMT213", "error", lookup.table,
-                "the table is pooled by maximum here, and read elsewhere by ids of which samples have any number; what "
-                "travels for one of these is not what travels for the other",
+                "DMT212", "error", lookup.table,
+                "the table is pooled by maximum here, and its rows are read by id elsewhere; what travels for one of "
+                "these is not what travels for the other",
                 "take the maximum in the model, over rows that are looked up without pooling; or give one of the two a "
                 "table of its own",
                 at=lookup.node,

@@ -87,7 +87,8 @@ def count_shares(
     calls = iter(data.batches())
     try:
         ids = _read(gm, binder, lookups, reads, _until(calls, until))
-        for of_lanes in islice(cut_into_steps(ids, data.samples, lanes), data.steps):
+        sized = ((own[0].batch_size, own) for own in ids)
+        for of_lanes in islice(cut_into_steps(sized, data.samples, lanes), data.steps):
             counter.add([checked_streams(reads.slots, own, lane, counter.steps) for lane, own in enumerate(of_lanes)])
     finally:
         if isinstance(calls, Generator):

@@ -6,7 +6,7 @@
    (all as one block; :mod:`dmt_plugin.passes.rank.split_blocks` makes it several);
 3. that takes the place of the lookup in the logical graph. What the model does to a feature's rows before it meets
    others runs where the samples are, as it is written;
-4. rows by id stay one for each id, in the order of the ids;
+4. rows by id stay one for each id, in the order of the ids, or are pooled bag by bag if their weights are trained;
 5. rows that go through a tower module do so at their owner, each once, and what comes back takes the place of the
    tower's output, or of the first part of it, where the rest is made of all its features together.
 """
@@ -34,7 +34,7 @@ from dmt_plugin.fxtools.names import (
     wait_path,
 )
 from dmt_plugin.nn.distinct_rows import ExpandRows, SpreadRows, asked_rows, block_requests, no_rows
-from dmt_plugin.nn.graph_ops import join_column_ranges, join_vectors, rows_of_ids, side_by_side
+from dmt_plugin.nn.graph_ops import bags_of_rows, join_column_ranges, join_vectors, rows_of_ids, side_by_side
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker, Key, TowerReads
@@ -104,11 +104,16 @@ class _Rewrite:
         return {tower.output: columns for tower, columns in outputs.items() if tower.mixed}
 
     def _rows_by_id(self, lookup: Lookup, column: fx.Node) -> None:
-        """Puts the rows of all ids in the place of a lookup that gave them in the shape of the ids."""
+        """Puts the rows of all ids, in the shape of the ids or pooled, in the place of a lookup."""
         column.meta[BY_ID_META] = True
-        shaped = self.graph.call_function(rows_of_ids, (column, lookup.ids[1][0]))
-        shaped.meta["val"] = lookup.node.meta["val"]
-        lookup.node.replace_all_uses_with(shaped)
+        ids, bags = lookup.ids[1][0], lookup.bags
+        if bags is None:
+            result = self.graph.call_function(rows_of_ids, (column, ids))
+        else:
+            given = (column, ids, bags.weights, bags.offsets, bags.include_last_offset)
+            result = self.graph.call_function(bags_of_rows, given)
+        result.meta["val"] = lookup.node.meta["val"]
+        lookup.node.replace_all_uses_with(result)
 
     def _towers(self) -> list[TowerReads]:
         """The tower modules that rows go through, each once."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from dmt_plugin.nn.graph_ops import (
+    bags_of_rows,
     jagged_offsets,
     jagged_values,
     jagged_weights,
     pack_streams,
+    rows_of_ids,
     side_by_side,
     split_columns,
     split_streams,
@@ -96,3 +99,23 @@ def test_jagged_reads() -> None:
     assert jagged_values(features, "b").tolist() == [2, 3, 4]
     assert jagged_offsets(features, "b").tolist() == [0, 1, 3]
     assert jagged_weights(features, "a").tolist() == [0.0, 0.5]
+
+
+@pytest.mark.parametrize("lengths", [[2, 0, 3], [0, 0, 0], [0, 5, 0], []], ids=str)
+def test_bags_of_rows_are_bags_of_the_table(lengths: list[int]) -> None:
+    """Pooled where the samples are as the table's own bag would be, with the gradients of rows and weights."""
+    table = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(sum(lengths), dtype=torch.float64, requires_grad=True)
+    ids, offsets = torch.arange(sum(lengths)) % 3, torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0)
+    found = bags_of_rows(table[ids], ids, weights, offsets, True)
+    expected = F.embedding_bag(ids, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+    torch.testing.assert_close(found, expected)
+    ours, own = (torch.autograd.grad(out.square().sum(), (table, weights)) for out in (found, expected))
+    torch.testing.assert_close(ours, own)
+
+
+def test_rows_of_ids_have_the_shape_of_the_ids() -> None:
+    ids = torch.arange(12).view(2, 3, 2)
+    rows = torch.arange(24.0).view(12, 2)
+    assert torch.equal(rows_of_ids(rows, ids)[1, 2, 1], rows[11])
+    assert rows_of_ids(rows[:0], ids[:0]).shape == (0, 3, 2, 2)

@@ -228,6 +228,50 @@ def users_and_items(features: int) -> Batch:
     return batch
 
 
+class ByPosition(nn.Module):
+    """A history whose ids weigh what is learned of their place (``PositionWeightedModule``), among bags."""
+
+    def __init__(self, features: int, width: int) -> None:
+        from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
+        from torchrec.modules.feature_processor_ import PositionWeightedModule
+        from torchrec.modules.fp_embedding_modules import FeatureProcessedEmbeddingBagCollection
+
+        super().__init__()
+        table = EmbeddingBagConfig(name="seen", embedding_dim=width, num_embeddings=_ROWS, feature_names=["history"])
+        self.bags = collection(range(features), width)
+        self.seen = FeatureProcessedEmbeddingBagCollection(
+            EmbeddingBagCollection(tables=[table], is_weighted=True), {"history": PositionWeightedModule(LENGTH + 1)}
+        )
+        self.deep = mlp([DENSE + (features + 1) * width, 16, 1])
+
+    def forward(self, dense: Tensor, features: Any) -> Tensor:
+        parts = [dense, self.bags(features).values(), self.seen(features).values()]
+        return self.deep(torch.cat(parts, 1)).squeeze(1)
+
+
+class WeighedFields(nn.Module):
+    """Bags of three ids each; those of the first field are weighed by a layer over the dense features."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.bags = nn.ModuleList(nn.EmbeddingBag(rows_of(f), width, mode="sum") for f in range(features))
+        self.gate = nn.Linear(DENSE, _EACH)
+        self.deep = mlp([features * width, 16, 1])
+
+    def forward(self, dense: Tensor, ids: list[Tensor]) -> Tensor:
+        weights = torch.sigmoid(self.gate(dense))
+        first = self.bags[0](ids[0], per_sample_weights=weights)
+        rest = [bag(own) for bag, own in zip(list(self.bags)[1:], ids[1:], strict=True)]
+        return self.deep(torch.cat([first, *rest], 1)).squeeze(1)
+
+
+def of_three(features: int) -> Batch:
+    return lambda n, seed=0: (
+        dense_of(n, seed),
+        [torch.randint(0, rows_of(f), (n, _EACH), generator=generator(seed, f, 65)) for f in range(features)],
+    )
+
+
 def _of(kind: type[nn.Module], batch: Callable[[int], Batch]) -> Callable[..., Built]:
     return lambda features=FEATURES, width=WIDTH: (kind(features, width), batch(features))
 
@@ -241,6 +285,8 @@ _MODELS: dict[str, tuple[str, Callable[..., Built]]] = {
     "seq_added_by_sample": ("plain PyTorch", _of(AddedBySample, with_list)),
     "seq_candidates": ("plain PyTorch", _of(Candidates, with_candidates)),
     "seq_two_batch_sizes": ("torchrec", _of(TwoBatchSizes, users_and_items)),
+    "seq_by_position": ("torchrec feature processors", _of(ByPosition, with_history)),
+    "seq_weighed_fields": ("plain PyTorch", _of(WeighedFields, of_three)),
 }
 
 VARIANTS = [

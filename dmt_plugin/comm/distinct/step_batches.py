@@ -19,26 +19,25 @@ Ids = tuple[FeatureIds, ...]
 """Ids of all slots, of as many samples as there are."""
 
 
-def cut_into_steps(batches: Iterable[Ids], samples: int, ranks: int) -> Iterator[list[Ids]]:
+def cut_into_steps(batches: Iterable[tuple[int, Ids]], samples: int, ranks: int) -> Iterator[list[Ids]]:
     """The ids of all ranks, step after step; samples that do not fill a step are left out.
 
     Args:
-        batches: in the order of the data.
+        batches: in the order of the data; each with its number of samples.
         samples: per rank and step.
         ranks: that take their samples from one step, one behind the other.
     """
     pending: list[Ids] = []
-    for batch in batches:
+    there = 0
+    for size, batch in batches:
         pending.append(batch)
-        while sum(map(_samples, pending)) >= samples * ranks:
+        there += size
+        while there >= samples * ranks:
             whole = _joined(pending)
-            yield [_cut(whole, r * samples, (r + 1) * samples) for r in range(ranks)]
-            rest = _cut(whole, ranks * samples, _samples(whole))
-            pending = [rest] if _samples(rest) else []
-
-
-def _samples(ids: Ids) -> int:
-    return next((one.batch_size for one in ids if not one.by_themselves), 0)
+            yield [_cut(whole, there, r * samples, (r + 1) * samples) for r in range(ranks)]
+            rest = _cut(whole, there, ranks * samples, there)
+            there -= samples * ranks
+            pending = [rest] if there else []
 
 
 def checked_streams(slots: Sequence[IdSlot], ids: Ids, rank: int, step: int) -> dict[int, Stream]:
@@ -70,9 +69,9 @@ def _lengths(ids: FeatureIds) -> Tensor:
     return ids.lengths
 
 
-def _cut(whole: Ids, first: int, end: int) -> Ids:
-    """The samples from ``first`` to before ``end``."""
-    cut, samples = [], max(_samples(whole), 1)
+def _cut(whole: Ids, samples: int, first: int, end: int) -> Ids:
+    """Of so many samples those from ``first`` to before ``end``."""
+    cut = []
     for ids in whole:
         lengths = None
         if ids.by_themselves:
