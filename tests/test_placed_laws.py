@@ -115,7 +115,27 @@ SEQUENCE_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
 }  # fmt: skip
 """Sequences whose rows travel by id; with ZeRO stages and backends."""
 
-MODELS = {**ZOO, **TIED, **{name: CATALOGUE[name].build for name in (*LOOKUPS, *CONSTRUCTS, *SEQUENCES)}}
+POOLED_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
+    "2x2": (("tr_regroup_module", "tower modules", 1, "fbgemm"), ("tr_permute_multi", "once", 2, "torch")),
+    "2x1": (
+        ("tr_regroup", "tower modules", 0, "torch"), ("tr_regroup_two_collections", "once", 1, "fbgemm"),
+        ("tr_regroup_as_dict", "once", 0, "torch"), ("tr_permute_pooled", "sptt", 1, "fbgemm"),
+        ("tr_merged_dicts", "tower modules", 2, "fbgemm"), ("tr_made_in_forward", "once", 1, "fbgemm"),
+        ("tr_keyed_input", "tower modules", 1, "fbgemm"),
+    ),
+    "1x2": (("tr_split_jagged", "once per rank", 1, "torch"),),
+}  # fmt: skip
+"""torchrec's pooled embeddings, regrouped, merged and fed in the ways of its users; with ZeRO stages and backends."""
+
+MORE_POOLED_CASES = (
+    ("tr_regroup_module", "once", 2, "torch"), ("tr_regroup_dense", "tower modules", 1, "torch"),
+    ("tr_permute_multi", "tower modules", 1, "torch"), ("tr_regroup_kts", "sptt", 0, "torch"),
+    ("tr_merged_dicts", "once", 0, "torch"), ("tr_made_of_matrix", "tower modules", 0, "torch"),
+    ("tr_joined", "once", 2, "torch"), ("tr_of_fields", "once", 0, "torch"),
+)  # fmt: skip
+
+POOLED = {name for cases in (*POOLED_CASES.values(), MORE_POOLED_CASES) for name, *_ in cases}
+MODELS = {**ZOO, **TIED, **{name: CATALOGUE[name].build for name in (*LOOKUPS, *CONSTRUCTS, *SEQUENCES, *POOLED)}}
 
 
 def prepared(model: nn.Module) -> nn.Module:
@@ -279,7 +299,7 @@ def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]
             backend = "torch" if (stage + turn) % 3 == 0 else "fbgemm"
             cases.append((name, variant, stage, backend))
     cases += PLACEMENT_CASES if topology == "2x2" else ()
-    cases += (*ONCE_CASES[topology], *CONSTRUCT_CASES[topology], *SEQUENCE_CASES[topology])
+    cases += (*ONCE_CASES[topology], *CONSTRUCT_CASES[topology], *SEQUENCE_CASES[topology], *POOLED_CASES[topology])
     tied = itertools.product(sorted(TIED), FORM_CASES[topology])
     rest = [*tied, *itertools.product(LOOKUPS, LOOKUP_CASES[topology])]
     return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in rest]
@@ -291,4 +311,12 @@ def test_ranks_compute_what_one_process_computes(topology: str) -> None:
     hosts, lanes = map(int, topology.split("x"))
     cases, env = cases_for(sorted(ZOO), topology), partial(launcher_env, topology)
     wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases, timeout=480, env=env)
+    assert not wrong, "\n".join(wrong[:20])
+
+
+@pytest.mark.campaign
+@pytest.mark.processes
+def test_more_of_torchrec_on_ranks() -> None:
+    env = partial(launcher_env, "2x1")
+    wrong, *_ = run_ranks(2, compare, "2x1", list(MORE_POOLED_CASES), timeout=240, env=env)
     assert not wrong, "\n".join(wrong[:20])

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from dmt_plugin.capture.keyed_tensors import is_keyed
 
 Path = tuple[Any, ...]
 
-WEIGHTS, KEYS, WIDTHS = "weights_or_none()", "keys()", "length_per_key()"
-"""What is constant of a jagged tensor, and of a keyed one, as the last entry of a path."""
+WEIGHTS, KEYS, WIDTHS, LENGTH = "weights_or_none()", "keys()", "length_per_key()", "len()"
+"""What is constant of a jagged tensor, a keyed one, a dict or a list in a batch object, as the last entry of a path."""
 
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum)
 
@@ -29,8 +30,17 @@ def is_constant(value: Any) -> bool:
     return isinstance(value, _CONSTANTS)
 
 
+def is_own_container(value: Any) -> bool:
+    """True for a list, tuple or dict of a class of the user's, which may hold its entries in its own way."""
+    if not isinstance(value, (list, tuple, dict)) or type(value) in pytree.SUPPORTED_NODES:
+        return False
+    return not hasattr(type(value), "_fields")
+
+
 def is_jagged(value: Any) -> bool:
     """True for objects with the interface of a torchrec ``KeyedJaggedTensor``."""
+    if isinstance(value, (Tensor, dict, list, tuple)):
+        return False
     return all(callable(getattr(value, name, None)) for name in ("keys", "values", "lengths", "stride"))
 
 
@@ -47,6 +57,14 @@ def parts(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
     elif has_fields(value):
         yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+
+
+def jagged_parts(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """The jagged tensors that an object is or holds, by path."""
+    if is_jagged(value):
+        yield path, value
+    for name, part in parts(value):
+        yield from jagged_parts(part, (*path, name))
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -82,12 +100,20 @@ def is_known(value: Any) -> bool:
 
 
 def fixed_parts(value: Any, path: Path = ()) -> dict[Path, Any]:
-    """The constants inside a batch object, by path; of a jagged tensor if it has weights, of a keyed one its keys."""
+    """The constants inside a batch object, by path.
+
+    Of a jagged tensor that is if it has weights, of a keyed one its keys, of a dict which keys it has, of a list how
+    many entries.
+    """
     if is_jagged(value):
         return {(*path, WEIGHTS): getattr(value, "weights_or_none", lambda: None)() is not None}
     if is_keyed(value):
         return {(*path, KEYS): list(value.keys()), (*path, WIDTHS): list(value.length_per_key())}
     fixed: dict[Path, Any] = {}
+    if isinstance(value, dict):
+        fixed[(*path, KEYS)] = frozenset(value)
+    elif isinstance(value, (list, tuple)):
+        fixed[(*path, LENGTH)] = len(value)
     for name, part in parts(value):
         if is_constant(part):
             fixed[(*path, name)] = part

@@ -33,6 +33,7 @@ from dmt_plugin.capture.export_view import what_export_sees
 from dmt_plugin.capture.graph_model import GraphModel
 from dmt_plugin.capture.graph_state import graph_module_over
 from dmt_plugin.capture.inputs import ExampleBatch, InputBinder
+from dmt_plugin.capture.jagged_keys import keys_read
 from dmt_plugin.capture.reads import Reads
 from dmt_plugin.capture.refusals import check_modules, hidden_tensors
 from dmt_plugin.capture.source_lines import described, module_of, refusal
@@ -119,7 +120,11 @@ def capture(model: nn.Module, example: ExampleBatch) -> CapturedModel:
     except CaptureError as error:
         raise CaptureError([*error.findings, *what_export_sees(model, example)]) from error
     dropouts = differences(trace, other)
+    by_name = dict(zip(binder.names, resized[0], strict=True))
     _drop_unread(trace, other, binder)
+    reads = trace.reads.and_of(other.reads)
+    binder.note_keys(keys_read(trace.graph, followed, reads))
+    binder.note_sizes({name: by_name[name] for name in binder.names if name in reads.sizes})
     with in_mode(followed, followed.training):  # the user's modules keep their own modes, ours take that of the whole
         graph_module = graph_module_over(followed, trace.graph, trace.constants)
         for count, difference in enumerate(dropouts):

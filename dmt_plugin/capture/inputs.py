@@ -17,13 +17,38 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.utils._pytree as pytree
+from torch import Tensor
 
-from dmt_plugin.capture.batch_parts import KEYS, WEIGHTS, WIDTHS, Path, fixed_parts, is_constant, is_known, parts
-from dmt_plugin.capture.misfits import AGAIN, CALL, Described, described, misfit
+from dmt_plugin.capture.batch_parts import (
+    KEYS,
+    LENGTH,
+    WEIGHTS,
+    WIDTHS,
+    Path,
+    fixed_parts,
+    is_constant,
+    is_jagged,
+    is_known,
+    is_own_container,
+    jagged_parts,
+    parts,
+)
+from dmt_plugin.capture.keyed_tensors import is_keyed
+from dmt_plugin.capture.misfits import (
+    AGAIN,
+    CALL,
+    Described,
+    KeysRead,
+    check_fixed,
+    check_sizes,
+    described,
+    misfit,
+    other_kind,
+)
 from dmt_plugin.capture.reads import Reads, parameters_read, watched
 from dmt_plugin.capture.structure import Constant, Input, Items, Keys, Structure, find_inputs, leaf_paths, without
 
@@ -39,9 +64,6 @@ class ExampleBatch:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-_VALUE = "no constant"
 
 
 def _is_leaf(value: Any) -> bool:
@@ -74,10 +96,12 @@ class InputBinder:
         self._leaves: list[Constant | None] = [Constant(leaf) if is_constant(leaf) else None for leaf in leaves]
         self._structure = _structure(pytree.tree_unflatten(_numbered(leaves), self._spec))
         self._paths = leaf_paths(self._structure)
-        self.names = [_readable(path) for path in self._paths]
+        self.names = _readable(self._paths)
         inputs = find_inputs(self._structure, bound)
         self._unknown = {i: found for i, value in enumerate(inputs) if (found := list(_unknown(value)))}
-        self._fixed = {name: fixed for name, v in zip(self.names, inputs, strict=True) if (fixed := fixed_parts(v))}
+        self._fixed = {n: fixed_parts(v) for n, v in zip(self.names, inputs, strict=True) if not isinstance(v, Tensor)}
+        self._keys: dict[str, dict[Path, KeysRead]] = {}
+        self._sizes: dict[str, dict[Path, tuple[int | None, ...]]] = {}
         self._described = {n: described(v) for n, v in zip(self.names, inputs, strict=True)}
         self._reads: Reads | None = None
         self._parameters_read = parameters_read(forward)
@@ -94,6 +118,7 @@ class InputBinder:
             self._paths = leaf_paths(self._structure)
             self._fixed = {n: {_path_of(p): v for p, v in f.items()} for n, f in state["_fixed"].items()}
             self._described, self._unknown, self._leaves, self._reads, self.samples = {}, {}, leaves, None, None
+            self._keys, self._sizes = {}, {}
 
     def _bind(self, args: Sequence[Any], kwargs: dict[str, Any], summary: str = CALL) -> dict[str, Any]:
         """The arguments of a call by the names of ``forward``'s parameters, with its defaults."""
@@ -122,31 +147,41 @@ class InputBinder:
         found = find_inputs(self._structure, self._bind(args, kwargs))
         for name, value in zip(self.names, found, strict=True):
             fixed = self._fixed.get(name)
-            if fixed is None:
-                continue
-            now = self._of_those_read(name, fixed_parts(value))
-            if now != fixed:
-                changed = sorted((p for p in fixed.keys() | now.keys() if _other(fixed, now, p)), key=str)
-                raise misfit(
-                    f"in the input {name} {['.'.join(map(str, path)) for path in changed]} were "
-                    f"{[fixed.get(path, _VALUE) for path in changed]} when the model was captured and are "
-                    f"{[now.get(path, _VALUE) for path in changed]} now; constants are part of the captured program",
-                    AGAIN,
-                    CALL,
-                )
+            if fixed is not None:
+                before, now = (self._of_those_read(name, own) for own in (fixed, fixed_parts(value)))
+                check_fixed(name, before, now, value)
+                self._check_keys(name, value)
+            elif is_keyed(value) or is_jagged(value):
+                raise other_kind(name, "a tensor", value)
+            if name in self._sizes:
+                check_sizes(name, self._sizes[name], self._described[name], described(value))
         return found
+
+    def _check_keys(self, name: str, value: Any) -> None:
+        """Looks for what the model reads of jagged tensors by the names or the places of their keys."""
+        needed = self._keys.get(name, {})
+        for path, jagged in jagged_parts(value) if needed else ():
+            if path in needed and (why := needed[path].misfit(list(jagged.keys()))):
+                raise misfit(f"the input {'.'.join(map(str, (name, *path)))} {why}", AGAIN, CALL)
 
     def _of_those_read(self, name: str, fixed: dict[Path, Any]) -> dict[Path, Any]:
         """The constants of a batch object that forward reads."""
-        if self._reads is None:
-            return fixed
         reads = self._reads
-        return {
-            path: value
-            for path, value in fixed.items()
-            if reads.field_is_read((name, *path))
-            or (path[-1] in (WEIGHTS, KEYS, WIDTHS) and (len(path) == 1 or reads.field_is_read((name, *path[:-1]))))
-        }
+        if reads is None:  # a model that an earlier version pickled does not know of containers
+            return {path: v for path, v in fixed.items() if path[-1] != LENGTH and not isinstance(v, frozenset)}
+        found = {}
+        for path, value in fixed.items():
+            owner = (name, *path[:-1])
+            if path[-1] == LENGTH or isinstance(value, frozenset):
+                if reads.all_is_read(owner):
+                    found[path] = value
+                elif isinstance(value, frozenset) and (asked := reads.asked_of(owner)):
+                    found[path] = value & asked
+            elif reads.field_is_read((name, *path)) or (
+                path[-1] in (WEIGHTS, KEYS, WIDTHS) and (len(path) == 1 or reads.field_is_read(owner))
+            ):
+                found[path] = value
+        return found
 
     def differences(self, inputs: Sequence[Any]) -> list[tuple[str, Described, Described]]:
         """Tensors of a call that are others than in the example batch: name, there, here."""
@@ -215,6 +250,26 @@ class InputBinder:
         self._leaves, self._unknown = [], {}
         return left
 
+    def note_keys(self, read: Mapping[Path, KeysRead]) -> None:
+        """Keeps what the model needs of the keys of jagged tensors, by path, to check later calls for it."""
+        self._keys = {name: {} for name, *_ in read}
+        for (name, *path), needed in read.items():
+            self._keys[name][tuple(path)] = needed
+
+    def note_sizes(self, told: Mapping[str, Any]) -> None:
+        """Keeps the sizes that Python was told while the model was traced, to check later calls for them.
+
+        Args:
+            told: by name the inputs whose sizes it was told, at another number of samples, which tells what follows it.
+        """
+        for name, value in told.items():
+            before, other = self._described[name], described(value)
+            self._sizes[name] = {
+                path: tuple(a if a == b else None for a, b in zip(own.shape, other[path].shape, strict=True))
+                for path, own in before.items()
+                if len(own.shape) > 1
+            }
+
     def _kept(self, reads: Reads) -> Structure:
         return without(self._structure, reads, self._parameters_read)
 
@@ -223,10 +278,6 @@ def _path_of(text: str) -> Path:
     """A path as version 0.1.0 wrote it."""
     head, _, last = text.rpartition(".")
     return (*(int(p) if p.isdigit() else p for p in head.split(".") if p), WEIGHTS if last == "weights" else last)
-
-
-def _other(fixed: dict[Path, Any], now: dict[Path, Any], path: Path) -> bool:
-    return bool(fixed.get(path, _VALUE) != now.get(path, _VALUE))
 
 
 def _numbered(leaves: Sequence[Any]) -> list[Constant | Input]:
@@ -257,14 +308,21 @@ def _renumbered(structure: Structure, numbers: dict[int, int]) -> Structure:
     return structure
 
 
-def _readable(path: Path) -> str:
-    name = "_".join(map(str, path))
-    return "".join(c if c.isalnum() or c == "_" else "_" for c in name) or "input"
+def _readable(paths: Sequence[Path]) -> list[str]:
+    """A name for each path, which Python takes for the name of an argument; no two are the same."""
+    names: list[str] = []
+    for path in paths:
+        name = "".join(c if f"_{c}".isidentifier() else "_" for c in "_".join(map(str, path))) or "input"
+        count = sum(1 for other in names if other == name)
+        while count and f"{name}_{count}" in names:
+            count += 1
+        names.append(f"{name}_{count}" if count else name)
+    return names
 
 
 def _unknown(value: Any, path: Path = ()) -> Iterator[tuple[Path, type]]:
     """Path and type of each part whose tensors cannot be found."""
-    if not is_known(value):
+    if not is_known(value) or is_own_container(value):
         yield path, type(value)
     elif not is_constant(value):
         for name, part in parts(value):

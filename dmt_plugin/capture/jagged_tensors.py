@@ -25,6 +25,11 @@ from torch import fx
 
 from dmt_plugin.capture.batch_parts import is_jagged
 from dmt_plugin.capture.jagged import jagged_tensor_class, of_key
+from dmt_plugin.capture.proxies import batch_path
+from dmt_plugin.capture.reads import watched
+
+ALL_KEYS = "to_dict()"
+"""Of a jagged tensor in the batch, as the last entry of a path: the dict of its keys."""
 
 _PARTS = ("values", "weights", "lengths", "offsets")
 
@@ -44,7 +49,9 @@ def read_of_keys(kind: str, target: Any, args: Sequence[Any]) -> Any:
     if jagged_tensor_class() is None or not isinstance(owner, fx.Proxy) or not is_jagged(owner.node.meta.get("val")):
         return None
     if kind == "call_method" and target == "to_dict":
-        return {key: _key(owner, key) for key in list(owner.node.meta["val"].keys())}
+        found = {key: _key(owner, key) for key in list(owner.node.meta["val"].keys())}
+        path = batch_path(owner.node)
+        return found if path is None else watched(found, owner.tracer.reads, (*path, ALL_KEYS))  # type: ignore[attr-defined]
     if target is operator.getitem and isinstance(args[1], str):
         return _key(owner, args[1])
     return None

@@ -100,6 +100,10 @@ def leaf_value(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -
         (features,) = tuple(args) + tuple(kwargs.values())
         batch = int(features.stride())
         columns = pooled_columns(module)
+        if missing := sorted({feature for _, feature, _, _ in columns}.difference(features.keys())):
+            raise KeyError(
+                f"the jagged tensor has no {missing}, which the collection looks up: {list(features.keys())}"
+            )
         bags = module.embedding_bags
         blocks = [
             bags[table].weight.new_empty(batch, width)  # type: ignore[index, union-attr]

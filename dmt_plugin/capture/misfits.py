@@ -6,7 +6,7 @@ than those of the example; where the graph then fails, :func:`explained` looks f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dmt_plugin.capture.batch_parts import Path, is_jagged, parts
+from dmt_plugin.capture.batch_parts import KEYS, LENGTH, WEIGHTS, WIDTHS, Path, is_jagged, parts
 from dmt_plugin.capture.keyed_tensors import is_keyed
 from dmt_plugin.core.errors import CaptureError, DMTError
 from dmt_plugin.core.findings import Finding
@@ -66,6 +66,129 @@ def described(value: Any) -> dict[Path, Described]:
         for name, part in parts(value):
             found |= {(name, *path): own for path, own in described(part).items()}
     return found
+
+
+@dataclass(frozen=True)
+class KeysRead:
+    """What a model needs of the keys of one jagged tensor.
+
+    Attributes:
+        names: those that it looks up.
+        order: all of them, where it goes by their places.
+    """
+
+    names: frozenset[str]
+    order: tuple[str, ...] | None = None
+
+    def misfit(self, keys: Sequence[str]) -> str:
+        """What is wrong with the keys of a later batch, as the end of a sentence; empty if nothing is."""
+        if self.order is not None and tuple(keys) != self.order:
+            return f"has the keys {list(keys)}, where the example batch had {list(self.order)}, and their order matters"
+        missing = sorted(self.names.difference(keys))
+        return f"has the keys {list(keys)}, without {missing}, which the model looks up" if missing else ""
+
+
+_NONE = "no constant"
+
+
+def check_fixed(name: str, before: Mapping[Path, Any], now: Mapping[Path, Any], value: Any) -> None:
+    """Compares the constants inside one input of a call with those of the example batch.
+
+    Args:
+        name: of the input.
+        before: of the example batch, by path inside the input, as :func:`~.batch_parts.fixed_parts` gives them.
+        now: those of the call.
+        value: the input.
+
+    Raises:
+        CaptureError: some of them are others.
+    """
+    if isinstance(value, Tensor):
+        raise other_kind(name, _kind_of(before), value)
+    changed = sorted((p for p in before.keys() | now.keys() if before.get(p, _NONE) != now.get(p, _NONE)), key=str)
+    if not changed:
+        return
+    path = changed[0]
+    inside = ".".join(map(str, (name, *path[:-1])))
+    there, here = before.get(path), now.get(path)
+    if len(path) == 1 and path[-1] in (KEYS, WIDTHS, WEIGHTS) and (path in before) != (path in now):
+        raise other_kind(name, _kind_of(before), value)
+    if path[-1] in (KEYS, LENGTH) and (path in before) != (path in now):
+        was, is_ = ("a container", "none") if path in before else ("none", "one")
+        raise misfit(f"the input {inside} was {was} when the model was captured and is {is_} now", AGAIN, CALL)
+    if path[-1] == LENGTH:
+        raise misfit(f"the input {inside} has {here} entries, where the example batch had {there}", AGAIN, CALL)
+    if path[-1] == KEYS and isinstance(there, frozenset):
+        had = f"where the example batch had {sorted(there, key=str)}"
+        raise misfit(
+            f"of the keys that the model reads the input {inside} has {sorted(here or (), key=str)}, {had}", AGAIN, CALL
+        )
+    if path[-1] in (KEYS, WIDTHS):
+        what = "keys" if path[-1] == KEYS else "widths"
+        raise misfit(f"the input {inside} has the {what} {here}, where the example batch had {there}", AGAIN, CALL)
+    if path[-1] == WEIGHTS:
+        have = ("has no weights, and had some", "has weights, and had none")[bool(here)]
+        raise misfit(f"the input {inside} {have} in the example batch", AGAIN, CALL)
+    raise misfit(
+        f"in the input {name} {['.'.join(map(str, path)) for path in changed]} were "
+        f"{[before.get(path, _NONE) for path in changed]} when the model was captured and are "
+        f"{[now.get(path, _NONE) for path in changed]} now; constants are part of the captured program",
+        AGAIN,
+        CALL,
+    )
+
+
+def check_sizes(
+    name: str,
+    sizes: Mapping[Path, tuple[int | None, ...]],
+    before: Mapping[Path, Described],
+    now: Mapping[Path, Described],
+) -> None:
+    """Compares the sizes of one input of a call with those that a loop or a branch in forward has gone by.
+
+    Args:
+        name: of the input.
+        sizes: by path inside the input; ``None`` for what follows the number of samples.
+        before: the tensors of the example batch.
+        now: those of the call.
+
+    Raises:
+        CaptureError: some of them are others.
+    """
+    for path, wanted in sizes.items():
+        if path not in now:
+            continue
+        shape = now[path].shape
+        same = len(shape) == len(wanted)
+        if same and all(w is None or w == own for w, own in zip(wanted, shape, strict=True)):
+            continue
+        raise misfit(
+            f"the input {'.'.join(map(str, (name, *path)))} has the shape {shape}, where the example batch had "
+            f"{before[path].shape}, and forward goes by its sizes, in a loop or a branch",
+            AGAIN,
+            CALL,
+        )
+
+
+def _kind_of(fixed: Mapping[Path, Any]) -> str:
+    if (KEYS,) in fixed:
+        return "a KeyedTensor"
+    return "a KeyedJaggedTensor" if (WEIGHTS,) in fixed else "a batch object"
+
+
+def other_kind(name: str, before: str, value: Any) -> CaptureError:
+    """The error for an input that is an object of another kind than it was in the example batch."""
+    return misfit(f"the input {name} was {before} when the model was captured and is {brief(value)} now", AGAIN, CALL)
+
+
+def brief(value: Any) -> str:
+    """A container by its size or keys, a tensor by its shape, anything else by its type."""
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, dict):
+        return f"a dict with the keys {list(value)}"
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + (f" of the shape {tuple(shape)}" if shape is not None else "")
 
 
 class _Knows(Protocol):

@@ -17,6 +17,7 @@ its node:
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from dmt_plugin.capture.batch_parts import Path, has_fields, is_constant
+from dmt_plugin.capture.batch_parts import Path, has_fields, is_constant, is_jagged
 from dmt_plugin.capture.gradients import refuse_autograd
 from dmt_plugin.capture.keyed_tensors import is_keyed
 from dmt_plugin.capture.longest import is_longest, longest_read
@@ -40,6 +41,9 @@ DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 """What fake tensors raise where only real data could answer."""
 
 _ANSWERED = ("keys", "values", "items", "get")
+
+SAME_KEYS = ("sync", "unsync", "to", "pin_memory")
+"""Methods of a jagged tensor that give one with the same keys."""
 
 
 def unknown(error: Exception) -> str:
@@ -59,10 +63,14 @@ class ValueProxy(fx.Proxy):
                 return stored
             if is_keyed(stored):
                 return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if value is not None and _has_not(value, name):
+            raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         if isinstance(value, Tensor):
             refuse_autograd(name, self.tracer.here)  # type: ignore[attr-defined]
             if name == "ndim":
                 return value.dim()
+        if is_jagged(value):
+            self._note_read(name)
         if name in _ANSWERED and isinstance(value, dict):
             return lambda *args: self._container(value, name, *args)
         return ValueAttribute(self, name)
@@ -88,7 +96,7 @@ class ValueProxy(fx.Proxy):
     @property
     def batch_path(self) -> Path | None:
         """Where in the batch this is: the name of the graph's input, then fields and items; ``None`` elsewhere."""
-        return _batch_path(self.node)
+        return batch_path(self.node)
 
     def _note_read(self, key: Any) -> None:
         """Notes that a field or an item of a batch object is read."""
@@ -103,6 +111,8 @@ class ValueProxy(fx.Proxy):
             self.tracer.reads.whole_fields.add(path)  # type: ignore[attr-defined]
 
     def _concrete(self, what: str, ask: Callable[[Any], Any]) -> Any:
+        if isinstance(self._value, (Tensor, int)):
+            _note_sizes(self.tracer, self.node)
         try:
             return ask(self._value)
         except DATA_DEPENDENT as error:
@@ -167,16 +177,46 @@ class ValueProxy(fx.Proxy):
         return self.__getattr__("keys")
 
 
-def _batch_path(node: fx.Node) -> Path | None:
+def batch_path(node: fx.Node) -> Path | None:
+    """Where in the batch a node is: the name of the graph's input, then fields and items; ``None`` elsewhere."""
     path: Path = ()
     while node.op != "placeholder":
         owner = node.args[0] if node.args else None
-        if node.target not in (getattr, operator.getitem) or not isinstance(owner, fx.Node) or len(node.args) != 2:
+        if not isinstance(owner, fx.Node):
             return None
-        if not isinstance(owner.meta.get("val"), (dict, list, tuple)) and not has_fields(owner.meta.get("val")):
+        value = owner.meta.get("val")
+        if is_jagged(value) and node.op == "call_method" and node.target in SAME_KEYS:
+            pass
+        elif node.target in (getattr, operator.getitem) and len(node.args) == 2 and _holds_parts(value):
+            path = (node.args[1], *path)
+        else:
             return None
-        path, node = (node.args[1], *path), owner
+        node = owner
     return (str(node.target), *path)
+
+
+def _note_sizes(tracer: Any, node: fx.Node) -> None:
+    """Notes the inputs whose sizes Python is told, as what it makes of them is part of the program."""
+    pending = [node]
+    while pending:
+        here = pending.pop()
+        if here not in tracer.told:
+            tracer.told.add(here)
+            pending.extend(here.all_input_nodes)
+            if here.op == "placeholder":
+                tracer.reads.sizes.add(str(here.target))
+
+
+def _has_not(value: Any, name: str) -> bool:
+    """Whether an object certainly has no such attribute; what makes attributes as they are asked for may have any."""
+    if hasattr(type(value), "__getattr__"):
+        return False
+    absent = object()
+    return inspect.getattr_static(value, name, absent) is absent
+
+
+def _holds_parts(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple)) or has_fields(value)
 
 
 class ValueAttribute(ValueProxy):

@@ -15,14 +15,18 @@ from __future__ import annotations
 import builtins
 import dis
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch.utils._pytree as pytree
 
 from dmt_plugin.capture.batch_parts import Path
 
 _SEES_ALL = {"locals", "vars", "eval", "exec", "dir"}
 _WRITES = ("STORE_", "DELETE_", "MAKE_CELL", "COPY_FREE_VARS")
+_READS_TOO = "LOAD_"
+"""In the name of an instruction of two steps, of which the first writes: ``STORE_FAST_LOAD_FAST``."""
 
 
 @dataclass
@@ -34,22 +38,33 @@ class Reads:
         whole: paths of dicts whose keys all matter.
         fields: paths of fields and items of batch objects that were read; the first entry is the graph input's name.
         whole_fields: paths of containers in batch objects of which everything may have been read.
+        sizes: names of the graph's inputs whose sizes Python was told, for a loop or a branch.
     """
 
     asked: dict[Path, set[Any]] = field(default_factory=dict)
     whole: set[Path] = field(default_factory=set)
     fields: set[Path] = field(default_factory=set)
     whole_fields: set[Path] = field(default_factory=set)
+    sizes: set[str] = field(default_factory=set)
 
     def and_of(self, other: Reads) -> Reads:
         """What was read in this or in another trace."""
         asked = {path: keys | other.asked.get(path, set()) for path, keys in {**other.asked, **self.asked}.items()}
         whole_fields = self.whole_fields | other.whole_fields
-        return Reads(asked, self.whole | other.whole, self.fields | other.fields, whole_fields)
+        sizes = self.sizes | other.sizes
+        return Reads(asked, self.whole | other.whole, self.fields | other.fields, whole_fields, sizes)
 
     def field_is_read(self, path: Path) -> bool:
         """Whether a part of a batch object was read: itself, or a container around it as a whole."""
-        return path in self.fields or any(path[:n] in self.whole_fields for n in range(len(path) + 1))
+        return path in self.fields or self.all_is_read(path)
+
+    def asked_of(self, path: Path) -> set[Any]:
+        """The fields or keys of a batch object, or of a container in it, that were asked for."""
+        return {read[-1] for read in self.fields if read[:-1] == path}
+
+    def all_is_read(self, path: Path) -> bool:
+        """Whether everything in a container of a batch object may have been read, or in one around it."""
+        return any(path[:n] in self.whole_fields for n in range(len(path) + 1))
 
 
 def parameters_read(forward: Callable[..., Any]) -> set[str] | None:
@@ -62,7 +77,7 @@ def parameters_read(forward: Callable[..., Any]) -> set[str] | None:
         return None
     found: set[str] = set()
     for step in dis.get_instructions(code):
-        if step.opname.startswith(_WRITES):
+        if step.opname.startswith(_WRITES) and _READS_TOO not in step.opname:
             continue
         names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
         found.update(name for name in names if isinstance(name, str))
@@ -143,6 +158,10 @@ class WatchedDict(dict[Any, Any]):
         self._all()
         return super().__eq__(other)
 
+    def __ne__(self, other: object) -> bool:
+        self._all()
+        return super().__ne__(other)
+
     __hash__ = None
 
     def __or__(self, other: Any) -> Any:
@@ -177,3 +196,15 @@ class WatchedDict(dict[Any, Any]):
         """As of a dict."""
         self._all()
         return super().popitem()
+
+
+def _flat_dict(value: WatchedDict) -> tuple[list[Any], list[Any]]:
+    items = dict(value.items())
+    return list(items.values()), list(items)
+
+
+def _dict_of(values: Iterable[Any], keys: list[Any]) -> dict[Any, Any]:
+    return dict(zip(keys, values, strict=True))
+
+
+pytree.register_pytree_node(WatchedDict, _flat_dict, _dict_of)  # a forward may map a function over its batch

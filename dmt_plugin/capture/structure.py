@@ -11,8 +11,8 @@ from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from dmt_plugin.capture.batch_parts import Path, is_constant
-from dmt_plugin.capture.misfits import AGAIN, CALL, misfit
+from dmt_plugin.capture.batch_parts import Path, is_constant, is_own_container
+from dmt_plugin.capture.misfits import AGAIN, CALL, brief, misfit
 from dmt_plugin.capture.reads import Reads
 
 
@@ -130,7 +130,7 @@ def _find(structure: Structure, value: Any, name: str, found: dict[int, Any]) ->
     if isinstance(structure, Constant):
         constant = structure.value
         if value is not constant and (type(value) is not type(constant) or value != constant):
-            now = repr(value) if is_constant(value) else _brief(value)
+            now = repr(value) if is_constant(value) else brief(value)
             raise misfit(
                 f"the input {name} was the constant {constant!r} when the model was captured and is {now} now; "
                 "constants are part of the captured program",
@@ -138,14 +138,14 @@ def _find(structure: Structure, value: Any, name: str, found: dict[int, Any]) ->
                 CALL,
             )
     elif isinstance(structure, Input):
-        if is_constant(value) or isinstance(value, (list, tuple, dict)):
-            now = repr(value) if is_constant(value) else _brief(value)
+        if is_constant(value) or (isinstance(value, (list, tuple, dict)) and not is_own_container(value)):
+            now = repr(value) if is_constant(value) else brief(value)
             raise _other(f"the input {name} was a tensor or batch object when the model was captured and is {now} now")
         found[structure.number] = value
     elif isinstance(structure, Items):
         if not isinstance(value, (list, tuple)) or len(value) != len(structure.items):
             before = f"a {structure.kind} of {len(structure.items)}"
-            raise _other(f"the input {name} was {before} when the model was captured and is {_brief(value)} now")
+            raise _other(f"the input {name} was {before} when the model was captured and is {brief(value)} now")
         for i, (item, own) in enumerate(zip(structure.items, value, strict=True)):
             _find(item, own, f"{name}[{i}]", found)
     else:
@@ -155,7 +155,7 @@ def _find(structure: Structure, value: Any, name: str, found: dict[int, Any]) ->
 def _find_keys(structure: Keys, value: Any, name: str, found: dict[int, Any]) -> None:
     keys = list(structure.items)
     if not isinstance(value, dict):
-        raise _other(f"the input {name} was a dict when the model was captured and is {_brief(value)} now")
+        raise _other(f"the input {name} was a dict when the model was captured and is {brief(value)} now")
     if missing := [key for key in keys if key not in value]:
         raise _other(f"the input {name} has no {missing[0]!r}, which the model reads; it has the keys {list(value)}")
     more = [key for key in value if key not in keys and (structure.whole or key in structure.absent)]
@@ -170,12 +170,3 @@ def _find_keys(structure: Keys, value: Any, name: str, found: dict[int, Any]) ->
 
 def _other(reason: str) -> Exception:
     return misfit(reason, AGAIN, CALL)
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, dict):
-        return f"a dict with the keys {list(value)}"
-    shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" + (f" of the shape {tuple(shape)}" if shape is not None else "")

@@ -96,6 +96,7 @@ class ValueTracer(fx.Tracer):
         self._wrapped = environment.wrapped_code()
         self.through: dict[fx.Node, frozenset[WrappedName]] = {}
         self.reads = Reads()
+        self.told: set[fx.Node] = set()  # whose sizes Python knows
 
     @property
     def evaluating(self) -> bool:

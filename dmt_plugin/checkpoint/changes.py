@@ -91,7 +91,9 @@ def read_changes(given: Any) -> Named:
     return {key: tuple(dict.fromkeys(given.get(key, ()))) for key in KEYS}
 
 
-def fit_to(here: Side, saved: Side, named: Named, where: str, optional: Iterable[str] = ()) -> Fit:
+def fit_to(
+    here: Side, saved: Side, named: Named, where: str, optional: Iterable[str] = (), unread: Iterable[str] = ()
+) -> Fit:
     """What of a checkpoint goes where.
 
     Args:
@@ -100,12 +102,13 @@ def fit_to(here: Side, saved: Side, named: Named, where: str, optional: Iterable
         named: what the caller gave, of :func:`read_changes`.
         where: the checkpoint, for messages.
         optional: names that need not be stored.
+        unread: names that the model never reads.
 
     Raises:
         CheckpointError: something differs that ``changes`` does not name, or it names what is not so.
     """
     optional = set(optional)
-    found = compare(here, saved, optional)
+    found = compare(here, saved, optional, unread)
     said: dict[Key, set[Thing]] = {key: set() for key in KEYS}
     problems: list[str] = []
     for key, names in named.items():

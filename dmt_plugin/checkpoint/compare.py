@@ -105,7 +105,10 @@ def _meaning(plan: TowerPlan) -> dict[str, Any]:
     return {
         # In order: a tower module has weights for the first feature, the second, and so on.
         "towers": [list(names) for names in data["towers"]],
-        "groups": [(g["name"], g["kind"], list(g["features"]), g["form"], g["dim"]) for g in data["groups"]],
+        "groups": [
+            (g["name"], g["kind"], list(g["features"]), g["form"], g["dim"], *g.get("parameters", ()))
+            for g in data["groups"]
+        ],
         "module": {key: data["module"][key] for key in ("kind", "c", "p", "dim")},
         "overrides": {
             tower: {key: spec[key] for key in ("kind", "c", "p", "dim")} for tower, spec in data["overrides"].items()

@@ -5,6 +5,7 @@
 2. Everything else is compared by name and shape. A tower whose features or module are others has other parameters,
    whatever their shapes.
 3. A feature that came, went or is looked up elsewhere counts where tables do not show it.
+4. What this model never reads may be a table in the checkpoint, of a run that looked it up and did nothing with it.
 
 Each difference has the key under which ``changes`` names it: ``"grow"``, ``"new"`` or ``"drop"``.
 """
@@ -105,10 +106,12 @@ class Differences:
         found: what the caller has to name, by key, each with the reason.
         known: what he may name as well, as it is so.
         misfits: tables, of those under ``"new"``, that are in the checkpoint and cannot take rows from there.
+        unread: names that this model never reads.
     """
 
     here: Side
     saved: Side
+    unread: frozenset[str] = frozenset()
     pairs: dict[str, str] = field(default_factory=dict)
     found: dict[Key, dict[Thing, str]] = field(default_factory=lambda: {key: {} for key in KEYS})
     known: dict[Key, set[Thing]] = field(default_factory=lambda: {key: set() for key in KEYS})
@@ -122,15 +125,16 @@ class Differences:
         return thing.sort == "feature" and any(Thing("table", t) in self.found[key] for t in side.features[thing.name])
 
 
-def compare(here: Side, saved: Side, optional: Iterable[str] = ()) -> Differences:
+def compare(here: Side, saved: Side, optional: Iterable[str] = (), unread: Iterable[str] = ()) -> Differences:
     """All differences.
 
     Args:
         here: the model.
         saved: the checkpoint.
         optional: names that need not be stored.
+        unread: names that the model never reads.
     """
-    found = Differences(here, saved)
+    found = Differences(here, saved, frozenset(unread))
     _pair(found)
     _tables(found, set(optional))
     _tensors(found, set(optional))
@@ -178,6 +182,8 @@ def _tables(found: Differences, optional: set[str]) -> None:
             )
     kept, plain = set(found.pairs.values()), set(found.here.tensors) - set(found.here.by_parameter)
     for name, table in found.saved.tables.items():
+        if table.parameter in found.unread:
+            continue
         if name not in kept and table.parameter not in plain and table.parameter in found.saved.tensors:
             found.found["drop"][Thing("table", name)] = f"table {name}, {table.rows} x {table.dim}, is only in it"
 
@@ -196,7 +202,7 @@ def _tensors(found: Differences, optional: set[str]) -> None:
         if old is None:
             if name not in optional:
                 found.found["new"][thing] = f"{name} {list(entry.shape)} is not in it"
-        elif here.plan is not None and name in saved.by_parameter:
+        elif here.plan is not None and name in saved.by_parameter and name not in found.unread:
             found.found["new"][thing] = f"{name} is a table in it, and none here"
         elif not fits(old, entry):
             types = (f" {entry.dtype}", f" {old.dtype}") if entry.dtype != old.dtype else ("", "")
@@ -273,6 +279,8 @@ def _features(found: Differences) -> None:
             places = f"{shown(tables) or 'nothing'} here and in {shown(old) or 'nothing'} in it"
             found.found["new"][thing] = f"feature {name} is looked up in {places}"
     for name in sorted(set(saved.features) - kept):
+        if all(saved.tables[table].parameter in found.unread for table in saved.features[name]):
+            continue
         thing = Thing("feature", name)
         found.known["drop"].add(thing)
         if gone.isdisjoint(saved.features[name]):

@@ -126,8 +126,8 @@ def load_checkpoint(
     tensors = {name: _entry(value) for name, value in own.items() if isinstance(value, Tensor)}
     saved = side_of_manifest(manifest)
     here = side_of(tensors, model.plan) if isinstance(model, TowerModel) else side_of_flat(tensors, saved)
-    never_run = [*manifest.never_run, *(model.never_run if isinstance(model, TowerModel) else ())]
-    fit = fit_to(here, saved, named, where, (*manifest.left_out, *never_run))
+    unread = model.never_run if isinstance(model, TowerModel) else []
+    fit = fit_to(here, saved, named, where, (*manifest.left_out, *manifest.never_run, *unread), unread)
     empty = sorted(name for name in set(tensors) - fit.fresh if own[name].is_meta)
     if empty:
         raise CheckpointError(

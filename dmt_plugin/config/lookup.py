@@ -116,6 +116,11 @@ class LookupConfig(UpdateSection):
         description="Other values of these keys for some tables: by the name of a table or of its parameter, or a "
         "pattern of names (*, ?, [...]); later entries win.",
     )
+    fields: dict[str, Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)]] = Field(
+        default={},
+        description="Where one table serves several features, whose ids the data pipeline has made unique: how many "
+        "rows each has, in the order of the columns of ids (B, F), by the name of the table or a pattern of names.",
+    )
     schedule: Literal["auto", "constant", "follow"] = Field(
         default="auto",
         description='"follow": lr times what the dense part\'s learning rate is to the one it began with, so that a '

@@ -168,13 +168,15 @@ class TowerModel(GraphModel):
                 the flat model that this one was made from, so that gets the values too.
 
         Returns:
-            What was loaded, what starts from new values, and what had no place.
+            What was loaded, what starts from new values, and what had no place. Parameters that forward never reads may
+            be missing: no rank holds them, so the state of a run has none.
 
         Raises:
             DMTError: a part that should continue is missing or has another shape; nothing is
                 loaded then.
         """
-        entries = _shapes(self.state_dict())
+        absent = set(self._unread) - set(state)
+        entries = {name: entry for name, entry in _shapes(self.state_dict()).items() if name not in absent}
         return load_flat_state(
             self.state_dict(), state_map(self.flat_entries, entries, self.stored_facts.changes), state
         )

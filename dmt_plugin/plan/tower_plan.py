@@ -19,6 +19,10 @@ from dmt_plugin.core.errors import PlanError
 from dmt_plugin.core.update_rule import WeightType
 from dmt_plugin.plan.file import read_json, short_hash, write_json
 from dmt_plugin.plan.row_shares import RowShares
+from dmt_plugin.plan.specs import FORMS
+from dmt_plugin.plan.specs import FeatureSpec as FeatureSpec
+from dmt_plugin.plan.specs import GroupSpec as GroupSpec
+from dmt_plugin.plan.specs import TowerModuleSpec as TowerModuleSpec
 from dmt_plugin.plan.tables import Kind, TableShard, TableSplit, check_places, shards_of
 from dmt_plugin.plan.tables import TableSpec as TableSpec
 from dmt_plugin.topology.shape import Topology
@@ -27,75 +31,6 @@ PLAN_VERSION = 2
 """The newest version. A plan that needs nothing new says 1, and keeps its fingerprint: version 2 has counts of distinct
 rows, or tables elsewhere than on their tower's host, or in rows by modulo, or "dcn" towers of a rank or with outputs
 of the whole tower."""
-
-FORMS = ("native", "decoder", "preserve")
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One feature: an index input of the model and every table it is looked up in.
-
-    Attributes:
-        name: unique name.
-        tables: names of the tables, in order of use.
-        hotness: ids per sample if fixed, else ``None``.
-    """
-
-    name: str
-    tables: tuple[str, ...]
-    hotness: int | None = None
-
-
-@dataclass(frozen=True)
-class GroupSpec:
-    """Streams that are joined together in the model.
-
-    Attributes:
-        name: ``group0``, ``group1``, ...
-        kind: ``"tower"`` (goes through tower modules) or ``"transport"`` (moved as it is).
-        width: width of one stream in a tower group; 0 in a transport group of mixed widths.
-        features: names of the features, in the model's order.
-        form: what the model behind a tower group sees: ``"native"`` (the outputs themselves, its
-            sizes adapted), ``"decoder"`` (streams of the old shapes, made from the outputs by a
-            linear decoder) or ``"preserve"`` (outputs of the old shapes).
-        dim: width ``D`` of its towers' outputs; 0 where the plan's module says it.
-    """
-
-    name: str
-    kind: str
-    width: int
-    features: tuple[str, ...]
-    form: str = "native"
-    dim: int = 0
-
-
-@dataclass(frozen=True)
-class TowerModuleSpec:
-    """What a tower module is made of; the letters are those of the paper's section 4.
-
-    Attributes:
-        kind: ``"dlrm"``, ``"dcn"``, ``"preserve"``, ``"none"`` or an import path of a user's module.
-        c: outputs per feature (dlrm).
-        p: outputs of the whole tower (dlrm).
-        dim: width ``D`` of each output.
-        init: initialisation, see :mod:`dmt_plugin.nn.towers`.
-        seed: seed of the initialisation.
-        rank: rank of the cross layer (dcn); 0: full.
-        outputs: outputs of the whole tower (dcn); 0: one per feature.
-    """
-
-    kind: str = "none"
-    c: int = 1
-    p: int = 0
-    dim: int = 0
-    init: str = "orthogonal"
-    seed: int = 0
-    rank: int = 0
-    outputs: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data; what later versions added only where it is set: plans keep their fingerprint."""
-        return {key: value for key, value in vars(self).items() if value or key not in ("rank", "outputs")}
 
 
 @dataclass(frozen=True)
@@ -330,6 +265,7 @@ class TowerPlan:
         data["tables"] = [table.to_dict() for table in self.tables]
         data["module"] = self.module.to_dict()
         data["overrides"] = {str(tower): spec.to_dict() for tower, spec in sorted(self.overrides.items())}
+        data["groups"] = [{k: v for k, v in g.items() if k != "parameters" or v} for g in data["groups"]]
         data["table_splits"] = {name: split.to_dict() for name, split in self.table_splits.items()}
         if not self.table_splits:
             del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
@@ -372,9 +308,7 @@ class TowerPlan:
                 tables=tuple(TableSpec(**t) for t in data["tables"]),
                 features=tuple(FeatureSpec(f["name"], tuple(f["tables"]), f.get("hotness")) for f in data["features"]),
                 groups=tuple(
-                    GroupSpec(
-                        g["name"], g["kind"], g["width"], tuple(g["features"]), g.get("form", "native"), g.get("dim", 0)
-                    )
+                    GroupSpec(**{**g, "features": tuple(g["features"]), "parameters": tuple(g.get("parameters", ()))})
                     for g in data["groups"]
                 ),
                 towers=tuple(tuple(t) for t in data["towers"]),

@@ -12,7 +12,8 @@
    what uses them. :mod:`dmt_plugin.passes.logical.gather_streams` forms those groups.
 5. What is left is transport only: moved by the hierarchical route, numbers unchanged. So are rows by id, and what
    else is looked up in their tables: they are asked for at the tables' owners, and towers see samples.
-6. Post-dominators (networkx on the reversed graph) say where all branches behind a
+6. A plan that was given may group them otherwise (:mod:`dmt_plugin.passes.logical.planned_groups`).
+7. Post-dominators (networkx on the reversed graph) say where all branches behind a
    group's joins have met; that bounds what a change of width can touch and is reported.
 
 Rules look at the graph, never at the name of a class or of a variable.
@@ -33,6 +34,7 @@ from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, P
 from dmt_plugin.passes.facts import Lookup, StreamGroup
 from dmt_plugin.passes.logical.by_id import BY_ID, say_by_id
 from dmt_plugin.passes.logical.gather_streams import FEWEST, Members, fallback_form, gather
+from dmt_plugin.passes.logical.planned_groups import as_planned
 from dmt_plugin.passes.ops.joins import joined_parts
 
 _CONCATENATIONS: set[Callable[..., Any]] = {torch.cat, torch.concat, torch.concatenate}
@@ -73,6 +75,7 @@ class FindJoins(GraphPass):
             *((members, "", reason) for members, reason in (left if form else irregular)),
             *(([i], "", BY_ID) for i in sorted(by_id) if streams[i].users),
         ]
+        found = as_planned(ctx, streams, found)
         behind = _post_dominators(ctx.gm.graph)
         for members, how, reason in sorted(found, key=lambda entry: min(entry[0])):
             users = sorted({u for i in members for u in streams[i].users}, key=position.__getitem__)
@@ -127,9 +130,9 @@ class FindJoins(GraphPass):
             if alone.pooling == "none":
                 several = f", and its {alone.hotness} ids a sample are taken for a sequence"
                 way = (
-                    "if each of these ids is a feature of its own, whose rows the data pipeline keeps apart, let it "
-                    "count every feature from 0 and look up table(ids + first_rows), with a buffer of the first row "
-                    f"of each feature, [0, ...]; or {way}"
+                    "if each of these ids is a feature of its own, whose rows the data pipeline keeps apart, say how "
+                    f'many rows each has: "lookup": {{"fields": {{"{alone.table}": [rows of the first, ...]}}}} in the '
+                    f"dmt section; or {way}"
                 )
             ctx.find(
                 "DMT305", ctx.unsupported, alone.table,

@@ -6,7 +6,8 @@ belongs to the feature and can run beside its tables.
 
 1. Walk the graph. A node belongs to a feature if it treats every sample by itself
    (:mod:`dmt_plugin.passes.ops.per_sample`) and is computed from lookups and ids of one raw input
-   only, besides constants, and layers and parameters that nothing else uses.
+   only, besides constants, and layers and parameters that nothing else uses. Where a plan is
+   given, they are the parameters that it has in its towers.
 2. The stream of a lookup is the one such node that is used by others than the feature's own
    nodes, if there is just one, it is one vector per sample, and all its lookups lead to it
    alone. Else the stream is the lookup itself.
@@ -33,6 +34,7 @@ from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Region
 from dmt_plugin.passes.ops.names import name_of
 from dmt_plugin.passes.ops.per_sample import filled_alike, is_per_sample
+from dmt_plugin.plan.tower_plan import TowerPlan
 
 
 @dataclass
@@ -86,6 +88,7 @@ def _local_nodes(ctx: PassContext) -> dict[fx.Node, _Local]:
     calls = Counter(str(n.target) for n in ctx.gm.graph.nodes if n.op == "call_module")
     local: dict[fx.Node, _Local] = {}
     constants = _constants(ctx, ids)
+    allowed = _allowed(ctx)
     for node in ctx.gm.graph.nodes:
         if node in lookups:
             local[node] = _Local(lookups[node].origin, lookups={node})
@@ -93,9 +96,17 @@ def _local_nodes(ctx: PassContext) -> dict[fx.Node, _Local]:
             local[node] = _Local(ids[node], ids={node})
         elif node.op in ("call_function", "call_method", "call_module") and node not in constants:
             found = _combined(ctx, node, local, calls, constants)
-            if found is not None:
+            if found is not None and (allowed is None or found.parameters <= allowed):
                 local[node] = found
     return local
+
+
+def _allowed(ctx: PassContext) -> frozenset[str] | None:
+    """The parameters that the towers of a given plan apply to single features; ``None`` where none is given."""
+    if ctx.given is None or not ctx.given.is_plan:
+        return None
+    plan = TowerPlan.from_dict(ctx.given.data)
+    return None if plan.module.kind == "none" else frozenset(name for g in plan.groups for name in g.parameters)
 
 
 def _id_nodes(ctx: PassContext) -> dict[fx.Node, str]:

@@ -6,15 +6,18 @@ Such a lookup would be sharded, and its ids and rows sent between ranks, for not
    only does not count.
 2. A lookup that is not reached is replaced by a tensor of its shape that holds no rows, or dropped if nothing reads
    even that. The table stays in the model's state, and gets no gradient, as in the model itself.
+3. A table that a given plan has, and no other lookup reads, stays one: plans of before have such tables.
 """
 
 from __future__ import annotations
 
 from torch import fx
 
+from dmt_plugin.capture import graph_module_over
 from dmt_plugin.nn.graph_ops import without_rows
 from dmt_plugin.passes.analysis.table_calls import TableCall, read_call, tells_no_values, weight_of
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.plan.tower_plan import TowerPlan
 
 
 class LeaveOutLookups(GraphPass):
@@ -30,7 +33,9 @@ class LeaveOutLookups(GraphPass):
     def run(self, ctx: PassContext) -> PassResult:
         """Replaces or drops every such lookup."""
         used = _used(ctx.gm.graph)
-        calls = [call for n in ctx.gm.graph.nodes if n not in used and (call := read_call(ctx.gm, n)) is not None]
+        every = [call for n in ctx.gm.graph.nodes if (call := read_call(ctx.gm, n)) is not None]
+        kept = _planned(ctx) - {call.weight for call in every if call.node in used}
+        calls = [call for call in every if call.node not in used and call.weight not in kept]
         for call in calls:
             how = "reads only the shape of its rows" if call.node.users else "does not use its rows"
             ctx.find(
@@ -41,7 +46,16 @@ class LeaveOutLookups(GraphPass):
             )  # fmt: skip
         for call in reversed(calls):
             _replace(ctx.gm, call)
+        if calls:  # their tables are no part of the graph
+            ctx.captured.graph_module = graph_module_over(ctx.gm, ctx.gm.graph)
         return self.result(len(calls), len(calls))
+
+
+def _planned(ctx: PassContext) -> set[str]:
+    """The parameters that hold tables of the plan that was given."""
+    if ctx.given is None or not ctx.given.is_plan:
+        return set()
+    return {table.parameter for table in TowerPlan.from_dict(ctx.given.data).tables}
 
 
 def _used(graph: fx.Graph) -> set[fx.Node]:

@@ -79,7 +79,15 @@ class MakeTowerPlan(GraphPass):
             tables=tables,
             features=features,
             groups=tuple(
-                GroupSpec(g.name, g.kind, g.width, tuple(x.feature for x in g.lookups), g.form, _dim(ctx.config, g))
+                GroupSpec(
+                    g.name,
+                    g.kind,
+                    g.width,
+                    tuple(x.feature for x in g.lookups),
+                    g.form,
+                    _dim(ctx.config, g),
+                    _own_parameters(ctx, g),
+                )
                 for g in ctx.facts.groups
             ),
             towers=assigned,
@@ -195,9 +203,11 @@ def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
     planned = {g.name: g for g in plan.groups}
     found = {g.name: {x.feature for x in g.lookups} for g in ctx.facts.groups}
     if found != {name: set(g.features) for name, g in planned.items()}:
+        theirs = {name: sorted(g.features) for name, g in planned.items() if found.get(name) != set(g.features)}
+        mine = {name: sorted(f) for name, f in found.items() if name not in planned or name in theirs}
         raise PlanError(
-            f"the plan joins the features as {[list(g.features) for g in plan.groups]}, this model as "
-            f"{[sorted(f) for f in found.values()]}. Make a new plan for this model."
+            f"the plan joins the features as {theirs}, this model as {mine}, and cannot be grouped as planned. Make a "
+            'new plan for this model, or keep only its towers: a partition file may hold just {"towers": [[...], ...]}.'
         )
     for group in ctx.facts.groups:
         spec = planned[group.name]
@@ -288,6 +298,14 @@ def override_specs(config: DMTConfig, width: int, towers: int, dim: int = 0) -> 
 def _spec(towers: TowersConfig, dim: int) -> TowerModuleSpec:
     rank, outputs = (0 if given == "auto" else given for given in (towers.rank, towers.outputs))
     return TowerModuleSpec(towers.module, towers.c, towers.p, dim, towers.init, towers.seed, rank, outputs)
+
+
+def _own_parameters(ctx: PassContext, group: StreamGroup) -> tuple[str, ...]:
+    """The parameters that features of a group with tower modules have to themselves."""
+    if group.kind != "tower" or ctx.config.towers.module == "none":
+        return ()
+    regions = [ctx.facts.regions[x.node] for x in group.lookups if x.node in ctx.facts.regions]
+    return tuple(sorted({name for region in regions for name in region.parameters}))
 
 
 def _dim(config: DMTConfig, group: StreamGroup) -> int:

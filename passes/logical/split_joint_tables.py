@@ -7,6 +7,8 @@ own, with its own range of rows.
 1. Find calls without pooling whose index is a matrix plus a constant, where the constant
    starts at 0, strictly increases, and lies inside the table. ``(B, F)`` ids without such a
    constant are a sequence, not fields.
+   Where the data pipeline has made ids unique, the configuration says the constant
+   (:mod:`dmt_plugin.passes.logical.stated_fields`).
 2. Cut the result ``(B, F, N)`` into ``F`` streams ``(B, N)`` by one node, which keeps the first
    row of each field among its arguments.
 3. A use that picks a field (``rows[:, 3]``) gets its stream; all other uses get the streams
@@ -29,6 +31,7 @@ from dmt_plugin.fxtools.constants import constant_of
 from dmt_plugin.nn.graph_ops import field_streams
 from dmt_plugin.passes.analysis.table_calls import TableCall, read_call, weight_of
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
+from dmt_plugin.passes.logical.stated_fields import spell_stated_fields
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _WHOLE = slice(None, None, None)
@@ -46,7 +49,7 @@ class SplitJointTables(GraphPass):
 
     def run(self, ctx: PassContext) -> PassResult:
         """Splits every joint table of ``ctx.gm``."""
-        matched = changed = 0
+        matched, changed = 0, spell_stated_fields(ctx)
         for node in list(ctx.gm.graph.nodes):
             call = read_call(ctx.gm, node)
             if call is None or any(user.target is field_streams for user in node.users):

@@ -47,7 +47,8 @@ def agreed_fit(engine: Trained, manifest: Manifest, named: Named, where: str) ->
         if not any(named.values()) and dmt.plan.model == manifest.tower_plan.model:
             check_towers(dmt.plan, manifest, where)
         tensors = {name: entry for entries, _ in of_ranks for name, entry in entries.items()}
-        return fit_to(side_of(tensors, dmt.plan), side_of_manifest(manifest), named, where, manifest.left_out)
+        here, saved = side_of(tensors, dmt.plan), side_of_manifest(manifest)
+        return fit_to(here, saved, named, where, manifest.left_out, dmt.placed.logical.never_run)
 
 
 def report(fit: Fit, shared_steps: Sequence[Sequence[str]], rank: int, where: str) -> None:
