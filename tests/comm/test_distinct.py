@@ -14,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmt_plugin.comm.distinct.first_use import first_uses
-from dmt_plugin.comm.input_dist.ids import FeatureIds
+from dmt_plugin.comm.distinct.requests import _Core
+from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup, RowPart
+from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
+from dmt_plugin.topology.shape import Topology
 from tests._util.distinct import DistinctProgram, whole_tables
 from tests._util.routing import Case, Feature, assert_matches
 from tests._util.simulated import SimulatedWorld
@@ -107,3 +110,44 @@ def test_a_host_merges_to_the_first_block_of_its_lanes() -> None:
     assert host1 == [2, 0], "rows 1 and 2 first, and nothing new behind them"
     to_lanes = [[sum(block.lanes.received) for block in requests[rank].blocks] for rank in range(4)]
     assert to_lanes == [[1, 1], [1, 1], [1, 0], [1, 1]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3), st.booleans()), min_size=1, max_size=5),
+    st.integers(1, 3), st.integers(0, 7), st.integers(1, 3), st.integers(0, 10**6),
+)  # fmt: skip
+def test_lookups_taken_together_ask_as_one_by_one(
+    tables: list[tuple[int, int, bool]], hotness: int, batch: int, blocks: int, seed: int
+) -> None:
+    """Tables that are whole or dealt out by modulo, all with as many ids per sample."""
+    topology, generator = Topology(2, 2), torch.Generator().manual_seed(seed)
+    made, ids, filled = [], [], [0] * 4
+    for rows, parts, _ in tables:
+        owners = torch.randperm(4, generator=generator)[: min(parts, rows)].tolist()
+        own = []
+        for first, rank in enumerate(owners):
+            count = len(range(first, rows, len(owners)))
+            own.append(RowPart(rank, first, len(owners), count, filled[rank]))
+            filled[rank] += count
+        made.append(GroupTable(f"t{len(made)}", rows, tuple(own)))
+        values = torch.randint(rows, (batch * hotness,), generator=generator)
+        ids.append(FeatureIds(values, None, hotness, batch, None))
+    reads = tuple(Read(i, i, "mean" if mean else "sum") for i, (_, _, mean) in enumerate(tables))
+    slots = [IdSlot(table.name, table.rows, hotness, False, 0, (0,)) for table in made]
+    found = []
+    for together in (True, False):
+        core = _Core(slots, [RowGroup("g", 4, tuple(made), reads)], topology, 0, "hierarchical", "requests")
+        core.blocks = blocks
+        assert core.codes[0].together
+        if not together:
+            core.codes[0]._together = None
+        _, streams, _ = core.check(ids, torch.device("cpu"))
+        found.append(core._own(core.codes[0], streams, batch))
+    one, other = found
+    for a, b in zip((*one.uses.codes, *one.uses.places), (*other.uses.codes, *other.uses.places), strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    for of_one, of_other in zip(one.reads, other.reads, strict=True):
+        for a_read, b_read in zip(of_one, of_other, strict=True):
+            assert torch.equal(a_read.places, b_read.places)
+            assert (a_read.bags, a_read.mean, a_read.lengths) == (b_read.bags, b_read.mean, b_read.lengths)

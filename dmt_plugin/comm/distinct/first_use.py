@@ -66,12 +66,12 @@ def first_uses(needed: Sequence[Tensor]) -> FirstUses:
     distinct, inverse = torch.unique(torch.cat(list(needed)), return_inverse=True)
     if len(needed) == 1:
         return FirstUses((distinct,), (inverse,))
-    parts = inverse.split(sizes)
-    first = torch.empty_like(distinct, dtype=torch.int64)
-    for block in reversed(range(len(parts))):
-        first[parts[block]] = block  # the least is written last
+    parts, last = inverse.split(sizes), len(sizes) - 1
+    first = distinct.new_full(distinct.shape, last, dtype=torch.uint8)
+    for block in reversed(range(last)):
+        first.index_fill_(0, parts[block], block)  # the least is written last
     order = torch.argsort(first, stable=True)
     place = torch.empty_like(order)
     place[order] = torch.arange(order.numel(), device=order.device)
-    new = torch.bincount(first, minlength=len(needed)).tolist()
-    return FirstUses(distinct[order].split(new), tuple(place[part] for part in parts))
+    new = torch.bincount(first, minlength=len(sizes)).tolist()
+    return FirstUses(distinct.index_select(0, order).split(new), place.index_select(0, inverse).split(sizes))

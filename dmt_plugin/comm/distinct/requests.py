@@ -125,6 +125,10 @@ class Requests:
     groups: tuple[GroupRequests, ...]
 
 
+_Bags = tuple[Tensor | None, Tensor | None, int]
+"""Of a lookup in a block: lengths, weights and number of its bags."""
+
+
 @dataclass
 class _Own:
     """What a rank's own batch needs of one group: codes by block, and for each block where the ids find them."""
@@ -235,21 +239,48 @@ class _Core(IdCore):
     def _own(self, codes: RowCodes, streams: dict[int, Stream], batch: int) -> _Own:
         """The distinct rows that this rank's batch needs of one group."""
         sizes = block_sizes(batch, self.blocks)
+        columns = _columns(codes, streams, batch)
+        if columns is not None:
+            own = [part.reshape(-1) for part in columns.split(sizes, dim=1)]
+            entries = [[part.numel() // len(codes.group.reads)] * len(codes.group.reads) for part in own]
+            bags = [[(None, None, size)] * len(codes.group.reads) for size in sizes]
+            return _own_of(codes, own, entries, bags)
         parts: list[list[Tensor]] = [[] for _ in sizes]
-        found: list[list[tuple[Tensor | None, Tensor | None, int]]] = [[] for _ in sizes]
+        found: list[list[_Bags]] = [[] for _ in sizes]
         for read in codes.group.reads:
-            ids, bags = ids_of_read(read, streams[read.slot], batch)
-            cut = block_sizes(bags[-1], self.blocks) if read.by_id else sizes
-            for block, (own, of_block) in enumerate(_cut(codes.of(read, ids), *bags, cut)):
-                parts[block].append(own)
+            ids, of_read = ids_of_read(read, streams[read.slot], batch)
+            cut = block_sizes(of_read[-1], self.blocks) if read.by_id else sizes
+            for block, (part, of_block) in enumerate(_cut(codes.of(read, ids), *of_read, cut)):
+                parts[block].append(part)
                 found[block].append(of_block)
-        uses = codes.group.uses([torch.cat(own) for own in parts])
-        means = [read.pooling == "mean" for read in codes.group.reads]
-        reads = []
-        for places, of_reads, of_bags in zip(uses.places, parts, found, strict=True):
-            where = places.split([part.numel() for part in of_reads])
-            reads.append(tuple(ReadIds(p, *b, mean) for p, b, mean in zip(where, of_bags, means, strict=True)))
-        return _Own(uses, tuple(reads))
+        joined = [torch.cat(of_block) for of_block in parts]
+        return _own_of(codes, joined, [[part.numel() for part in of_block] for of_block in parts], found)
+
+
+def _own_of(
+    codes: RowCodes, needed: Sequence[Tensor], entries: Sequence[Sequence[int]], bags: Sequence[Sequence[_Bags]]
+) -> _Own:
+    """From the codes that each block needs, lookup by lookup, with how many are each lookup's, and its bags."""
+    uses = codes.group.uses(needed)
+    means = [read.pooling == "mean" for read in codes.group.reads]
+    reads = []
+    for places, sizes, of_bags in zip(uses.places, entries, bags, strict=True):
+        where = places.split(list(sizes))
+        reads.append(tuple(ReadIds(p, *b, mean) for p, b, mean in zip(where, of_bags, means, strict=True)))
+    return _Own(uses, tuple(reads))
+
+
+def _columns(codes: RowCodes, streams: dict[int, Stream], batch: int) -> Tensor | None:
+    """The codes of all lookups in a few operations, ``(reads, B, K)``; None unless each has ``K`` ids per sample."""
+    reads = codes.group.reads
+    own = [streams[read.slot] for read in reads]
+    if not codes.together or any(read.pooling == "none" or read.weighted for read in reads):
+        return None
+    if any(one.lengths is not None or one.values.shape != own[0].values.shape for one in own):
+        return None
+    ids = torch.cat([one.values for one in own], dim=1).view(batch, len(reads), own[0].values.shape[1])
+    by_read = ids.transpose(0, 1).contiguous()
+    return codes.of_all(by_read.flatten(1)).view_as(by_read)
 
 
 def _flat(lists: Sequence[FirstUses]) -> list[Tensor]:
@@ -263,7 +294,7 @@ def _row_counts(announced: Announced) -> list[RowCounts]:
 
 def _cut(
     codes: Tensor, lengths: Tensor | None, weights: Tensor | None, bags: int, sizes: Sequence[int]
-) -> list[tuple[Tensor, tuple[Tensor | None, Tensor | None, int]]]:
+) -> list[tuple[Tensor, _Bags]]:
     """Codes of a lookup with lengths, weights and number of their bags, by blocks of so many samples."""
     if len(sizes) == 1:
         return [(codes, (lengths, weights, bags))]
@@ -279,7 +310,7 @@ def _cut(
     return list(zip(codes.split(entries), zip(own_lengths, own_weights, of_block, strict=True), strict=True))
 
 
-def ids_of_read(read: Read, stream: Stream, batch: int) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, int]]:
+def ids_of_read(read: Read, stream: Stream, batch: int) -> tuple[Tensor, _Bags]:
     """The ids ``(n,)`` of a lookup, with lengths, weights and number of its bags.
 
     Args:

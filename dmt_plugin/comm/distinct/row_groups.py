@@ -130,6 +130,9 @@ class RowCodes:
         }
         self._own = self._position[rank] * self.span
         self._tables = [_coder(table, [self._first_code(part) for part in table.parts]) for table in group.tables]
+        coders = [self._tables[read.table] for read in group.reads]
+        dealt = [coder.codes for coder in coders if not isinstance(coder, _ByRange)]
+        self._together = _Together(dealt) if dealt and len(dealt) == len(coders) else None
 
     def _first_code(self, part: RowPart) -> int:
         return self._position[part.rank] * self.span + part.base
@@ -137,6 +140,16 @@ class RowCodes:
     def of(self, read: Read, ids: Tensor) -> Tensor:
         """Codes of the rows that a lookup reads, ``(n,)``."""
         return self._tables[read.table](ids.to(self.dtype))
+
+    @property
+    def together(self) -> bool:
+        """Whether ``of_all`` can be asked: no table lies in several ranges."""
+        return self._together is not None
+
+    def of_all(self, ids: Tensor) -> Tensor:
+        """Codes of the rows that all lookups read, each ``n`` of them: ``(reads, n)`` from ids of that shape."""
+        assert self._together is not None
+        return self._together(ids.to(self.dtype))
 
     def counts(self, codes: Tensor, members: int, owners: int, first: int = 0) -> list[int]:
         """How many of these sorted codes belong to each member of a group.
@@ -164,10 +177,10 @@ class _OneOwner:
     """A table that lies whole in one stack."""
 
     def __init__(self, code: int) -> None:
-        self._code = code
+        self.codes = [code]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        return ids + self._code
+        return ids + self.codes[0]
 
 
 class _ByRange:
@@ -187,12 +200,35 @@ class _ByModulo:
     """A table whose rows are dealt out by their number modulo the number of parts."""
 
     def __init__(self, codes: Sequence[int]) -> None:
+        self.codes = list(codes)
         self._codes = torch.tensor(codes)
 
     def __call__(self, ids: Tensor) -> Tensor:
         self._codes = self._codes.to(ids)
         step = len(self._codes)
         return self._codes[(ids % step).long()] + torch.div(ids, step, rounding_mode="floor")
+
+
+class _Together:
+    """Tables of several lookups in a few operations; one that lies whole in a stack is dealt out to one part.
+
+    Args:
+        codes: for each lookup the first code of each part of its table.
+    """
+
+    def __init__(self, codes: Sequence[Sequence[int]]) -> None:
+        most = max(map(len, codes))
+        self._codes = torch.tensor([[*own, *[0] * (most - len(own))] for own in codes])
+        self._parts = torch.tensor([[len(own)] for own in codes])
+        self._first = torch.arange(len(codes)).unsqueeze(1) * most
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        self._codes = self._codes.to(ids)
+        if self._codes.shape[1] == 1:
+            return ids + self._codes
+        self._parts, self._first = self._parts.to(ids), self._first.to(ids)
+        first = self._codes.view(-1).index_select(0, (ids % self._parts + self._first).view(-1))
+        return first.view_as(ids).add_(torch.div(ids, self._parts, rounding_mode="floor"))
 
 
 def _coder(table: GroupTable, codes: Sequence[int]) -> _OneOwner | _ByRange | _ByModulo:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal, Protocol
 
@@ -70,8 +70,10 @@ class TrafficTotals:
 
     def add(self, other: TrafficTotals) -> None:
         """Add another count to this one."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.other_hosts += other.other_hosts
+        self.same_host += other.same_host
+        self.itself += other.itself
+        self.messages += other.messages
 
 
 class Traffic:
@@ -83,20 +85,21 @@ class Traffic:
     """
 
     def __init__(self, topology: Topology, rank: int) -> None:
-        self._topology = topology
         self._rank = rank
+        self._host_of = [topology.host_of(r) for r in range(topology.world_size)]
         self._totals: dict[tuple[str, str], TrafficTotals] = {}
         self._lock = threading.Lock()
 
     def record(self, name: str, phase: str, bytes_by_dst: Sequence[int], dst_ranks: Sequence[int]) -> None:
         """Count one exchange: ``bytes_by_dst[i]`` bytes go to rank ``dst_ranks[i]``."""
         counted = TrafficTotals()
-        host = self._topology.host_of(self._rank)
+        host_of = self._host_of
+        host = host_of[self._rank]
         for size, dst in zip(bytes_by_dst, dst_ranks, strict=True):
             if dst == self._rank:
                 counted.itself += size
                 continue
-            if self._topology.host_of(dst) == host:
+            if host_of[dst] == host:
                 counted.same_host += size
             else:
                 counted.other_hosts += size
