@@ -107,6 +107,7 @@ def test_the_ways_of_rows() -> None:
     both = placement_of(MODULES, **ONCE)
     assert set(both.exchanges) == ordinary | once
     features = len(both.distinct_slots)
+    assert both.once.endswith("those of 6 of them by sample as well, for what towers make of all together")
     assert [c.width for own in both.host_columns for c in own] == [4, 4], "p * D of each tower"
     assert all(group.width == 4 for group in both.groups) and len(both.slots) == features
     assert len(both.tower_paths) == 1 and both.at_samples == () and both.shards == placement_of(MODULES).shards

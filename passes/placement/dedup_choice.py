@@ -183,10 +183,13 @@ class DedupRule:
         return row_bytes(forward, width) + (row_bytes(backward, width) if trained else 0)
 
 
-def moved_in_words(choices: Sequence[DedupChoice]) -> str:
-    """That tower modules run where the samples are; empty where none does."""
-    moved = {name for choice in choices if choice.on and choice.at_samples for name in choice.features}
-    return f", the tower modules of {len(moved)} of them run where the samples are" if moved else ""
+def towers_in_words(choices: Sequence[DedupChoice]) -> str:
+    """What tower modules have to do with rows that travel once; empty where nothing."""
+    on = [choice for choice in choices if choice.on]
+    moved = len({name for choice in on if choice.at_samples for name in choice.features})
+    mixed = len({name for choice in on if choice.mixed for name in choice.features})
+    said = f", those of {mixed} of them by sample as well, for what towers make of all together" if mixed else ""
+    return said + (f", the tower modules of {moved} of them run where the samples are" if moved else "")
 
 
 def choices_in_words(choices: Sequence[DedupChoice], rule: DedupRule) -> str:
@@ -200,7 +203,7 @@ def choices_in_words(choices: Sequence[DedupChoice], rule: DedupRule) -> str:
     on = list(dict.fromkeys(name for choice in choices if choice.on for name in choice.features))
     off = [(name, choice.share) for choice in choices if not choice.on for name in choice.features if name not in on]
     said = f"rows of {len(on)} of {len(on) + len(off)} feature(s) travel once per {by}" if on else "off"
-    said += moved_in_words(choices)
+    said += towers_in_words(choices)
     if all(choice.by != "auto" for choice in choices):
         return said
     if shares is None:

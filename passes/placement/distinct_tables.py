@@ -25,7 +25,7 @@ from dmt_plugin.nn.towers import DLRMTower
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.placement.at_samples import AtSamples, at_samples_of
-from dmt_plugin.passes.placement.dedup_choice import choices_in_words, moved_in_words
+from dmt_plugin.passes.placement.dedup_choice import choices_in_words, towers_in_words
 from dmt_plugin.passes.placement.travels_once import TravelsOnce, one_row
 from dmt_plugin.plan.tables import TableShard, check_on_host
 from dmt_plugin.plan.tower_plan import TowerPlan
@@ -120,7 +120,7 @@ def _choices_in_words(ctx: PassContext, once: TravelsOnce[TowerReads]) -> str:
     shown = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
     by = "rank" if comm.route == "flat" else "host"
     others = f"; by sample those of {shown}" if rest else ""
-    return f"rows of {len(chosen)} table(s) travel once per {by}{moved_in_words(once.choices)}{others}"
+    return f"rows of {len(chosen)} table(s) travel once per {by}{towers_in_words(once.choices)}{others}"
 
 
 @dataclass(frozen=True)
