@@ -12,7 +12,9 @@ own, with its own range of rows.
 2. Cut the result ``(B, F, N)`` into ``F`` streams ``(B, N)`` by one node, which keeps the first
    row of each field among its arguments.
 3. A use that picks a field (``rows[:, 3]``) gets its stream; all other uses get the streams
-   stacked again, so that they look like any other join.
+   stacked again, so that they look like any other join. Where fields are picked besides, every
+   one of several such uses has a stack of its own: autograd then adds up the gradients of a
+   field in the order in which it added those of the table's result, and so rounds alike.
 
 Rows are only moved: values and gradients stay what they were, bit for bit. The table stays
 one parameter of the logical model; only the ranks' shares of it are cut.
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +32,7 @@ from torch import fx
 
 from dmt_plugin.fxtools.constants import constant_of
 from dmt_plugin.nn.graph_ops import field_streams
-from dmt_plugin.passes.analysis.table_calls import TableCall, read_call, weight_of
+from dmt_plugin.passes.analysis.table_calls import TableCall, read_call, tells_no_values, weight_of
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.logical.stated_fields import spell_stated_fields
 
@@ -101,13 +104,56 @@ def _split(graph: fx.Graph, node: fx.Node, first_rows: tuple[int, ...]) -> int:
         else:
             user.replace_all_uses_with(streams[field])
             graph.erase_node(user)
+    order = {n: at for at, n in enumerate(graph.nodes)}
+    readers = sorted((user for user in rest if not tells_no_values(user)), key=order.__getitem__)
+    apart = len(rest) < len(users) and sum(_uses(user, node) for user in readers) > 1
+
+    def joined() -> fx.Node:
+        made = graph.call_function(torch.stack, (streams,), {"dim": 1})
+        made.meta["val"] = value
+        return made
+
+    for user in reversed(readers[1:] if apart else ()):
+        with graph.inserting_before(user):
+            _give_each(user, node, joined)
     if rest:
         with graph.inserting_before(anchor):
-            joined = graph.call_function(torch.stack, (streams,), {"dim": 1})
-        joined.meta["val"] = value
+            whole = joined()
+            if apart:
+                _give_each(readers[0], node, joined, whole)
         for user in rest:
-            user.replace_input_with(node, joined)
+            user.replace_input_with(node, whole)
     return len(streams) + len(users) + 1
+
+
+_MADE_OF_SEVERAL = {torch.functional.einsum, torch.einsum, torch.matmul, operator.matmul, "matmul"}
+"""Operations that give each of their inputs an operation of its own first, in turn; backward meets the last first."""
+
+
+def _uses(user: fx.Node, node: fx.Node) -> int:
+    """How often ``node`` is among the arguments of ``user``."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((user.args, user.kwargs), lambda n: found.append(n) if n is node else None)
+    return len(found)
+
+
+def _give_each(user: fx.Node, node: fx.Node, made: Callable[[], fx.Node], *first: fx.Node) -> None:
+    """Gives every use of ``node`` in the arguments of ``user`` a node of its own, in the order that backward needs.
+
+    A layer gets one for all: attention asks whether its inputs are the same.
+
+    Args:
+        user: the operation.
+        node: what it reads.
+        made: makes a node.
+        first: those that there are already.
+    """
+    count = 1 if user.op == "call_module" else _uses(user, node)
+    own = [*first, *(made() for _ in range(count - len(first)))]
+    if user.target not in _MADE_OF_SEVERAL:
+        own.reverse()
+    given = iter(own if len(own) > 1 else own * _uses(user, node))
+    user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), lambda n: next(given) if n is node else n)
 
 
 def _picked_field(user: fx.Node, node: fx.Node) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -51,6 +52,46 @@ SPELLINGS = {
     "function": lambda m, x: nn.functional.embedding(x + m.offsets, m.table.weight),
     "in place": lambda m, x: m.table(x.clone().add_(m.offsets)),
 }
+
+
+def _attended(x: Tensor, m: Any) -> Tensor:
+    return m.attention(x, x, x, need_weights=False)[0]
+
+
+USED_AGAIN = {
+    "one operation after another": lambda x, m: torch.cat([x.tanh() * 3, x.sigmoid(), x.softmax(2) * 7], 1),
+    "a product with itself": lambda x, m: torch.cat([x * x * 3, x.exp()], 1),
+    "matmul": lambda x, m: torch.cat([torch.matmul(x, x.transpose(1, 2)) * 3, x.exp()], 1),
+    "bmm": lambda x, m: torch.cat([torch.bmm(x, x) * 3, x.exp()], 1),
+    "matmul with itself": lambda x, m: torch.cat([torch.matmul(x, x) * 3, x.exp()], 1),
+    "einsum": lambda x, m: torch.cat([torch.einsum("bhd,bmd->bhm", x, x) * 3, x.exp()], 1),
+    "attention": lambda x, m: torch.cat([_attended(x, m) * 3, x.exp()], 1),
+    "a size": lambda x, m: torch.cat([x.exp() * x.size(1), x.new_ones(x.shape), x.tanh() * 3], 1),
+}
+
+
+@pytest.mark.parametrize("way", USED_AGAIN)
+def test_gradients_of_fields_that_are_picked_besides_round_alike(way: str) -> None:
+    """A sum of three and more gradients depends on its order."""
+
+    def rows(m: Any, ids: Tensor) -> Tensor:
+        x = joint(m, ids)
+        again = USED_AGAIN[way](x, m).flatten(1)
+        return torch.cat([again, x[:, 0] * x[:, 1], x[:, 2] * x[:, 0], x[:, 3].exp()], 1)
+
+    torch.manual_seed(0)
+    flat = Joint(rows, features=16 * (3 if way in ("one operation after another", "a size") else 2) + 12)
+    flat.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+    towers = transform(copy.deepcopy(flat), batch(), {"dmt": SPTT}, "2x1")
+    for seed in range(20):
+        gradients = []
+        for model in (flat, towers):
+            model.zero_grad()
+            model(batch(40, seed)).square().sum().backward()
+            gradients.append(
+                [p.grad for p in (model.get_parameter("table.weight"), model.get_parameter("head.weight"))]
+            )
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True)), seed
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -253,7 +253,7 @@ class Drawn(nn.Module):
         rows = [branch(x) for branch in self.branches]
         if self.numbers == "flat":
             rows.append(self.bottom(inputs[0]))
-        y = self.head(torch.tanh(torch.cat(rows, dim=1)))
+        y = self.head(torch.tanh(torch.cat(rows, dim=1) / 256))
         if self.answer == "sum":
             return y.sum(-1)
         return {"logit": y} if self.answer == "dict" else torch.sigmoid(y) if self.answer == "probability" else y
