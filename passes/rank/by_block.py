@@ -33,7 +33,7 @@ class ByBlock:
         batch: batch size of the example values.
 
     Attributes:
-        constants: nodes that depend on no input of the model.
+        constants: nodes that depend on no input of the model, but for where it is.
         first: where blocks of rows by sample begin: the first exchange, or the tower that runs before it; None where
             all rows travel once.
         layout: the batch layout that this exchange goes by; None without one.
@@ -68,7 +68,8 @@ class ByBlock:
     def _constants(self) -> set[fx.Node]:
         found: set[fx.Node] = set()
         for node in self._order:
-            if node.op not in ("placeholder", "output") and all(n in found for n in node.all_input_nodes):
+            alike = all(n in found for n in node.all_input_nodes) or _is_place(node)
+            if node.op not in ("placeholder", "output") and alike:
                 found.add(node)
         return found
 
@@ -104,6 +105,11 @@ class ByBlock:
         if not all(isinstance(n.meta.get("val"), Tensor) for n in outside):
             return False
         return is_by_rows(self._gm, node, self._batch, self.constants)
+
+
+def _is_place(node: fx.Node) -> bool:
+    """Whether a node reads where a tensor is, which is the same for all of its blocks."""
+    return node.target is getattr and node.args[1] == "device"
 
 
 def carries_rows(node: fx.Node) -> bool:

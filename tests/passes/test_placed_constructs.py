@@ -31,6 +31,7 @@ JOINED = [
 CORE = [
     ("k_bias_row", "2x2", "hierarchical", "off", "modules"), ("k_bias_or_zeros", "2x2", "hierarchical", "on", "sptt"),
     ("k_scale_and_shift", "2x1", "flat", "off", "by feature"),
+    ("k_bias_or_zeros", "2x1", "hierarchical", "off", "modules"),
     ("k_gate_layers", "2x1", "hierarchical", "on", "modules"),
     ("k_joint_and_sequence", "2x2", "hierarchical", "on", "modules"),
     ("k_zeros_like", "2x2", "hierarchical", "off", "by feature"),
