@@ -21,6 +21,6 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give the kernel what is free now, where the C library can: of what only the building of a variant needed."""
+    """Give the kernel what is free now, where the C library can: of what only building and comparing needed."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from benchmarks.cluster.frames import Frames, own_frames
+from benchmarks.step.allocator import give_back_freed_memory
 from benchmarks.step.model import make_model
 from benchmarks.step.parts import Change, changes
 from benchmarks.step.rig import Rig
@@ -61,6 +62,7 @@ def measure(rank: int, setting: Setting, names: Sequence[str], rare: Sequence[st
     del start
     gc.collect()
     gc.disable()
+    give_back_freed_memory()
     for repeat in range(setting.repeats):
         for name in names[:: -1 if repeat % 2 else 1]:
             if name in rare and repeat >= setting.few:
