@@ -3,7 +3,7 @@
 Outputs of every step, all dense and tower parameters, all tables and their optimizers' states after five steps, for
 tables in row ranges, in column ranges and mixed, on both backends and under every update rule (which is itself compared
 with torch's optimizers in ``tests/nn/test_updates.py``). Tolerance: 2e-6 on
-values of order one; epsilon is large enough for Adagrad not to blow up rounding where gradients cancel.
+values of order one, and of larger outputs relative to the largest; epsilon is large enough for Adagrad not to blow up rounding where gradients cancel.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def differences(found: State, expected: State) -> list[str]:
     wrong = [
         f"output {i}: {worst(a, b):.2e}"
         for i, (a, b) in enumerate(zip(found[0], expected[0], strict=True))
-        if not worst(a, b) <= TOLERANCE
+        if not worst(a, b) <= TOLERANCE * max(1.0, worst(b, torch.zeros_like(b)))
     ]
     for kind, a, b in (("", found[1], expected[1]), ("state of ", found[2], expected[2])):
         assert set(a) == set(b)
