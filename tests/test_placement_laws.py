@@ -2,8 +2,8 @@
 
 Outputs of every step, all dense and tower parameters, all tables and their optimizers' states after five steps, for
 tables in row ranges, in column ranges and mixed, on both backends and under every update rule (which is itself compared
-with torch's optimizers in ``tests/nn/test_updates.py``). Tolerance: 2e-6 on
-values of order one, and of larger outputs relative to the largest; epsilon is large enough for Adagrad not to blow up rounding where gradients cancel.
+with torch's optimizers in ``tests/nn/test_updates.py``). Tolerance: 2e-6 on values of order one, and of larger outputs
+relative to the largest; epsilon is large enough for Adagrad not to blow up rounding where gradients cancel.
 """
 
 from __future__ import annotations
