@@ -28,7 +28,7 @@ def keys_read(graph: fx.Graph, model: nn.Module, reads: Reads) -> dict[Path, Key
     Args:
         graph: a trace of the model.
         model: the model, for the collections that the graph calls.
-        reads: what else forward asked, of which nothing may be left in the graph.
+        reads: whether forward went through the dict of its keys, of which nothing need be left in the graph.
     """
     names: dict[Path, set[str]] = {}
     order: dict[Path, tuple[str, ...]] = {}
@@ -38,9 +38,8 @@ def keys_read(graph: fx.Graph, model: nn.Module, reads: Reads) -> dict[Path, Key
         if path is None:
             continue
         own = names.setdefault(path, set())
-        asked = reads.asked_of(path)
         found = [_names_read(user, node, model) for user in node.users]
-        if asked <= _BY_NAME and (*path, ALL_KEYS) not in reads.whole and None not in found:
+        if (*path, ALL_KEYS) not in reads.whole and None not in found:
             own.update(*(some for some in found if some is not None))
         else:
             order[path] = tuple(value.keys())

@@ -69,8 +69,6 @@ class ValueProxy(fx.Proxy):
             refuse_autograd(name, self.tracer.here)  # type: ignore[attr-defined]
             if name == "ndim":
                 return value.dim()
-        if is_jagged(value):
-            self._note_read(name)
         if name in _ANSWERED and isinstance(value, dict):
             return lambda *args: self._container(value, name, *args)
         return ValueAttribute(self, name)

@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmt_plugin.checkpoint.compare import check_towers
 from dmt_plugin.compiler import transform
-from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.errors import CheckpointError, PlanError
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.plan.tower_plan import GroupSpec, TowerPlan
 from dmt_plugin.topology.shape import Topology
 from tests._util.simulated import SimulatedWorld
+from tests.checkpoint.test_folder import manifest
 from tests.passes.flat import Flat, ids, only
 from tests.passes.world import differences, run_placed, settings
 
@@ -169,6 +171,23 @@ def test_what_cannot_be_had_is_refused(name: str) -> None:
         made(flat, call, plan, **dmt)
 
 
+def test_either_of_two_joins_is_no_certain_choice() -> None:
+    def twice(streams: list[Tensor], model: Any) -> Tensor:
+        return torch.cat(streams[:4], 1) * torch.cat(streams[4:], 1)
+
+    flat, call = Flat(twice, [nn.Embedding(10, 4) for _ in range(8)], two_tables), (ids(4, 5),)
+    dmt = {"towers": {"module": "dlrm", "c": 1, "p": 0, "dim": 4}}
+    now = made(flat, call, **dmt)
+    assert groups_of(now) == [("tower", "native", 4)] * 2
+    (*three, last), first = now.plan.groups[0].features, now.plan.groups[0]
+    groups = (
+        dataclasses.replace(first, features=tuple(three)),
+        GroupSpec("group1", "transport", 4, (last, *three, last)),
+    )
+    with pytest.raises(PlanError, match="cannot be grouped as planned"):
+        made(flat, call, dataclasses.replace(now.plan, groups=groups), **dmt)
+
+
 # -- parameters of single features -------------------------------------------------------
 
 
@@ -216,6 +235,10 @@ def test_a_bias_stays_behind_the_decoder_that_a_plan_of_before_has() -> None:
         assert groups_of(model) == [("tower", "decoder", 4)] and model.plan.fingerprint == plan.fingerprint
         assert torch.allclose(moved_by(model, flat, *call), expected, atol=1e-5) == behind
     assert TowerPlan.from_dict(with_bias.to_dict()) == with_bias != before
+    saved = dataclasses.replace(manifest("a", 1), plan=before.to_dict(), semantic_preserving=False)
+    check_towers(before, saved, "HERE")
+    with pytest.raises(CheckpointError, match="the towers of HERE are not those of this model"):
+        check_towers(with_bias, saved, "HERE")
 
 
 # -- plans that were made before ---------------------------------------------------------
