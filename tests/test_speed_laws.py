@@ -20,6 +20,7 @@ from torch import Tensor
 from dmt_plugin.data import prefetched
 from tests._util.ranks import run_ranks
 from tests.test_placed_laws import launcher_env, loss_of, prepared
+from tests.zoo.catalogue import CATALOGUE
 from tests.zoo.models import ZOO
 
 TOLERANCE = 2e-6
@@ -30,7 +31,9 @@ TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sptt": ("dlrm", {"module": "none"}),
     "towers of CR 4": ("dlrm", {"module": "dlrm", "c": 1, "p": 0, "dim": 2}),
     "jagged": ("torchrec_dlrm", {"module": "none"}),
+    "sequences": ("seq_din", {"module": "none"}),
 }
+MODELS = {**ZOO, "seq_din": CATALOGUE["seq_din"].build}
 COMBINATIONS = [
     {"overlap": overlap, "prefetch": prefetch, "micro_blocks": blocks}
     for overlap, blocks, prefetch in itertools.product((True, False), (1, 2), (True, False))
@@ -51,6 +54,8 @@ CASES: list[Case] = [
     ("jagged", {"dedup": "on", "micro_blocks": 1, "overlap": False}, 0, 1),
     ("jagged", {"dedup_features": {"*1": "on"}, "micro_blocks": 2}, 0, 1),
     ("towers of CR 4", {"route": "flat"}, 0, 1),
+    ("sequences", {}, 0, 2),
+    ("sequences", {"dedup": "off", "micro_blocks": 3}, 1, 1),
 ]
 
 Trained = tuple[list[float], dict[str, Tensor]]
@@ -80,7 +85,7 @@ def alone(name: str, world: int, every: int) -> Trained:
     from dmt_plugin.compiler import transform
 
     torch.manual_seed(0)
-    flat, batch = ZOO[TOWERS[name][0]]()
+    flat, batch = MODELS[TOWERS[name][0]]()
     model = transform(prepared(flat), batch(5, 0), {"dmt": section(name, {})}, "2x2").train()
     tables = {t.parameter for t in model.plan.tables}
     named = dict(model.named_parameters())
@@ -109,7 +114,7 @@ def train(rank: int, case: Case) -> tuple[Trained, list[str]]:
 
     name, comm, stage, every = case
     torch.manual_seed(0 if rank == 0 else 1000 + rank)  # other ranks start from rank 0's weights
-    flat, batch = ZOO[TOWERS[name][0]]()
+    flat, batch = MODELS[TOWERS[name][0]]()
     config = {
         "train_micro_batch_size_per_gpu": LOCAL,
         "gradient_accumulation_steps": every,

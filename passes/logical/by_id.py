@@ -14,7 +14,7 @@ def say_by_id(ctx: PassContext, lookup: Lookup) -> None:
     if lookup.bags is not None:
         reason = "the weights of its ids are trained, so its rows are weighed and added up where these are"
     elif lookup.by_id:
-        reason = "its ids lie one behind the other, so many for each sample as there are"
+        reason = "its ids lie one behind the other, any number of them per sample"
     else:
         reason = "its table is read elsewhere by ids of which samples have any number"
     ctx.find(
