@@ -20,7 +20,8 @@ GRAPHS = {"capture", "plan", "config", "comm", "nn", "planner", "partitioner", "
 KNOWN = {"passes.base", "passes.facts", "passes.rank_facts"}
 PASSES = GRAPHS | KNOWN
 MODEL = PASSES | {"passes.pipeline", "passes.rank", "passes.logical", "passes.ops", "passes.placement", "model"}
-RUNS = MODEL | {"compiler", "checkpoint", "data", "metrics", "partitioning", "verification", "integrations", "report"}
+RUNS = MODEL | {"compiler", "checkpoint", "data", "metrics", "partitioning", "planning", "verification"}
+RUNS |= {"integrations", "report"}
 
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
@@ -50,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": MODEL | {"compiler"},
     "metrics": {"core"},
     "partitioning": MODEL | {"compiler"},
+    "planning": MODEL | {"compiler"},
     "verification": MODEL | {"compiler"},
     "integrations": RUNS - {"report", "integrations"},
     "report": RUNS - {"report", "integrations"},

@@ -45,6 +45,11 @@ COMMANDS = {
         "command",
         "Decide which feature belongs to which tower, from a model and its data, and show why.",
     ),
+    "plan": Entry(
+        "dmt_plugin.cli.plan",
+        "command",
+        "Predict step times with towers and without, and check the prediction against the DMT paper. Needs no cluster.",
+    ),
     "config": Entry(
         "dmt_plugin.cli.config", "command", 'Print every key of the "dmt" section: its default and what it does.'
     ),

@@ -141,10 +141,10 @@ def exchange_costs(
     if route == "flat":
         everyone = range(topology.world_size)
         if topology.world_size > 1:
-            owned = {
-                r: [s for s in slots if s.host == topology.host_of(r) and topology.lane_of(r) in s.lanes]
-                for r in everyone
-            }
+            owned: dict[int, list[IdSlot]] = {r: [] for r in everyone}
+            for slot in slots:
+                for lane in slot.lanes:
+                    owned[topology.rank_of(slot.host, lane)].append(slot)
             costs += index_stage("world", "world", owned, batch, 1)
         width = rank_widths[rank]
         widths = dict(enumerate(rank_back))

@@ -1,0 +1,1 @@
+"""What ``dmt plan`` shows."""
