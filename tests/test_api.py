@@ -144,8 +144,13 @@ def test_a_plan_with_other_groups(tmp_path: Path) -> None:
     joined = data["groups"][0]
     halves = [{**joined, "features": joined["features"][:3]}, {**joined, "name": "group1"}]
     halves[1]["features"] = joined["features"][3:]
-    with pytest.raises(PlanError, match="the plan joins the features as"):
-        towered(with_file(tmp_path, {**data, "groups": halves}))
+    model = towered(with_file(tmp_path, {**data, "groups": halves}))
+    parts = [("tower", tuple(joined["features"][part])) for part in (slice(0, 3), slice(3, 6))]
+    assert [(g.kind, tuple(g.features)) for g in model.plan.groups] == parts
+    twice = [halves[0], {**halves[1], "features": (*halves[1]["features"], joined["features"][0])}]
+    for wrong in (halves[:1], twice):
+        with pytest.raises(PlanError, match="the plan joins the features as"):
+            towered(with_file(tmp_path, {**data, "groups": wrong}))
     everything = [list(joined["features"]), []]
     with pytest.raises(PlanError, match=r"gives tower\(s\) \[1\] no feature of group0"):
         towered(with_file(tmp_path, {**data, "towers": everything}))
