@@ -29,6 +29,8 @@ from dmt_plugin.passes.placement.at_samples import AtSamples, movable
 from dmt_plugin.passes.rank_facts import Placement
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.report.explain.costs import costs_of
+from dmt_plugin.report.explain.tables import towers_table
+from dmt_plugin.report.explain.words import headline
 from tests._util.simulated import SimulatedWire, SimulatedWorld
 from tests.test_distinct_laws import DCN, ONCE, WHERE, counted, models_of, outputs
 from tests.test_placed_laws import loss_of, prepared
@@ -225,6 +227,11 @@ def test_explain_counts_what_summing_the_weights_takes(tmp_path: Path) -> None:
     assert rows is not None and rows.once[0] - rows.by_sample[0] == moved - stays
     assert found[0].compression is None and found[1].compression == 2.0
     assert {feature.way for feature in rows.features} == {"once"}
+    assert [[module.host for module in own.tower_modules] for own in found] == [[None, None], [0, 1]]
+    assert headline(found[0]).endswith("tower modules on every rank, for its own samples")
+    assert [row["module"].endswith(", on every rank") for own in found for row in towers_table(own).rows] == [
+        True, True, False, False,
+    ]  # fmt: skip
 
 
 def test_memory() -> None:

@@ -61,12 +61,15 @@ class Group:
 
 @dataclass(frozen=True)
 class TowerModule:
-    """One module between a tower's streams and what crosses hosts; ``input`` and ``output`` are shapes as text."""
+    """One tower module; ``input`` and ``output`` are shapes as text.
+
+    ``host`` is where it runs: that of its tables, or ``None`` where every rank has it, for its own samples.
+    """
 
     path: str
     group: str
     tower: int
-    host: int
+    host: int | None
     module: str
     input: str
     output: str

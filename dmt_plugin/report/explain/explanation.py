@@ -39,6 +39,7 @@ from dmt_plugin.passes.base import DataToCount, PassContext, run_passes
 from dmt_plugin.passes.facts import StreamGroup
 from dmt_plugin.passes.logical.dissolve_collections import DissolveCollections
 from dmt_plugin.passes.pipeline import towers_passes
+from dmt_plugin.passes.rank_facts import Placement
 from dmt_plugin.plan.file import write_json
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.planner.distinct_cost import Needs
@@ -212,7 +213,7 @@ def describe(
             for g in plan.groups
         ],
         compression=_compression(placed),
-        tower_modules=_tower_modules(logical),
+        tower_modules=_tower_modules(logical, placed.placement),
         findings=list(sort_findings(logical.findings)),
         repairs=[content.Repair(r.target, r.what, r.init) for r in logical.repairs],
         new_parameters=_new_parameters(logical),
@@ -263,8 +264,8 @@ def _found_group(group: StreamGroup) -> content.Group:
     return content.Group(group.name, group.kind, group.form, many, group.width, group.reason, group.meeting_point)
 
 
-def _tower_modules(logical: TowerModel) -> list[content.TowerModule]:
-    """Every module between a tower's streams and what crosses hosts, with its shapes."""
+def _tower_modules(logical: TowerModel, placement: Placement) -> list[content.TowerModule]:
+    """Every tower module, with its shapes and where it runs."""
     found = []
     for node in logical.graph.nodes:
         part = tower_part(str(node.target)) if node.op == "call_module" else None
@@ -274,13 +275,15 @@ def _tower_modules(logical: TowerModel) -> list[content.TowerModule]:
         group = next(g for g in logical.plan.groups if g.name == part.group)
         (packed,) = node.args
         module = logical.get_submodule(str(node.target))
+        kind = logical.plan.module_of(group, tower).kind
+        everywhere = kind != "none" and (placement.route == "flat" or str(node.target) in placement.at_samples)
         found.append(
             content.TowerModule(
                 str(node.target),
                 group.name,
                 tower,
-                logical.plan.tower_hosts[tower],
-                logical.plan.module_of(group, tower).kind,
+                None if everywhere else logical.plan.tower_hosts[tower],
+                kind,
                 input=f"(B, {', '.join(map(str, packed.meta['val'].shape[1:]))})",
                 output=f"(B, {node.meta['val'].shape[1]})",
                 parameters=sum(p.numel() for p in module.parameters()),

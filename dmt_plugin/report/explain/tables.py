@@ -48,7 +48,7 @@ def towers_table(data: Explanation) -> Table:
     modules: dict[int, list[str]] = {}
     for m in data.tower_modules:
         said = f"{m.group}: {m.input} to {m.output}, {m.parameters:,} parameters"
-        modules.setdefault(m.tower, []).append(said)
+        modules.setdefault(m.tower, []).append(said + (", on every rank" if m.host is None else ""))
     rows = [
         {
             "tower": str(t.tower),
@@ -62,7 +62,7 @@ def towers_table(data: Explanation) -> Table:
     ]
     columns = [
         Column("tower", "tower"),
-        Column("host", "host"),
+        Column("host", "host", note="of its tables"),
         Column("rows", "rows", ",d"),
         Column("width", "width"),
         Column("module", "modules", text=True),

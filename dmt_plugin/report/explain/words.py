@@ -24,7 +24,11 @@ def headline(data: Explanation) -> str:
         return f"{route}: refused, {data.refused}"
     ratio = data.compression
     strategy = data.plan.provenance.get("strategy", "file")
-    modules = f"compression ratio {ratio:.2f}" if ratio else "no tower modules: the same numbers by another route"
+    modules = "no tower modules: the same numbers by another route"
+    if any(module.host is None for module in data.tower_modules):
+        modules = "tower modules on every rank, for its own samples"
+    if ratio:
+        modules = f"compression ratio {ratio:.2f}"
     return f"{route}, {len(data.towers)} tower(s), strategy {strategy}, {modules}"
 
 
