@@ -255,7 +255,8 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
     del found, start
     with together(groups, "letting the tables of the flat model go"):
         let_go(placed, model)
-    for line in (*summary(placed, resolved.source, counted.why), *lines):
+    on_torch = gather(groups, placed.lookup.instead_of_fbgemm)
+    for line in (*summary(placed, resolved.source, counted.why, on_torch), *lines):
         print_dist(line, ranks=[0])  # whatever the log level: a rewritten model should not be a secret
     with private.limited_waits(config.comm.timeout_s):
         results = launch(placed, call, config, groups, resolved.source, flat)

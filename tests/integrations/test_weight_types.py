@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -101,7 +102,11 @@ def adam_in(dtype: Any) -> list[str]:
     """Adam for everything, by key: the single process under the same rule, up to entries that lie in the middle."""
     problems = []
     for topology, placement in (("2x1", "table_wise"), ("1x2", "row_wise"), ("1x2", "column_wise")):
-        engine = start(model(), topology, placement, dtype=dtype)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            engine = start(model(), topology, placement, dtype=dtype)
+        on_torch = "dmt: 4 table(s) such as 'tables.0' on PyTorch instead of FBGEMM: its rule adam "
+        if (on_torch in said.getvalue()) != (engine.dmt.groups.rank == 0):
+            problems.append("the start does not say once, of the tables of all ranks, why they are on PyTorch")
         flat = model()
         rule = Rule("adam", LR, EPS, dtype=dtype, stochastic_rounding=True)
         tables = [OneShortTable(rule, t.weight, f"tables.{i}.weight") for i, t in enumerate(flat.tables)]

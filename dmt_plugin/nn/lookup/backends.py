@@ -6,7 +6,7 @@ Each backend gives the columns of its own sites; :func:`column_runs` says how th
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -21,6 +21,8 @@ from dmt_plugin.nn.lookup.rounding import Place
 from dmt_plugin.nn.lookup.site import Fill, LookupSite, Pools, Tables
 
 logger = logging.getLogger(__name__)
+
+_NOT_INSTALLED = "fbgemm is not installed (extras: dmt-plugin[cpu] or [cuda])"
 
 
 def check_location(location: str, device: torch.device, backends: Sequence[Tables]) -> None:
@@ -75,14 +77,14 @@ def make_backends(
     backends: list[Tables] = [FbgemmTables(of, weights, rule, device, location) for (_, rule), of in alike.items()]
     rest = [site for site in sites if site.table in refused]
     if rest:
-        backends.append(TorchTables(rest, weights, rules, device, places, seed))
+        backends.append(TorchTables(rest, weights, rules, device, places, seed, refused))
     return backends
 
 
 def on_torch(
     sites: Sequence[LookupSite], backend: str, rules: Mapping[str, Rule], device: torch.device
-) -> Collection[str]:
-    """Names of the tables that PyTorch looks up; FBGEMM has the others.
+) -> dict[str, str]:
+    """The tables that PyTorch looks up, each with the reason: empty where it was asked for. FBGEMM has the others.
 
     Args:
         sites: lookups in the tables.
@@ -94,17 +96,15 @@ def on_torch(
         ValueError: FBGEMM was asked for and cannot serve a table exactly.
         PairingError: it is installed, but cannot be loaded.
     """
-    if not sites:
-        return ()
-    if backend == "auto" and find_spec("fbgemm_gpu") is None:
-        logger.info("fbgemm is not installed: lookups run on PyTorch (extras: dmt-plugin[cpu] or [cuda])")
-        backend = "torch"
     if backend == "torch":
-        return {site.table for site in sites}
-    refused = refusals(sites, rules)
-    wanted = {rules[s.table] for s in sites if s.table not in refused}
-    tried = {rule: why_not(replace(rule, frozen=False), device) for rule in wanted}
-    refused |= {site.table: why for site in sites if (why := tried.get(rules[site.table], ""))}
+        return {site.table: "" for site in sites}
+    if backend == "auto" and find_spec("fbgemm_gpu") is None:
+        refused = dict.fromkeys((site.table for site in sites), _NOT_INSTALLED)
+    else:
+        refused = refusals(sites, rules)
+        wanted = {rules[s.table] for s in sites if s.table not in refused}
+        tried = {rule: why_not(replace(rule, frozen=False), device) for rule in wanted}
+        refused |= {site.table: why for site in sites if (why := tried.get(rules[site.table], ""))}
     if refused and backend == "fbgemm":
         table, reason = next(iter(refused.items()))
         raise ValueError(

@@ -35,6 +35,10 @@ class TorchTables:
         device: where tables live.
         places: where in a parameter the rows and columns of a table are; by default, it is the parameter.
         seed: of stochastic rounding.
+        instead: by table why FBGEMM does not have it; none where it was not asked.
+
+    Attributes:
+        instead: as given.
     """
 
     def __init__(
@@ -45,8 +49,10 @@ class TorchTables:
         device: torch.device,
         places: Mapping[str, Place] | None = None,
         seed: int = 0,
+        instead: Mapping[str, str] | None = None,
     ) -> None:
         self.sites = tuple(sites)
+        self.instead = dict(instead or {})
         self._tables: dict[str, Tensor] = {}
         self._states: dict[str, dict[str, Tensor]] = {}
         for site in self.sites:

@@ -136,6 +136,12 @@ class ShardedLookup(nn.Module):
         held_by = found.backend if isinstance(found, StackedTables) else found
         return "torch" if isinstance(held_by, TorchTables) else "fbgemm"
 
+    @property
+    def instead_of_fbgemm(self) -> dict[str, str]:
+        """Why FBGEMM, which was asked, does not have a table that PyTorch looks up, by table."""
+        on_torch = [tables for tables in self._backends if isinstance(tables, TorchTables)]
+        return {table: why for tables in on_torch for table, why in tables.instead.items() if why}
+
     def forward(self, routed: RoutedIds, scaled: bool = True) -> Tensor:
         """Pool the ids of all sites.
 

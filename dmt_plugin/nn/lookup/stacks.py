@@ -81,9 +81,11 @@ class StackedTables:
             raise ValueError(f"the tables {sorted(self._ranges)} of one stack have several update rules: {own}")
         rule = own.pop()
         whole = LookupSite(stack.name, stack.name, 0, ends[-1], stack.dim, "sum", False)
-        if on_torch([whole], backend, {stack.name: rule}, device):
+        refused = on_torch([whole], backend, {stack.name: rule}, device)
+        if refused:
             sites = [LookupSite(name, name, 0, rows, stack.dim, "sum", False) for name, rows in stack.tables]
-            self.backend = TorchTables(sites, weights, rules, device, places, seed)
+            instead = dict.fromkeys(self._ranges, refused[stack.name])
+            self.backend = TorchTables(sites, weights, rules, device, places, seed, instead)
             return
 
         def fill(view: Tensor) -> None:
