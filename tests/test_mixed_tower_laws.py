@@ -113,8 +113,9 @@ def test_the_ways_of_rows() -> None:
     assert [c.width for own in both.host_columns for c in own] == [4, 4], "p * D of each tower"
     assert all(group.width == 4 for group in both.groups) and len(both.slots) == features
     assert len(both.tower_paths) == 1 and both.at_samples == () and both.shards == placement_of(MODULES).shards
-    held = [load.bytes for load in placement_of(MODULES).loads]
-    assert [load.bytes for load in both.loads] == held, "tables that are read in two ways are there once"
+    by_sample = placement_of(MODULES).loads
+    assert [load.bytes for load in both.loads] == [load.bytes for load in by_sample], "a table is there once"
+    assert [load.lookups for load in both.loads] == [2 * load.lookups for load in by_sample], "and is read in two ways"
     moved = placement_of(DCN, **ONCE, **NAMED)
     assert set(moved.exchanges) == once and moved.tower_paths == () and len(moved.at_samples) == 2
     assert moved.once.endswith("the tower modules of 6 of them run where the samples are")

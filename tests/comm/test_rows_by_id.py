@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dmt_plugin.comm.distinct.first_use import all_uses
+from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup, RowPart
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot, ids_by_themselves
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.core.errors import IdRangeError
+from dmt_plugin.planner.distinct_cost import distinct_costs
 from dmt_plugin.topology.shape import Topology
 from tests._util.distinct import DistinctProgram, parts_of
 from tests._util.routing import Case, Feature, make_table
@@ -133,6 +135,20 @@ def test_codes_for_every_id_keep_their_block(blocks: list[list[int]]) -> None:
     arrived = torch.cat(found.codes)
     assert all(torch.equal(arrived[places], own) for places, own in zip(found.places, needed, strict=True))
     assert sorted(torch.cat(found.places).tolist()) == list(range(found.distinct))
+
+
+def test_bytes_foretold_without_counts() -> None:
+    """At most as many rows as an owner has, where each travels once; else one for every id."""
+    topology, formats = Topology(1, 2), {"rows0.world": ("fp32", "fp32")}
+    slots = [IdSlot("f", 8, 1, False, 0, (0, 1))]
+
+    def rows_bytes(once: bool) -> float:
+        parts = (RowPart(0, 0, 1, 4, 0), RowPart(1, 4, 1, 4, 0))
+        group = RowGroup("rows0", 4, (GroupTable("t", 8, parts),), (Read(0, 0),), once=once)
+        costs = distinct_costs([group], slots, topology, 0, 100, formats)  # type: ignore[arg-type]
+        return sum(cost.same_host for cost in costs if cost.phase == "backward")
+
+    assert (rows_bytes(True), rows_bytes(False)) == (4 * 4 * 4, 50 * 4 * 4)
 
 
 def test_an_id_outside_its_table_is_named_on_every_rank() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.integrations.deepspeed import row_shares
 from dmt_plugin.integrations.deepspeed.arguments.data_to_count import STEPS, data_to_count
+from dmt_plugin.passes.rank_facts import DedupChoice
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
@@ -196,6 +198,19 @@ def test_ranks_with_other_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
     for key, value in (("dedup", "off"), ("route", "flat"), ("dedup_features", {"a": "on"})):
         with pytest.raises(ConfigError, match=rf"rank 1 has another dmt\.comm\.{key} than rank 0"):
             agreed(None, {key: value})
+
+
+@pytest.mark.parametrize("other", [{"on": False}, {"at_samples": True}])
+def test_ranks_that_decide_otherwise_are_refused(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    here = DedupChoice(("f",), ("t",), True, 0.5, "auto")
+    sent: list[Any] = []
+    monkeypatch.setattr(row_shares, "gather", lambda _, own: [sent.append(own), *sent][1:])
+    groups: Any = SimpleNamespace()
+    ranks: list[Any] = [SimpleNamespace(choices=(choice,)) for choice in (here, here, replace(here, **other))]
+    for placement in ranks[:2]:
+        row_shares.check_same_rows(groups, placement)
+    with pytest.raises(ConfigError, match="rank 2 would send rows otherwise than rank 0"):
+        row_shares.check_same_rows(groups, ranks[2])
 
 
 def test_counts_of_batches_of_another_size_are_said() -> None:
