@@ -167,7 +167,6 @@ def test_the_middle_half() -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     found = ranks()
     draw_bars(tmp_path / "bars.svg", rows_of(found), "two ranks")
     draw_timeline(tmp_path / "time.svg", found[0].variants, [], "100mbit", "rank 0")
@@ -183,7 +182,6 @@ def test_pictures(tmp_path: Path) -> None:
     "names", [("sptt_fp32", "dmt_cr4_fp32"), pytest.param(DEFAULT, marks=pytest.mark.campaign)], ids=["two", "all"]
 )
 def test_small_measurement(_able: None, tmp_path: Path, names: tuple[str, ...]) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     files = {"--timeline": "t.svg", "--output": "b.json", "--picture": "b.png"}
     options = [word for option, name in files.items() for word in (option, tmp_path / name)]
     for _ in range(3):  # what runs beside this only ever adds to the rest

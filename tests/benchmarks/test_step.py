@@ -212,8 +212,6 @@ MORE = [
     ids=["uniform", "kaggle"],
 )
 def test_small_measurement(_able: None, tmp_path: Path, ids: str, names: list[str]) -> None:
-    pytest.importorskip("torchrec", reason="the baselines need torchrec")
-    pytest.importorskip("matplotlib", reason="the picture needs the report extra")
     output = tmp_path / "summary.json"
     options = ["--ids", ids, "--batch", 32, "--width", 32, "--rate", "50mbit", "--repeats", 1]
     done = run_program("benchmarks.step", *options, "--variants", ",".join(names), "--output", output, timeout=500)

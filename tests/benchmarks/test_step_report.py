@@ -111,7 +111,6 @@ def test_the_page_has_its_markers() -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need the report extra")
     from benchmarks.step.plots import draw_curve, draw_rows
 
     draw_rows(summary(), tmp_path / "rows.png")

@@ -114,7 +114,6 @@ def test_offsets_by_column() -> None:
 
 @pytest.mark.parametrize("spelled", ["lengths", "offsets"])
 def test_jagged_tensors_made_in_forward(spelled: str) -> None:
-    pytest.importorskip("torchrec")
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
     tables = [EmbeddingBagConfig(name=f"t{k}", embedding_dim=4, num_embeddings=40, feature_names=[k]) for k in "ab"]

@@ -175,7 +175,8 @@ def test_a_function_gets_fixed_blocks_and_must_keep_to_its_word():
 
 
 def test_torchrec():
-    torchrec = pytest.importorskip("torchrec")
+    import torchrec
+
     init = lambda w: nn.init.normal_(w, std=0.1)  # noqa: E731
     configs = [
         torchrec.EmbeddingBagConfig(name="t0", embedding_dim=8, num_embeddings=900, feature_names=["f0"]),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dmt_plugin.report.partition.view import PartitionView
+from dmt_plugin.report.parts.figures import drawing
 from dmt_plugin.report.parts.style import PALETTE
 
 Colours = Mapping[str, str]
@@ -203,14 +204,10 @@ def save_png(view: PartitionView, path: str | Path, dpi: int = 130) -> Path:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError(
-            "pictures of partitions need matplotlib, which is not installed; run `pip install 'dmt-plugin[report]'`"
-        ) from error
+    matplotlib = drawing("partitions")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     colours = {name: light for name, (light, _) in PALETTE.items()}
     upper = [d for d, there in ((draw_affinity, view.affinity), (draw_plane, view.points)) if there is not None]
     with matplotlib.rc_context(look_of(colours)):

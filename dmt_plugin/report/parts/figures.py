@@ -156,16 +156,34 @@ def curves(
     return svg_of(draw, width=5.2, height=3.3, name=name)
 
 
-def svg_of(draw: Callable[[Any], None], *, width: float, height: float, name: str) -> str:
-    """Runs `draw` on fresh axes and returns the SVG for the page; sizes in inches of 72 px."""
+def drawing(what: str) -> Any:
+    """The module matplotlib, which the ``report`` extra brings.
+
+    Args:
+        what: pictures of what, for the error.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
     try:
         import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise RuntimeError(
-            "pictures of measurements need matplotlib, which is not installed; run `pip install 'dmt-plugin[report]'`"
+            f"pictures of {what} need matplotlib, which is not installed; run `pip install 'dmt-plugin[report]'`"
         ) from error
+    return matplotlib
+
+
+def svg_of(draw: Callable[[Any], None], *, width: float, height: float, name: str) -> str:
+    """Runs `draw` on fresh axes and returns the SVG for the page; sizes in inches of 72 px.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    matplotlib = drawing("measurements")
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     look = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmt_plugin.report.parts.figures import COLOURS, svg_of
+from dmt_plugin.report.parts.figures import COLOURS, drawing, svg_of
 from dmt_plugin.report.parts.style import PALETTE
 
 _SHOWN = {"five": ("series-2", "fitted on five numbers", "--"), "all": ("series-4", "fitted on all cells", "-")}
@@ -32,13 +32,9 @@ def save(data: Mapping[str, Any], path: str | Path) -> Path:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError(
-            "pictures of plans need matplotlib, which is not installed; run `pip install 'dmt-plugin[report]'`"
-        ) from error
+    matplotlib = drawing("plans")
+    from matplotlib.figure import Figure
+
     colours = {name: light for name, (light, _) in PALETTE.items()}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
