@@ -48,6 +48,7 @@ PLAIN: dict[str, Any] = {
     "topology": "2x2", "stage": 1, "precision": "fp32", "accumulation": 2, "clip": CLIP, "placement": "table_wise",
     "towers": "unequal", "backend": "fbgemm",
 }  # fmt: skip
+TWO = {**PLAIN, "topology": "2x1"}
 MORE: list[dict[str, Any]] = [
     {**PLAIN, "lookup": {"accumulation": "per_micro_batch"}},
     {**PLAIN, "lookup": {"accumulation": "per_micro_batch"}, "backend": "torch", "stage": 0},
@@ -58,12 +59,12 @@ MORE: list[dict[str, Any]] = [
     {**PLAIN, "zero": {"overlap_comm": True}},
     {**PLAIN, "zero": {"overlap_comm": True}, "stage": 2, "precision": "bf16"},
     {**PLAIN, "topology": "4x1", "hosts": "2x2", "placement": "row_wise"},
-    {**PLAIN, "scheduler": "WarmupLR", "lookup": {"schedule": "follow"}},
-    {**PLAIN, "scheduler": "WarmupLR", "lookup": {"schedule": "follow"}, "backend": "torch", "precision": "bf16"},
+    {**TWO, "scheduler": "WarmupLR", "lookup": {"schedule": "follow"}},
+    {**TWO, "scheduler": "WarmupLR", "lookup": {"schedule": "follow"}, "backend": "torch", "precision": "bf16"},
     {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow"}, "accumulation": 1, "stage": 0},
-    {**PLAIN, "scheduler": "of the caller", "lookup": {"schedule": "follow", "accumulation": "per_micro_batch"}},
-    {**PLAIN, "scheduler": "of the caller", "accumulation": 1},
-    {**PLAIN, "scheduler": LOOP, "lookup": {"schedule": "follow"}},
+    {**TWO, "scheduler": "of the caller", "lookup": {"schedule": "follow", "accumulation": "per_micro_batch"}},
+    {**TWO, "scheduler": "of the caller", "accumulation": 1},
+    {**TWO, "scheduler": LOOP, "lookup": {"schedule": "follow"}},
 ]
 """What the factors leave out: updates per micro-batch, steps that the caller decides, gradients kept in fp32 beside
 bf16, the flat route, overlapped reduction, two machines that count as one host, learning rates that change, for tables

@@ -115,6 +115,15 @@ SEQUENCE_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
 }  # fmt: skip
 """Sequences whose rows travel by id; with ZeRO stages and backends."""
 
+BY_ID: dict[str, dict[str, Any]] = {
+    f"by id, {strategy}, {dedup}": {
+        "towers": {"module": "none"}, "placement": {"strategy": strategy}, "comm": {"dedup": dedup},
+    }
+    for strategy in ("table_wise", "row_wise", "column_wise")
+    for dedup in ("on", "off")
+}  # fmt: skip
+"""Ways of rows by id: wherever their tables are, once or for every id."""
+
 POOLED_CASES: dict[str, tuple[tuple[str, str, int, str], ...]] = {
     "2x2": (("tr_regroup_module", "tower modules", 1, "fbgemm"), ("tr_permute_multi", "once", 2, "torch")),
     "2x1": (
@@ -256,11 +265,11 @@ def train(name: str, dmt: dict[str, Any], stage: int, rank: int) -> tuple[list[A
     return outputs, state
 
 
-def compare(rank: int, world: int, topology: str, cases: list[tuple[str, str, int, str]]) -> list[str]:
+def compare(rank: int, world: int, topology: str, cases: list[Case]) -> list[str]:
     """Trains every case on all ranks; rank 0 also trains the single process and lists what differs."""
     wrong = []
     for name, variant, stage, backend in cases:
-        dmt = section(name, {**VARIANTS, **FORMS, **PLACEMENTS, **ONCE}[variant], topology, backend)
+        dmt = section(name, {**VARIANTS, **FORMS, **PLACEMENTS, **ONCE, **BY_ID}[variant], topology, backend)
         outputs, state = train(name, dmt, stage, rank)
         everyone: list[Any] = [None] * world
         dist.all_gather_object(everyone, outputs)
@@ -291,32 +300,103 @@ def launcher_env(topology: str, rank: int) -> dict[str, str]:
 TOPOLOGIES = ("1x2", "2x1", "2x2")
 
 
-def cases_for(names: list[str], topology: str) -> list[tuple[str, str, int, str]]:
+Case = tuple[str, str, int, str]
+"""Model, variant, ZeRO stage, backend of the lookups."""
+
+
+def backend_of(stage: int, turn: int = 1) -> str:
+    return "torch" if (stage + turn) % 3 == 0 else "fbgemm"
+
+
+def products(names: list[str], topology: str) -> list[Case]:
     """Every model at every stage and in every variant: on each topology a third that has all pairs; together all."""
-    cases, turn = [], TOPOLOGIES.index(topology)
-    for (n, name), stage, (i, variant) in itertools.product(enumerate(names), (0, 1, 2), enumerate(VARIANTS)):
-        if (n + stage + i) % 3 == turn:
-            backend = "torch" if (stage + turn) % 3 == 0 else "fbgemm"
-            cases.append((name, variant, stage, backend))
-    cases += PLACEMENT_CASES if topology == "2x2" else ()
-    cases += (*ONCE_CASES[topology], *CONSTRUCT_CASES[topology], *SEQUENCE_CASES[topology], *POOLED_CASES[topology])
-    tied = itertools.product(sorted(TIED), FORM_CASES[topology])
-    rest = [*tied, *itertools.product(LOOKUPS, LOOKUP_CASES[topology])]
-    return cases + [(name, form, stage, "torch" if stage == 1 else "fbgemm") for name, (form, stage) in rest]
+    turn = TOPOLOGIES.index(topology)
+    factors = itertools.product(enumerate(names), (0, 1, 2), enumerate(VARIANTS))
+    return [
+        (name, variant, stage, backend_of(stage, turn))
+        for (n, name), stage, (i, variant) in factors
+        if (n + stage + i) % 3 == turn
+    ]
+
+
+def shown_in_every_run(names: list[str], topology: str) -> list[Case]:
+    """Of those, two of a model on 2x2 and one on each of the others: it is shown at each stage and in each variant."""
+    stages = {"2x2": (1, 2), "2x1": (0,), "1x2": (1,)}[topology]
+    return [case for case in products(names, topology) if (case[2] - names.index(case[0])) % 3 in stages]
+
+
+def lookups(topology: str) -> list[Case]:
+    return [
+        (name, variant, stage, backend_of(stage, 2))
+        for name, (variant, stage) in itertools.product(LOOKUPS, LOOKUP_CASES[topology])
+    ]
+
+
+def cases_for(topology: str) -> list[Case]:
+    """What every run of the tests shows on this topology."""
+    of_lookups = lookups(topology)
+    if topology == "2x2":  # every other lookup in the one way and in the other
+        of_lookups = of_lookups[::4] + of_lookups[3::4]
+    return [
+        *shown_in_every_run(sorted(ZOO), topology),
+        *(PLACEMENT_CASES if topology == "2x2" else ()),
+        *ONCE_CASES[topology],
+        *CONSTRUCT_CASES[topology],
+        *SEQUENCE_CASES[topology],
+        *POOLED_CASES[topology],
+        *(
+            (name, form, stage, backend_of(stage, 2))
+            for name, (form, stage) in itertools.product(sorted(TIED), FORM_CASES[topology])
+        ),
+        *of_lookups,
+    ]
+
+
+def test_each_model_is_shown_at_each_stage_and_in_each_variant() -> None:
+    names = sorted(ZOO)
+    shown = {t: shown_in_every_run(names, t) for t in TOPOLOGIES}
+    everywhere = list(itertools.chain.from_iterable(shown.values()))
+    assert {(name, stage) for name, _, stage, _ in everywhere} == set(itertools.product(names, (0, 1, 2)))
+    assert {(name, variant) for name, variant, *_ in everywhere} == set(itertools.product(names, VARIANTS))
+    for cases in shown.values():
+        assert {name for name, *_ in cases} == set(names)
+        assert {variant for _, variant, *_ in cases} == set(VARIANTS) and {case[2] for case in cases} == {0, 1, 2}
+    everything = [case[:3] for topology in TOPOLOGIES for case in products(names, topology)]
+    assert sorted(everything) == sorted(itertools.product(names, VARIANTS, (0, 1, 2)))
+    of_every_run = {name for topology in TOPOLOGIES for name, *_ in cases_for(topology)}
+    assert of_every_run | {name for name, *_ in MORE_POOLED_CASES} == set(MODELS)
+
+
+def run_on(topology: str, cases: list[Case], timeout: int) -> None:
+    hosts, lanes = map(int, topology.split("x"))
+    env = partial(launcher_env, topology)
+    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases, timeout=timeout, env=env)
+    assert not wrong, "\n".join(wrong[:20])
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("topology", reversed(TOPOLOGIES))
 def test_ranks_compute_what_one_process_computes(topology: str) -> None:
-    hosts, lanes = map(int, topology.split("x"))
-    cases, env = cases_for(sorted(ZOO), topology), partial(launcher_env, topology)
-    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases, timeout=480, env=env)
-    assert not wrong, "\n".join(wrong[:20])
+    run_on(topology, cases_for(topology), 480)
+
+
+@pytest.mark.campaign
+@pytest.mark.processes
+@pytest.mark.parametrize("topology", reversed(TOPOLOGIES))
+def test_all_models_at_all_stages_in_all_variants(topology: str) -> None:
+    every = [*products(sorted(ZOO), topology), *lookups(topology)]
+    run_on(topology, [case for case in every if case not in cases_for(topology)], 480)
 
 
 @pytest.mark.campaign
 @pytest.mark.processes
 def test_more_of_torchrec_on_ranks() -> None:
-    env = partial(launcher_env, "2x1")
-    wrong, *_ = run_ranks(2, compare, "2x1", list(MORE_POOLED_CASES), timeout=240, env=env)
-    assert not wrong, "\n".join(wrong[:20])
+    run_on("2x1", list(MORE_POOLED_CASES), 240)
+
+
+@pytest.mark.campaign
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["seq_din", "seq_hstu", "seq_by_position", "seq_two_batch_sizes"])
+def test_sequences_at_all_stages_and_placements(name: str) -> None:
+    ways = itertools.product(BY_ID, (0, 1, 2))
+    run_on("2x2", [(name, way, stage, backend_of(stage, i)) for i, (way, stage) in enumerate(ways)], 480)

@@ -238,6 +238,13 @@ MODULES = {"module": "dlrm", "c": 1, "p": 1, "dim": 4}
 RULES = [("rows", rule) for rule in ("sgd", "adagrad", "rowwise_adagrad")]
 RULES += [(placement, rule) for placement in ("columns", "mixed") for rule in ("sgd", "adagrad")]
 
+# Half of them on one host of four, the other half on hosts of one rank; in a campaign, all on both.
+ELSEWHERE: list[Any] = [
+    pytest.param(*rule, topology, marks=[pytest.mark.campaign] if (i + turn) % 2 else [])
+    for turn, topology in enumerate(("1x4", "2x1"))
+    for i, rule in enumerate(RULES)
+]
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "momentum sgd": {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
     "clipped sgd": {"optimizer": "sgd", "clip_value": 0.01},
@@ -259,8 +266,7 @@ def test_every_option(placement: str, rule: str) -> None:
     assert trained("multi_hot_dlrm", "2x2", placement, rule, ("torch", "auto"), MODULES) == []
 
 
-@pytest.mark.parametrize("topology", ["2x2", "1x4", "2x1"])
-@pytest.mark.parametrize(("placement", "rule"), RULES)
+@pytest.mark.parametrize(("placement", "rule", "topology"), [(*rule, "2x2") for rule in RULES] + ELSEWHERE)
 def test_every_update_rule(placement: str, topology: str, rule: str) -> None:
     assert trained("multi_hot_dlrm", topology, placement, rule, ("torch", "fbgemm"), MODULES) == []
 

@@ -2,7 +2,9 @@
 
 1. each rank counts its exchanges per group, so that the n-th one of every member meets;
 2. the last member to arrive opens the gate, and every member cuts its slices out of the others' send buffers;
-3. members that disagree about the exchange's name or sizes, or fail, make all of them fail.
+3. one rank computes at a time, until it waits: ranks that all want the interpreter would take it from each other at
+   every operation;
+4. members that disagree about the exchange's name or sizes, or fail, make all of them fail.
 
 Slow and exact: it is there to run the real exchanges over topologies that no test machine can start as processes.
 """
@@ -55,6 +57,7 @@ class SimulatedWorld:
         self.regroup = regroup
         self.reorder = reorder
         self.lock = threading.Lock()
+        self.turn = threading.Lock()
         self.meetings: dict[tuple[tuple[int, ...], int], _Meeting] = defaultdict(_Meeting)
         self.failed = threading.Event()
 
@@ -64,14 +67,15 @@ class SimulatedWorld:
         errors: list[tuple[int, BaseException]] = []
 
         def main(rank: int) -> None:
-            try:
-                results[rank] = program(SimulatedWire(self, rank))
-            except BaseException as error:
-                errors.append((rank, error))
-                self.failed.set()
-                with self.lock:
-                    for meeting in self.meetings.values():
-                        meeting.gate.set()
+            with self.turn:
+                try:
+                    results[rank] = program(SimulatedWire(self, rank))
+                except BaseException as error:
+                    errors.append((rank, error))
+                    self.failed.set()
+                    with self.lock:
+                        for meeting in self.meetings.values():
+                            meeting.gate.set()
 
         threads = [threading.Thread(target=main, args=(rank,)) for rank in range(self.topology.world_size)]
         for thread in threads:
@@ -135,7 +139,13 @@ class _SimulatedPending:
 
     def wait(self) -> Tensor:
         world, index = self.wire.world, self.ranks.index(self.wire.rank)
-        arrived = self.meeting.gate.wait(world.timeout_s)
+        arrived = self.meeting.gate.is_set()
+        if not arrived:
+            world.turn.release()
+            try:
+                arrived = self.meeting.gate.wait(world.timeout_s)
+            finally:
+                world.turn.acquire()
         if not arrived or len(self.meeting.sent) < len(self.ranks):
             raise ExchangeError(f"rank {self.wire.rank}: {self.label}: others missing")
         blocks = []

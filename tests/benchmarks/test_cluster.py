@@ -137,10 +137,11 @@ def test_nothing_is_left_of_a_killed_owner(_able: None, number: signal.Signals) 
         text=True,
     )
     assert child.stdout is not None and child.stdout.readline() == "up\n"
-    deadline = time.monotonic() + 20
-    while not network.pids(f"dmt-{name}-h1") and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    sleepers: list[int] = []
+    while not sleepers and time.monotonic() < deadline:  # a process is there before it has become the sleeper
         time.sleep(0.05)
-    sleepers = network.pids(f"dmt-{name}-h1")
+        sleepers = [pid for pid in network.pids(f"dmt-{name}-h1") if _runs(pid)]
     child.send_signal(number)
     assert child.wait(30) != 0
     child.stdout.close()

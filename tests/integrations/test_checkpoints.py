@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests._util.ranks import run_ranks
-from tests.integrations.runs import GLOBAL, differences, everything, make, moved, train
+from tests.integrations.runs import BY_ID, GLOBAL, differences, everything, logical, make, moved, train
 from tests.test_placed_laws import launcher_env
 from tests.zoo.models import ZOO
 
@@ -56,6 +56,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "stage": 1, "model": "dlrm", "dense": "adagrad", "tables": {"optimizer": "adagrad", "backend": "torch"},
         "dmt": {"towers": {"module": "none"}}, "rows": {f"tables.{i}": 8.0 if i == 1 else 1.0 for i in range(6)},
     },
+    "1, adam, rows by id in ranges": {
+        "stage": 1, "model": BY_ID, "tables": {"optimizer": "adam", "backend": "torch"},
+        "dmt": {"towers": {"module": "none", "count": 4}, "placement": {"strategy": "row_wise"}},
+    },
     "0, bf16": {"model": "dlrm", "ds": {**BF16}},
     "1, bf16, sums in fp32": {"model": "dlrm", "stage": 1, "ds": {**BF16, **SUMS_IN_FP32}},
     "2, bf16": {"model": "dlrm", "stage": 2, "dense": "momentum", "ds": {**BF16}},
@@ -74,8 +78,7 @@ def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]])
         losses = train(engine, batch, 2)
         end = everything(engine)
         again, batch = make("2x2", **{**run, "seed": 50 + rank})
-        if number % 2:
-            train(again, batch, 1)  # whatever there is, is replaced
+        train(again, batch, number % 2)  # whatever there is, is replaced
         _, client = again.load_checkpoint(place)
         checks = {
             "client state": client == {"of rank": rank},
@@ -87,10 +90,9 @@ def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]])
         pairs = zip(losses, train(again, batch, 2), strict=True)
         wrong += [f"{name}: the loss is {a} and {b}" for a, b in pairs if not torch.equal(a, b)]
         wrong += [f"{name}, trained: {what}" for what in differences(end, everything(again))]
-        engine.destroy()  # its groups have threads that look around a hundred times a second
-        again.destroy()
-        if "rows" in run:
-            wrong += moved(rank, place, run)
+        for used in (engine, again):
+            used.destroy()  # its groups have threads that look around a hundred times a second
+        wrong += moved(rank, place, run) if "rows" in run or run.get("model") == BY_ID else []
     return wrong
 
 
@@ -185,12 +187,6 @@ def at(topology: str, stage: int, seed: int) -> Any:
             "transform": {"faster_dot": False},
         },
     )  # fmt: skip
-
-
-def logical(engine: Any) -> dict[str, torch.Tensor]:
-    from dmt_plugin.checkpoint import gather_state
-
-    return gather_state(engine.dmt.placed, engine.dmt.groups)
 
 
 def stage_of_chain(rank: int, world: int, folder: str, links: list[int], reference: bool) -> dict[str, Any]:

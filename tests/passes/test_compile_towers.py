@@ -183,7 +183,7 @@ def both(rank: int, world: int, backend: str) -> list[str]:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.campaign)])
 def test_under_the_engine_in_train_and_eval(backend: str) -> None:
     for wrong in run_ranks(2, both, backend, timeout=300, env=partial(launcher_env, "2x1")):
         assert wrong == []
