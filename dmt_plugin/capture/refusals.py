@@ -11,6 +11,8 @@
 3. torchrec's managed collision remaps ids by what it has seen, and evicts rows, while forward runs (DMT115).
 4. A member of the model that has a name which fx's graph modules need for themselves
    ("graph", "code", "meta") cannot be kept under it (DMT113).
+5. fx writes paths of members into the Python code of a graph, between quotes and as they are: a name with a quote, a
+   backslash or a line's end in it would be code, and be run (DMT118).
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ def check_modules(model: nn.Module) -> list[Finding]:
     """
     findings = [*_without_python(model)]
     if not findings:
-        findings += [*_named_like_ours(model), *_hooked(model), *_managed(model)]
+        findings += [*_named_like_ours(model), *_named_like_code(model), *_hooked(model), *_managed(model)]
     if any(finding.severity == "error" for finding in findings):
         raise CaptureError(findings)
     return findings
@@ -54,6 +56,20 @@ def _named_like_ours(model: nn.Module) -> Iterator[Finding]:
             f"the model has a member called {name!r}, a name that torch.fx.GraphModule needs for itself",
             "rename the member; a state_dict saved under the old name needs its keys renamed as well",
         )  # fmt: skip
+
+
+def _named_like_code(model: nn.Module) -> Iterator[Finding]:
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            bad = sorted({c for c in name if c in "\"\\" or not c.isprintable()})
+            if bad:
+                yield Finding(
+                    "DMT118", "error", f"{path}.{name}" if path else name,
+                    f"{type(module).__name__} has a member called {name!r}; {', '.join(map(repr, bad))} in a name "
+                    "would become code of the graph",
+                    "rename the member, say a key of an nn.ModuleDict, by letters, digits and underscores; a "
+                    "state_dict saved under the old name needs its keys renamed as well",
+                )  # fmt: skip
 
 
 def _managed(model: nn.Module) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ _UNDER_WAY: set[str] = set()
 
 def unfinished_name(tag: str) -> str:
     """Name of the folder that this process writes a checkpoint into."""
-    return f"{tag}.{_machine()}-{os.getpid()}{SAVING}"
+    return f"{tag}.{machine()}-{os.getpid()}{SAVING}"
 
 
 def under_way(path: Path) -> None:
@@ -59,19 +59,21 @@ def is_abandoned(path: Path) -> bool:
     owner = _OWNER.search(path.name)
     if owner is None:
         return True
-    machine, process = owner[1], int(owner[2])
-    if machine != _machine():
+    of_machine, process = owner[1], int(owner[2])
+    if of_machine != machine():
         return False
-    return str(path.absolute()) not in _UNDER_WAY if process == os.getpid() else not _runs(process)
+    return str(path.absolute()) not in _UNDER_WAY if process == os.getpid() else not runs(process)
 
 
-def _machine() -> str:
+def machine() -> str:
+    """This machine; another one for processes that cannot see each other, in two containers."""
     namespace = Path("/proc/self/ns/pid")
     seen = namespace.stat().st_ino if namespace.exists() else 0
     return f"{zlib.crc32(f'{socket.gethostname()} {seen}'.encode()):08x}"
 
 
-def _runs(process: int) -> bool:
+def runs(process: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(process, 0)
     except OSError as error:

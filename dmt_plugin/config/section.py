@@ -256,6 +256,18 @@ class CheckpointConfig(Section):
         description="engine.save_checkpoint only copies what this rank saves into host memory; it is written and "
         "committed behind the steps that follow. Its argument asynchronous= goes before this key.",
     )
+    run_id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of the run, the same when it is started again: on another machine it then takes over the "
+        "folder of its checkpoints at once. null: torchrun's --rdzv-id or Slurm's job, if there is one.",
+    )
+    lock_stale_s: float = Field(
+        default=300.0,
+        ge=10.0,
+        le=86_400.0,
+        description="Seconds without a sign of life after which another run may save into a run's folder.",
+    )
 
 
 class DMTConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +164,36 @@ def test_the_batch_size_is_read_off_the_floats() -> None:
         [torch.ones(4, 2), torch.zeros(5, dtype=torch.long), torch.zeros(6, 4, dtype=torch.long), torch.zeros(3)], 4, 7
     )
     assert [tuple(t.shape) for t in (dense, offsets, matrix, other)] == [(7, 2), (8,), (6, 7), (3,)]
+
+
+class ByName(nn.Module):
+    """Tables by the names of a file's header."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict({name: nn.EmbeddingBag(9, 4, mode="sum") for name in names})
+        self.top = nn.Linear(4 * len(names), 1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.top(torch.cat([table(ids[:, i : i + 1]) for i, table in enumerate(self.tables.values())], 1))
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleDict, nn.ParameterDict])
+@pytest.mark.parametrize("name", ['size 12"', "back\\slash", "two\nlines", "a\0b"])
+def test_names_that_would_be_code(kind: type, name: str) -> None:
+    model = ByName(["size"])
+    model.more = kind({name: nn.Linear(1, 1) if kind is nn.ModuleDict else nn.Parameter(torch.zeros(1))})
+    text = refusal(model, torch.zeros(5, 1, dtype=torch.long))
+    assert "DMT118" in text and repr(name) in text and "rename" in text
+
+
+def test_no_name_is_run(tmp_path: Path) -> None:
+    """The text of a name becomes no code, whatever it says; other unusual names are names."""
+    flag = tmp_path / "ran"
+    code = f'a" if open("{flag}", "w") else "a'.replace(".", "_")
+    ids = torch.zeros(5, 2, dtype=torch.long)
+    assert "DMT118" in refusal(ByName(["a", code]), ids)
+    assert not flag.exists() and not list(tmp_path.iterdir())
+    names = ["it's {a} %s $b #c", "größe; import os"]
+    found = captured(ByName(names), ids)
+    assert found(ids).shape == (5, 1)

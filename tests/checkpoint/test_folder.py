@@ -101,6 +101,36 @@ def test_killed_at_any_call_the_newest_whole_one_is_found(
     assert seen == {"old", "new"} and when > 10
 
 
+def test_names_are_on_the_disk_before_a_save_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each rename its folder is synced: else a power cut may take a checkpoint that was told of."""
+    events: list[tuple[str, Path]] = []
+    rename, replace, fsync = Path.rename, Path.replace, os.fsync
+
+    def renamed(how: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def call(self: Path, target: Path) -> Path:
+            events.append(("renamed", Path(target).parent))
+            return how(self, target)
+
+        return call
+
+    def synced(handle: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        events.append(("folder" if place.is_dir() else "file", place if place.is_dir() else place.parent))
+        fsync(handle)
+
+    monkeypatch.setattr(Path, "rename", renamed(rename))
+    monkeypatch.setattr(Path, "replace", renamed(replace))
+    monkeypatch.setattr(os, "fsync", synced)
+    root = tmp_path.resolve()
+    for content in ("old", "new"):  # the second takes the place of the first
+        events.clear()
+        save(root, "first", content)
+        at = [i for i, event in enumerate(events) if event == ("renamed", root)]
+        assert len(at) == (2 if content == "old" else 3)
+        for i, after in zip(at[-2:], [at[-1], len(events)], strict=True):
+            assert ("folder", root) in events[i:after]
+
+
 def test_a_removal_that_died_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for when in range(50):
         root = tmp_path / str(when)

@@ -127,6 +127,17 @@ def test_what_is_not_finite_stays_so(name: str, bad: float) -> None:
     assert torch.equal(back[0], block[0]) and torch.equal(back[1, GROUP:], block[1, GROUP:])
 
 
+@pytest.mark.parametrize("codec", [RowwiseInt8Codec(), JointInt8Codec()], ids=lambda codec: type(codec).__name__)
+def test_int8_groups_whose_scale_is_not_normal_are_zeros(codec: RowwiseInt8Codec) -> None:
+    """The reciprocal of such a scale may be infinite; the groups beside it are as ever."""
+    block = torch.zeros(2, 2 * GROUP)
+    block[0, 0] = 50 * torch.finfo(torch.float32).tiny
+    block[0, GROUP], block[1, 0] = 1.0, 200 * torch.finfo(torch.float32).tiny
+    (back,) = codec.decode(codec.encode([block]), [(2, 2 * GROUP)], torch.float32)
+    assert not back[0, :GROUP].any() and back[0, GROUP] == pytest.approx(1.0) and back[1, 0] > 0
+    assert int(back.count_nonzero()) == 2
+
+
 def test_beyond_the_range() -> None:
     assert there_and_back("fp16", [torch.tensor([[1e5, -1e5]])])[0].tolist() == [[math.inf, -math.inf]]
     wide = torch.tensor([[3.3e38, -3.3e38], [1e-38, -1e-38], [1e-45, 0.0]])

@@ -112,6 +112,36 @@ def test_form_of_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
         assert forms(TOPOLOGY)[0] == chosen
 
 
+class _Done:
+    def wait(self, timeout: Any) -> None:
+        pass
+
+
+def test_what_needs_the_link_waits_for_all_that_cross_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "all_to_all_single", lambda *args, **kwargs: _Done())
+    wire, done = transport(), []
+
+    def started(group: Any) -> Any:
+        splits = [1] * len(group_ranks(TOPOLOGY, 2, group))
+        return wire.all_to_all("x", "forward", group, torch.zeros(len(splits)), splits, splits)
+
+    inside = started("lanes")
+    wire.when_link_is_free(lambda: done.append("beside the lanes'"))
+    assert done == ["beside the lanes'"]
+    first, second = started("peers"), started("world")
+    wire.when_link_is_free(lambda: done.append("behind both"))
+    first.wait()
+    inside.wait()
+    assert done == ["beside the lanes'"]
+    second.wait()
+    assert done == ["beside the lanes'", "behind both"]
+    second.wait()
+    first.wait()  # again: it has been counted
+    started("peers")
+    wire.when_link_is_free(lambda: done.append("behind the third"))
+    assert done[-1] == "behind both"
+
+
 class _Late:
     def __init__(self, waits: list[float]) -> None:
         self.waits = waits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -81,6 +82,16 @@ def make(
         config["scheduler"] = {"type": "WarmupLR", "params": {"warmup_num_steps": 10, "warmup_max_lr": 0.05}}
     engine, *_ = dmt_plugin.initialize(model=flat, config=config, example_batch=draw(5, 0))
     return engine, batch
+
+
+def refused(call: Callable[[], Any]) -> str:
+    from dmt_plugin.core.errors import DMTError
+
+    try:
+        call()
+    except DMTError as error:
+        return f"{type(error).__name__}: {error}"
+    return "it went through"
 
 
 def part_of(values: Any, rank: int, world: int) -> Any:

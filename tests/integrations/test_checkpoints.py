@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from tests._util.ranks import run_ranks
-from tests.integrations.runs import BY_ID, GLOBAL, differences, everything, logical, make, moved, train
+from tests.integrations.runs import BY_ID, GLOBAL, differences, everything, logical, make, moved, refused, train
 from tests.test_placed_laws import launcher_env
 from tests.zoo.models import ZOO
 
@@ -66,6 +66,10 @@ RUNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def drawn() -> tuple[float, float, float]:
+    return torch.rand(1).item(), random.random(), float(numpy.random.random())
+
+
 def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]]) -> list[str]:
     """Every run, interrupted and not; lists what differs."""
     wrong = []
@@ -74,7 +78,7 @@ def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]])
         engine, batch = make("2x2", **run)
         train(engine, batch, 2)
         engine.save_checkpoint(place, client_state={"of rank": rank})
-        saved, draws = everything(engine), (torch.rand(1).item(), random.random())
+        saved, draws = everything(engine), drawn()
         losses = train(engine, batch, 2)
         end = everything(engine)
         again, batch = make("2x2", **{**run, "seed": 50 + rank})
@@ -82,7 +86,7 @@ def resumed(rank: int, world: int, folder: str, runs: dict[str, dict[str, Any]])
         _, client = again.load_checkpoint(place)
         checks = {
             "client state": client == {"of rank": rank},
-            "random numbers": draws == (torch.rand(1).item(), random.random()),
+            "random numbers": draws == drawn(),
             "it trains": bool(differences(saved, end)),
         }
         wrong += [f"{name}: {what}" for what, right in checks.items() if not right]
@@ -176,6 +180,22 @@ CHAIN = (("2x2", 1), ("4x1", 2), ("1x1", 0), ("2x2", 2), ("1x4", 1))
 """Topologies and ZeRO stages that one run goes through, two steps on each."""
 
 
+RANKS_OF = {"2x2": 4, "4x1": 4, "1x4": 4, "1x1": 1}
+
+
+class Late:
+    """An object of the user's that is registered behind the load."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def state_dict(self) -> str:
+        return self.value
+
+    def load_state_dict(self, state: str) -> None:
+        self.value = state
+
+
 def at(topology: str, stage: int, seed: int) -> Any:
     """The run of the chain: four towers, no layer that sees how samples are spread over ranks."""
     return make(
@@ -195,7 +215,16 @@ def stage_of_chain(rank: int, world: int, folder: str, links: list[int], referen
     for link in links:
         engine, batch = at(*CHAIN[link], seed=link)
         if link:
+            if link == 3:  # of as many ranks: a state waits, but not for what is loaded next
+                engine.load_checkpoint(folder, "global_step2")
             _, client = engine.load_checkpoint(folder)
+            engine.register_state("late", late := Late(f"new on {rank}"))
+            alike = len({RANKS_OF[CHAIN[n][0]] for n in (link, link - 1)}) == 1
+            said[f"late {link}"] = late.value == (f"{link - 1} on {rank}" if alike else f"new on {rank}")
+        else:
+            engine.register_state("late", late := Late(""))
+        late.value = f"{link} on {rank}"
+        if link:
             before = torch.load(Path(folder) / "logical.pt")
             owner = rank if "1x1" not in (CHAIN[link][0], CHAIN[link - 1][0]) else 0
             said[f"steps {link}"] = engine.global_steps == 2 * link and client == {"link": link - 1, "rank": owner}
@@ -224,23 +253,13 @@ def test_a_run_goes_from_topology_to_topology(tmp_path: Path) -> None:
         )  # fmt: skip
     for said in results:
         for key, value in said.items():
-            assert not key.startswith("steps") or value, key
+            assert not key.startswith(("steps", "late")) or value, key
             assert not key.startswith("loaded") or value == [], (key, value)
     end, reference = results[-1]["state"], results[-1]["reference"]
     assert set(end) == set(reference)
     worst = max((float((end[k] - reference[k]).abs().max()), k) for k in end)
     assert worst[0] <= 1e-6, worst
     assert max(float((end[k] - results[0]["state"][k]).abs().max()) for k in end) > 1e-3
-
-
-def refused(call: Callable[[], Any]) -> str:
-    from dmt_plugin.core.errors import DMTError
-
-    try:
-        call()
-    except DMTError as error:
-        return f"{type(error).__name__}: {error}"
-    return "it went through"
 
 
 def add_a_layer(model: nn.Module) -> None:
@@ -392,66 +411,6 @@ def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path: Path) -> None:
     assert not wrong, "\n".join(map(str, wrong[:20]))
     manifest = json.loads((tmp_path / "first" / "dmt_checkpoint.json").read_text())
     assert manifest["topology"] == "2x2" and manifest["steps"]["global_steps"] == 2
-
-
-def data_position(rank: int, world: int, folder: str) -> dict[str, Any]:
-    """A shuffled loader, looked one batch ahead, in the middle of its second epoch."""
-    from dmt_plugin.data import prefetched
-
-    def start(seed: int) -> tuple[Any, Any]:
-        engine, batch = make("2x2", seed=seed)
-        dense, sparse = batch(24, 9)
-        torch.manual_seed(70 + seed + rank)
-        data = TensorDataset(dense, sparse, torch.arange(24))
-        return engine, prefetched(DataLoader(data, batch_size=2, shuffle=True), engine, inputs=lambda b: (b[0], b[1]))
-
-    def go(engine: Any, loader: Any, steps: int) -> list[list[int]]:
-        seen: list[list[int]] = []
-        while True:
-            for dense, sparse, number in loader:
-                engine.backward(engine(dense, sparse).square().mean())
-                engine.step()
-                seen.append(number.tolist())
-                if len(seen) == steps:
-                    return seen
-
-    engine, loader = start(0)
-    engine.register_state("data", loader)
-    go(engine, loader, 5)  # broken off: a new epoch begins
-    walk = iter(loader)
-    for _ in range(4):
-        dense, sparse, _ = next(walk)
-        engine.backward(engine(dense, sparse).square().mean())
-        engine.step()
-    engine.save_checkpoint(folder, client_state={"data": loader.state_dict()})
-    rest = [next(walk)[2].tolist() for _ in range(3)]
-    said: dict[str, Any] = {}
-    for way in ("before", "behind", "client state"):
-        other, again = start(30)
-        if way == "before":
-            other.register_state("data", again)
-        _, client = other.load_checkpoint(folder)
-        if way == "behind":
-            other.register_state("data", again)
-        if way == "client state":
-            again.load_state_dict(client["data"])
-        said[way] = go(other, again, 3) == rest
-    short = prefetched(DataLoader(TensorDataset(torch.zeros(2)), shuffle=True), other)
-    late, _ = start(1)
-    late.register_state("data", short)
-    before = everything(late)
-    said["another loader"] = "this loader has 2" in refused(lambda: late.load_checkpoint(folder))
-    said["nothing changed"] = not differences(before, everything(late))
-    late, _ = start(1)
-    late.register_state("other", loader)
-    said["not there"] = "no state of ['other']" in refused(lambda: late.load_checkpoint(folder))
-    return said
-
-
-@pytest.mark.processes
-def test_the_data_goes_on_where_it_was(tmp_path: Path) -> None:
-    for said in run_ranks(4, data_position, str(tmp_path), timeout=240, env=partial(launcher_env, "2x2")):
-        assert all(said.values()), said
 
 
 def flat_and_back(rank: int, world: int, folder: str) -> dict[str, Any]:

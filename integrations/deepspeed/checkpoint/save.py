@@ -1,6 +1,7 @@
 """``save_checkpoint`` of a tower-decomposed model; all ranks call it.
 
-1. One that is still being written is waited for (:mod:`.behind`).
+1. One that is still being written is waited for (:mod:`.behind`). Rank 0 holds the folder for this run
+   (:mod:`dmt_plugin.checkpoint.saver_lock`).
 2. Every rank collects its pieces (:mod:`dmt_plugin.checkpoint.state`, :mod:`.optimizer_state`), and what it has for
    itself. Rank 0 makes a temporary folder; all agree which rank writes what.
 3. The checkpoint is written and committed (:mod:`.writing`), here or, from a snapshot, behind the steps.
@@ -17,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dmt_plugin.checkpoint import folder, state
+from dmt_plugin.checkpoint import folder, saver_lock, state
 from dmt_plugin.checkpoint.folder import STATE
 from dmt_plugin.checkpoint.manifest import COUNTERS, Manifest, TensorEntry
 from dmt_plugin.checkpoint.writes import Writes
@@ -130,6 +131,8 @@ def _begin(engine: Trained, save_dir: str | Path, name: str) -> Path:
     made: Path | None = None
     with together(groups, f"making {Path(save_dir) / name}{folder.SAVING}"):
         if groups.rank == 0:
+            settings = engine.dmt.config.checkpoint
+            saver_lock.hold(save_dir, engine, saver_lock.run_name(settings.run_id), settings.lock_stale_s)
             made = folder.begin(save_dir, name)
     temporary = gather(groups, made)[0]
     assert temporary is not None

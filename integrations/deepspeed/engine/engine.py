@@ -37,6 +37,7 @@ from deepspeed.moe.utils import is_moe_param
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.utils import is_zero_supported_optimizer
 
+from dmt_plugin.checkpoint.saver_lock import let_go
 from dmt_plugin.core.errors import ConfigError, DMTError
 from dmt_plugin.integrations.deepspeed.checkpoint.behind import Behind
 from dmt_plugin.integrations.deepspeed.checkpoint.rank_state import Registered
@@ -296,6 +297,7 @@ class DMTEngine(TableFreeze, CheckpointAccess, FlatAccess, DeepSpeedEngine):
             try:
                 super().destroy()
             finally:
+                let_go(self)
                 self.dmt.resources.close()
 
     def __del__(self) -> None:
