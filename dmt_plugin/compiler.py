@@ -109,7 +109,7 @@ def transform(
         towers = settings.towers.model_copy(update={"count": given.towers})
         settings = settings.model_copy(update={"towers": towers})
     if given is not None and given.is_plan and topology is None and settings.topology.hosts == "auto":
-        topology = str(given.data["topology"])
+        topology = given.plan.topology
     example = example_of(example_batch, model)
     where = _topology(settings, topology)
     captured = _captured(model, example, settings)

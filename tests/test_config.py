@@ -116,7 +116,7 @@ def test_accepted(section):
         ({"partition": {"strategy": "learned", "bound": 0.5}}, ["dmt.partition.bound", "0.5"]),
         ({"comm": {"peer_dtype": "fp8"}}, ["dmt.comm.peer_dtype", "fp8", '"fp32", "bf16", "fp16" or "int8"']),
         ({"comm": {"intra_grad_dtype": "int4"}}, ["dmt.comm.intra_grad_dtype", 'did you mean "int8"', '"auto"']),
-        ({"comm": {"timeout_s": 0}}, ["dmt.comm.timeout_s", "above 0"]),
+        ({"comm": {"timeout_s": 0}}, ["dmt.comm.timeout_s", "at least 0.1 and at most 86400"]),
         ({"lookup": {"lr": float("nan")}}, ["dmt.lookup.lr", "number"]),
         ({"lookup": {"optimizer": "adamax"}}, ["dmt.lookup.optimizer", "rowwise_adagrad", "adam"]),
         ({"transform": {"on_unsupported": "ignore"}}, ["dmt.transform.on_unsupported", '"error"']),

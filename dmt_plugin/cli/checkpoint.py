@@ -140,7 +140,9 @@ def reshard(
         made = resharding.plan_for(manifest.tower_plan, topology)
     else:
         made = TowerPlan.load(plan)
-        made.check(model=manifest.tower_plan.model, topology=topology)
+        saved = manifest.tower_plan
+        made.check(model=saved.model, topology=topology)
+        made.check_model(saved.tables, saved.features)
         check_towers(made, manifest, str(found.path))
     table = Table(title=f"{found.path.name} on {topology} instead of {manifest.topology}")
     for heading in ("rank", "host", "towers", "tables", "bytes of tables and their state"):

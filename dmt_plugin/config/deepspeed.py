@@ -46,7 +46,7 @@ class DeepSpeedSettings:
     def __init__(self, given: Mapping[str, Any]) -> None:
         self.given = given
         zero = given.get("zero_optimization")
-        self.zero_stage = int(zero) if isinstance(zero, bool) else int(self.at("zero_optimization.stage", 0))
+        self.zero_stage = int(zero) if isinstance(zero, bool) else _whole(self.at("zero_optimization.stage", 0))
         self.overlap_comm = bool(self.at("zero_optimization.overlap_comm", False))
         self.reduce_bucket_size: Any = self.at("zero_optimization.reduce_bucket_size", DEFAULT_BUCKET)
         self.bf16 = any(self.at(f"{key}.enabled") is True for key in ("bf16", "bfloat16"))
@@ -78,3 +78,11 @@ class DeepSpeedSettings:
             if value is MISSING:
                 return default
         return value
+
+
+def _whole(value: Any) -> int:
+    """A whole number; 0 for what DeepSpeed refuses."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0

@@ -13,6 +13,7 @@ from typing import Any
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.update_rule import ASSUMED, Rule
+from dmt_plugin.core.words import shown
 
 WAY_OUT = 'name the rule of the tables: "dmt": {"lookup": {"optimizer": "adam", "lr": 0.001}}'
 
@@ -69,6 +70,8 @@ def rule_of_section(settings: DeepSpeedSettings, group: Mapping[str, Any]) -> Ru
     """
     name = str(settings.optimizer).lower()
     params = settings.at("optimizer.params") or {}
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"optimizer.params: found {shown(params)}, expected an object with the optimizer's options.")
     given = {key: value for key, value in {**params, **group}.items() if value != "auto"}  # another program fills it in
     options = {"lr": _LR.get(name), **({"eps": 1e-10} if name == "adagrad" else {}), **given}
     if name not in KINDS:
@@ -147,12 +150,23 @@ def rule_of_options(kind: str, options: Mapping[str, Any], decoupled: bool, sour
     decoupled = bool(options.get("decoupled_weight_decay", decoupled))
     taken = {key: options[key] for key in known & options.keys() if key not in ("max_coeff", "min_coeff")}
     if "betas" in taken:
-        taken["betas"] = tuple(map(float, taken["betas"]))
+        betas = taken["betas"]
+        if not isinstance(betas, list | tuple) or len(betas) != 2:
+            raise ConfigError(f"{source}: found betas = {shown(betas)}, expected two numbers.")
+        taken["betas"] = tuple(_number(source, "betas", beta) for beta in betas)
     if kind == "lamb":
-        taken["trust_ratio"] = (float(options.get("min_coeff", 0.01)), float(options.get("max_coeff", 10.0)))
+        ends = (("min_coeff", 0.01), ("max_coeff", 10.0))
+        taken["trust_ratio"] = tuple(_number(source, key, options.get(key, usual)) for key, usual in ends)
     if "lr" not in taken:
         raise ConfigError(f"{source}: there is no learning rate (lr) for tables to take. Set it, or {WAY_OUT}")
     for key in taken.keys() - {"betas", "nesterov", "trust_ratio"}:
-        taken[key] = float(taken[key])
+        taken[key] = _number(source, key, taken[key])
     rule = Rule(kind, **taken)  # type: ignore[arg-type]
     return replace(rule, decoupled=decoupled and rule.weight_decay != 0)
+
+
+def _number(source: str, key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{source}: found {key} = {shown(value)}, expected a number.") from None

@@ -7,11 +7,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.json_text import parse
 from dmt_plugin.core.sizes import parse_rate
 
 BETWEEN = "between hosts"
@@ -33,7 +33,7 @@ def bytes_per_second(link: float | str, ranks_per_host: int) -> float:
     if not link.endswith(".json"):
         return parse_rate(link)
     try:
-        return _measured(json.loads(Path(link).read_text())) * ranks_per_host
+        return _measured(parse(Path(link).read_text(encoding="utf-8"))) * ranks_per_host
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"dmt.comm.link: {link} holds no measurement of links {BETWEEN} ({type(error).__name__}: {error}). Write a "
@@ -44,5 +44,8 @@ def bytes_per_second(link: float | str, ranks_per_host: int) -> float:
 def _measured(found: Any) -> float:
     for check in found["checks"]:
         if BETWEEN in (check.get("data") or {}):
-            return float(check["data"][BETWEEN]["GB_per_s"]) * 1e9
+            rate = float(check["data"][BETWEEN]["GB_per_s"]) * 1e9
+            if not 1 <= rate <= 1e18:
+                raise ValueError(f"found a rate of {rate:g} bytes per second")
+            return rate
     raise KeyError(BETWEEN)

@@ -18,14 +18,12 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from dmt_plugin.config.base import Section
+from dmt_plugin.config.base import NotNegative, Positive, PositiveInt, Section, Seed, check_path
 from dmt_plugin.config.dense_rules import DenseRules
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.core.update_rule import FROZEN, KNOWN_BY, Rule, RuleName, WeightType
 
 AUTO: Final = "auto"
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Pair = Annotated[list[NotNegative], Field(min_length=2, max_length=2)]
 
@@ -116,7 +114,7 @@ class LookupConfig(UpdateSection):
         description="Other values of these keys for some tables: by the name of a table or of its parameter, or a "
         "pattern of names (*, ?, [...]); later entries win.",
     )
-    fields: dict[str, Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)]] = Field(
+    fields: dict[str, Annotated[list[PositiveInt], Field(min_length=2)]] = Field(
         default={},
         description="Where one table serves several features, whose ids the data pipeline has made unique: how many "
         "rows each has, in the order of the columns of ids (B, F), by the name of the table or a pattern of names.",
@@ -156,17 +154,25 @@ class LookupConfig(UpdateSection):
         'layer; "strict": an error; or a function of yours, "path/to/file.py:name" or "pkg.mod:name", that makes the '
         "rows of all tables on meta.",
     )
-    seed: Literal["auto"] | Annotated[int, Field(ge=0, lt=2**63)] = Field(
+    seed: Literal["auto"] | Seed = Field(
         default="auto",
         description='Seed of the rows of tables on the meta device; "auto": that of torch.manual_seed on rank 0. A '
         'number is the seed of stochastic rounding, too; with "auto" that is 0.',
     )
     _dense: DenseRules = PrivateAttr(default_factory=DenseRules)
 
+    @field_validator("weights")
+    @classmethod
+    def _paths(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for path in value.values() if isinstance(value, dict) else [value or ""]:
+            check_path(path)
+        return value
+
     @field_validator("table_init")
     @classmethod
     def _a_rule_or_a_function(cls, value: str) -> str:
         place, colon, name = value.rpartition(":")
+        check_path(place)
         if value not in ("layer", "strict") and not (place and colon and name.isidentifier()):
             raise ValueError(
                 f'found "{value}", expected "layer", "strict", "path/to/file.py:function" or "pkg.mod:function"'

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, get_args, get_origin
@@ -14,6 +13,7 @@ from typing import Any, NoReturn, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.words import did_you_mean, listing, shown
 
 
 def refuse(source: str, problems: Sequence[str]) -> NoReturn:
@@ -34,7 +34,7 @@ def near_miss(key: object) -> bool:
 def one_of(value: object, known: Iterable[str]) -> str:
     """Say that ``value`` is none of the ``known`` words, with a did-you-mean."""
     words = list(known)
-    return f"found {_show(value)}{_did_you_mean(value, words)}, expected {_listing(words)}"
+    return f"found {shown(value)}{did_you_mean(value, words)}, expected {listing(words)}"
 
 
 def say_problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -56,25 +56,27 @@ def _say(path: tuple[str, ...], detail: Any, model: type[BaseModel]) -> str:
         return str(detail["ctx"]["error"])
     if detail["type"] == "extra_forbidden":
         return _unknown_key(path, model)
+    if detail["type"] == "invalid_key":
+        return f"the key {shown(detail['input'])} is not a string, expected {shown(shown(detail['input']))}"
     parent, annotation = _place(path, model)
     # Of a union, pydantic hands over the value itself once per branch: the first will do.
     value = detail["input"]
     if detail["loc"][-1] == "[key]":
-        return f"the key {_show(value)} is not a string, expected {_show(str(value))}"
+        return f"the key {shown(value)} is not a string, expected {shown(shown(value))}"
     if (section := _section(annotation)) is not None:
         inner = next(iter(section.model_fields))
-        return f'found {_show(value)}, expected an object such as {{"{inner}": ...}}'
+        return f'found {shown(value)}, expected an object such as {{"{inner}": ...}}'
     if (entry := _entry(annotation)) is not None:
         inner = next(iter(entry.model_fields))
-        return f'found {_show(value)}, expected an object such as {{"0": {{"{inner}": ...}}}}'
+        return f'found {shown(value)}, expected an object such as {{"0": {{"{inner}": ...}}}}'
     schema = parent.model_json_schema()["properties"][path[-1]]
-    return f"found {_show(value)}{_did_you_mean(value, schema.get('enum', []))}, expected {_expected(schema)}"
+    return f"found {shown(value)}{did_you_mean(value, schema.get('enum', []))}, expected {_expected(schema)}"
 
 
 def _unknown_key(path: tuple[str, ...], model: type[BaseModel]) -> str:
     parent, _ = _place(path, model)
     key = path[-1]
-    guess = _did_you_mean(key, list(parent.model_fields))
+    guess = did_you_mean(key, list(parent.model_fields))
     if guess:
         return f"unknown key{guess}"
     for section, field in model.model_fields.items():
@@ -131,32 +133,23 @@ def _expected(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_expected(branch) for branch in schema["anyOf"])
     if "enum" in schema:
-        return _listing(schema["enum"])
+        return listing(schema["enum"])
     if "const" in schema:
         return json.dumps(schema["const"])
     kinds = {"integer": "a whole number", "number": "a finite number", "boolean": "true or false"}
     kinds |= {"string": "a string", "null": "null", "object": "an object", "array": "a list"}
     text = kinds[schema["type"]]
-    if "minimum" in schema:
-        text += f" of at least {schema['minimum']:g}"
-    if "exclusiveMinimum" in schema:
-        text += f" above {schema['exclusiveMinimum']:g}"
-    return text
+    if isinstance(schema.get("additionalProperties"), Mapping):
+        text += f" each of whose entries is {_expected(schema['additionalProperties'])}"
+    if "items" in schema:
+        text += f" each of whose entries is {_expected(schema['items'])}"
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    said = [f"{words} {_number(schema[key])}" for key, words in limits.items() if key in schema]
+    return f"{text}{' of ' if 'minimum' in schema else ' ' if said else ''}{' and '.join(said)}"
 
 
-def _listing(words: Sequence[str]) -> str:
-    quoted = [json.dumps(word) for word in words]
-    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
-
-
-def _did_you_mean(value: object, words: Sequence[str]) -> str:
-    close = difflib.get_close_matches(value, words, n=1, cutoff=0.6) if isinstance(value, str) else []
-    return f' (did you mean "{close[0]}"?)' if close else ""
-
-
-def _show(value: object) -> str:
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _one_slip(word: str, target: str) -> bool:

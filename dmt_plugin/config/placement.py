@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -10,7 +9,9 @@ from pydantic import Field, field_validator
 
 from dmt_plugin.config.base import PositiveInt, Section
 from dmt_plugin.config.messages import one_of
+from dmt_plugin.core.limits import LARGEST
 from dmt_plugin.core.sizes import parse_bytes
+from dmt_plugin.core.words import shown
 
 PlacementKind = Literal["table_wise", "row_wise", "column_wise"]
 
@@ -33,6 +34,7 @@ class PlacementConfig(Section):
     split_gain: float = Field(
         default=1.5,
         ge=1,
+        le=LARGEST,
         description='With "auto", a table is divided for balance where this lowers the predicted cost of the host\'s '
         "most expensive lane by at least this factor.",
     )
@@ -52,9 +54,8 @@ class PlacementConfig(Section):
     @classmethod
     def _known_kinds(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
-            found = json.dumps(value, default=repr)
             raise ValueError(
-                f'dmt.placement.overrides: found {found}, expected an object such as {{"users": "row_wise"}}'
+                f'dmt.placement.overrides: found {shown(value)}, expected an object such as {{"users": "row_wise"}}'
             )
         for table, kind in value.items():
             if kind not in _KINDS:

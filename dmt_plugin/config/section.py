@@ -1,7 +1,6 @@
 """The "dmt" section of a DeepSpeed configuration: its keys, their defaults and the refusal of everything else.
 
-1. ``load_ds_config`` reads what ``deepspeed.initialize(config=...)`` would take: a dict, a JSON file (comments
-   and trailing commas as DeepSpeed allows them), or base64 of one.
+1. ``load_ds_config`` (:mod:`.source`) reads what ``deepspeed.initialize(config=...)`` would take.
 2. ``read_dmt_config`` looks for top-level keys that were meant to be "dmt", then validates the section with the
    models below, and turns everything pydantic found into one short message with full key paths.
 3. A key or a value that this version does not have is refused, never ignored.
@@ -11,42 +10,42 @@ Neither torch nor deepspeed is imported here: the command line must start fast.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import copy
 import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
-from dmt_plugin.config.base import IntOrAuto, PositiveInt, Section
+from dmt_plugin.config.base import CountOrAuto, FilePath, NotNegative, Section, check_path
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.dense_rules import of_settings
 from dmt_plugin.config.lookup import LookupConfig
 from dmt_plugin.config.messages import near_miss, refuse, say_problems
 from dmt_plugin.config.placement import PlacementConfig
+from dmt_plugin.config.source import load_ds_config as load_ds_config
 from dmt_plugin.config.towers import TowersConfig
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.json_text import check_levels
+from dmt_plugin.core.limits import MOST, MOST_TOWERS
 from dmt_plugin.core.sizes import parse_rate
+from dmt_plugin.core.words import shown
 
 
 class TopologyConfig(Section):
     """Hosts and ranks; "auto" asks the launcher."""
 
-    hosts: IntOrAuto = Field(default="auto", description="Number of hosts H.")
-    ranks_per_host: IntOrAuto = Field(default="auto", description="Ranks on each host L; rank = host * L + lane.")
+    hosts: CountOrAuto = Field(default="auto", description="Number of hosts H.")
+    ranks_per_host: CountOrAuto = Field(default="auto", description="Ranks on each host L; rank = host * L + lane.")
 
 
 class CostConfig(Section):
     """What a feature costs its tower, when towers are balanced by cost: shares of the whole model, weighted."""
 
-    bytes: float = Field(default=1.0, ge=0, description="Weight of the memory of a feature's tables.")
-    lookups: float = Field(default=1.0, ge=0, description="Weight of the rows it reads per sample.")
-    width: float = Field(default=1.0, ge=0, description="Weight of the entries it gives per sample.")
+    bytes: NotNegative = Field(default=1.0, description="Weight of the memory of a feature's tables.")
+    lookups: NotNegative = Field(default=1.0, description="Weight of the rows it reads per sample.")
+    width: NotNegative = Field(default=1.0, description="Weight of the entries it gives per sample.")
 
 
 class PartitionConfig(Section):
@@ -57,8 +56,10 @@ class PartitionConfig(Section):
         description='"strided": feature i to tower i mod T; "contiguous": in runs; "file": as written; "learned": by '
         'affinity; "graph", "random", "greedy_balance": baselines to compare it with.',
     )
-    file: str | None = Field(default=None, description='Path of the tower plan when strategy is "file".')
-    affinity: str | None = Field(default=None, description='Affinity file for "learned" and "graph" (dmt partition).')
+    file: FilePath | None = Field(default=None, description='Path of the tower plan when strategy is "file".')
+    affinity: FilePath | None = Field(
+        default=None, description='Affinity file for "learned" and "graph" (dmt partition).'
+    )
     objective: Literal["coherent", "diverse", "mutual_information", "auto"] = Field(
         default="coherent",
         description="What a learned partition looks for: like features together, or apart; like ones by mutual "
@@ -67,13 +68,15 @@ class PartitionConfig(Section):
     balance: Literal["count", "cost"] = Field(
         default="count", description="What is kept equal between towers: features, or their cost."
     )
-    bound: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
+    bound: Annotated[float, Field(ge=1, le=MOST_TOWERS)] | Literal["auto"] = Field(
         default="auto",
         description='Largest tower to smallest ("count"; "auto" is as even as it goes), or heaviest tower to the fair '
         'share ("cost"; "auto" is 1.1).',
     )
     cost: CostConfig = Field(default=CostConfig(), description="Weights of a feature's cost.")
-    pin: dict[str, int] = Field(default={}, description="Features that must be in a certain tower.")
+    pin: dict[str, Annotated[int, Field(ge=0, lt=MOST_TOWERS)]] = Field(
+        default={}, description="Features that must be in a certain tower."
+    )
     together: list[list[str]] = Field(default=[], description="Lists of features that share a tower.")
     apart: list[list[str]] = Field(default=[], description="Lists of features no two of which share a tower.")
     groups: dict[str, list[str]] = Field(
@@ -84,8 +87,12 @@ class PartitionConfig(Section):
         description='"paper": clusters in the plane of the affinities as they are; "refined": stretched, and improved '
         "by swaps on the affinities themselves.",
     )
-    dimensions: PositiveInt = Field(default=2, description="Dimensions of the space that features are laid out in.")
-    restarts: PositiveInt = Field(default=8, description="Starting points of layout and clusters; the best is taken.")
+    dimensions: int = Field(
+        default=2, ge=1, le=1024, description="Dimensions of the space that features are laid out in."
+    )
+    restarts: int = Field(
+        default=8, ge=1, le=10_000, description="Starting points of layout and clusters; the best is taken."
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of the starting points.")
 
     @model_validator(mode="after")
@@ -146,12 +153,12 @@ class CommConfig(Section):
     dedup_features: dict[str, Dedup] = Field(
         default={}, description='The same for single features, by name or pattern ("item*"); the last that fits holds.'
     )
-    dedup_shares: str | None = Field(
+    dedup_shares: FilePath | None = Field(
         default=None,
         description="Path of a file with the distinct rows that were counted on real batches (dmt explain --data, dmt "
         "partition --data), which tables are dealt out by and dedup is decided by.",
     )
-    link: Annotated[float, Field(gt=0)] | str | None = Field(
+    link: Annotated[float, Field(ge=1, le=1e18)] | str | None = Field(
         default=None,
         description='How fast the link of a host is, for "auto": "100 Mbit/s", "25 GB/s", a number of bytes per '
         'second, or the path of a file of "dmt doctor --json". null: a share of distinct rows decides.',
@@ -167,12 +174,16 @@ class CommConfig(Section):
         description="Distribute the next batch's ids while this one is computed, where batches come from "
         "dmt_plugin.data.prefetched or are announced by engine.prefetch.",
     )
-    timeout_s: float = Field(default=300.0, gt=0, description="Seconds until a stuck exchange becomes an error.")
+    timeout_s: float = Field(
+        default=300.0, ge=0.1, le=86_400, description="Seconds until a stuck exchange becomes an error."
+    )
 
     @field_validator("link")
     @classmethod
     def _a_rate(cls, value: float | str | None) -> float | str | None:
-        if isinstance(value, str) and not value.endswith(".json"):
+        if isinstance(value, str) and value.endswith(".json"):
+            check_path(value)
+        elif isinstance(value, str):
             parse_rate(value)
         return value
 
@@ -221,7 +232,7 @@ class TransformConfig(Section):
         description="Dot products of pairs of features with one batched product in backward, not two; outputs are "
         "the same, gradients are added up in another order.",
     )
-    example_batch: str | None = Field(
+    example_batch: FilePath | None = Field(
         default=None, description='Where an example batch comes from: "path/to/file.py:factory" or "pkg.mod:factory".'
     )
 
@@ -238,12 +249,13 @@ class TransformConfig(Section):
 class ReportConfig(Section):
     """What is written for people."""
 
-    dir: str | None = Field(
+    dir: FilePath | None = Field(
         default=None, description="Folder for plan.json, transform.json and each rank's records of the run; null: none."
     )
     every: int = Field(
         default=10,
         ge=0,
+        le=MOST,
         description="Steps between two records of the run, in the folder and in DeepSpeed's monitors; 0: none.",
     )
 
@@ -295,39 +307,6 @@ class DMTConfig(Section):
         return int(found_hosts), int(ranks_per_host or lanes)
 
 
-def load_ds_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    """Read a DeepSpeed configuration.
-
-    Args:
-        source: A mapping (it is copied), the path of a JSON file, or base64 of its text.
-
-    Returns:
-        The whole configuration as a new dict.
-
-    Raises:
-        ConfigError: For a missing file, bad JSON (with line and column), a key given twice, or anything that is
-            not a JSON object.
-    """
-    if isinstance(source, Mapping):
-        return copy.deepcopy(dict(source))
-    if not isinstance(source, str | Path):
-        raise ConfigError(f"a configuration is a dict or the path of a JSON file, not {type(source).__name__}")
-    name = str(source)
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        decoded = _from_base64(name)
-        if decoded is None:
-            raise ConfigError(f"{name}: configuration file not found") from None
-        name, text = "configuration (base64)", decoded
-    except (OSError, UnicodeDecodeError) as error:
-        decoded = _from_base64(name)
-        if decoded is None:
-            raise ConfigError(f"{name}: configuration file cannot be read: {error}") from None
-        name, text = "configuration (base64)", decoded
-    return _parse(text, name)
-
-
 def read_dmt_config(ds_config: Mapping[str, Any], source: str = "config") -> DMTConfig | None:
     """Validate the "dmt" section of a DeepSpeed configuration.
 
@@ -341,6 +320,10 @@ def read_dmt_config(ds_config: Mapping[str, Any], source: str = "config") -> DMT
     Raises:
         ConfigError: One message naming every unknown key, bad value and impossible combination.
     """
+    try:
+        check_levels(ds_config)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
     for key in ds_config:
         if near_miss(key):
             raise ConfigError(f'{source}: the top-level key "{key}" looks like a misspelt "dmt"; rename it')
@@ -348,52 +331,10 @@ def read_dmt_config(ds_config: Mapping[str, Any], source: str = "config") -> DMT
         return None
     section = ds_config["dmt"]
     if not isinstance(section, Mapping):
-        found = json.dumps(section, default=repr)
-        refuse(source, [f'dmt: must be an object such as {{"enabled": true}}, found {found}'])
+        refuse(source, [f'dmt: must be an object such as {{"enabled": true}}, found {shown(section)}'])
     try:
         config = DMTConfig.model_validate(dict(section))
     except ValidationError as error:
         refuse(source, say_problems(error, DMTConfig))
     lookup = config.lookup.trained_as(of_settings(DeepSpeedSettings(ds_config)))
     return config.model_copy(update={"lookup": lookup}) if config.enabled else None
-
-
-def _from_base64(text: str) -> str | None:
-    try:
-        decoded = base64.urlsafe_b64decode(text.encode()).decode("utf-8")
-    except (binascii.Error, ValueError):
-        return None
-    return decoded if decoded.lstrip().startswith("{") else None
-
-
-def _parse(text: str, name: str) -> dict[str, Any]:
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f'{name}: the key "{key}" is given twice in one object')
-        return dict(pairs)
-
-    try:
-        content = json.loads(text, object_pairs_hook=no_duplicates)
-    except json.JSONDecodeError as error:
-        content = _parse_lenient(text, no_duplicates)
-        if content is None:
-            where = f"line {error.lineno}, column {error.colno}"
-            raise ConfigError(f"{name}: not valid JSON at {where}: {error.msg}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{name}: a configuration is a JSON object, found {type(content).__name__}")
-    return content
-
-
-def _parse_lenient(text: str, hook: Any) -> dict[str, Any] | None:
-    # DeepSpeed reads its file with hjson, so comments and trailing commas are legal there and must be here.
-    try:
-        import hjson
-    except ImportError:
-        return None
-    try:
-        content = hjson.loads(text, object_pairs_hook=hook)
-    except hjson.HjsonDecodeError:
-        return None
-    return content if isinstance(content, dict) and content else None

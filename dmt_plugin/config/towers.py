@@ -7,18 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from dmt_plugin.config.base import IntOrAuto, Section
+from dmt_plugin.config.base import CountOrAuto, Outputs, Section, Seed, WidthOrAuto
 from dmt_plugin.config.messages import one_of
+from dmt_plugin.core.limits import MOST_TOWERS, TOWER_MODULES, is_own_module
+from dmt_plugin.core.words import shown
 
 Init = Literal["orthogonal", "identity", "torch"]
 
-TOWER_MODULES = ("dlrm", "dcn", "preserve", "none")
-
 
 def _known_module(value: str) -> str:
-    package, colon, name = value.partition(":")
-    own = colon and name.isidentifier() and all(part.isidentifier() for part in package.split("."))
-    if value not in TOWER_MODULES and not own:
+    if value not in TOWER_MODULES and not is_own_module(value):
         raise ValueError(f'{one_of(value, TOWER_MODULES)} or "pkg.mod:Class" for a module of your own')
     return value
 
@@ -29,12 +27,12 @@ class TowerOverride(Section):
     module: Annotated[str, AfterValidator(_known_module)] | None = Field(
         default=None, description='Tower module of this tower: "dlrm", "dcn" or "pkg.mod:Class".'
     )
-    c: int | None = Field(default=None, ge=0, description='Outputs of width D per feature ("dlrm").')
-    p: int | None = Field(default=None, ge=0, description='Outputs of width D of the whole tower ("dlrm").')
-    rank: IntOrAuto | None = Field(default=None, description='Rank of its cross layer ("dcn").')
-    outputs: IntOrAuto | None = Field(default=None, description='Outputs of width D of the whole tower ("dcn").')
+    c: Outputs | None = Field(default=None, description='Outputs of width D per feature ("dlrm").')
+    p: Outputs | None = Field(default=None, description='Outputs of width D of the whole tower ("dlrm").')
+    rank: WidthOrAuto | None = Field(default=None, description='Rank of its cross layer ("dcn").')
+    outputs: WidthOrAuto | None = Field(default=None, description='Outputs of width D of the whole tower ("dcn").')
     init: Init | None = Field(default=None, description="How its linear layers start.")
-    seed: int | None = Field(default=None, ge=0, description="Seed of that initialisation.")
+    seed: Seed | None = Field(default=None, description="Seed of that initialisation.")
 
     @model_validator(mode="before")
     @classmethod
@@ -59,24 +57,24 @@ class TowerOverride(Section):
 class TowersConfig(Section):
     """Number and kind of towers. c, p and D (dim) are the paper's letters."""
 
-    count: IntOrAuto = Field(default="auto", description='Number of towers T; "auto" is one per host.')
+    count: CountOrAuto = Field(default="auto", description='Number of towers T; "auto" is one per host.')
     module: Annotated[str, AfterValidator(_known_module)] = Field(
         default="dlrm",
         description='Tower module: "dlrm", "dcn", "preserve" (keeps number and width of the features, and the layers '
         'behind), "none" (the same numbers by another route), or "pkg.mod:Class", an nn.Module of your own.',
     )
-    c: int = Field(default=1, ge=0, description='Outputs of width D per feature ("dlrm").')
-    p: int = Field(default=0, ge=0, description='Outputs of width D per tower as a whole ("dlrm").')
-    dim: IntOrAuto = Field(default="auto", description="Width D of a tower module's outputs.")
-    rank: IntOrAuto = Field(default="auto", description='Rank of the cross layer ("dcn"); "auto" is a full matrix.')
-    outputs: IntOrAuto = Field(
+    c: Outputs = Field(default=1, description='Outputs of width D per feature ("dlrm").')
+    p: Outputs = Field(default=0, description='Outputs of width D per tower as a whole ("dlrm").')
+    dim: WidthOrAuto = Field(default="auto", description="Width D of a tower module's outputs.")
+    rank: WidthOrAuto = Field(default="auto", description='Rank of the cross layer ("dcn"); "auto" is a full matrix.')
+    outputs: WidthOrAuto = Field(
         default="auto", description='Outputs of width D per tower as a whole ("dcn"); "auto" is one per feature.'
     )
     init: Init = Field(
         default="orthogonal",
         description='How the linear layers of tower modules start; "torch" is nn.Linear\'s default.',
     )
-    seed: int = Field(default=0, ge=0, description="Seed of that initialisation, the same on every rank.")
+    seed: Seed = Field(default=0, description="Seed of that initialisation, the same on every rank.")
     compile: bool = Field(
         default=False,
         description="Run tower modules through torch.compile, which takes a while at the first steps; for modules of "
@@ -92,8 +90,9 @@ class TowersConfig(Section):
     @classmethod
     def _tower_numbers(cls, value: dict[str, TowerOverride]) -> dict[str, TowerOverride]:
         for key in value:
-            if not key.isdecimal() or str(int(key)) != key:
-                raise ValueError(f'the key "{key}" is no tower; expected the number of one, "0" or above')
+            number = int(key) if key.isdecimal() and len(key) <= len(str(MOST_TOWERS)) else MOST_TOWERS
+            if number >= MOST_TOWERS or str(number) != key:
+                raise ValueError(f'the key {shown(key)} is no tower; expected the number of one, "0" or above')
         return value
 
     @model_validator(mode="after")

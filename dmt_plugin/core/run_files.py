@@ -8,9 +8,12 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from dmt_plugin.core.errors import ConfigError
 
 FORMAT = 1
 """Version of the records that is written, and read."""
@@ -27,6 +30,26 @@ def record_path(folder: str | Path, rank: int) -> Path:
 def record_files(folder: Path) -> dict[int, Path]:
     """The files with records in a folder, by rank."""
     return {int(m[1]): file for file in sorted(folder.glob("run_rank*.jsonl")) if (m := _NAME.fullmatch(file.name))}
+
+
+def check_folder(folder: str | Path) -> None:
+    """Makes the folder, and writes into it.
+
+    Args:
+        folder: ``dmt.report.dir``.
+
+    Raises:
+        ConfigError: it cannot be made, or not be written to.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"?")
+    except OSError as error:
+        raise ConfigError(
+            f"dmt.report.dir: {folder} cannot be written to ({error}). Name a folder that every rank can make and "
+            "write to, or null for no reports."
+        ) from error
 
 
 def describe_with(write: Callable[..., None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -17,7 +18,7 @@ def parse_bytes(text: str) -> int:
         ValueError: it means none.
     """
     found = _SIZE.fullmatch(text.strip())
-    if found is None or found[2].lower() not in _BY_NAME:
+    if found is None or found[2].lower() not in _BY_NAME or not math.isfinite(float(found[1]) * _BY_NAME["tib"]):
         raise ValueError(f'found "{text}", expected a number with a unit out of {", ".join(_UNITS)}, such as "16GiB"')
     return int(float(found[1]) * _BY_NAME[found[2].lower()])
 
@@ -41,7 +42,7 @@ def parse_rate(text: str) -> float:
         ValueError: it means none.
     """
     found = _RATE.fullmatch(text.strip())
-    if found is None or not float(found[1]):
+    if found is None or not 0 < float(found[1]) < 1e18:
         raise ValueError(f'found "{text}", expected a rate such as "100 Mbit/s" or "25 GB/s"')
     return float(found[1]) * _BY_PREFIX[found[2]] / (8 if found[3] == "bit" else 1)
 

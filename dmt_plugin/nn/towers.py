@@ -36,12 +36,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.core.errors import ConfigError, MemoryNeedError
+from dmt_plugin.core.memory import memory_limits, smallest
+from dmt_plugin.core.sizes import say_bytes
 from dmt_plugin.nn.graph_ops import pick_columns
 from dmt_plugin.plan.tower_plan import TowerModuleSpec
 
 Part = Literal["all", "per_feature", "per_tower"]
 """Which outputs of a ``dlrm`` tower are asked for: all, those of each feature, or those of the whole tower."""
+
+_LARGE = 2**28
+"""Bytes of a tower module's weights up to which nobody asks whether there is memory for them."""
 
 _ROTATION = 0.1
 """How far, as a part of its length, the start of a preserving tower turns a vector."""
@@ -254,9 +259,12 @@ def build_tower_module(spec: TowerModuleSpec, features: int, width: int, tower: 
     Raises:
         ConfigError: a user's class that cannot be imported or breaks the contract; a width that
             the module cannot have.
+        MemoryNeedError: its weights alone need more memory than there is.
     """
+    _check_size(spec, features, width, tower)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(spec.seed * 100_003 + tower)  # and not those of the accelerators
+        seed = (spec.seed * 100_003 + tower) % 2**63
+        torch.default_generator.manual_seed(seed)  # and not those of the accelerators
         if spec.kind == "none":
             return PassThroughTower(features, width)
         if spec.kind == "dlrm":
@@ -272,6 +280,33 @@ def build_tower_module(spec: TowerModuleSpec, features: int, width: int, tower: 
                 )
             return PreserveTower(features, width, spec.init)
         return _user_tower(spec, features, width)
+
+
+def weight_entries(spec: TowerModuleSpec, features: int, width: int) -> int:
+    """Entries of a tower module's weight matrices; 0 for a user's own.
+
+    Args:
+        spec: kind and letters.
+        features: ``F_t``.
+        width: ``N``.
+    """
+    flat = features * width
+    if spec.kind == "dlrm":
+        return (width * spec.c + flat * spec.p) * spec.dim
+    if spec.kind == "dcn":
+        return (2 * flat * spec.rank or flat * flat) + flat * (spec.outputs or features) * spec.dim
+    return flat * flat if spec.kind == "preserve" else 0
+
+
+def _check_size(spec: TowerModuleSpec, features: int, width: int, tower: int) -> None:
+    size = weight_entries(spec, features, width) * torch.get_default_dtype().itemsize
+    limit = smallest(memory_limits()) if size > _LARGE else None
+    if limit is not None and size > limit.available:
+        raise MemoryNeedError(
+            f"the tower module of tower {tower} ({features} features of width {width}, {spec.to_dict()}) has "
+            f"{say_bytes(size)} of weights, and {limit.source} has {say_bytes(limit.available)} left. Lower c, p, dim, "
+            "rank or outputs in dmt.towers."
+        )
 
 
 def _user_tower(spec: TowerModuleSpec, features: int, width: int) -> nn.Module:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dmt_plugin.config.section import PartitionConfig
+from dmt_plugin.core.entries import Entry
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.partitioner.partition import Partition, make_partition
 from dmt_plugin.partitioner.strategies import IN_ORDER, STRATEGIES
 from dmt_plugin.plan.file import read_json
+from dmt_plugin.plan.reading import plain_object
+from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec, TowerPlan
 
 
@@ -58,6 +62,9 @@ class GivenPartition:
         source: the file that it is from; empty for one that was handed over.
         counts: whether the number of towers follows from it where the configuration leaves that open.
         resumed: whether it is that of a checkpoint: what it does not know was not known to that run either.
+
+    Raises:
+        PlanError: an entry that is missing, unknown or impossible; names the file and the entry.
     """
 
     data: Mapping[str, Any]
@@ -65,10 +72,24 @@ class GivenPartition:
     counts: bool = True
     resumed: bool = False
 
+    def __post_init__(self) -> None:
+        try:
+            if self.is_plan:
+                _ = self.plan
+            else:
+                _check_partition(self.data)
+        except PlanError as error:
+            raise PlanError(f"{self.named}: {error}") from error
+
     @property
     def is_plan(self) -> bool:
         """Whether it decides everything, not the towers alone."""
-        return "version" in self.data
+        return isinstance(self.data, Mapping) and "version" in self.data
+
+    @cached_property
+    def plan(self) -> TowerPlan:
+        """The plan that it is, where it is one."""
+        return TowerPlan.from_dict(self.data)
 
     @property
     def towers(self) -> int | None:
@@ -80,6 +101,24 @@ class GivenPartition:
     def named(self) -> str:
         """What messages call it."""
         return self.source or "the partition that was given"
+
+
+def _check_partition(data: Any) -> None:
+    """Refuses what is no partition.
+
+    Raises:
+        PlanError: naming the entry.
+    """
+    given = Entry(data, "not a partition", PlanError).section(("towers",), ("model", "provenance", "row_shares"))
+    for tower in given["towers"].items():
+        for name in tower.items():
+            name.text()
+    if "model" in given:
+        given["model"].text(empty=True)
+    if "provenance" in given:
+        plain_object(given["provenance"])
+    if "row_shares" in given and data["row_shares"] is not None:
+        RowShares.from_dict(data["row_shares"])
 
 
 def given_partition(value: Partition | TowerPlan | Mapping[str, Any]) -> GivenPartition:
@@ -123,7 +162,7 @@ def from_given(features: Sequence[FeatureSpec], towers: int, given: GivenPartiti
     """Towers as they were decided before.
 
     Raises:
-        PlanError: not of the form of a partition, or made for another model or number of towers.
+        PlanError: made for another model or number of towers, or without some of the features.
     """
     data = given.data
     made_for = data.get("model", "")
@@ -132,7 +171,7 @@ def from_given(features: Sequence[FeatureSpec], towers: int, given: GivenPartiti
             f"{given.named} was made for the model {made_for}, this model is {model} (other features, tables or "
             'shapes). Make it again, or keep only its "towers".'
         )
-    provenance = dict(data["provenance"]) if isinstance(data.get("provenance"), dict) else None
+    provenance = dict(data["provenance"]) if "provenance" in data else None
     found = _towers(features, towers, given.named, data)
     if not given.source:
         return Partition(found, provenance or {})
@@ -143,11 +182,7 @@ def from_given(features: Sequence[FeatureSpec], towers: int, given: GivenPartiti
 def _towers(
     features: Sequence[FeatureSpec], towers: int, file: str, data: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], ...]:
-    given = data.get("towers")
-    if not isinstance(given, list) or not all(
-        isinstance(tower, list) and all(isinstance(name, str) for name in tower) for tower in given
-    ):
-        raise PlanError(f'{file} needs an entry "towers": a list with one list of feature names per tower.')
+    given = data["towers"]
     if len(given) != towers:
         raise PlanError(
             f"{file} has {len(given)} towers, this run needs {towers}. Set dmt.towers.count to {len(given)} or change "

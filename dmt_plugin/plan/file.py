@@ -10,6 +10,8 @@ from typing import Any
 
 from dmt_plugin.core.errors import PlanError
 from dmt_plugin.core.files import whole_file
+from dmt_plugin.core.json_text import parse
+from dmt_plugin.core.words import shown
 
 
 def read_json(path: str | Path, key: str = "dmt.partition.file", holds: str = "a plan or partition") -> dict[str, Any]:
@@ -21,14 +23,17 @@ def read_json(path: str | Path, key: str = "dmt.partition.file", holds: str = "a
         holds: what the file should hold, for messages.
 
     Raises:
-        PlanError: no file, no JSON (with line and column), or something else than an object.
+        PlanError: no file that can be read, no JSON (with line and column), a key given twice, or something else than
+            an object.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        data = parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PlanError(f"no such file: {path}. Set {key} to {holds} in JSON.") from error
     except json.JSONDecodeError as error:
         raise PlanError(f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from error
+    except (OSError, ValueError) as error:  # a folder, a path that cannot be, bytes that are no text
+        raise PlanError(f"{shown(str(path))} cannot be read: {error}. Set {key} to {holds} in JSON.") from error
     if not isinstance(data, dict):
         raise PlanError(f"{path} holds a {type(data).__name__}; expected an object: {holds}.")
     return data

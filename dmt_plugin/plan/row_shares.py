@@ -8,13 +8,14 @@ No torch is imported here: a plan is read where torch is not wanted.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dmt_plugin.core.entries import Entry
 from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.limits import MOST_TOWERS
 
 
 @dataclass(frozen=True)
@@ -87,38 +88,31 @@ class RowShares:
         """Reads what :meth:`to_dict` gave.
 
         Raises:
-            PlanError: missing, unknown or impossible entries.
+            PlanError: missing, unknown or impossible entries; something twice.
         """
-        try:
-            shares = cls(
-                source=str(data["source"]),
-                samples=int(data["samples"]),
-                lanes=int(data["lanes"]),
-                steps=int(data["steps"]),
-                features=tuple(FeatureShare(**own) for own in data["features"]),
-                tables=tuple(TableRows(**own) for own in data["tables"]),
-            )
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise PlanError(f"not a count of distinct rows: {type(error).__name__}: {error}") from error
-        if unknown := sorted(set(data) - set(vars(shares))):
-            raise PlanError(f"a count of distinct rows has the entries {sorted(vars(shares))}, not {unknown}.")
-        shares._check()
-        return shares
-
-    def _check(self) -> None:
-        """Refuses what cannot have been counted.
-
-        Raises:
-            PlanError: no samples, lanes or steps; a number that is none, negative or infinite; something twice.
-        """
-        if empty := sorted(key for key in ("samples", "lanes", "steps") if getattr(self, key) < 1):
-            raise PlanError(f"a count of distinct rows needs at least 1 of each of its {', '.join(empty)}.")
-        entries: tuple[FeatureShare | TableRows, ...] = (*self.features, *self.tables)
-        for own in entries:
-            numbers = {key: value for key, value in vars(own).items() if key not in ("feature", "table")}
-            bad = {k: v for k, v in numbers.items() if not (isinstance(v, int | float) and 0 <= v < math.inf)}
-            if bad:
-                raise PlanError(f"a count of distinct rows has {bad} for {own}; numbers from 0 on are expected.")
-        for names in ([own.feature for own in self.features], [own.table for own in self.tables]):
+        given = Entry(data, "not a count of distinct rows", PlanError).section(_KEYS)
+        shares = cls(
+            source=given["source"].text(empty=True),
+            samples=given["samples"].whole(1),
+            lanes=given["lanes"].whole(1, MOST_TOWERS),
+            steps=given["steps"].whole(1),
+            features=tuple(map(_feature, given["features"].items())),
+            tables=tuple(map(_table, given["tables"].items())),
+        )
+        for names in ([own.feature for own in shares.features], [own.table for own in shares.tables]):
             if twice := sorted(name for name, count in Counter(names).items() if count > 1):
                 raise PlanError(f"a count of distinct rows has {twice} more than once.")
+        return shares
+
+
+_KEYS = ("source", "samples", "lanes", "steps", "features", "tables")
+
+
+def _feature(entry: Entry) -> FeatureShare:
+    given = entry.section(("feature", "ids", "rank", "host"))
+    return FeatureShare(given["feature"].text(), *(given[key].number() for key in ("ids", "rank", "host")))
+
+
+def _table(entry: Entry) -> TableRows:
+    given = entry.section(("table", "rank", "host"))
+    return TableRows(given["table"].text(), given["rank"].number(), given["host"].number())

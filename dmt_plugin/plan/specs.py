@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+GROUP_KINDS = ("tower", "transport")
 FORMS = ("native", "decoder", "preserve")
 
 

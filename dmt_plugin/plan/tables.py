@@ -115,11 +115,6 @@ class TableSplit:
         """Whether ranges are of neighbours, on the host of the table's tower."""
         return all(r.step == 1 and r.host is None for r in self.ranges)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TableSplit:
-        """Reads what :meth:`to_dict` gave."""
-        return cls(data["kind"], tuple(TableRange(**{k: int(v) for k, v in r.items()}) for r in data["ranges"]))
-
     def to_dict(self) -> dict[str, Any]:
         """As plain data, without what is at its default: a plan keeps its fingerprint when there is more to say."""
         known = {"step": 1, "host": None}.items()
@@ -355,8 +350,8 @@ def _check_split(table: TableSpec, split: TableSplit, host: int, topology: Topol
         raise PlanError(f"the {what} of table {table.name!r} are divided with the step {steps}; 1..{most} is possible.")
     on_host = {r: "" if r.host is None else f"host {r.host}, " for r in split.ranges}
     shown = ", ".join(f"{_shown(r.span)} on {on_host[r]}lane {r.lane}" for r in split.ranges) or "nothing"
-    known = {(h, lane) for h in range(topology.hosts) for lane in range(topology.ranks_per_host)}
-    if not known.issuperset(ranks) or len(set(ranks)) < len(ranks):
+    hosts, lanes = range(topology.hosts), range(topology.ranks_per_host)
+    if not all(h in hosts and lane in lanes for h, lane in ranks) or len(set(ranks)) < len(ranks):
         own = all(r.host is None for r in split.ranges)
         raise PlanError(
             f"the {what} of table {table.name!r} are divided as {shown}; each range needs another lane "

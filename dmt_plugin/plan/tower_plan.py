@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dmt_plugin.core.errors import PlanError
+from dmt_plugin.core.errors import PlanError, TopologyError
 from dmt_plugin.core.update_rule import WeightType
 from dmt_plugin.plan.file import read_json, short_hash, write_json
+from dmt_plugin.plan.fit import model_fingerprint as model_fingerprint
+from dmt_plugin.plan.fit import unlike, weights_fingerprint
+from dmt_plugin.plan.reading import PLAN_VERSION, read_fields
 from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.specs import FORMS
 from dmt_plugin.plan.specs import FeatureSpec as FeatureSpec
@@ -27,10 +30,8 @@ from dmt_plugin.plan.tables import Kind, TableShard, TableSplit, check_places, s
 from dmt_plugin.plan.tables import TableSpec as TableSpec
 from dmt_plugin.topology.shape import Topology
 
-PLAN_VERSION = 2
-"""The newest version. A plan that needs nothing new says 1, and keeps its fingerprint: version 2 has counts of distinct
-rows, or tables elsewhere than on their tower's host, or in rows by modulo, or "dcn" towers of a rank or with outputs
-of the whole tower."""
+_SHOWN = 6
+"""Differences from a model that a message names."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class TowerPlan:
         provenance: how the partition was made (strategy and its parameters).
         row_shares: the distinct rows that were counted when it was made; None where nobody did.
         table_hosts: host of the whole tables that are elsewhere than their tower.
+        weights: fingerprint of where the tables are in the model's parameters; empty in plans of before. It is no part
+            of the plan's own fingerprint.
     """
 
     topology: str
@@ -68,13 +71,14 @@ class TowerPlan:
     table_splits: Mapping[str, TableSplit] = field(default_factory=dict)
     row_shares: RowShares | None = None
     table_hosts: Mapping[str, int] = field(default_factory=dict)
+    weights: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         self._check_complete()
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Plans that an earlier version pickled have no ``table_hosts``."""
-        self.__dict__.update({"table_hosts": {}, **state})
+        """Plans that an earlier version pickled have no ``table_hosts``, and no ``weights``."""
+        self.__dict__.update({"table_hosts": {}, "weights": "", **state})
 
     # -- questions ---------------------------------------------------------------------
 
@@ -163,7 +167,8 @@ class TowerPlan:
 
     def _check_complete(self) -> None:
         names = [f.name for f in self.features]
-        for what, given in (("feature", names), ("table", [t.name for t in self.tables])):
+        described = {"feature": names, "table": [t.name for t in self.tables], "group": [g.name for g in self.groups]}
+        for what, given in described.items():
             repeated = sorted(name for name, count in Counter(given).items() if count > 1)
             if repeated:
                 raise PlanError(f"the plan describes the {what}(s) {repeated} more than once.")
@@ -189,7 +194,10 @@ class TowerPlan:
             raise PlanError(
                 f"the plan has {len(self.towers)} towers but hosts for {len(self.tower_hosts)}; give each a host."
             )
-        topology = Topology.parse(self.topology)
+        try:
+            topology = Topology.parse(self.topology)
+        except TopologyError as error:
+            raise PlanError(f"the plan is for no topology: {error}.") from error
         outside = [h for h in self.tower_hosts if not 0 <= h < topology.hosts]
         if outside:
             raise PlanError(f"the plan names host(s) {outside}; a topology of {topology} has 0..{topology.hosts - 1}.")
@@ -207,6 +215,8 @@ class TowerPlan:
             raise PlanError(
                 f"the plan overrides the module of tower(s) {absent}; it has the towers 0..{len(self.towers) - 1}."
             )
+        if bare := sorted(f.name for f in self.features if not f.tables):
+            raise PlanError(f"the plan has the feature(s) {bare} without a table. Make the plan again for this model.")
         odd = {g.name: g.form for g in self.groups if g.form not in FORMS}
         if odd:
             raise PlanError(f"the plan gives groups the form {odd}; expected one of {list(FORMS)}.")
@@ -224,6 +234,36 @@ class TowerPlan:
                     f"feature {feature.name!r} shares a table with features of the towers {sorted(homes)}; a table "
                     "lives in one tower, so put features that share a table together."
                 )
+
+    def _check_own_fingerprints(self) -> None:
+        """What a plan says of its model is what its own tables and features say."""
+        for key, found in (
+            ("model", model_fingerprint(self.tables, self.features)),
+            ("weights", weights_fingerprint(self.tables)),
+        ):
+            said = getattr(self, key)
+            if said and said != found:
+                raise PlanError(
+                    f"the plan says {key} = {said}, but its tables and features make that {found}: they were changed "
+                    "after it was written. Make a new plan for this model."
+                )
+
+    def check_model(self, tables: Sequence[TableSpec], features: Sequence[FeatureSpec]) -> None:
+        """Refuses to be used for a model with other tables or features, or with tables in other parameters.
+
+        Args:
+            tables: the model's.
+            features: the model's.
+
+        Raises:
+            PlanError: naming what differs.
+        """
+        if found := unlike(self.tables, self.features, tables, features):
+            more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            raise PlanError(
+                f"the plan does not fit the model: {'; '.join(found[:_SHOWN])}{more}. Make a new plan for this model, "
+                'or keep only its towers: a partition file may hold just {"towers": [[...], ...]}.'
+            )
 
     def check(self, *, model: str, topology: Topology) -> None:
         """Refuses to be used for another model or topology.
@@ -244,8 +284,8 @@ class TowerPlan:
 
     @property
     def fingerprint(self) -> str:
-        """A short hash of the whole plan."""
-        return short_hash(self.to_dict())
+        """A short hash of the whole plan but for ``weights``, which plans of before do not have."""
+        return short_hash({key: value for key, value in self.to_dict().items() if key != "weights"})
 
     def by_sample(self) -> TowerPlan:
         """The same towers, with every table where its rows can be looked up by sample.
@@ -269,8 +309,9 @@ class TowerPlan:
         data["table_splits"] = {name: split.to_dict() for name, split in self.table_splits.items()}
         if not self.table_splits:
             del data["table_splits"]  # a plan of whole tables keeps the fingerprint it had before there were others
-        if not self.table_hosts:
-            del data["table_hosts"]
+        for key in ("table_hosts", "weights"):
+            if not data[key]:
+                del data[key]
         if self.row_shares is None:
             del data["row_shares"]
         else:
@@ -293,51 +334,22 @@ class TowerPlan:
         """Reads what :meth:`to_dict` gave.
 
         Raises:
-            PlanError: missing or unknown entries, or another version.
+            PlanError: entries that are missing, unknown or impossible, another version, or tables and features that are
+                not those of the model that it says it is for.
         """
-        if data.get("version", 1) not in range(1, PLAN_VERSION + 1):
-            raise PlanError(f"the plan has version {data['version']}, this release reads 1 to {PLAN_VERSION}.")
-        fields = {f.name for f in dataclasses.fields(cls)} | {"version"}
-        required = {"version", "topology", "tables", "features", "groups", "towers", "tower_hosts", "table_lanes"}
-        missing, unknown = sorted(required - set(data)), sorted(set(data) - fields)
-        if missing or unknown:
-            raise PlanError(f"not a tower plan: missing entries {missing}, unknown entries {unknown}.")
-        try:
-            return cls(
-                topology=str(data["topology"]),
-                tables=tuple(TableSpec(**t) for t in data["tables"]),
-                features=tuple(FeatureSpec(f["name"], tuple(f["tables"]), f.get("hotness")) for f in data["features"]),
-                groups=tuple(
-                    GroupSpec(**{**g, "features": tuple(g["features"]), "parameters": tuple(g.get("parameters", ()))})
-                    for g in data["groups"]
-                ),
-                towers=tuple(tuple(t) for t in data["towers"]),
-                tower_hosts=tuple(int(h) for h in data["tower_hosts"]),
-                table_lanes={str(k): int(v) for k, v in data["table_lanes"].items()},
-                module=TowerModuleSpec(**data.get("module", {})),
-                model=str(data.get("model", "")),
-                provenance=dict(data.get("provenance", {})),
-                overrides={int(k): TowerModuleSpec(**v) for k, v in data.get("overrides", {}).items()},
-                table_splits={str(k): TableSplit.from_dict(v) for k, v in data.get("table_splits", {}).items()},
-                table_hosts={str(k): int(v) for k, v in data.get("table_hosts", {}).items()},
-                row_shares=None if (own := data.get("row_shares")) is None else RowShares.from_dict(own),
-            )
-        except PlanError:
-            raise
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise PlanError(f"not a tower plan: {type(error).__name__}: {error}") from error
+        plan = cls(**read_fields(data))
+        plan._check_own_fingerprints()
+        return plan
 
     @classmethod
     def load(cls, path: str | Path) -> TowerPlan:
-        """Reads a plan from a JSON file."""
-        return cls.from_dict(read_json(path))
+        """Reads a plan from a JSON file.
 
-
-def model_fingerprint(tables: Sequence[TableSpec], features: Iterable[FeatureSpec]) -> str:
-    """A short hash of what a plan depends on: features and table shapes."""
-    return short_hash(
-        {
-            "tables": sorted([t.name, t.rows, t.dim] for t in tables),
-            "features": sorted([f.name, list(f.tables)] for f in features),
-        }
-    )
+        Raises:
+            PlanError: as :meth:`from_dict`, or there is no such file.
+        """
+        data = read_json(path)
+        try:
+            return cls.from_dict(data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from error

@@ -37,7 +37,7 @@ class Topology:
         Raises:
             TopologyError: If ``text`` is anything else.
         """
-        match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", text)
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*x\s*([0-9]{1,9})\s*", text)
         if match is None:
             raise TopologyError(f'a topology is written "HOSTSxRANKS_PER_HOST" such as "2x4", found "{text}"')
         return cls(int(match[1]), int(match[2]))

@@ -34,7 +34,7 @@ from dmt_plugin.comm.wire.transport import Traffic, Transport
 from dmt_plugin.compiler import transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig, load_ds_config, read_dmt_config
-from dmt_plugin.core.run_files import write_description
+from dmt_plugin.core.run_files import check_folder, write_description
 from dmt_plugin.integrations.deepspeed import private
 from dmt_plugin.integrations.deepspeed.arguments import guards
 from dmt_plugin.integrations.deepspeed.arguments.example_batch import find_example
@@ -214,6 +214,8 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
 
     seed = gather(groups, seed_of(config))[0]
     with together(groups, "building its part of the model"):
+        if config.report.dir is not None and (rank == 0 or config.report.every):
+            check_folder(config.report.dir)
         check_buffers(model)
         dense_from_meta(model, seed)
         example = find_example(

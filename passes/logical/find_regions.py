@@ -34,7 +34,6 @@ from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
 from dmt_plugin.passes.facts import Region
 from dmt_plugin.passes.ops.names import name_of
 from dmt_plugin.passes.ops.per_sample import filled_alike, is_per_sample
-from dmt_plugin.plan.tower_plan import TowerPlan
 
 
 @dataclass
@@ -105,7 +104,7 @@ def _allowed(ctx: PassContext) -> frozenset[str] | None:
     """The parameters that the towers of a given plan apply to single features; ``None`` where none is given."""
     if ctx.given is None or not ctx.given.is_plan:
         return None
-    plan = TowerPlan.from_dict(ctx.given.data)
+    plan = ctx.given.plan
     return None if plan.module.kind == "none" else frozenset(name for g in plan.groups for name in g.parameters)
 
 

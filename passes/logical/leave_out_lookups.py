@@ -17,7 +17,6 @@ from dmt_plugin.capture import graph_module_over
 from dmt_plugin.nn.graph_ops import without_rows
 from dmt_plugin.passes.analysis.table_calls import TableCall, read_call, tells_no_values, weight_of
 from dmt_plugin.passes.base import Contract, GraphPass, PassContext, PassResult
-from dmt_plugin.plan.tower_plan import TowerPlan
 
 
 class LeaveOutLookups(GraphPass):
@@ -55,7 +54,7 @@ def _planned(ctx: PassContext) -> set[str]:
     """The parameters that hold tables of the plan that was given."""
     if ctx.given is None or not ctx.given.is_plan:
         return set()
-    return {table.parameter for table in TowerPlan.from_dict(ctx.given.data).tables}
+    return {table.parameter for table in ctx.given.plan.tables}
 
 
 def _used(graph: fx.Graph) -> set[fx.Node]:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 from dmt_plugin.config.section import DMTConfig
@@ -29,7 +30,8 @@ from dmt_plugin.passes.placement.table_placement import (
     rows_per_sample,
 )
 from dmt_plugin.passes.placement.travels_once import planned_towers, travelling_once
-from dmt_plugin.plan.tower_plan import FeatureSpec, GroupSpec, TableSpec, TowerModuleSpec, TowerPlan, model_fingerprint
+from dmt_plugin.plan.fit import model_fingerprint, weights_fingerprint
+from dmt_plugin.plan.tower_plan import FeatureSpec, GroupSpec, TableSpec, TowerModuleSpec, TowerPlan
 from dmt_plugin.planner import towers_to_hosts
 
 
@@ -45,8 +47,9 @@ class MakeTowerPlan(GraphPass):
         fingerprint = model_fingerprint(tables, features)
         given = ctx.given
         if given is not None and given.is_plan:
-            plan = TowerPlan.from_dict(given.data)
+            plan = given.plan
             plan.check(model=fingerprint, topology=ctx.topology)
+            plan.check_model(tables, features)
             plan = _kept_as(plan, tables)
             if plan.row_shares is None:
                 plan = dataclasses.replace(plan, row_shares=ctx.row_shares)
@@ -98,6 +101,7 @@ class MakeTowerPlan(GraphPass):
             module=module,
             overrides=overrides,
             model=fingerprint,
+            weights=weights_fingerprint(tables),
             provenance=made.provenance,
             row_shares=ctx.row_shares,
         )
@@ -201,9 +205,9 @@ def _kept_as(plan: TowerPlan, tables: Sequence[TableSpec]) -> TowerPlan:
 def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
     """Groups take the kind they have in the plan."""
     planned = {g.name: g for g in plan.groups}
-    found = {g.name: {x.feature for x in g.lookups} for g in ctx.facts.groups}
-    if found != {name: set(g.features) for name, g in planned.items()}:
-        theirs = {name: sorted(g.features) for name, g in planned.items() if found.get(name) != set(g.features)}
+    found = {g.name: Counter(x.feature for x in g.lookups) for g in ctx.facts.groups}
+    if found != {name: Counter(g.features) for name, g in planned.items()}:
+        theirs = {name: sorted(g.features) for name, g in planned.items() if found.get(name) != Counter(g.features)}
         mine = {name: sorted(f) for name, f in found.items() if name not in planned or name in theirs}
         raise PlanError(
             f"the plan joins the features as {theirs}, this model as {mine}, and cannot be grouped as planned. Make a "
@@ -211,19 +215,38 @@ def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
         )
     for group in ctx.facts.groups:
         spec = planned[group.name]
+        _check_group(ctx, plan, group, spec)
         if spec.kind == "transport":
             if group.kind == "tower":
                 _to_transport(group, "the plan moves it as it is")
         elif spec.form != group.form:
             _to_form(group, spec)
-        if spec.kind == "tower" and group.kind == "transport":
-            raise PlanError(
-                f"the plan takes {group.name} through towers, but it cannot: {group.reason}. Make a new plan for this "
-                "model."
-            )
         empty = [t for t in range(len(plan.towers)) if not plan.features_of(spec, t)]
         if spec.kind == "tower" and empty and plan.module.kind != "none":
             raise PlanError(f"the plan gives tower(s) {empty} no feature of {group.name}; each needs at least one.")
+
+
+def _check_group(ctx: PassContext, plan: TowerPlan, group: StreamGroup, spec: GroupSpec) -> None:
+    """What the plan says of a group can be had, and its widths, and parameters that go with features, are the model's."""
+    if spec.kind == "tower" and group.kind == "transport":
+        raise PlanError(
+            f"the plan takes {group.name} through towers, but it cannot: {group.reason}. Make a new plan for this model."
+        )
+    widths = {group.width}
+    if spec.kind == "transport":  # that of its streams, of its rows, or none as they differ
+        widths |= {0, *(x.dim for x in group.lookups)}
+    if spec.width not in widths:
+        raise PlanError(
+            f"the plan has vectors of width {spec.width} in {group.name}, this model of width {group.width}. Make a "
+            "new plan for this model."
+        )
+    if spec.kind == "tower" and plan.module.kind != "none":
+        own = _parameters(ctx, group)
+        if unknown := sorted(set(spec.parameters) - set(own)):
+            raise PlanError(
+                f"the plan takes the parameters {unknown} into the towers of {group.name}; those that this model "
+                f"applies to one feature of it alone are {list(own)}. Make a new plan for this model."
+            )
 
 
 def _to_form(group: StreamGroup, spec: GroupSpec) -> None:
@@ -304,6 +327,10 @@ def _own_parameters(ctx: PassContext, group: StreamGroup) -> tuple[str, ...]:
     """The parameters that features of a group with tower modules have to themselves."""
     if group.kind != "tower" or ctx.config.towers.module == "none":
         return ()
+    return _parameters(ctx, group)
+
+
+def _parameters(ctx: PassContext, group: StreamGroup) -> tuple[str, ...]:
     regions = [ctx.facts.regions[x.node] for x in group.lookups if x.node in ctx.facts.regions]
     return tuple(sorted({name for region in regions for name in region.parameters}))
 

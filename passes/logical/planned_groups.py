@@ -23,7 +23,7 @@ from torch import fx
 from dmt_plugin.passes.base import PassContext
 from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.logical.gather_streams import computed_alone
-from dmt_plugin.plan.tower_plan import GroupSpec, TowerPlan
+from dmt_plugin.plan.tower_plan import GroupSpec
 
 #: Positions in the list of leading lookups, the form of a tower group (empty for one that only moves), and the reason
 #: why it is not a regular one.
@@ -45,7 +45,7 @@ def as_planned(ctx: PassContext, streams: Sequence[fx.Node], found: list[Found])
     """
     if ctx.given is None or not ctx.given.is_plan:
         return found
-    lookups, groups = ctx.facts.leading(), TowerPlan.from_dict(ctx.given.data).groups
+    lookups, groups = ctx.facts.leading(), ctx.given.plan.groups
     here = Counter(frozenset(lookups[i].feature for i in members) for members, _, _ in found)
     if here == Counter(frozenset(group.features) for group in groups):
         return found

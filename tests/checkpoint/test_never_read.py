@@ -60,7 +60,7 @@ def as_before(plan: TowerPlan) -> TowerPlan:
     features = (*plan.features, FeatureSpec("tables.4", ("tables.4",), 1))
     return dataclasses.replace(
         plan, tables=tables, features=features, towers=((*plan.towers[0], "tables.4"), *plan.towers[1:]),
-        table_lanes={**plan.table_lanes, "tables.4": 0}, model=model_fingerprint(tables, features),
+        table_lanes={**plan.table_lanes, "tables.4": 0}, model=model_fingerprint(tables, features), weights="",
     )  # fmt: skip
 
 

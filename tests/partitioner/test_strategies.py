@@ -104,9 +104,9 @@ def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"groups": []}, 'needs an entry "towers"'),
-        ({"towers": ["f0", "f1"]}, "one list of feature names per tower"),
-        ({"towers": [["f0", 1], ["f2", "f3"]]}, "one list of feature names per tower"),
+        ({"groups": []}, r"not a partition: missing entries \['towers'\], unknown entries \['groups'\]"),
+        ({"towers": ["f0", "f1"]}, r'towers\[0\]: found "f0", expected a list'),
+        ({"towers": [["f0", 1], ["f2", "f3"]]}, r"towers\[0\]\[1\]: found 1, expected a text"),
         ({"towers": [["f0", "f1", "f2", "f3"]]}, "has 1 towers, this run needs 2. Set dmt.towers.count to 1"),
         ({"towers": [["f0", "f1"], ["f2"]]}, r"features in no tower \['f3'\]"),
         ({"towers": [["f0", "f1"], ["f2", "f3", "x"]]}, r"unknown features \['x'\]"),

@@ -213,7 +213,7 @@ def test_a_plan_may_give_a_regular_group_another_form_but_not_the_native_one(tmp
         ({"overrides": {"2": {"kind": "dcn"}}}, r"overrides the module of tower\(s\) \[2\]; it has the towers 0\.\.1"),
         ({"overrides": {"one": {"kind": "dcn"}}}, "not a tower plan"),
         ({"overrides": {"1": {"module": "dcn"}}}, "not a tower plan"),
-        ({"form": "decoded"}, r"the form {'group0': 'decoded'}; expected one of"),
+        ({"form": "decoded"}, r'groups\[0\]\.form: found "decoded" \(did you mean "decoder"\?\)'),
     ],
 )
 def test_a_plan_with_forms_or_overrides_that_do_not_exist(change: dict[str, Any], message: str) -> None:

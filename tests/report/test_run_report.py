@@ -65,7 +65,7 @@ def test_all_ranks_are_read(tmp_path: Path) -> None:
 
 
 def test_only_one_record_is_better_than_none(tmp_path: Path) -> None:
-    write(tmp_path, 0, header(0, topology="1x1"), record(0, 10, 50.0))
+    write(tmp_path, 0, header(0, topology="1x1", tower_hosts=[0, 0]), record(0, 10, 50.0))
     assert summary_of(read_run(tmp_path))["step_s"] == 50.0
 
 
@@ -185,7 +185,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
 
 def test_records_of_different_lengths_are_weighted(tmp_path: Path) -> None:
     lines = [record(0, 10), record(0, 20, 1.0), record(0, 50, 5.0, steps=30)]
-    write(tmp_path, 0, header(0, topology="1x1"), *lines)
+    write(tmp_path, 0, header(0, topology="1x1", tower_hosts=[0, 0]), *lines)
     assert summary_of(read_run(tmp_path))["step_s"] == pytest.approx((10 * 1 + 30 * 5) / 40)
 
 
@@ -218,3 +218,74 @@ def test_the_command(tmp_path: Path) -> None:
     assert json.loads(done.output)["topology"] == "2x2"
     done = CliRunner().invoke(app, ["report", str(tmp_path / "absent")])
     assert isinstance(done.exception, ReportError)
+
+
+# -- records that no run has written -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"at": "now"}, r'line 1: \["at"\]: found "now"'),
+        ({"at": float("inf")}, r'\["at"\]: found Infinity'),
+        ({"every": -1}, r'\["every"\]: found -1'),
+        ({"topology": "two"}, r'\["topology"\]: a topology is written'),
+        ({"topology": "1x1"}, r'\["tower_hosts"\]\[1\]: found 1'),
+        ({"host": 1}, "rank 0 is not lane 0 of host 1 in a topology of 2x2"),
+        ({"towers": "ab"}, r'\["towers"\]: found "ab", expected a list'),
+        ({"towers": [["a"], [3]]}, r'\["towers"\]\[1\]\[0\]: found 3'),
+        ({"tower_hosts": [0]}, r'\["tower_hosts"\]: found \[0\], expected the host of each of the towers'),
+        ({"versions": {"torch": 2}}, r'\["versions"\]\["torch"\]: found 2'),
+        ({"device": 3}, r'\["device"\]: found 3'),
+    ],
+)
+def test_headers_that_no_run_has_written_are_refused(tmp_path: Path, entry: dict[str, Any], said: str) -> None:
+    write(tmp_path, 0, header(0, **entry), record(0, 10))
+    with pytest.raises(ReportError, match=said):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"step": 0}, r'line 2: \["step"\]: found 0'),
+        ({"steps": 0}, r'\["steps"\]: found 0'),
+        ({"seconds": "1"}, r'\["seconds"\]: found "1"'),
+        ({"seconds": float("nan")}, r'\["seconds"\]: found NaN'),
+        ({"seconds": -1}, r'\["seconds"\]: found -1'),
+        ({"parts_s": {"forward": None}}, r'\["parts_s"\]\["forward"\]: found null'),
+        ({"exchanges": {"peers": 3}}, r'\["exchanges"\]\["peers"\]: found 3, expected an object'),
+        ({"exchanges": {"peers": {"waited_s": []}}}, r'\["waited_s"\]: found \[\]'),
+        ({"tower_ids": {"2": 1.0}}, r"found the tower\(s\) \['2'\], expected numbers below 2"),
+        ({"table_ids": {"t": 1e300}}, r'\["table_ids"\]\["t"\]: found 1e\+300'),
+        ({"distinct": {"g": {"ids": "many"}}}, r'\["distinct"\]\["g"\]\["ids"\]: found "many"'),
+    ],
+)
+def test_records_that_no_run_has_written_are_refused(tmp_path: Path, entry: dict[str, Any], said: str) -> None:
+    write(tmp_path, 0, header(0), record(0, 10) | entry)
+    with pytest.raises(ReportError, match=said):
+        read_run(tmp_path)
+
+
+def test_lines_that_are_no_data_are_refused(tmp_path: Path) -> None:
+    for line, said in (("[" * 5000 + "]" * 5000, "nested over 100"), ('{"run": 1, "run": 1}', "given twice")):
+        write(tmp_path, 0, line)
+        with pytest.raises(ReportError, match=f"line 1: .*{said}"):
+            read_run(tmp_path)
+    (tmp_path / "run_rank00000.jsonl").unlink()
+    (tmp_path / "run_rank00000.jsonl").mkdir()
+    with pytest.raises(ReportError, match="cannot be read"):
+        read_run(tmp_path)
+
+
+def test_ranks_of_one_plan_have_the_same_towers(tmp_path: Path) -> None:
+    whole(tmp_path)
+    write(tmp_path, 1, header(1, towers=[["a"], ["b"], ["c"]], tower_hosts=[0, 1, 1]), record(1, 10))
+    with pytest.raises(ReportError, match=r"has another towers and tower_hosts than the other ranks"):
+        read_run(tmp_path)
+
+
+def test_many_missing_ranks_are_counted_not_listed(tmp_path: Path) -> None:
+    write(tmp_path, 0, header(0, topology="60000x60000"), record(0, 10))
+    (note,) = read_run(tmp_path).notes
+    assert note.startswith("no records of ranks 1, 2, 3, 4, 5, 6, 7, 8 and 3599999991 more, of 3600000000")

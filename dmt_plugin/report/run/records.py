@@ -15,15 +15,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dmt_plugin.core.errors import ReportError
-from dmt_plugin.core.run_files import FORMAT, record_files
+from dmt_plugin.core.json_text import parse
+from dmt_plugin.core.run_files import FORMAT, record_files, record_path
+from dmt_plugin.report.run.checks import check_header, check_record
 from dmt_plugin.topology.shape import Topology
 
-_HEADER = {"rank", "host", "lane", "at", "topology", "plan", "every", "towers", "tower_hosts"}
-_RECORD = {"step", "samples", "steps", "seconds", "parts_s", "exchanges", "tower_ids", "table_ids"}
+_SHOWN = 8
+"""Ranks that a note names."""
 
 
 @dataclass
@@ -99,7 +102,8 @@ def read_run(folder: str | Path) -> Run:
     found = {rank: one for rank, one in ranks.items() if one is not None}
     if not found:
         raise ReportError(f"there are no records in {place} yet: the first comes after {newest['every']} steps.")
-    topology = Topology.parse(str(newest["topology"]))
+    topology = Topology.parse(newest["topology"])
+    _check_alike(starts, newest, place)
     notes += _said_of(found, topology)
     return Run(topology, found, notes)
 
@@ -112,26 +116,30 @@ def _starts_of(file: Path, rank: int, notes: list[str]) -> list[Start]:
             starts.append(Start(entry))
         elif not starts:
             raise ReportError(f"{file}, line {number}: expected a header; found a line with the keys {sorted(entry)}.")
-        elif missing := _RECORD - set(entry):
-            raise ReportError(f"{file}, line {number}: a record without {sorted(missing)}; the file was changed.")
         else:
+            check_record(entry, len(starts[-1].header["towers"]), f"{file}, line {number}")
             starts[-1].records.append(entry)
     return starts
 
 
 def _entries(file: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise ReportError(f"{file} cannot be read: {error}.") from error
     while lines and not lines[-1]:
         lines.pop()
     torn: tuple[int, str] | None = None
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = parse(line)
         except json.JSONDecodeError as error:
             if torn is not None:
                 raise ReportError(f"{file}, line {torn[0]}: not a line of JSON: {torn[1]}") from error
             torn = number, str(error)
             continue
+        except ValueError as error:
+            raise ReportError(f"{file}, line {number}: {error}.") from error
         if not isinstance(entry, dict):
             raise ReportError(f"{file}, line {number}: expected a JSON object; found {type(entry).__name__}.")
         if torn is not None and "run" not in entry:
@@ -150,10 +158,20 @@ def _check_header(header: Mapping[str, Any], file: Path, number: int, rank: int)
             f"{file}, line {number}: records of format {header['run']!r}; this version of dmt-plugin reads format "
             f"{FORMAT}. Use the version that wrote them: {_versions(header)}."
         )
-    if missing := _HEADER - set(header):
-        raise ReportError(f"{file}, line {number}: a header without {sorted(missing)}; the file was changed.")
+    check_header(header, f"{file}, line {number}")
     if header["rank"] != rank:
         raise ReportError(f"{file} has the records of rank {header['rank']}: it was renamed.")
+
+
+def _check_alike(starts: Mapping[int, list[Start]], newest: Mapping[str, Any], place: Path) -> None:
+    """Ranks of one plan have the same towers on the same hosts."""
+    for rank, found in starts.items():
+        for header in (start.header for start in found if _same(start.header, newest)):
+            if other := [key for key in ("towers", "tower_hosts") if header[key] != newest[key]]:
+                raise ReportError(
+                    f"{record_path(place, rank)} has another {' and '.join(other)} than the other ranks, under the "
+                    f"same plan {newest['plan']}: the file was changed."
+                )
 
 
 def _versions(header: Mapping[str, Any]) -> str:
@@ -181,10 +199,11 @@ def _joined(starts: list[Start], newest: Mapping[str, Any]) -> RankRun | None:
 
 def _said_of(ranks: Mapping[int, RankRun], topology: Topology) -> list[str]:
     notes = []
-    if missing := sorted(set(range(topology.world_size)) - set(ranks)):
+    if missing := topology.world_size - len(ranks):
+        first = islice((rank for rank in range(topology.world_size) if rank not in ranks), _SHOWN)
         notes.append(
-            f"no records of {say_ranks(missing)}, of {topology.world_size}: sums over ranks are without them. Each "
-            "host writes into its own folder, unless all share it: put all files into one."
+            f"no records of {say_ranks(first, missing)}, of {topology.world_size}: sums over ranks are without them. "
+            "Each host writes into its own folder, unless all share it: put all files into one."
         )
     ends = {rank: one.records[-1]["step"] for rank, one in ranks.items()}
     if behind := sorted(rank for rank, end in ends.items() if end < max(ends.values())):
@@ -199,8 +218,14 @@ def _said_of(ranks: Mapping[int, RankRun], topology: Topology) -> list[str]:
     return notes
 
 
-def say_ranks(ranks: Iterable[int]) -> str:
-    """``rank 3``, or ``ranks 0, 1, 4``; the first eight of many."""
+def say_ranks(ranks: Iterable[int], count: int | None = None) -> str:
+    """``rank 3``, or ``ranks 0, 1, 4``; the first eight of many.
+
+    Args:
+        ranks: the ranks; of many, the first eight will do.
+        count: how many there are, where these are not all.
+    """
     shown = sorted(ranks)
-    more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-    return f"rank{'s' * (len(shown) > 1)} {', '.join(map(str, shown[:8]))}{more}"
+    more = (len(shown) if count is None else count) - _SHOWN
+    last = f" and {more} more" if more > 0 else ""
+    return f"rank{'s' * (len(shown) > 1)} {', '.join(map(str, shown[:_SHOWN]))}{last}"
