@@ -29,14 +29,27 @@ class IdCore(ABC):
         self.slots = tuple(slots)
         self.wire: Wire | None = None
         self.arrived: Any = None
+        self.begun = self.ended = False
+        self.under_way: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has no wire: process groups cannot be copied.
-        return {**self.__dict__, "wire": None, "arrived": None}
+        return {**self.__dict__, "wire": None, "arrived": None, "under_way": None}
+
+    def begin(self, ids: Sequence[FeatureIds] | None) -> Any:
+        """``start`` over its own wire; notes it, for :meth:`IdExchange.start_without_ids`."""
+        self.begun = True
+        self.under_way = self.start(ids, self.own_wire())
+        return self.under_way
+
+    def end(self, flight: Any) -> Any:
+        """``finish`` over its own wire; notes it."""
+        self.ended, self.under_way = True, None
+        return self.finish(flight, self.own_wire())
 
     @abstractmethod
-    def start(self, ids: Sequence[FeatureIds], wire: Wire) -> Any:
-        """Check the ids and start the first stage."""
+    def start(self, ids: Sequence[FeatureIds] | None, wire: Wire) -> Any:
+        """Check the ids and start the first stage; with ``None`` let the other ranks know that there are none."""
 
     @abstractmethod
     def finish(self, flight: Any, wire: Wire) -> Any:
@@ -62,7 +75,7 @@ class _Start(nn.Module):
 
     @torch.no_grad()
     def forward(self, *ids: FeatureIds) -> Any:
-        return self.core.start(ids, self.core.own_wire())
+        return self.core.begin(ids)
 
 
 class _Wait(nn.Module):
@@ -74,7 +87,7 @@ class _Wait(nn.Module):
 
     @torch.no_grad()
     def forward(self, pending: Any) -> Any:
-        return self.core.finish(pending, self.core.own_wire())
+        return self.core.end(pending)
 
 
 class _Arrived(nn.Module):
@@ -113,6 +126,41 @@ class IdExchange(nn.Module):
     def bind(self, transport: Wire) -> None:
         """Give the exchange its wire; nothing can be sent before."""
         self._core.wire = transport
+
+    @property
+    def bound(self) -> bool:
+        """Whether it has a wire."""
+        return self._core.wire is not None
+
+    def reset(self) -> None:
+        """A run of the graph begins: neither end has run yet."""
+        self._core.begun = self._core.ended = False
+        self._core.under_way = None
+
+    @torch.no_grad()
+    def start_without_ids(self) -> None:
+        """In place of the start node, where the call failed on this rank; nothing if that has run."""
+        if not self._core.begun:
+            self._core.begin(None)
+
+    @torch.no_grad()
+    def wait_after_failure(self) -> None:
+        """In place of the wait node; nothing if that has run.
+
+        Raises:
+            IdRangeError: on every rank, where the batch of any was bad.
+        """
+        if not self._core.ended:
+            self._core.end(self._core.under_way)
+
+    @torch.no_grad()
+    def tell(self, wire: Wire) -> None:
+        """Start and wait without ids, over a wire that is not the bound one.
+
+        Raises:
+            IdRangeError: on every rank.
+        """
+        self._core.finish(self._core.start(None, wire), wire)
 
     @torch.no_grad()
     def distribute(self, ids: Sequence[FeatureIds], wire: Wire) -> Any:

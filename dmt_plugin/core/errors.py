@@ -84,7 +84,7 @@ class ReportError(DMTError, ValueError):
 
 
 class IdRangeError(DMTError, IndexError):
-    """A batch holds an id outside its table's rows."""
+    """A batch holds an id outside its table's rows, or ids that cannot be read: of another type or shape, say."""
 
 
 class FindingsError(DMTError, RuntimeError):

@@ -16,14 +16,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, fx
 
-from dmt_plugin.comm.distinct.requests import RowRequests
-from dmt_plugin.comm.input_dist.input_dist import InputDist
+from dmt_plugin.comm.id_exchange import IdExchange
 from dmt_plugin.comm.wire.transport import Transport
-from dmt_plugin.core.errors import ExchangeError
+from dmt_plugin.core.errors import DMTError, ExchangeError
 from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, carries_ids, is_start
 from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.passes.ops.per_sample import writes_input
@@ -50,7 +50,7 @@ class IdPrefetcher:
     """
 
     def __init__(
-        self, graph_module: fx.GraphModule, exchanges: Mapping[str, InputDist | RowRequests], transport: Transport
+        self, graph_module: fx.GraphModule, exchanges: Mapping[str, IdExchange], transport: Transport
     ) -> None:
         for name, exchange in exchanges.items():
             graph_module.add_submodule(_arrived(name), exchange.arrived)
@@ -64,6 +64,11 @@ class IdPrefetcher:
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copy of a model has no groups to send ids over, so it has no prefetcher."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether the ids of a batch are there or on their way."""
+        return self._job is not None
 
     def announce(self, inputs: Inputs, step: int) -> None:
         """Name the graph inputs of the next batch.
@@ -90,7 +95,11 @@ class IdPrefetcher:
         read = self._both()[0]
 
         def distribute() -> dict[str, Any]:
-            ids = read(self._graph_module, *announced.inputs)
+            try:
+                ids = read(self._graph_module, *announced.inputs)
+            except Exception:
+                self._tell()
+                raise
             return {name: self._exchanges[name].distribute(own, self._transport) for name, own in ids.items()}
 
         self._job = _Job(announced, distribute)
@@ -98,6 +107,12 @@ class IdPrefetcher:
             threading.Thread(target=self._job.run, name="dmt-prefetch", daemon=True).start()
         else:
             self._job.run()
+
+    def _tell(self) -> None:
+        """The other ranks distribute ids that this one could not read: they raise at the first exchange."""
+        first = next(iter(_starts(list(self._graph_module.graph.nodes))))
+        with suppress(DMTError):
+            self._exchanges[first].tell(self._transport)
 
     def run(self, inputs: Inputs) -> tuple[bool, Any]:
         """Run the graph on a batch whose ids are here or on the way.

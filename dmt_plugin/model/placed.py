@@ -21,8 +21,7 @@ from torch import Tensor, fx, nn
 from dmt_plugin.capture import CapturedModel, ExampleBatch, GraphModel, InputBinder, copy_graph, graph_module_over
 from dmt_plugin.capture.graph_state import load_graph_module, save_graph_module
 from dmt_plugin.capture.misfits import said_to_the_user
-from dmt_plugin.comm.distinct.requests import RowRequests
-from dmt_plugin.comm.input_dist.input_dist import InputDist
+from dmt_plugin.comm.id_exchange import IdExchange
 from dmt_plugin.comm.wire.transport import Transport, Wire
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import PlanError, TablesReleasedError
@@ -30,6 +29,7 @@ from dmt_plugin.core.update_rule import Rule
 from dmt_plugin.fxtools.names import LOOKUP
 from dmt_plugin.model.id_prefetch import IdPrefetcher
 from dmt_plugin.model.logical import TowerModel
+from dmt_plugin.model.unread_ids import Ends, ends_of, told_to_others
 from dmt_plugin.nn.lookup.rounding import TORCH_TYPES, Place, type_of
 from dmt_plugin.nn.lookup.sharded import ShardedLookup
 from dmt_plugin.nn.lookup.site import Fill
@@ -89,6 +89,8 @@ class PlacedModel(GraphModel):
 
     Attributes:
         exchanges: the exchange modules, in the order of the route.
+        id_exchanges: those of ids, by name.
+        id_ends: their ends in the order of the graph.
         tower_paths: names of tower modules that only this host's lanes hold.
     """
 
@@ -100,6 +102,8 @@ class PlacedModel(GraphModel):
     rank: int
     placement: Placement
     exchanges: Sequence[nn.Module]
+    id_exchanges: Mapping[str, IdExchange]
+    id_ends: Ends
     tower_paths: tuple[str, ...]
     passes: tuple[PassResult, ...]
     prefetcher: Any  # an IdPrefetcher, or None
@@ -125,6 +129,8 @@ class PlacedModel(GraphModel):
             rank=rank,
             placement=placement,
             exchanges=tuple(placement.exchanges.values()),
+            id_exchanges={n: x for n, x in placement.exchanges.items() if isinstance(x, IdExchange)},
+            id_ends=ends_of(graph_module.graph),
             tower_paths=placement.tower_paths,
             passes=(),
             prefetcher=None,
@@ -134,8 +140,14 @@ class PlacedModel(GraphModel):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the graph with the user's arguments; ids that were distributed ahead are used."""
-        inputs = self.binder.inputs(args, kwargs)
         prefetcher: IdPrefetcher | None = self.prefetcher
+        if prefetcher is not None and prefetcher.busy:  # the other ranks wait for no ids of this call
+            return self._run(args, kwargs, prefetcher)
+        with told_to_others(self.id_ends, self.id_exchanges):
+            return self._run(args, kwargs, prefetcher)
+
+    def _run(self, args: Sequence[Any], kwargs: dict[str, Any], prefetcher: IdPrefetcher | None) -> Any:
+        inputs = self.binder.inputs(args, kwargs)
         with said_to_the_user(self.binder, inputs):
             if prefetcher is not None:
                 ran, result = prefetcher.run(inputs)
@@ -190,8 +202,7 @@ class PlacedModel(GraphModel):
         Args:
             transport: a wire over groups that nothing else uses.
         """
-        exchanges = {n: x for n, x in self.placement.exchanges.items() if isinstance(x, InputDist | RowRequests)}
-        prefetcher = IdPrefetcher(self.__dict__["graph_module"], exchanges, transport)
+        prefetcher = IdPrefetcher(self.__dict__["graph_module"], self.id_exchanges, transport)
         self._keep(prefetcher=prefetcher)
         return prefetcher
 

@@ -62,7 +62,7 @@ def count_rows(graph: PlacedGraph, batches: Iterable[Any], samples: int, steps: 
         IdRangeError: an id is outside its table.
     """
     counts = _Counts(graph, samples)
-    for ids in islice(cut_into_steps(_read(graph, batches), samples, graph.topology.world_size), steps):
+    for ids in islice(cut_into_steps(_read(graph, batches), counts.slots, samples, graph.topology.world_size), steps):
         counts.add(ids)
     return counts.result()
 

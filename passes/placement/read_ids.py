@@ -88,7 +88,7 @@ def count_shares(
     try:
         ids = _read(gm, binder, lookups, reads, _until(calls, until))
         sized = ((own[0].batch_size, own) for own in ids)
-        for of_lanes in islice(cut_into_steps(sized, data.samples, lanes), data.steps):
+        for of_lanes in islice(cut_into_steps(sized, reads.slots, data.samples, lanes), data.steps):
             counter.add([checked_streams(reads.slots, own, lane, counter.steps) for lane, own in enumerate(of_lanes)])
     finally:
         if isinstance(calls, Generator):

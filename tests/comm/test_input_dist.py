@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 
 from dmt_plugin.comm.batch_layout import BatchLayout
-from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot, ids_from_bag_2d, ids_from_embedding
+from dmt_plugin.comm.input_dist.ids import (
+    FeatureIds,
+    IdSlot,
+    ids_from_bag_2d,
+    ids_from_bag_offsets,
+    ids_from_column,
+    ids_from_embedding,
+)
 from dmt_plugin.comm.input_dist.input_dist import InputDist
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
+from dmt_plugin.core.errors import IdRangeError
 from dmt_plugin.topology.shape import Topology
 from tests._util.routing import Case, Feature, make_ids
 from tests._util.simulated import SimulatedWorld
@@ -129,17 +138,47 @@ def test_wrong_calls_are_named() -> None:
         good = FeatureIds(torch.tensor([1, 2]), None, 1, 2, weights)
         with pytest.raises(ValueError, match="2 slots expected, found 1"):
             exchange.start(ids(1, 2))
-        with pytest.raises(ValueError, match="'b' is weighted"):
-            exchange.start(ids(1, 2), ids(1, 2))
-        with pytest.raises(ValueError, match="'a' is not weighted"):
-            exchange.start(good, good)
-        with pytest.raises(ValueError, match="integer ids"):
-            exchange.start(FeatureIds(torch.ones(2), None, 1, 2), good)
         learned = FeatureIds(good.values, None, 1, 2, weights.clone().requires_grad_())
-        with pytest.raises(ValueError, match="learned"):
-            exchange.start(ids(1, 2), learned)
+        for batch, words in (
+            ((ids(1, 2), ids(1, 2)), "'b' has no weights"),
+            ((good, good), "'a' has weights"),
+            ((FeatureIds(torch.ones(2), None, 1, 2), good), "integer ids"),
+            ((ids(1, 2), learned), "learned"),
+        ):
+            with pytest.raises(IdRangeError, match=words):
+                exchange(*batch)
 
     SimulatedWorld(Topology(1, 1)).run(program)
+
+
+def test_of_several_faults_that_of_the_first_feature_is_named() -> None:
+    """Whatever kind they are of: fixed or varying bags, ids without bags, shapes, types."""
+    names = "abcdef"
+    slots = [IdSlot(n, 5, None if n in "bd" else 1, n == "e", i % 2, (0,)) for i, n in enumerate(names)]
+    good = {n: ids_from_bag_offsets(torch.tensor([1, 2]), torch.tensor([0, 1])) for n in "bd"}
+    good |= {n: ids(1, 2) for n in "acf"} | {"e": FeatureIds(torch.tensor([1, 2]), None, 1, 2, torch.ones(2))}
+    bad = {
+        "a": ids(1, 7),
+        "b": ids_from_bag_offsets(torch.tensor([1, 9]), torch.tensor([0, 1])),
+        "c": ids_from_column(torch.tensor([[1], [2]]), 4),
+        "d": ids_from_bag_offsets(torch.tensor([1, 2]), torch.tensor([0, 5])),
+        "e": FeatureIds(torch.tensor([1, 2]), None, 1, 2, torch.ones(3)),
+        "f": FeatureIds(torch.tensor([1.0, 2.0]), None, 1, 2),
+    }
+
+    def program(wire: Any) -> list[str]:
+        exchange, said = bound(slots, wire), []
+        for pair in itertools.combinations(names, 2):
+            spoilt = good if wire.rank == 0 else {**good, **{n: bad[n] for n in pair}}
+            with pytest.raises(IdRangeError) as caught:
+                exchange(*(spoilt[n] for n in names))
+            said.append(str(caught.value))
+        return said
+
+    found = SimulatedWorld(Topology(2, 1)).run(program)
+    assert found[0] == found[1]
+    for (first, _), text in zip(itertools.combinations(names, 2), found[0], strict=True):
+        assert f"rank 1: feature '{first}' has" in text
 
 
 def test_two_batches_in_flight() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dmt_plugin.comm.input_dist.id_stage import Fault
+from dmt_plugin.comm.input_dist.faults import Fault
 from dmt_plugin.comm.wire.transport import Arrived, Group, Pending, Wire
 
 _FAULT_WORDS = len(Fault._fields)

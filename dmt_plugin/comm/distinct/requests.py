@@ -37,7 +37,8 @@ from dmt_plugin.comm.distinct.request_stage import Announced, RequestStage
 from dmt_plugin.comm.distinct.row_groups import Read, Route, RowCodes, RowGroup
 from dmt_plugin.comm.id_exchange import IdCore, IdExchange
 from dmt_plugin.comm.input_dist.id_source import SourceCheck
-from dmt_plugin.comm.input_dist.id_stage import Fault, Stream, first_fault
+from dmt_plugin.comm.input_dist.faults import Fault, first_fault
+from dmt_plugin.comm.input_dist.id_stage import Stream
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 from dmt_plugin.comm.micro_blocks import block_sizes
 from dmt_plugin.comm.wire.transport import Pending, Wire
@@ -182,7 +183,7 @@ class _Core(IdCore):
         """Of the lists of codes that a stage sends: one for each group and block."""
         return [codes.dtype for codes in self.codes for _ in range(self.blocks)]
 
-    def start(self, ids: Sequence[FeatureIds], wire: Wire) -> RequestsInFlight:
+    def start(self, ids: Sequence[FeatureIds] | None, wire: Wire) -> RequestsInFlight:
         batch, streams, fault = self.check(ids, wire.device)
         stage, owners = self.last_stage, 1
         if self.lanes_stage is not None:  # a lane sees to the owners on all hosts that have its number

@@ -19,17 +19,26 @@ Ids = tuple[FeatureIds, ...]
 """Ids of all slots, of as many samples as there are."""
 
 
-def cut_into_steps(batches: Iterable[tuple[int, Ids]], samples: int, ranks: int) -> Iterator[list[Ids]]:
+def cut_into_steps(
+    batches: Iterable[tuple[int, Ids]], slots: Sequence[IdSlot], samples: int, ranks: int
+) -> Iterator[list[Ids]]:
     """The ids of all ranks, step after step; samples that do not fill a step are left out.
 
     Args:
         batches: in the order of the data; each with its number of samples.
+        slots: what they are the ids of.
         samples: per rank and step.
         ranks: that take their samples from one step, one behind the other.
+
+    Raises:
+        IdRangeError: ids of a batch cannot be read.
     """
+    check = SourceCheck(slots, 0)
     pending: list[Ids] = []
     there = 0
-    for size, batch in batches:
+    for number, (size, batch) in enumerate(batches):
+        if (fault := check.fault_of_form(batch)).rank >= 0:
+            raise IdRangeError(f"batch {number}: {fault.message(slots)}")
         pending.append(batch)
         there += size
         while there >= samples * ranks:

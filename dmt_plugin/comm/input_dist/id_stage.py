@@ -24,48 +24,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dmt_plugin.comm.input_dist.faults import NO_FAULT, Fault
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.comm.wire.transport import BRIEF_BYTES, Group, Pending, Wire
-
-ID_RANGE, BAG_LENGTHS, HOTNESS, BATCH_SIZE = range(4)
-
-
-class Fault(NamedTuple):
-    """Bad input found at its source; ``rank`` -1 means none. Travels as four int64."""
-
-    rank: int
-    slot: int
-    kind: int
-    found: int
-
-    def message(self, slots: Sequence[IdSlot]) -> str:
-        """The same text on every rank."""
-        slot = slots[self.slot]
-        where = f"rank {self.rank}: feature '{slot.name}'"
-        if self.kind == ID_RANGE:
-            return (
-                f"{where} has id {self.found}, but its table has {slot.rows} rows (valid ids are 0 to "
-                f"{slot.rows - 1}); mend the data or enlarge the table"
-            )
-        if self.kind == BAG_LENGTHS:
-            return (
-                f"{where} has bag lengths that are negative or add up to {self.found}, which is not the "
-                "number of its ids; mend the offsets or lengths of the batch"
-            )
-        if self.kind == HOTNESS:
-            return (
-                f"{where} has {self.found} ids per sample, but {slot.hotness} in the example batch; pass "
-                "batches of one width, or offsets (bags of varying length)"
-            )
-        return f"{where} has {self.found} samples, a different number than the rank's first feature"
-
-
-NO_FAULT = Fault(-1, 0, 0, 0)
-
-
-def first_fault(faults: Sequence[Fault]) -> Fault:
-    """The fault every rank reports: that of the lowest source rank."""
-    return min((fault for fault in faults if fault.rank >= 0), default=NO_FAULT)
 
 
 @dataclass

@@ -10,6 +10,9 @@ what ``nn.EmbeddingBag`` means by it:
 1. find the ids that are not padding;
 2. keep them, and their weights, in order;
 3. count them per sample: the result has ``lengths`` and no fixed hotness.
+
+Arguments that no bags can be read from are no error here, where one rank alone would know of it: what is wrong goes
+with the ids to their check at the source (:mod:`dmt_plugin.comm.input_dist.id_source`), and from there to every rank.
 """
 
 from __future__ import annotations
@@ -18,6 +21,37 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+(
+    ID_RANGE,
+    BAG_LENGTHS,
+    HOTNESS,
+    BATCH_SIZE,
+    ID_TYPE,
+    DIMENSIONS,
+    COLUMNS,
+    OFFSET_TYPE,
+    OFFSET_DIMENSIONS,
+    WEIGHTS,
+    WEIGHT_TYPE,
+    WEIGHTED,
+    LEARNED,
+    CALL,
+) = range(14)
+"""What may be wrong with the ids of a feature; with each goes one number that was found."""
+
+_TYPES = sorted({str(v) for v in vars(torch).values() if isinstance(v, torch.dtype)})
+
+
+def code_of_type(dtype: torch.dtype) -> int:
+    """The number that stands for a type where ranks tell each other."""
+    return _TYPES.index(str(dtype))
+
+
+def type_of_code(code: int) -> str:
+    """The name of a type by its number."""
+    return _TYPES[code]
 
 
 @dataclass
@@ -30,6 +64,8 @@ class FeatureIds:
         hotness: ids per sample when every sample has the same number, else None.
         batch_size: ``B``; 0 for ids by themselves, which have neither lengths nor hotness.
         weights: ``(n,)`` float weight per id, or None.
+        fault: what is wrong with what they were to be read from, and the number that goes with it; then the rest says
+            nothing.
     """
 
     values: Tensor
@@ -37,8 +73,11 @@ class FeatureIds:
     hotness: int | None
     batch_size: int
     weights: Tensor | None = None
+    fault: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.fault is not None:
+            return
         if self.by_themselves and not self.batch_size and self.weights is None:
             return
         if (self.lengths is None) == (self.hotness is None):
@@ -73,6 +112,11 @@ class IdSlot:
     by_id: bool = False
 
 
+def _without(x: Tensor, kind: int, found: int) -> FeatureIds:
+    """What stands for ids that cannot be read."""
+    return FeatureIds(x.new_zeros(0), None, None, 0, fault=(kind, found))
+
+
 def ids_by_themselves(x: Tensor) -> FeatureIds:
     """Ids of an ``nn.Embedding`` call that gives a row for each, in any number.
 
@@ -89,8 +133,10 @@ def ids_from_embedding(x: Tensor, padding_idx: int | None = None) -> FeatureIds:
         x: ``(B,)`` or ``(B, 1)`` integer ids.
         padding_idx: drop this id; the sample's bag is then empty and its embedding zero.
     """
-    if x.dim() not in (1, 2) or (x.dim() == 2 and x.shape[1] != 1):
-        raise ValueError(f"one id per sample expected, (B,) or (B, 1); found shape {tuple(x.shape)}")
+    if x.dim() not in (1, 2):
+        return _without(x, DIMENSIONS, x.dim())
+    if x.dim() == 2 and x.shape[1] != 1:
+        return _without(x, HOTNESS, x.shape[1])
     values = x.reshape(-1)
     if padding_idx is None:
         return FeatureIds(values, None, 1, values.numel())
@@ -106,8 +152,10 @@ def ids_from_column(x: Tensor, column: int, padding_idx: int | None = None) -> F
         column: the field.
         padding_idx: drop this id; the sample's bag is then empty and its embedding zero.
     """
-    if x.dim() != 2 or not 0 <= column < x.shape[1]:
-        raise ValueError(f"a matrix of ids with a column {column} expected; found shape {tuple(x.shape)}")
+    if x.dim() != 2:
+        return _without(x, DIMENSIONS, x.dim())
+    if not 0 <= column < x.shape[1]:
+        return _without(x, COLUMNS, x.shape[1])
     return ids_from_embedding(x[:, column], padding_idx)
 
 
@@ -120,9 +168,9 @@ def ids_from_bag_2d(x: Tensor, weights: Tensor | None = None, padding_idx: int |
         padding_idx: id to drop from the bags.
     """
     if x.dim() != 2:
-        raise ValueError(f"a matrix of ids (B, L) expected; found shape {tuple(x.shape)}")
+        return _without(x, DIMENSIONS, x.dim())
     if weights is not None and weights.shape != x.shape:
-        raise ValueError(f"weights have shape {tuple(weights.shape)}, ids {tuple(x.shape)}; they must be equal")
+        return _without(x, WEIGHTS, weights.numel())
     batch, hotness = x.shape
     if padding_idx is None:
         return FeatureIds(x.reshape(-1), None, hotness, batch, None if weights is None else weights.reshape(-1))
@@ -142,25 +190,33 @@ def ids_from_bag_offsets(
     Args:
         x: ``(n,)`` integer ids of all bags.
         offsets: ``(B,)`` start of each bag, or ``(B + 1,)`` with ``include_last_offset``.
-        include_last_offset: the last entry of ``offsets`` is the end of the last bag. Where it is not the
-            number of ids, input distribution reports bad bag lengths.
+        include_last_offset: the last entry of ``offsets`` is the end of the last bag.
         weights: ``(n,)`` weight per id, or None.
         padding_idx: id to drop from the bags.
     """
-    if x.dim() != 1 or offsets.dim() != 1:
-        raise ValueError(
-            f"ids (n,) and offsets (B,) expected; found shapes {tuple(x.shape)} and {tuple(offsets.shape)}"
-        )
+    if x.dim() != 1:
+        return _without(x, DIMENSIONS, x.dim())
+    if offsets.dim() != 1 or (include_last_offset and not offsets.numel()):
+        return _without(x, OFFSET_DIMENSIONS, offsets.dim())
+    if offsets.is_floating_point() or offsets.is_complex() or offsets.dtype == torch.bool:
+        return _without(x, OFFSET_TYPE, code_of_type(offsets.dtype))
+    if weights is not None and weights.shape != x.shape:
+        return _without(x, WEIGHTS, weights.numel())
     offsets = offsets.long()
-    if include_last_offset:
-        if offsets.numel() == 0:
-            raise ValueError("include_last_offset=True needs at least one offset; found none")
-    else:
+    if not include_last_offset:
         offsets = torch.cat([offsets, offsets.new_tensor([x.numel()])])
-    if padding_idx is not None:
+    lengths = offsets.diff()
+    # Bags that begin behind the first id, or before it, could have lengths as good ones have them.
+    lengths[:1] = torch.where(offsets[:1] == 0, lengths[:1], -1)
+    if padding_idx is not None and not _bad(lengths, x.numel()):
         keep = x != padding_idx
         kept = torch.cat([offsets.new_zeros(1), keep.cumsum(0)])
-        offsets = kept[offsets]
+        lengths = kept[offsets].diff()
         x = x[keep]
         weights = None if weights is None else weights[keep]
-    return FeatureIds(x, offsets.diff(), None, offsets.numel() - 1, weights)
+    return FeatureIds(x, lengths, None, offsets.numel() - 1, weights)
+
+
+def _bad(lengths: Tensor, count: int) -> bool:
+    """Whether these are not the lengths of bags that hold so many ids."""
+    return bool((lengths.sum() != count) | (lengths < 0).any())
