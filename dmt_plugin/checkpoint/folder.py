@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from dmt_plugin.checkpoint.manifest import FileEntry, Manifest
@@ -70,12 +71,15 @@ def rank_file(rank: int) -> str:
     return f"{RANKS}/rank_{rank:05d}.pt"
 
 
-def find_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found | None:
+def find_checkpoint(
+    load_dir: str | Path, tag: str | None = None, passed_over: Mapping[str, str] = MappingProxyType({})
+) -> Found | None:
     """The checkpoint of a tag, or the newest one.
 
     Args:
         load_dir: the folder that ``save_checkpoint`` was given; without a tag also that of one checkpoint itself.
         tag: its name.
+        passed_over: without a tag, names of checkpoints that are not to be taken, each with the reason.
 
     Returns:
         None if no tag is given and there is none: nothing at all, saves that did not finish, or only such as were saved
@@ -93,6 +97,9 @@ def find_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found | Non
     ignored: list[str] = []
     whole: list[tuple[int, Path, Manifest]] = []
     for path in _folders(root):
+        if path.name in passed_over:
+            ignored.append(passed_over[path.name])
+            continue
         try:
             manifest = read_manifest(path)
         except CheckpointError as error:

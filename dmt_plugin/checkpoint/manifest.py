@@ -1,11 +1,14 @@
 """What a checkpoint says of itself: plan, topology, steps, tensors and files, as JSON that needs no torch to read.
 
-It is the last file that is written into a checkpoint's folder: a folder without it is no checkpoint.
+It is the last file that is written into a checkpoint's folder: a folder without it is no checkpoint. It has the
+checksums of all other files, and one of itself: of its entries, however the text lays them out. Manifests of before have
+none and are read as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +17,13 @@ from math import prod
 from typing import Any
 
 from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.core.json_text import parse
 from dmt_plugin.plan.tower_plan import TowerPlan
 
 FORMAT = 2
 """The newest format. A checkpoint that needs nothing new says 1: format 2 has tables that are stored by modulo."""
+CHECKSUM = "checksum"
+"""Key of the SHA-256 of all other entries."""
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 """What of a run's counters is kept."""
 
@@ -124,7 +130,7 @@ class Manifest:
                 data["format"] = FORMAT
             else:
                 del entry["by_modulo"]
-        return json.dumps(data, indent=1)
+        return json.dumps({**data, CHECKSUM: _checksum(data)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Manifest:
@@ -135,15 +141,18 @@ class Manifest:
             source: name of the file, for messages.
 
         Raises:
-            CheckpointError: it is something else, or of another version.
+            CheckpointError: it is something else, of another version, or not as it was written.
         """
         try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            data = parse(text.decode() if isinstance(text, bytes) else text)
+        except ValueError as error:  # no UTF-8 is one
             raise CheckpointError(f"{source} is not JSON: {error}") from error
         if not isinstance(data, dict) or data.get("format") not in range(1, FORMAT + 1):
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise CheckpointError(f"{source}: format {found!r} found, this release reads the formats 1 to {FORMAT}")
+        said = data.pop(CHECKSUM, None)
+        if said is not None and said != _checksum(data):
+            raise CheckpointError(f"{source} has changed since it was written: its checksum is another")
         try:
             return cls(
                 **{
@@ -164,3 +173,8 @@ class Manifest:
             )
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{source} is no manifest: {type(error).__name__}: {error}") from error
+
+
+def _checksum(entries: Mapping[str, Any]) -> str:
+    text = json.dumps(entries, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

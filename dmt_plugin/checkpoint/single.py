@@ -19,6 +19,7 @@ from dmt_plugin.checkpoint.folder import Found, check_content, find_checkpoint, 
 from dmt_plugin.checkpoint.manifest import TensorEntry
 from dmt_plugin.checkpoint.pieces import Piece, divided, read_pieces, read_rows, stored_tensors
 from dmt_plugin.checkpoint.state import MODEL, StoredTable
+from dmt_plugin.checkpoint.unchanged import find_unchanged
 from dmt_plugin.checkpoint.weights import StoredTensor, state_of
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.model.logical import TowerModel
@@ -32,7 +33,15 @@ def the_checkpoint(load_dir: str | Path, tag: str | None = None) -> Found:
     Raises:
         CheckpointError: it is not.
     """
-    found = find_checkpoint(load_dir, tag)
+    return _there(find_checkpoint(load_dir, tag), load_dir)
+
+
+def _unchanged(load_dir: str | Path, tag: str | None) -> Found:
+    """:func:`the_checkpoint`, with every file as it was saved; without a tag, the newest such."""
+    return _there(find_unchanged(load_dir, tag), load_dir)
+
+
+def _there(found: Found | None, load_dir: str | Path) -> Found:
     if found is None:
         raise CheckpointError(f"{load_dir} has no whole checkpoint: {what_is_there(load_dir)}")
     return found
@@ -83,8 +92,7 @@ def read_state(load_dir: str | Path, tag: str | None = None) -> dict[str, Tensor
     Raises:
         CheckpointError: there is no such checkpoint, or it is not whole.
     """
-    found = the_checkpoint(load_dir, tag)
-    check_content(found, found.manifest.files)
+    found = _unchanged(load_dir, tag)
     names = [name for name in found.manifest.tensors if name.startswith(MODEL)]
     return {name.removeprefix(MODEL): tensor for name, tensor in read_tensors(found, names).items()}
 
@@ -110,7 +118,7 @@ def load_checkpoint(
         CheckpointError: it does not fit the model, but for ``changes``; nothing was loaded then.
     """
     named = read_changes(changes)
-    found = the_checkpoint(load_dir, tag)
+    found = _unchanged(load_dir, tag)
     manifest, where = found.manifest, str(found.path)
     if isinstance(model, TowerModel):
         if not any(named.values()) and model.plan.model == manifest.tower_plan.model:
@@ -120,7 +128,6 @@ def load_checkpoint(
             f"{found.path} is of a model with tower modules, which the flat model {type(model).__name__} has not got. "
             "Make its tower model with dmt_plugin.transform and the same configuration, and load into that."
         )
-    check_content(found, manifest.files)
     check_whole(found, stored_tensors(found.state))
     own = model.state_dict()
     tensors = {name: _entry(value) for name, value in own.items() if isinstance(value, Tensor)}

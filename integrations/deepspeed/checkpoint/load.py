@@ -24,11 +24,13 @@ from dmt_plugin.checkpoint.folder import COMMON, Found, check_content, find_chec
 from dmt_plugin.checkpoint.manifest import COUNTERS, Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import divided, read_pieces, read_rows, stored_tensors
 from dmt_plugin.checkpoint.single import volumes_of
+from dmt_plugin.checkpoint.unchanged import IGNORED, pass_over
 from dmt_plugin.integrations.deepspeed.checkpoint import rank_state, table_training
 from dmt_plugin.integrations.deepspeed.checkpoint.changed import agreed_fit, report
 from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState, scheduler_state
 from dmt_plugin.integrations.deepspeed.checkpoint.trained import Trained
 from dmt_plugin.integrations.deepspeed.checkpoint.waits import waits
+from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.topology.agreement import gather, together
 
 logger = logging.getLogger(__name__)
@@ -62,8 +64,6 @@ def load(
             return None, None
         manifest, where = found.manifest, str(found.path)
         same_ranks = manifest.rank_states == dmt.topology.world_size
-        with together(groups, f"reading {where}"):
-            check_content(found, folder.shared_of(groups.rank, dmt.topology.world_size, manifest.files))
         with together(groups, f"comparing {where} with this engine"):  # what is unpickled has been checked by then
             common = rank_state.read(found.path / COMMON)
             mine = rank_state.read(found.path / rank_file(groups.rank if same_ranks else 0))
@@ -114,16 +114,33 @@ def load(
 
 
 def _find(engine: Trained, load_dir: str | Path, tag: Any) -> Found | None:
+    """The checkpoint of a tag, or the newest whose files are as they were saved; the same on every rank."""
+    groups, passed_over = engine.dmt.groups, dict[str, str]()
+    name = None if tag is None else str(tag)
+    while (found := _named(engine, load_dir, name, passed_over)) is not None:
+        own = ""
+        try:
+            check_content(found, folder.shared_of(groups.rank, groups.topology.world_size, found.manifest.files))
+        except (CheckpointError, OSError) as error:
+            own = str(error)
+        changed = [reason for reason in gather(groups, own, f"reading {found.path}") if reason]
+        if not changed:
+            break
+        pass_over(found, load_dir, name, passed_over, changed[0])
+    return found
+
+
+def _named(engine: Trained, load_dir: str | Path, tag: str | None, passed_over: Mapping[str, str]) -> Found | None:
     """The checkpoint that rank 0 finds, on every rank."""
     groups = engine.dmt.groups
     found: Found | None = None
     with together(groups, f"looking for a checkpoint in {load_dir}"):
         if groups.rank == 0:
-            found = find_checkpoint(load_dir, None if tag is None else str(tag))
+            found = find_checkpoint(load_dir, tag, passed_over)
             if found is None:
                 logger.warning("no whole checkpoint to load: %s", folder.what_is_there(load_dir))
             for reason in found.ignored if found is not None else ():
-                logger.warning("ignored, as it is no whole checkpoint: %s", reason)
+                logger.warning(IGNORED, reason)
     path = gather(groups, None if found is None else found.path)[0]
     if path is None:
         return None
