@@ -1,8 +1,8 @@
 """What a checkpoint says of itself: plan, topology, steps, tensors and files, as JSON that needs no torch to read.
 
 It is the last file that is written into a checkpoint's folder: a folder without it is no checkpoint. It has the
-checksums of all other files, and one of itself: of its entries, however the text lays them out. Manifests of before have
-none and are read as they are.
+checksums of all other files, and one of itself: of its entries, however the text lays them out. Manifests of before
+have none and are read as they are.
 """
 
 from __future__ import annotations

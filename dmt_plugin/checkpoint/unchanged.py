@@ -1,4 +1,4 @@
-"""The newest checkpoint whose files are as they were saved: one that has changed since is passed over, and that is said.
+"""The newest checkpoint whose files are as they were saved: one that has changed is passed over, and that is said.
 
 Only where no tag is given: who asks for one checkpoint gets that, or an error.
 """

@@ -49,9 +49,7 @@ class IdPrefetcher:
         possible: False where reading the ids changes the batch in place, so that it cannot be done early.
     """
 
-    def __init__(
-        self, graph_module: fx.GraphModule, exchanges: Mapping[str, IdExchange], transport: Transport
-    ) -> None:
+    def __init__(self, graph_module: fx.GraphModule, exchanges: Mapping[str, IdExchange], transport: Transport) -> None:
         for name, exchange in exchanges.items():
             graph_module.add_submodule(_arrived(name), exchange.arrived)
         self._exchanges, self._transport = dict(exchanges), transport

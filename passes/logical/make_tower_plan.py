@@ -227,10 +227,11 @@ def _apply_kinds(ctx: PassContext, plan: TowerPlan) -> None:
 
 
 def _check_group(ctx: PassContext, plan: TowerPlan, group: StreamGroup, spec: GroupSpec) -> None:
-    """What the plan says of a group can be had, and its widths, and parameters that go with features, are the model's."""
+    """What the plan says of a group can be had; widths, and parameters that go with features, are the model's."""
     if spec.kind == "tower" and group.kind == "transport":
         raise PlanError(
-            f"the plan takes {group.name} through towers, but it cannot: {group.reason}. Make a new plan for this model."
+            f"the plan takes {group.name} through towers, but it cannot: {group.reason}. Make a new plan for this "
+            "model."
         )
     widths = {group.width}
     if spec.kind == "transport":  # that of its streams, of its rows, or none as they differ

@@ -62,6 +62,10 @@ BAD: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
+CASES = [(way, name) for way in WAYS for name in BAD if (way, name) != ("both", "bags of another number")]
+"""All but one: numbers of samples are compared between features whose ids go the same way."""
+
+
 @pytest.fixture(scope="module")
 def models() -> dict[str, list[PlacedModel]]:
     torch.manual_seed(0)
@@ -91,8 +95,7 @@ def outcomes(models: list[PlacedModel], bad: dict[int, tuple[Any, ...]]) -> tupl
     return [said for said, _ in found], [output for _, output in found]
 
 
-@pytest.mark.parametrize("name", list(BAD))
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize(("way", "name"), CASES)
 def test_one_error_on_every_rank_and_the_next_batch_is_right(
     models: dict[str, list[PlacedModel]], way: str, name: str
 ) -> None:

@@ -36,8 +36,8 @@ from dmt_plugin.comm.distinct.first_use import FirstUses
 from dmt_plugin.comm.distinct.request_stage import Announced, RequestStage
 from dmt_plugin.comm.distinct.row_groups import Read, Route, RowCodes, RowGroup
 from dmt_plugin.comm.id_exchange import IdCore, IdExchange
-from dmt_plugin.comm.input_dist.id_source import SourceCheck
 from dmt_plugin.comm.input_dist.faults import Fault, first_fault
+from dmt_plugin.comm.input_dist.id_source import SourceCheck
 from dmt_plugin.comm.input_dist.id_stage import Stream
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 from dmt_plugin.comm.micro_blocks import block_sizes

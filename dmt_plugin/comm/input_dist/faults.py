@@ -1,4 +1,4 @@
-"""Bad input of a batch, as the ranks tell each other: four whole numbers, of which every rank makes the same sentence."""
+"""Bad input of a batch, as ranks tell each other: four whole numbers, of which every rank makes the same sentence."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ class SourceCheck:
         self._column_slots = [i for i, k in zip(self.fixed, self.hotness, strict=True) for _ in range(k)]
         self._limits: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def __call__(
-        self, ids: Sequence[FeatureIds] | None, device: torch.device
-    ) -> tuple[int, dict[int, Stream], Fault]:
+    def __call__(self, ids: Sequence[FeatureIds] | None, device: torch.device) -> tuple[int, dict[int, Stream], Fault]:
         """Checks a batch.
 
         Args:

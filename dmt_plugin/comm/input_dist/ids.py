@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 (
     ID_RANGE,
     BAG_LENGTHS,
@@ -208,7 +207,7 @@ def ids_from_bag_offsets(
     lengths = offsets.diff()
     # Bags that begin behind the first id, or before it, could have lengths as good ones have them.
     lengths[:1] = torch.where(offsets[:1] == 0, lengths[:1], -1)
-    if padding_idx is not None and not _bad(lengths, x.numel()):
+    if padding_idx is not None and len(lengths) and not _bad(lengths, x.numel()):
         keep = x != padding_idx
         kept = torch.cat([offsets.new_zeros(1), keep.cumsum(0)])
         lengths = kept[offsets].diff()

@@ -12,9 +12,9 @@ Hierarchical route, on rank (host h, lane l):
 
 The flat route has one stage over the world, from every rank straight to the owners, sorted by rank.
 
-``start`` ends with the ids of the first stage under way; ``wait`` does the rest. Bad input (an id outside
-its table, or a call that failed before there were ids) travels as a fault word in the headers: after the last header every rank knows it, and all of them
-raise the same error. Nobody waits for a rank that has stopped.
+``start`` ends with the ids of the first stage under way; ``wait`` does the rest. Bad input (an id outside its table,
+or a call that failed before there were ids) travels as a fault word in the headers: after the last header every rank
+knows it, and all of them raise the same error. Nobody waits for a rank that has stopped.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from dmt_plugin.comm.batch_layout import BatchLayout
 from dmt_plugin.comm.id_exchange import IdCore, IdExchange
-from dmt_plugin.comm.input_dist.id_source import SourceCheck
 from dmt_plugin.comm.input_dist.faults import Fault, first_fault
+from dmt_plugin.comm.input_dist.id_source import SourceCheck
 from dmt_plugin.comm.input_dist.id_stage import Header, IdStage, Stream
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 from dmt_plugin.comm.micro_blocks import RowOrder, layouts_of

@@ -25,12 +25,12 @@ from dmt_plugin.checkpoint.manifest import COUNTERS, Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import divided, read_pieces, read_rows, stored_tensors
 from dmt_plugin.checkpoint.single import volumes_of
 from dmt_plugin.checkpoint.unchanged import IGNORED, pass_over
+from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.integrations.deepspeed.checkpoint import rank_state, table_training
 from dmt_plugin.integrations.deepspeed.checkpoint.changed import agreed_fit, report
 from dmt_plugin.integrations.deepspeed.checkpoint.optimizer_state import OptimizerState, scheduler_state
 from dmt_plugin.integrations.deepspeed.checkpoint.trained import Trained
 from dmt_plugin.integrations.deepspeed.checkpoint.waits import waits
-from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.topology.agreement import gather, together
 
 logger = logging.getLogger(__name__)
