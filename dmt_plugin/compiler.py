@@ -112,16 +112,44 @@ def transform(
         topology = given.plan.topology
     example = example_of(example_batch, model)
     where = _topology(settings, topology)
-    captured = _captured(model, example, settings)
+    captured = captured_of(model, example, settings)
     check = OutputsCheck(model, example, settings.lookup) if settings.transform.verify else None
     if check is not None:
         check.run(captured.as_module(), "the capture")
 
+    return transform_captured(captured, model, settings, where, given=given, row_shares=row_shares, check=check)
+
+
+def transform_captured(
+    captured: CapturedModel,
+    model: nn.Module,
+    config: DMTConfig,
+    topology: Topology,
+    *,
+    given: GivenPartition | None = None,
+    row_shares: RowShares | DataToCount | None = None,
+    check: OutputsCheck | None = None,
+) -> TowerModel:
+    """The second half of :func:`transform`, for a model that is rewritten in several ways: it is captured once.
+
+    Args:
+        captured: the capture; it is not changed.
+        model: the user's model that was captured.
+        config: the ``"dmt"`` section.
+        topology: hosts and lanes that the towers are for.
+        given: a partition that goes before ``dmt.partition``.
+        row_shares: as for :func:`transform`.
+        check: compares what is rewritten with the model; None: nothing is compared.
+
+    Raises:
+        TransformError: it cannot be rewritten safely; carries coded findings.
+        PlanError: the partition does not fit.
+    """
     known: list[RowShares | DataToCount | None] = [row_shares]
 
     def compiled(blocked: Mapping[str, str]) -> _Attempt:
         own = dataclasses.replace(captured, graph_module=copy_graph(captured.graph_module))
-        ctx = new_context(own, settings, where, given)
+        ctx = new_context(own, config, topology, given)
         ctx.blocked = dict(blocked)
         if isinstance(known[0], DataToCount):
             ctx.data = known[0]
@@ -132,11 +160,20 @@ def transform(
             known[0] = ctx.row_shares
         return attempt
 
-    return _around_refusals(compiled, settings.transform.on_unsupported)
+    return _around_refusals(compiled, config.transform.on_unsupported)
 
 
-def _captured(model: nn.Module, example: ExampleBatch, config: DMTConfig) -> CapturedModel:
-    """The captured model; where that fails because the model does not take the batch at all, that is what is said."""
+def captured_of(model: nn.Module, example: ExampleBatch, config: DMTConfig) -> CapturedModel:
+    """The captured model; where that fails because the model does not take the batch at all, that is what is said.
+
+    Args:
+        model: the user's model.
+        example: one call of it.
+        config: the ``"dmt"`` section.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
     try:
         return capture(model, example)
     except CaptureError as error:

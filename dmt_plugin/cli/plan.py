@@ -1,4 +1,4 @@
-"""``dmt plan``: how long a training step takes, by a model, and how far that model is off."""
+"""``dmt plan``: how long a training step takes, by a model; on a cluster, or in the paper's figures with its errors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from dmt_plugin.cli.options import Config
+from dmt_plugin.cli.plan_model import Asked, write
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.planner.paper.evaluation import evaluate
 from dmt_plugin.planning.paper_models import paper_sizes
@@ -18,6 +20,40 @@ from dmt_plugin.report.plan.page import page_of
 
 
 def command(
+    model: Annotated[
+        str | None, typer.Option(help="Whose steps: package.module:factory or path/to/file.py:factory.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help='With --model: a preset with hosts, such as "h100-dgx:8", or cluster.yaml.')
+    ] = None,
+    links: Annotated[
+        str | None, typer.Option(help="With --model: what dmt doctor --json printed on that cluster.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --model: samples per rank; default: the config's micro batch.")
+    ] = None,
+    config: Config = None,
+    batch: Annotated[
+        str | None, typer.Option(help="With --model: factory of an example batch; default as for dmt explain.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="With --model: function that returns an iterable of batches, to count their distinct rows."),
+    ] = None,
+    distinct_share: Annotated[
+        str | None,
+        typer.Option(help="Without --data: distinct rows per id of a rank's batch and of a host's, such as 0.4,0.2."),
+    ] = None,
+    towers: Annotated[
+        str | None, typer.Option(help="With --model: kinds of tower modules to try; default: the config's, else dlrm.")
+    ] = None,
+    ratios: Annotated[
+        str | None, typer.Option(help="With --model: compression ratios of tower modules to try; default: 2,4,8.")
+    ] = None,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="With --model: one line per value of hosts=2,4,8, batch=1024,4096 or nic=12.5,25 (GB/s)."),
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="Predict Figs. 10 to 13 of the DMT paper, and show every error.")
     ] = False,
@@ -25,14 +61,28 @@ def command(
     picture: Annotated[Path | None, typer.Option(help="Also write the picture: .svg, .png or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead of tables.")] = False,
 ) -> None:
-    """Predict step times with towers and without, and check the prediction against the DMT paper. Needs no cluster.
+    """Predict step times with towers and without, on a cluster or for the DMT paper's figures. Needs no cluster.
 
-    Exit status: 0, or 2 for bad input.
+        dmt plan --model file.py:build --cluster h100-dgx:8 --batch-size 16384
+
+    Exit status: 0; 1 if nothing fits the memory; 2 for bad input.
     """
-    if not paper:
-        raise ConfigError("dmt plan: say what to predict; --paper predicts the figures of the DMT paper.")
+    if paper == (model is not None):
+        raise ConfigError(
+            "dmt plan: say what to predict; --model file.py:build --cluster h100-dgx:8 predicts steps of your model, "
+            "--paper predicts the figures of the DMT paper" + (": keep one of them." if paper else ".")
+        )
     if picture is not None and picture.suffix not in (".svg", ".png", ".pdf"):
         raise ConfigError(f"--picture {picture}: expected a name that ends in .svg, .png or .pdf.")
+    if model is not None:
+        asked = Asked(model, cluster, config, batch, batch_size, links, data, distinct_share, towers, ratios, sweep)
+        if status := write(asked, html, picture, as_json):
+            raise typer.Exit(status)
+        return
+    _paper(html, picture, as_json)
+
+
+def _paper(html: Path | None, picture: Path | None, as_json: bool) -> None:
     data = evaluate(paper_sizes())
     notes = []
     if html is not None:

@@ -24,12 +24,22 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
         settings: the DeepSpeed configuration around it.
         batch: samples per rank.
     """
+    return memory_need(graph.plan, graph.topology, config, settings, sizes_of(graph, batch))
+
+
+def sizes_of(graph: PlacedGraph, batch: int) -> ModelSizes:
+    """What the need depends on besides plan and configuration.
+
+    Args:
+        graph: what one rank will run.
+        batch: samples per rank.
+    """
     placement = graph.placement
     towers, dense = _entries(graph.logical, placement.at_samples)
     # Rows that travel once need no more than a row per sample would, and how many they are is known by the batch only.
     once = placement.distinct_widths or (0,) * graph.topology.world_size
     of_hosts = [sum(column.width for column in own) for own in placement.host_columns] or [0] * graph.topology.hosts
-    sizes = ModelSizes(
+    return ModelSizes(
         batch=batch,
         slots=placement.slots,
         looked_up=placement.looked_up,
@@ -46,7 +56,6 @@ def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSet
         asked=placement.distinct_ids,
         read_twice=any(choice.on and choice.mixed for choice in placement.choices),
     )
-    return memory_need(graph.plan, graph.topology, config, settings, sizes)
 
 
 def _entries(logical: TowerModel, everywhere: Collection[str]) -> tuple[dict[int, Entries], Entries]:

@@ -92,7 +92,7 @@ class _Costs:
         self.host, self.lane = topology.host_of(rank), topology.lane_of(rank)
         self.flat = any(name.endswith(".world") for name in formats)
         self.needs = needs or [self._needs(group, slots, batch) for group in groups]
-        spans = [max([group.stack_rows(r) for r in range(topology.world_size)] + [1]) for group in groups]
+        spans = [max([1, *group.stacks().values()]) for group in groups]
         self.word = 8 if any(topology.world_size * span >= 2**31 for span in spans) else 4
 
     def _needs(self, group: RowGroup, slots: Sequence[IdSlot], batch: int) -> Needs:

@@ -103,6 +103,14 @@ class RowGroup:
         """The codes to ask for, by block, from those that each block needs."""
         return first_uses(needed) if self.once else all_uses(needed)
 
+    def stacks(self) -> dict[int, int]:
+        """Rows of the group by rank, of the ranks that hold any."""
+        found: dict[int, int] = {}
+        for table in self.tables:
+            for part in table.parts:
+                found[part.rank] = found.get(part.rank, 0) + part.rows
+        return found
+
     def stack_rows(self, rank: int) -> int:
         """Rows that a rank holds of the group."""
         return sum(part.rows for table in self.tables for part in table.parts if part.rank == rank)

@@ -19,7 +19,7 @@ from functools import cache
 from dmt_plugin.comm.formats import Format, row_bytes
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs
-from dmt_plugin.planner.time.links import Layout, LinkBytes, link_bytes
+from dmt_plugin.planner.time.links import Layout, LinkBytes, everywhere, link_bytes
 from dmt_plugin.planner.time.step import Load
 from dmt_plugin.topology.shape import Topology
 
@@ -113,7 +113,7 @@ def _flat(topology: Topology) -> LinkBytes:
         widths[topology.rank_of(host, lane)] += WIDTH // shards
         slots.append(IdSlot(f"feature{place // shards}", _ROWS, None, False, host, (lane,)))
     layout = Layout(topology, "flat", tuple(slots), tuple(widths))
-    return link_bytes(layout, BATCH, (WIRE, WIRE))
+    return link_bytes(layout, BATCH, everywhere(WIRE, WIRE))
 
 
 @cache
@@ -121,7 +121,7 @@ def _towers(topology: Topology, sent: tuple[int, ...]) -> LinkBytes:
     columns = _columns(topology.hosts)
     widths = tuple(width for own in columns for width in _evenly(own, LANES))
     layout = Layout(topology, "hierarchical", (), widths, sent)
-    return link_bytes(layout, BATCH, (WIRE, WIRE))
+    return link_bytes(layout, BATCH, everywhere(WIRE, WIRE))
 
 
 def _columns(hosts: int) -> tuple[int, ...]:

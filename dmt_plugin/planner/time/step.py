@@ -6,6 +6,10 @@ Resources are the accelerator (``compute``), links inside the host (``lanes``) a
 * hierarchical: lookup, lanes, shuffle, tower, peers, dense forward and backward, and all of it the other way round;
 * flat: lookup, one exchange between all ranks, dense forward and backward, the exchange back, update.
 
+With micro-blocks all between lookup and update runs once per block, backward in reverse order, so that the exchange of
+one block goes on beside the computing of another. Where a host is several machines, its lanes exchange over the link to
+other hosts as well.
+
 The sums of the dense gradients start after the dense backward pass, and give way to exchanges that the pass waits
 for, as do the ids of the next batch. What a step costs beside its FLOPs and bytes (launches, Python, elementwise
 operations) is a time of its own, before the dense forward pass.
@@ -13,12 +17,13 @@ operations) is a time of its own, before the dense forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dmt_plugin.planner.time.timeline import Task, Timeline, schedule
 
 COMPUTE, LANES, NIC = "compute", "lanes", "nic"
-EXCHANGES = ("rows out", "rows back", "lanes out", "lanes back")
+EXCHANGES = ("rows out", "rows back", "lanes out", "lanes back", "machines out", "machines back")
 """Exchanges of embeddings and of their gradients, which the pass waits for."""
 
 
@@ -36,7 +41,12 @@ class Load:
         shuffle: bytes that are reordered each way between lanes and tower.
         tower: FLOPs of the tower modules.
         dense: FLOPs of the dense part.
-        sums: bytes that it sends to sum the dense gradients.
+        sums: bytes that it sends to other hosts, or around the ring over all ranks, to sum gradients.
+        machines: bytes of the lanes' exchange that leave a machine, where a host is several.
+        sums_inside: bytes that it sends to other lanes to sum gradients.
+        update: bytes that the update of tables moves; None for twice those of the lookup.
+        blocks: micro-blocks.
+        coded: whether the exchange of lanes, and that between hosts, has a wire format that takes time to make.
     """
 
     ids: float
@@ -47,6 +57,11 @@ class Load:
     lanes: tuple[float, float] = (0.0, 0.0)
     shuffle: float = 0.0
     tower: tuple[float, float] = (0.0, 0.0)
+    machines: tuple[float, float] = (0.0, 0.0)
+    sums_inside: float = 0.0
+    update: float | None = None
+    blocks: int = 1
+    coded: tuple[bool, bool] = (False, False)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class Rates:
         lanes: bytes/s inside the host.
         sums: bytes/s of the sums.
         fixed: seconds that every step takes beside its FLOPs and bytes.
+        exchange: seconds that an exchange takes beside its bytes.
+        codec: seconds that making and reading a wire format takes, of one exchange.
     """
 
     flops: float
@@ -70,6 +87,8 @@ class Rates:
     lanes: float
     sums: float
     fixed: float
+    exchange: float = 0.0
+    codec: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,40 +100,94 @@ class StepTime:
         compute: in which the accelerator works.
         exposed: in which an exchange of embeddings runs and the accelerator does nothing.
         timeline: of all tasks.
+        tasks: what was scheduled.
     """
 
     seconds: float
     compute: float
     exposed: float
     timeline: Timeline
+    tasks: tuple[Task, ...]
+
+    def exposed_by(self) -> dict[str, float]:
+        """By exchange the seconds in which it runs and the accelerator does nothing."""
+        found = {name: self.timeline.exposed(_of(self.tasks, (name,)), COMPUTE) for name in EXCHANGES}
+        return {name: seconds for name, seconds in found.items() if seconds}
+
+    def critical(self) -> dict[str, float]:
+        """Seconds by part of the step, of the chain of tasks that each began when the one before ended."""
+        found: dict[str, float] = {}
+        for name in self.timeline.critical(self.tasks):
+            start, end = self.timeline.spans[name]
+            found[part_of(name)] = found.get(part_of(name), 0.0) + end - start
+        return found
+
+
+def part_of(task: str) -> str:
+    """The part of a step that a task is, whichever block it is of."""
+    return task.rpartition(" ")[0] if task[-1].isdigit() else task
 
 
 def tasks_of(load: Load, rates: Rates) -> list[Task]:
     """The tasks of a step; see the module."""
     lookup = load.lookup / rates.memory
     found = [Task("lookup", COMPUTE, lookup), Task("next ids", NIC, load.ids / rates.ids, urgency=2)]
-    before = "lookup"
+    blocks = range(load.blocks)
 
-    def add(name: str, on: str, seconds: float) -> None:
-        nonlocal before
-        if seconds:
-            found.append(Task(name, on, seconds, (before,)))
-            before = name
+    def chain(block: int, before: Sequence[str], parts: Sequence[tuple[str, str, float]]) -> str:
+        """The parts of a block, one after the other; the name of the last."""
+        after = tuple(before)
+        for name, on, seconds in parts:
+            if seconds:
+                own = name if load.blocks == 1 else f"{name} {block + 1}"
+                found.append(Task(own, on, seconds / load.blocks, after))
+                after = (own,)
+        return after[0]
 
-    add("lanes out", LANES, load.lanes[0] / rates.lanes)
-    add("shuffle", COMPUTE, load.shuffle / rates.memory)
-    add("tower", COMPUTE, load.tower[0] / rates.flops)
-    add("rows out", NIC, load.rows[0] / rates.rows)
-    add("fixed", COMPUTE, rates.fixed)
-    add("dense", COMPUTE, load.dense[0] / rates.flops)
-    add("dense backward", COMPUTE, load.dense[1] / rates.flops)
-    found.append(Task("sums", NIC, load.sums / rates.sums, (before,), urgency=1))
-    add("rows back", NIC, load.rows[1] / rates.rows)
-    add("tower backward", COMPUTE, load.tower[1] / rates.flops)
-    add("shuffle back", COMPUTE, load.shuffle / rates.memory)
-    add("lanes back", LANES, load.lanes[1] / rates.lanes)
-    add("update", COMPUTE, 2 * lookup)
+    def exchange(name: str, on: str, size: float, rate: float, coded: bool = False) -> list[tuple[str, str, float]]:
+        if not size:
+            return []
+        codec = [(f"{name} format", COMPUTE, load.blocks * rates.codec)] if coded else []
+        return [*codec, (name, on, size / rate + load.blocks * rates.exchange)]
+
+    def rows(way: int, name: str) -> list[tuple[str, str, float]]:
+        return exchange(f"rows {name}", NIC, load.rows[way], rates.rows, load.coded[1])
+
+    def lanes(way: int, name: str) -> list[tuple[str, str, float]]:
+        return [
+            *exchange(f"lanes {name}", LANES, load.lanes[way], rates.lanes, load.coded[0]),
+            *exchange(f"machines {name}", NIC, load.machines[way], rates.ids),
+        ]
+
+    forward = [
+        *lanes(0, "out"),
+        ("shuffle", COMPUTE, load.shuffle / rates.memory),
+        ("tower", COMPUTE, load.tower[0] / rates.flops),
+        *rows(0, "out"),
+        ("fixed", COMPUTE, rates.fixed),
+        ("dense", COMPUTE, load.dense[0] / rates.flops),
+    ]
+    done = [chain(block, ("lookup",), forward) for block in blocks]
+    back = [chain(b, done, [("dense backward", COMPUTE, load.dense[1] / rates.flops)]) for b in reversed(blocks)]
+    ready = tuple(back)
+    if load.sums_inside:
+        found.append(Task("sums inside", LANES, load.sums_inside / rates.lanes, ready, urgency=1))
+        ready = ("sums inside",)
+    found.append(Task("sums", NIC, load.sums / rates.sums, ready, urgency=1))
+    behind = [
+        *rows(1, "back"),
+        ("tower backward", COMPUTE, load.tower[1] / rates.flops),
+        ("shuffle back", COMPUTE, load.shuffle / rates.memory),
+        *lanes(1, "back"),
+    ]
+    ends = [chain(b, (before,), behind) for b, before in zip(reversed(blocks), back, strict=True)]
+    update = 2 * lookup if load.update is None else load.update / rates.memory
+    found.append(Task("update", COMPUTE, update, tuple(dict.fromkeys(ends))))
     return found
+
+
+def _of(tasks: Sequence[Task], parts: Sequence[str]) -> list[str]:
+    return [task.name for task in tasks if part_of(task.name) in parts]
 
 
 def step_time(load: Load, rates: Rates) -> StepTime:
@@ -124,5 +197,7 @@ def step_time(load: Load, rates: Rates) -> StepTime:
         load: of a rank.
         rates: of its hardware.
     """
-    timeline = schedule(tasks_of(load, rates))
-    return StepTime(timeline.seconds, timeline.busy(COMPUTE), timeline.exposed(EXCHANGES, COMPUTE), timeline)
+    tasks = tuple(tasks_of(load, rates))
+    timeline = schedule(tasks)
+    exposed = timeline.exposed(_of(tasks, EXCHANGES), COMPUTE)
+    return StepTime(timeline.seconds, timeline.busy(COMPUTE), exposed, timeline, tasks)

@@ -58,6 +58,22 @@ class Timeline:
         covered = sum(max(0.0, min(end, other) - max(start, first)) for start, end in wanted for first, other in hidden)
         return sum(end - start for start, end in wanted) - covered
 
+    def critical(self, tasks: Sequence[Task]) -> list[str]:
+        """The tasks that the end of the last one follows from: each began when the one before it in the list ended.
+
+        Args:
+            tasks: that were scheduled.
+        """
+        before = {task.name: task.after for task in tasks}
+        order = list(self.spans)
+        place = {name: i for i, name in enumerate(order)}
+        chain = [max(order, key=lambda name: self.spans[name][1])] if order else []
+        while chain and (start := self.spans[chain[-1]][0]) > 0.0:
+            last = chain[-1]
+            earlier = [n for n in order[: place[last]] if self.on[n] == self.on[last] or n in before[last]]
+            chain.append(next(n for n in reversed(earlier) if self.spans[n][1] == start))
+        return chain[::-1]
+
 
 def schedule(tasks: Sequence[Task]) -> Timeline:
     """Runs tasks as early as the rules of the module allow.

@@ -1,0 +1,112 @@
+"""How fast exchanges and computing are on a cluster, and between what each of it may be.
+
+1. What is assumed is what the paper's model assumes (:mod:`dmt_plugin.planner.paper.model`): shares of line rates by
+   ranks (Fig. 5) and by size (SimAI), of the memory's rate, of the peak.
+2. What is not known is a range: of each constant the values that fits of the paper's cells gave (``dmt plan --paper``,
+   fitted on five cells and on all), and of each number of the cluster between what it may be.
+3. A *world* is one choice of all of them. The expected one is in the middle; the range of a time is that over the
+   corners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from dmt_plugin.planner.cluster.cluster import Cluster, Figure
+from dmt_plugin.planner.paper.figures import flat_efficiency, printed, sum_efficiency
+from dmt_plugin.planner.paper.model import MANY_RANKS, MEMORY_SHARE, PEAK_SHARE
+from dmt_plugin.planner.time.devices import DEVICES, GIGA, PEER_EFFICIENCY
+from dmt_plugin.planner.time.step import Load, Rates
+from dmt_plugin.topology.shape import Topology
+
+INTENSITY = Figure(39.2, "fitted on all cells of the paper, and on five of them", low=25.6, high=39.2)
+"""FLOPs per byte of memory traffic of the dense part."""
+
+FLAT = Figure(1.39, "fitted on the paper's cells; 1 is Fig. 5 as it is printed", low=1.0, high=1.41)
+"""By how much an exchange between 64 ranks and more takes longer than Fig. 5 says."""
+
+EXCHANGE = Figure(2e-4, "one exchange of this package on an H200, whatever its size", low=1e-4, high=4e-4)
+"""Seconds of an exchange beside its bytes."""
+
+CODEC = Figure(6e-4, "int8 of one exchange on an H200, whatever its size", low=4e-4, high=9e-4)
+"""Seconds of the int8 format, of one exchange."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One choice of all that is not known.
+
+    Attributes:
+        cluster: every figure at one value.
+        intensity: see :data:`INTENSITY`.
+        flat: see :data:`FLAT`.
+        exchange: see :data:`EXCHANGE`.
+        codec: see :data:`CODEC`.
+    """
+
+    cluster: Cluster
+    intensity: float = INTENSITY.value
+    flat: float = FLAT.value
+    exchange: float = EXCHANGE.value
+    codec: float = CODEC.value
+
+    def rates(self, topology: Topology, load: Load, *, flat: bool, ring: bool, bf16: bool = False) -> Rates:
+        """How fast the busiest rank is.
+
+        Args:
+            topology: hosts and lanes; a host may be several machines of the cluster.
+            load: of the rank; the exchange between peers depends on its size.
+            flat: whether rows go from every rank to every other.
+            ring: whether gradients are summed around a ring of all ranks.
+            bf16: whether the dense part is in bf16.
+        """
+        cluster, ranks = self.cluster, topology.world_size
+        line = cluster.nic.value
+        curve = cluster.alltoall or flat_efficiency()
+        slower = self.flat if cluster.alltoall is None and ranks >= MANY_RANKS else 1.0
+        everyone = line * curve.at(max(2, ranks)) / slower
+        hosts = topology.hosts
+        size = load.rows[0] / load.blocks * hosts / max(1, hosts - 1)
+        peers = line * (1.0 if cluster.nic.measured else PEER_EFFICIENCY.at(max(1.0, size)))
+        share = printed()["fig5"]["alltoall_256MB_bus_GBps"]["8"] * GIGA / DEVICES["A100"].lanes
+        peak = flops_of(cluster, bf16).value
+        around = sum_efficiency().at(max(2, ranks)) * line
+        return Rates(
+            flops=1 / (1 / (PEAK_SHARE * peak) + 1 / (self.intensity * cluster.memory_rate.value)),
+            memory=MEMORY_SHARE * cluster.memory_rate.value,
+            rows=everyone if flat else peers,
+            ids=everyone,
+            lanes=cluster.lanes.value * (1.0 if cluster.lanes.measured else share),
+            sums=around if ring else peers,
+            fixed=cluster.fixed.value,
+            exchange=self.exchange,
+            codec=self.codec,
+        )
+
+
+def flops_of(cluster: Cluster, bf16: bool) -> Figure:
+    """The peak of matrix products: of bf16, or of fp32 tensors, for which TF32 is taken where there is TF32."""
+    kinds = ("bf16", "tf32", "fp32") if bf16 else ("tf32", "fp32", "bf16")
+    return next(cluster.flops[kind] for kind in kinds if kind in cluster.flops)
+
+
+def corners(cluster: Cluster) -> Iterator[World]:
+    """The worlds at the ends of what is not known; links and memory, which are bounds alike, go together."""
+    ends = ("low", "high")
+    fixed = ends if cluster.fixed.low < cluster.fixed.high else ("low",)
+    figures = (cluster.nic, cluster.lanes, cluster.memory_rate, *cluster.flops.values())
+    links = ends if any(f.low < f.high for f in figures) else ("low",)
+    constants = (INTENSITY, FLAT)
+    for program, links_end, intensity, flat in product(fixed, links, ends, ends):
+        own = replace(
+            cluster,
+            fixed=cluster.fixed.at(program),
+            nic=cluster.nic.at(links_end),
+            lanes=cluster.lanes.at(links_end),
+            memory_rate=cluster.memory_rate.at(links_end),
+            flops={kind: figure.at(links_end) for kind, figure in cluster.flops.items()},
+        )
+        found = [constant.at(end).value for constant, end in zip(constants, (intensity, flat), strict=True)]
+        yield World(own, found[0], found[1], EXCHANGE.at(program).value, CODEC.at(program).value)

@@ -1,0 +1,65 @@
+"""How many distinct rows owners are asked for, from counts by table: whoever asks, and in proportion to what they own.
+
+What was counted says how many rows of a table a rank, and a host, needs in a step (:mod:`dmt_plugin.plan.row_shares`);
+which of them belong to which owner it does not say. Rows that are dealt out by modulo are asked for evenly, and those
+of a whole table of one owner alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from dmt_plugin.comm.distinct.row_groups import GroupTable, RowGroup
+from dmt_plugin.plan.row_shares import RowShares, TableRows
+from dmt_plugin.planner.distinct_cost import Needs
+from dmt_plugin.topology.shape import Topology
+
+
+class ByOwner(Mapping[tuple[int, int], float]):
+    """Rows of each owner, the same for everybody who asks.
+
+    Args:
+        askers: their number.
+        rows: by owner.
+    """
+
+    def __init__(self, askers: int, rows: Sequence[float]) -> None:
+        self._askers, self._rows = askers, tuple(rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> float:
+        return self._rows[key[1]]
+
+    def __len__(self) -> int:
+        return self._askers * len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((asker, owner) for asker in range(self._askers) for owner in range(len(self._rows)))
+
+
+def needs_of(groups: Sequence[RowGroup], shares: RowShares, topology: Topology) -> tuple[Needs, ...] | None:
+    """What the owners of each group are asked for; None where a table was not counted, or its rows go for every id.
+
+    Args:
+        groups: the tables.
+        shares: what was counted, for as many samples per rank and as many lanes.
+        topology: hosts and lanes.
+    """
+    if not all(group.once for group in groups):
+        return None
+    found = []
+    for group in groups:
+        rank, host = [0.0] * topology.world_size, [0.0] * topology.world_size
+        for table in group.tables:
+            counted = _counted(table, shares)
+            if counted is None:
+                return None
+            for part in table.parts:
+                rank[part.rank] += counted.rank * part.rows / table.rows
+                host[part.rank] += counted.host * part.rows / table.rows
+        found.append(Needs(ByOwner(topology.world_size, rank), ByOwner(topology.hosts, host)))
+    return tuple(found)
+
+
+def _counted(table: GroupTable, shares: RowShares) -> TableRows | None:
+    """The count of a table, or of the table that it is a range of columns of."""
+    return shares.of_table(table.name) or shares.of_table(table.name.partition("[columns ")[0])
