@@ -15,7 +15,6 @@ from dmt_plugin.planning.paper_models import paper_sizes
 from dmt_plugin.report.plan import tables
 from tests.planning.models import narrow
 
-
 MODEL = "tests.planning.models:build"
 
 

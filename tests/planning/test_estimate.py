@@ -31,7 +31,6 @@ from dmt_plugin.planning.variants import Rewriter, Way
 from dmt_plugin.topology.shape import Topology
 from tests.planning.models import batch, batches, dots, narrow
 
-
 ADAGRAD = DMTConfig.model_validate({"lookup": {"optimizer": "adagrad"}})
 """Tables may be divided by columns."""
 
@@ -64,7 +63,7 @@ def test_exact_choices_come_before_those_that_change_the_model(wide: Planner) ->
         assert [row.ms for row in rows] == sorted(row.ms for row in rows)
     exact = found.groups["exact"]
     kinds = {(row.name.startswith("flat"), row.name.endswith("dedup")) for row in exact}
-    assert len(kinds) == 4 and "replicated" not in names(found)  # too large
+    assert len(kinds) >= 4 and names(found) >= {"SPTT", "SPTT + dedup", "flat", "flat + dedup"}
     assert found.best is exact[0] and found.reference is not None and found.reference.name.startswith("flat")
     assert found.reference.speed_up == 1.0 and found.reference.range_speed_up == (1.0, 1.0)
     fastest = min((row for rows in found.groups.values() for row in rows), key=lambda row: row.ms)
