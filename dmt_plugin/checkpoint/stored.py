@@ -26,14 +26,17 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import DEFAULT_SUFFIX, _StorageInfo
-from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from dmt_plugin.checkpoint.index_file import read_index
 from dmt_plugin.checkpoint.rows import PartRows, RawRows, as_matrix
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.core.files import synced
 
+METADATA = ".metadata"
+"""Name of the index of the tensors."""
 _LOCAL_HEADER = 30
 
 
@@ -57,7 +60,18 @@ class Writer(dcp.FileSystemWriter):
 
 
 class Reader(dcp.FileSystemReader):
-    """Reads the wanted part of each block into its place."""
+    """Reads the wanted part of each block into its place, by an index that is only read (:mod:`.index_file`)."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """See :class:`dcp.StorageReader`.
+
+        Raises:
+            CheckpointError: the index is damaged, or is more than an index.
+        """
+        found = read_index(Path(self.path) / METADATA)
+        found.storage_meta = found.storage_meta or StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
 
     def read_data(self, plan: dcp.LoadPlan, planner: dcp.LoadPlanner) -> Future[None]:
         """See :class:`dcp.StorageReader`."""
