@@ -99,7 +99,7 @@ def held(wait: bool = True) -> Iterator[Held]:
 def files_of(folder: str, tag: str) -> dict[str, Any]:
     """What the manifest says, without what two checkpoints of one state differ in."""
     said = json.loads(Path(folder, tag, "dmt_checkpoint.json").read_text())
-    own = {"tag", "sequence", "saved_at"}
+    own = {"tag", "sequence", "saved_at", "checksum"}
     assert all(said.pop(key) for key in own)
     assert said["files"].pop("state/.metadata")["bytes"] > 0
     return said
