@@ -180,7 +180,7 @@ def hold(root: str | Path, user: Any, run: str, stale_s: float) -> None:
     Args:
         root: the folder that checkpoints are saved into.
         user: the engine.
-        run: name of the run, see :func:`run_name`.
+        run: name of the run, which it has again when it is started again; may be empty.
         stale_s: seconds without a sign of life after which another run may have the folder.
 
     Raises:
@@ -212,16 +212,6 @@ def _at_the_end() -> None:
         for lock in _LOCKS.values():
             lock.give_back()
         _LOCKS.clear()
-
-
-def run_name(configured: str | None) -> str:
-    """Name of this run, the same when it is started again: the configured one, torchrun's or Slurm's, or empty."""
-    if configured:
-        return configured
-    if (agent := os.environ.get("TORCHELASTIC_RUN_ID", "")) not in ("", "none"):
-        return f"torchrun {agent}"
-    job = os.environ.get("SLURM_JOB_ID", "")
-    return f"slurm {job}" if job else ""
 
 
 def _made(draft: Path, path: Path) -> bool:

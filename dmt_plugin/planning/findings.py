@@ -132,9 +132,11 @@ def verdict(found: Estimate) -> str:
         return f"Do not use towers here: {why}.{extra}"
     assert fastest is not None
     if _plain(best):
+        paying = [row for row in towers if base is None or base.ms >= LITTLE * row.ms]
+        least = min((row for row in paying if row.group == paying[0].group), key=lambda row: row.ms)
         return (
-            f"Towers pay only with tower modules ({fastest.name}, which change the model); of what leaves it as it is, "
-            f"{best.name} is the fastest."
+            f"Towers pay only with tower modules ({least.name}, the lowest compression that does; they change the "
+            f"model); of what leaves it as it is, {best.name} is the fastest."
         )
     pays = "" if best.speed_up is None else f", {best.speed_up:.2f} times as fast as flat"
     return f"Towers pay here without a change of the model: {best.name}, {best.wire} on the wire{pays}."

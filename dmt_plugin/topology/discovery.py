@@ -37,6 +37,15 @@ def launched_as(env: Mapping[str, str] | None = None) -> tuple[int, int] | None:
     return (int(rank), int(world_size)) if rank.isdigit() and world_size.isdigit() else None
 
 
+def launched_run(env: Mapping[str, str] | None = None) -> str:
+    """What torchrun or Slurm calls this run, the same when it is started again; empty: nobody says."""
+    found = os.environ if env is None else env
+    if (agent := found.get("TORCHELASTIC_RUN_ID", "")) not in ("", "none"):
+        return f"torchrun {agent}"
+    job = found.get("SLURM_JOB_ID", "")
+    return f"slurm {job}" if job else ""
+
+
 def resolve_topology(
     rank: int,
     world_size: int,

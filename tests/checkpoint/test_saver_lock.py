@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from dmt_plugin.checkpoint import saver_lock
-from dmt_plugin.checkpoint.saver_lock import LOCK, Holder, SaverLock, hold, let_go, run_name
+from dmt_plugin.checkpoint.saver_lock import LOCK, Holder, SaverLock, hold, let_go
 from dmt_plugin.core.errors import CheckpointError
+from dmt_plugin.topology.discovery import launched_run
 from tests._util.ranks import run_ranks
 from tests.integrations.runs import make, refused
 from tests.test_placed_laws import launcher_env
@@ -183,16 +184,10 @@ def test_engines_of_one_process_share_it(tmp_path: Path) -> None:
     assert not (tmp_path / LOCK).exists()
 
 
-def test_names_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
-        monkeypatch.delenv(name, raising=False)
-    assert run_name(None) == "" and run_name("mine") == "mine"
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert run_name(None) == "slurm 12"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert run_name(None) == "slurm 12"
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "agent")
-    assert run_name(None) == "torchrun agent"
+def test_names_of_runs() -> None:
+    assert launched_run({}) == "" and launched_run({"SLURM_JOB_ID": "12"}) == "slurm 12"
+    assert launched_run({"SLURM_JOB_ID": "12", "TORCHELASTIC_RUN_ID": "none"}) == "slurm 12"
+    assert launched_run({"SLURM_JOB_ID": "12", "TORCHELASTIC_RUN_ID": "agent"}) == "torchrun agent"
 
 
 def saving(rank: int, world: int, folder: str) -> list[str]:

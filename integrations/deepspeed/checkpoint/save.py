@@ -30,6 +30,7 @@ from dmt_plugin.integrations.deepspeed.checkpoint.trained import Trained
 from dmt_plugin.integrations.deepspeed.checkpoint.waits import waits
 from dmt_plugin.integrations.deepspeed.checkpoint.writing import Prepared, write
 from dmt_plugin.topology.agreement import gather, meeting, together
+from dmt_plugin.topology.discovery import launched_run
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def _begin(engine: Trained, save_dir: str | Path, name: str) -> Path:
     with together(groups, f"making {Path(save_dir) / name}{folder.SAVING}"):
         if groups.rank == 0:
             settings = engine.dmt.config.checkpoint
-            saver_lock.hold(save_dir, engine, saver_lock.run_name(settings.run_id), settings.lock_stale_s)
+            saver_lock.hold(save_dir, engine, settings.run_id or launched_run(), settings.lock_stale_s)
             made = folder.begin(save_dir, name)
     temporary = gather(groups, made)[0]
     assert temporary is not None
