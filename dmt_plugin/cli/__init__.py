@@ -48,7 +48,7 @@ COMMANDS = {
     "plan": Entry(
         "dmt_plugin.cli.plan",
         "command",
-        "Predict step times with towers and without, and check the prediction against the DMT paper. Needs no cluster.",
+        "Predict step times with towers and without, on a cluster or for the DMT paper's figures. Needs no cluster.",
     ),
     "config": Entry(
         "dmt_plugin.cli.config", "command", 'Print every key of the "dmt" section: its default and what it does.'
