@@ -241,7 +241,7 @@ def _read(path: Path) -> Holder | None:
 
 def _named(holder: Holder | None) -> str:
     if holder is None:
-        return "a process that cannot be told"
+        return "an unknown process (its lock cannot be read)"
     run = f" of the run {holder.run!r}" if holder.run else ""
     return f"process {holder.process} on {holder.host}{run} (since {holder.since})"
 

@@ -16,14 +16,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, fx
 
 from dmt_plugin.comm.id_exchange import IdExchange
 from dmt_plugin.comm.wire.transport import Transport
-from dmt_plugin.core.errors import DMTError, ExchangeError
+from dmt_plugin.core.errors import DMTError, ExchangeError, IdRangeError
 from dmt_plugin.fxtools.names import EXCHANGE_META, EXCHANGES, carries_ids, is_start
 from dmt_plugin.fxtools.order import drop_unused
 from dmt_plugin.passes.ops.per_sample import writes_input
@@ -109,8 +108,12 @@ class IdPrefetcher:
     def _tell(self) -> None:
         """The other ranks distribute ids that this one could not read: they raise at the first exchange."""
         first = next(iter(_starts(list(self._graph_module.graph.nodes))))
-        with suppress(DMTError):
+        try:
             self._exchanges[first].tell(self._transport)
+        except IdRangeError:
+            return  # so have the others
+        except DMTError as error:
+            logger.warning("the other ranks could not be told that ids announced on this one cannot be read: %s", error)
 
     def run(self, inputs: Inputs) -> tuple[bool, Any]:
         """Run the graph on a batch whose ids are here or on the way.

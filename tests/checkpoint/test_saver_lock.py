@@ -98,7 +98,7 @@ def test_who_may_be_there_keeps_it(lock: SaverLock, holder: Holder, run: str) ->
 def test_a_lock_that_cannot_be_read_holds_until_it_is_old(lock: SaverLock) -> None:
     held_by(lock, FOREIGN)
     lock.path.write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be told"):
+    with pytest.raises(CheckpointError, match="unknown process"):
         lock.take("")
     os.utime(lock.path, times=(0, 0))
     lock.take("")
@@ -139,6 +139,22 @@ def test_without_hard_links(lock: SaverLock, monkeypatch: pytest.MonkeyPatch) ->
     held_by(lock, FOREIGN)
     with pytest.raises(CheckpointError):
         SaverLock(lock.path.parent, 40.0).take("")
+
+
+def test_who_is_slower_leaves_the_faster_one_alone(lock: SaverLock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs find the same dead one's lock; the other has it before this one comes to move it away."""
+    held_by(lock, FOREIGN, age=1000)
+    faster, mkdir = replace(FOREIGN, process=8), Path.mkdir
+
+    def after_the_other(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name.endswith(".moving"):
+            held_by(lock, faster)
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", after_the_other)
+    with pytest.raises(CheckpointError, match="process 8"):
+        lock.take("")
+    assert of(lock) == faster
 
 
 def test_a_run_that_died_while_it_took_over_is_no_hindrance(lock: SaverLock) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dmt_plugin.report.parts.style import PALETTE
@@ -172,6 +173,34 @@ def drawing(what: str) -> Any:
             f"pictures of {what} need matplotlib, which is not installed; run `pip install 'dmt-plugin[report]'`"
         ) from error
     return matplotlib
+
+
+def saved(
+    draw: Callable[[Any, Mapping[str, str]], None], path: str | Path, size: tuple[float, float], salt: str
+) -> Path:
+    """Writes a picture to a file of its own, in the light colours; the ending says the format (svg, png, pdf).
+
+    Args:
+        draw: gets the axes and the colours by name of the palette.
+        path: of the file; folders are made.
+        size: width and height in inches.
+        salt: what ids in an SVG are made from, so that they are the same each time.
+
+    Raises:
+        RuntimeError: matplotlib is not installed.
+    """
+    matplotlib = drawing("plans")
+    from matplotlib.figure import Figure
+
+    colours = {name: light for name, (light, _) in PALETTE.items()}
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    look = {"svg.hashsalt": salt, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(look):
+        figure = Figure(figsize=size, layout="constrained", dpi=140, facecolor=colours["card"])
+        draw(figure.add_subplot(), colours)
+        figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+    return target
 
 
 def svg_of(draw: Callable[[Any], None], *, width: float, height: float, name: str) -> str:

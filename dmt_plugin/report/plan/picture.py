@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dmt_plugin.report.parts.figures import COLOURS, drawing, svg_of
-from dmt_plugin.report.parts.style import PALETTE
+from dmt_plugin.report.parts.figures import COLOURS, saved, svg_of
 
 _SHOWN = {"five": ("series-2", "fitted on five numbers", "--"), "all": ("series-4", "fitted on all cells", "-")}
 WIDTH, HEIGHT = 10.4, 4.0
@@ -32,19 +31,7 @@ def save(data: Mapping[str, Any], path: str | Path) -> Path:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    matplotlib = drawing("plans")
-    from matplotlib.figure import Figure
-
-    colours = {name: light for name, (light, _) in PALETTE.items()}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    look = {"svg.hashsalt": "plan", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    metadata = {"Date": None} if target.suffix == ".svg" else None
-    with matplotlib.rc_context(look):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", dpi=140, facecolor=colours["card"])
-        draw(figure.add_subplot(), data, colours)
-        figure.savefig(target, metadata=metadata)
-    return target
+    return saved(lambda axes, colours: draw(axes, data, colours), path, (WIDTH, HEIGHT), "plan")
 
 
 def draw(axes: Any, data: Mapping[str, Any], colours: Mapping[str, str]) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from dmt_plugin.planning.outcome import Estimate
 from dmt_plugin.planning.sweep import Axis, lines, names
-from dmt_plugin.report.parts.figures import COLOURS, drawing, svg_of
-from dmt_plugin.report.parts.style import PALETTE
+from dmt_plugin.report.parts.figures import COLOURS, saved, svg_of
 
 WIDTH, HEIGHT = 9.0, 4.2
 _LABELS = {"hosts": "hosts", "batch": "samples per rank", "nic": "GB/s to other hosts, per rank"}
@@ -37,19 +36,7 @@ def save(axis: Axis, swept: Mapping[float, Estimate], path: str | Path) -> Path:
     Raises:
         RuntimeError: matplotlib is not installed.
     """
-    matplotlib = drawing("plans")
-    from matplotlib.figure import Figure
-
-    colours = {name: light for name, (light, _) in PALETTE.items()}
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    look = {"svg.hashsalt": "sweep", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-    metadata = {"Date": None} if target.suffix == ".svg" else None
-    with matplotlib.rc_context(look):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained", dpi=140, facecolor=colours["card"])
-        draw(figure.add_subplot(), axis, swept, colours)
-        figure.savefig(target, metadata=metadata)
-    return target
+    return saved(lambda axes, colours: draw(axes, axis, swept, colours), path, (WIDTH, HEIGHT), "sweep")
 
 
 def draw(axes: Any, axis: Axis, swept: Mapping[float, Estimate], colours: Mapping[str, str]) -> None:
