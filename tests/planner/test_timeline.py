@@ -91,3 +91,11 @@ def test_what_waits_for_a_task_of_no_time_is_ready_at_once() -> None:
         Task("urgent", "nic", 1.0, ("nothing",)),
     ]
     assert schedule(tasks).spans["urgent"] == (0.0, 1.0)
+
+
+def test_a_resource_with_two_servers_does_two_tasks_at_a_time() -> None:
+    tasks = [Task(name, "cores", 2.0) for name in "abc"] + [Task("send", "nic", 1.0, ("b",))]
+    timeline = schedule(tasks, {"cores": 2})
+    assert timeline.spans == {"a": (0.0, 2.0), "b": (0.0, 2.0), "c": (2.0, 4.0), "send": (2.0, 3.0)}
+    assert timeline.busy("cores") == 6.0
+    assert timeline.exposed(["send"], behind="cores") == 0.0

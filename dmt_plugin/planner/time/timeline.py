@@ -1,14 +1,15 @@
-"""When each part of a step runs: list scheduling over resources that do one thing at a time.
+"""When each part of a step runs: list scheduling over resources that do one thing, or a few, at a time.
 
 1. A task is ready when all tasks before it are done.
-2. A resource that is free takes the most urgent of its ready tasks; of equally urgent ones the one that was listed
+2. A resource does one task at a time, or as many as it has servers. One that is free takes the most urgent of its ready tasks; of equally urgent ones the one that was listed
    first.
 3. What has started runs to its end, whatever becomes ready in the meantime: so do collectives of one communicator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Span = tuple[float, float]
@@ -75,37 +76,64 @@ class Timeline:
         return chain[::-1]
 
 
-def schedule(tasks: Sequence[Task]) -> Timeline:
+def schedule(tasks: Sequence[Task], servers: Mapping[str, int] | None = None) -> Timeline:
     """Runs tasks as early as the rules of the module allow.
 
     Args:
         tasks: every task, in the order in which equally urgent ones run.
+        servers: by resource how many tasks it does at a time; 1 where not given.
 
     Raises:
         ValueError: names that are used twice or are not there, tasks that wait for each other, a time below zero.
     """
     _check(tasks)
-    # What takes no time goes first: what waits for it may be ready at the same moment, and more urgent.
-    waiting = sorted(tasks, key=lambda task: (task.seconds > 0.0, task.urgency))
-    free = dict.fromkeys((task.on for task in tasks), 0.0)
-    ends: dict[str, float] = {}
+    place = {task.name: i for i, task in enumerate(tasks)}
+    # A task that is named twice is waited for once.
+    waits = [len(set(task.after)) for task in tasks]
+    behind: list[list[int]] = [[] for _ in tasks]
+    for i, task in enumerate(tasks):
+        for name in set(task.after):
+            behind[place[name]].append(i)
+    free = {task.on: (servers or {}).get(task.on, 1) for task in tasks}
+    ready: dict[str, list[tuple[bool, int, int]]] = {on: [] for on in free}
+    running: list[tuple[float, int]] = []
     spans: dict[str, Span] = {}
     now = 0.0
 
-    def ready(task: Task) -> bool:
-        return free[task.on] <= now and all(name in ends and ends[name] <= now for name in task.after)
+    def add(i: int) -> None:
+        # What takes no time goes first: what waits for it may be ready at the same moment, and more urgent.
+        heapq.heappush(ready[tasks[i].on], (tasks[i].seconds > 0.0, tasks[i].urgency, i))
 
-    while waiting:
-        task = next(filter(ready, waiting), None)
-        if task is not None:
-            waiting.remove(task)
-            free[task.on] = ends[task.name] = now + task.seconds
-            spans[task.name] = (now, ends[task.name])
-        elif ahead := [end for end in ends.values() if end > now]:
-            now = min(ahead)
+    def finish(i: int) -> None:
+        free[tasks[i].on] += 1
+        for other in behind[i]:
+            waits[other] -= 1
+            if not waits[other]:
+                add(other)
+
+    for i, count in enumerate(waits):
+        if not count:
+            add(i)
+    while True:
+        if first := min((own[0] for on, own in ready.items() if own and free[on]), default=None):
+            task = tasks[first[2]]
+            heapq.heappop(ready[task.on])
+            free[task.on] -= 1
+            end = now + task.seconds
+            spans[task.name] = (now, end)
+            if end > now:
+                heapq.heappush(running, (end, first[2]))
+            else:
+                finish(first[2])
+        elif running:
+            now = running[0][0]
+            while running and running[0][0] == now:
+                finish(heapq.heappop(running)[1])
         else:
-            raise ValueError(f"tasks wait for each other: {sorted(task.name for task in waiting)}")
-    return Timeline(spans, {task.name: task.on for task in tasks}, max(ends.values(), default=0.0))
+            break
+    if len(spans) < len(tasks):
+        raise ValueError(f"tasks wait for each other: {sorted(t.name for t in tasks if t.name not in spans)}")
+    return Timeline(spans, {task.name: task.on for task in tasks}, max((end for _, end in spans.values()), default=0.0))
 
 
 def _check(tasks: Sequence[Task]) -> None:
