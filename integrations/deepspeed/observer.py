@@ -36,9 +36,9 @@ from dmt_plugin.comm.wire.measured import MeasuredTransport, Trip, clock_of
 from dmt_plugin.comm.wire.transport import Traffic, Transport
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.core.run_files import FORMAT, record_path
-from dmt_plugin.core.versions import installed_versions
+from dmt_plugin.core.run_files import record_path
 from dmt_plugin.integrations.deepspeed import private
+from dmt_plugin.integrations.deepspeed.run_header import header_of
 from dmt_plugin.plan.tower_plan import TowerPlan
 from dmt_plugin.topology.groups import RankGroups
 from dmt_plugin.topology.lost_ranks import reporting
@@ -51,10 +51,9 @@ _AHEAD = " (ahead)"
 
 def observer_of(config: DMTConfig, settings: DeepSpeedSettings, groups: RankGroups) -> Observer | None:
     """An observer for this run, or None where nothing reads what it would say; the same answer on every rank."""
-    monitored, logged = settings.monitored, settings.logs_collectives
-    if config.report.every == 0 or not (config.report.dir or monitored or logged):
+    if config.report.every == 0 or not (config.report.dir or settings.monitored or settings.logs_collectives):
         return None
-    return Observer(config, groups, monitored, logged)
+    return Observer(config, groups, settings)
 
 
 @dataclass
@@ -83,22 +82,21 @@ class Observer:
     Args:
         config: The "dmt" section.
         groups: This rank's groups.
-        monitored: Whether a monitor of DeepSpeed is on.
-        logged: Whether DeepSpeed's comms logger is on.
+        settings: The DeepSpeed configuration: whether a monitor and the comms logger are on.
     """
 
-    def __init__(self, config: DMTConfig, groups: RankGroups, monitored: bool, logged: bool) -> None:
-        self._groups = groups
+    def __init__(self, config: DMTConfig, groups: RankGroups, settings: DeepSpeedSettings) -> None:
+        self._groups, self._settings = groups, settings
         self._every = config.report.every
-        self._logged = logged
+        self._logged = settings.logs_collectives
         self._clock = clock_of(groups.device)
         self._path = None if config.report.dir is None else record_path(config.report.dir, groups.rank)
         self._step, self._sums = _Step(), _Sums()
         self._lock = threading.Lock()  # the ids of the next batch travel in a thread of their own
         self._unread: list[_Step] = []
         self._bytes: dict[str, dict[str, dict[str, int]]] = {}
-        self._shared = _Shared(groups) if monitored else None
-        self._since = time.perf_counter()
+        self._shared = _Shared(groups) if settings.monitored else None
+        self._since, self._cpu = time.perf_counter(), time.process_time()
         self._evaluates = False
 
     def transport(self, groups: RankGroups, traffic: Traffic, ahead: bool = False) -> Transport:
@@ -128,7 +126,7 @@ class Observer:
         engine.allreduce_gradients = self._timed_reduction(engine.allreduce_gradients)
         self._step.last = self._clock.mark()
         if self._path is not None:
-            _begin(self._path, _header(engine, self._every))
+            _begin(self._path, header_of(engine, self._settings, self._every))
 
     def close(self) -> None:
         """Watches the engine no longer; a record that is not complete is not written."""
@@ -170,7 +168,7 @@ class Observer:
 
     def _unwatched(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call that is no part of training: its time, exchanges and bytes are no step's."""
-        traffic, begun = self._engine.dmt.traffic, time.perf_counter()
+        traffic, begun, cpu = self._engine.dmt.traffic, time.perf_counter(), time.process_time()
         before, self._evaluates = traffic.as_dict(), True
         try:
             return method(*args, **kwargs)
@@ -182,6 +180,7 @@ class Observer:
                     for key, grown in _more(now, before, name, phase).items():
                         counted[key] += grown
             self._since += time.perf_counter() - begun
+            self._cpu += time.process_time() - cpu
             self._step.last = self._clock.mark()
 
     def _timed_reduction(self, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -222,9 +221,9 @@ class Observer:
                 private.log_collective(f"dmt_{trip.name}_{trip.phase}", flight * 1e3, trip.sent)
 
     def _record(self) -> None:
-        now = time.perf_counter()
-        record = self._as_dict(now - self._since)
-        self._since, self._sums = now, _Sums()
+        now, cpu = time.perf_counter(), time.process_time()
+        record = self._as_dict(now - self._since, cpu - self._cpu)
+        self._since, self._cpu, self._sums = now, cpu, _Sums()
         if self._path is not None:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -235,7 +234,7 @@ class Observer:
                 before = self._shared.exchange(record, self._plan)
             self._engine.monitor.write_events([*events, *before])
 
-    def _as_dict(self, seconds: float) -> dict[str, Any]:
+    def _as_dict(self, seconds: float, cpu: float) -> dict[str, Any]:
         sums, engine = self._sums, self._engine
         timed = max(sums.timed, 1)
         counted = engine.dmt.traffic.as_dict()
@@ -258,6 +257,7 @@ class Observer:
             "samples": engine.global_samples,
             "steps": sums.steps,
             "seconds": seconds / sums.steps,
+            "cpu_s": cpu / sums.steps,
             "table_lr": engine.dmt.lookup.lr,
             "parts_s": {name: sums.parts.get(name, 0.0) / timed for name in PARTS},
             "exchanges": exchanges,
@@ -351,25 +351,3 @@ def _begin(path: Path, header: Mapping[str, Any]) -> None:
     before = path.read_bytes() if path.exists() else b""
     with path.open("a", encoding="utf-8") as file:
         file.write("\n" * (bool(before) and not before.endswith(b"\n")) + json.dumps(header) + "\n")
-
-
-def _header(engine: Any, every: int) -> dict[str, Any]:
-    """First line of a rank's file, and of each start of the run: which run this is."""
-    dmt = engine.dmt
-    return {
-        "run": FORMAT,
-        "at": time.time(),
-        "rank": dmt.groups.rank,
-        "host": dmt.groups.host,
-        "lane": dmt.groups.lane,
-        "topology": str(dmt.topology),
-        "source": dmt.source,
-        "device": str(dmt.groups.device),
-        "plan": dmt.plan.fingerprint,
-        "route": dmt.placed.placement.route,
-        "towers": [list(names) for names in dmt.plan.towers],
-        "tower_hosts": list(dmt.plan.tower_hosts),
-        "every": every,
-        "batch_per_rank": engine.train_micro_batch_size_per_gpu(),
-        "versions": {name: version for name, version in installed_versions().items() if version},
-    }

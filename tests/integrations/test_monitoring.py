@@ -15,6 +15,7 @@ import torch
 
 from dmt_plugin.comm.wire.measured import Trip
 from dmt_plugin.comm.wire.transport import Transport
+from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.run_files import record_path
 from dmt_plugin.doctor import tiny
@@ -94,6 +95,20 @@ def test_every_rank_writes_a_record_every_few_steps(run):
         assert all(record["steps"] == EVERY for record in rest)
         assert [record["table_lr"] for record in rest] == [tiny.LR] * 3
         assert rest[-1]["samples"] == STEPS * ACCUMULATE * 4 * tiny.SAMPLES
+
+
+@pytest.mark.processes
+def test_the_header_says_what_a_step_depends_on(run):
+    header, _ = records(run[0], 1)
+    assert (header["accumulation"], header["zero_stage"], header["dense_dtype"]) == (ACCUMULATE, 0, "fp32")
+    assert (header["micro_blocks"], header["device_name"], header["once"]) == (2, "cpu", [])
+    assert header["wire"] == {group: ["fp32", "fp32"] for group in ("lanes", "peers", "world")}
+    assert header["tables"] and all(len(sizes) == 2 for sizes in header["tables"].values())
+    kept = header["configuration"]
+    assert kept["dmt"]["report"]["every"] == EVERY and kept["gradient_accumulation_steps"] == ACCUMULATE
+    assert "csv_monitor" not in kept
+    for record in records(run[0], 1)[1]:
+        assert record["cpu_s"] > 0
 
 
 @pytest.mark.processes
@@ -233,7 +248,7 @@ class Trips(list[Trip]):
 def test_a_trip_at_the_end_of_a_step_is_counted():
     """The ids of the next batch arrive in a thread of their own, at any time."""
     groups: Any = SimpleNamespace(device=torch.device("cpu"), rank=0)
-    observer = Observer(DMTConfig(report={"dir": None, "every": 10}), groups, False, False)
+    observer = Observer(DMTConfig(report={"dir": None, "every": 10}), groups, DeepSpeedSettings({}))
     observer._engine = SimpleNamespace(global_steps=1)
     trips = observer._step.trips = Trips()
     trips.ends = observer._end_of_step

@@ -1,8 +1,8 @@
 """When each part of a step runs: list scheduling over resources that do one thing, or a few, at a time.
 
 1. A task is ready when all tasks before it are done.
-2. A resource does one task at a time, or as many as it has servers. One that is free takes the most urgent of its ready tasks; of equally urgent ones the one that was listed
-   first.
+2. A resource does one task at a time, or as many as it has servers. One that is free takes the most urgent of its ready
+   tasks; of equally urgent ones the one that was listed first.
 3. What has started runs to its end, whatever becomes ready in the meantime: so do collectives of one communicator.
 """
 

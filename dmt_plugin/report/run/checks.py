@@ -71,7 +71,9 @@ def check_record(record: Mapping[str, Any], towers: int, where: str) -> None:
     given["step"].whole(1)
     given["steps"].whole(1)
     given["samples"].whole()
-    given["seconds"].number(most=_LARGEST)
+    for key in ("seconds", "cpu_s"):
+        if key in given:
+            given[key].number(most=_LARGEST)
     for key in ("parts_s", "tower_ids", "table_ids"):
         _figures(given[key])
     for key in ("exchanges", "distinct"):
