@@ -20,7 +20,7 @@ from dmt_plugin.planner.cluster.cluster import Cluster
 from dmt_plugin.planner.cluster.rates import World
 from dmt_plugin.planner.gradient_cost import GradientSums
 from dmt_plugin.planner.memory import Entries, memory_need, trained_bytes
-from dmt_plugin.planner.time.step import Load, Rates, StepTime, step_time
+from dmt_plugin.planner.time.step import Load, StepTime
 from dmt_plugin.planning.loads import (
     Moved,
     Wire,
@@ -131,7 +131,7 @@ class Priced:
 
     def in_world(self, world: World, bf16: bool) -> float:
         """Seconds of a step in another world."""
-        return step_time(self.load, _rates(world, self.choice, self.load, self.sums, bf16)).seconds
+        return _step(world, self.choice, self.load, self.sums, bf16).seconds
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Pricer:
                 too_large.append(Misfit(choice, memory))
                 continue
             load, sums = self.load(choice)
-            step = step_time(load, _rates(self.world, choice, load, sums, self.bf16))
+            step = _step(self.world, choice, load, sums, self.bf16)
             fit.append(Priced(choice, load, sums, step, memory))
         return fit, too_large
 
@@ -256,7 +256,7 @@ def choices_of(variant: Variant, *, replicated: bool = False) -> Iterator[Choice
             yield Choice(variant, Wire("fp32", "fp32"), 1, stage, replicated=True)
 
 
-def _rates(world: World, choice: Choice, load: Load, sums: GradientSums, bf16: bool) -> Rates:
+def _step(world: World, choice: Choice, load: Load, sums: GradientSums, bf16: bool) -> StepTime:
     topology = choice.variant.topology
     ring = sums.by != "hosts" and topology.world_size > world.cluster.ranks_per_host
-    return world.rates(topology, load, flat=choice.variant.flat, ring=ring, bf16=bf16)
+    return world.step(topology, load, flat=choice.variant.flat, ring=ring, bf16=bf16)

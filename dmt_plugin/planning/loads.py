@@ -4,7 +4,7 @@ Bytes are those of the busiest link (:mod:`dmt_plugin.planner.time.links`), FLOP
 
 * a lookup reads ids x rows, and writes what is sent; of rows that travel once, those that hosts ask for;
 * between lanes and tower module every entry of the host's features is read and written once each way; rows that travel
-  once are spread over samples there;
+  once are spread over samples there, as wide as they travel;
 * a tower module that works on single rows runs on distinct ones.
 
 Where a host is several machines, the part of its lanes' exchange that leaves a machine is that of lanes elsewhere.
@@ -80,7 +80,7 @@ def moved(variant: Variant, samples: int, wire: Wire, shared_nic: bool) -> Moved
         shared_nic: whether the ranks of a host share a link.
     """
     links = link_bytes(variant.layout, samples, wire.formats(variant.row_type), shared_nic)
-    once, lanes = variant.tables_once, variant.topology.ranks_per_host
+    once, lanes = variant.widths_once, variant.topology.ranks_per_host
     first = wire.formats(variant.row_type)["world" if variant.flat else "lanes"][0]
     lookup = shuffle = asked = could = 0.0
     for table, ids in _reads(variant):
@@ -89,7 +89,7 @@ def moved(variant: Variant, samples: int, wire: Wire, shared_nic: bool) -> Moved
             rows = _asked(variant, table, samples, ids)
             asked, could = asked + rows / lanes, could + samples * ids
             lookup += rows / lanes * table.dim * entry
-            shuffle += 2 * _FP32 * samples * table.dim
+            shuffle += 2 * _FP32 * samples * once[table.name]
         else:
             lookup += samples * table.dim * (ids * BYTES_OF[table.dtype] + row_bytes(first, table.dim) / table.dim)
             shuffle += 0 if variant.flat else 2 * samples * row_bytes(first, table.dim)
@@ -135,6 +135,7 @@ def load_of(variant: Variant, samples: int, wire: Wire, moved: Moved, sums: Grad
         machines=(away * inner[0], away * inner[1]),
         sums_inside=(1 - away) * inside,
         coded=(wire.lanes == "int8", wire.peers == "int8"),
+        messages=links.messages,
     )
 
 

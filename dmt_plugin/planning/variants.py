@@ -83,9 +83,14 @@ class Variant:
         return self.layout.route == "flat"
 
     @property
-    def tables_once(self) -> frozenset[str]:
-        """Names of the tables whose rows travel once."""
-        return frozenset(table.name.partition("[columns ")[0] for g in self.layout.groups for table in g.tables)
+    def widths_once(self) -> dict[str, int]:
+        """By table whose rows travel once how wide they are on the way."""
+        found: dict[str, int] = {}
+        for group in self.layout.groups:
+            for table in group.tables:
+                name = table.name.partition("[columns ")[0]
+                found[name] = found.get(name, 0) + group.width
+        return found
 
 
 class Rewriter:

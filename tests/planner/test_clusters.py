@@ -148,3 +148,57 @@ def test_corners_hold_every_end() -> None:
     assert {w.cluster.nic.value for w in worlds} == {25e9, 50e9}
     assert {w.cluster.fixed.value for w in worlds} == {2e-3, 12e-3} and len({w.flat for w in worlds}) == 2
     assert len(worlds) == 16 and len(list(corners(cluster_of("h100-dgx:4")))) == 8
+
+
+CORES = """
+hosts: 4
+ranks_per_host: 2
+nic_GBps_per_host: 0.0125
+cores_of_all_hosts: 2
+tflops: {fp32: 0.05}
+memory_GB: 4
+moved_GBps: 8
+message_ms: 0.2
+nic_share: 0.9
+fixed_ms: 20
+uncertainty: {moved_GBps: 0.1, nic_share: 0.2}
+calibrated: calibrated on a run
+"""
+
+
+def test_ranks_on_processor_cores(tmp_path: Path) -> None:
+    cluster = cluster_of(written(tmp_path, CORES))
+    own = cluster.processors
+    assert own is not None and (own.cores, own.together) == (2, True)
+    assert (own.moved.low, own.moved.value, own.moved.high) == pytest.approx((8e9 / 1.2, 8e9, 9.6e9))
+    assert own.moved.source == "calibrated on a run" and cluster.nic.source.startswith("yours")
+    assert cluster.nic_share is not None and cluster.nic_share.high == 1.0  # never more than all of the line rate
+    rates = World(cluster).cores()
+    assert rates.link == pytest.approx(0.9 * 12.5e6) and rates.flops == pytest.approx(0.8 * 0.05e12)
+    slow, quick = World(cluster).step(Topology(4, 2), LOAD, flat=False, ring=False).seconds, []
+    quick = [world.step(Topology(4, 2), LOAD, flat=False, ring=False).seconds for world in corners(cluster)]
+    assert min(quick) < slow < max(quick)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("cores_of_all_hosts: 2", "nvlink_GBps: 5\nhbm_TBps: 1"), "moved_GBps is of processor cores"),
+        (("fixed_ms: 20", "fixed_ms: 20\ncores_per_host: 8"), "answer one question"),
+        (("fixed_ms: 20", "fixed_ms: 20\nnvlink_GBps: 5"), "nvlink_GBps is of accelerators"),
+        (("tflops: {fp32: 0.05}", ""), r"missing tflops\. Say them\."),
+        (("nic_share: 0.9", "nic_share: 1.5"), "nic_share"),
+        (("{moved_GBps: 0.1", "{moved_GBs: 0.1"), 'did you mean "moved_GBps"'),
+    ],
+)
+def test_cores_that_cannot_be(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cluster_of(written(tmp_path, CORES.replace(*change)))
+
+
+def test_a_share_that_was_measured_goes_before_the_curves(tmp_path: Path) -> None:
+    cluster = cluster_of(written(tmp_path, YAML + "nic_share: 0.5\nintensity: 20\n"))
+    for flat in (True, False):
+        rates = World(cluster).rates(Topology(16, 8), LOAD, flat=flat, ring=False)
+        assert rates.rows == 0.5 * 50e9
+    assert rates.flops == pytest.approx(1 / (1 / (0.8 * 494.7e12) + 1 / (20 * 3.35e12)))

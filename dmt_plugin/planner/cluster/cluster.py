@@ -50,8 +50,25 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Processors:
+    """Cores that ranks compute on, in place of an accelerator for each.
+
+    Attributes:
+        cores: of a host, or of all hosts together.
+        together: whether all hosts share them: a cluster that is emulated on one machine.
+        moved: bytes/s that a core reads, writes, sends or receives.
+        message: seconds of a core that a message to one other rank takes, beside its bytes.
+    """
+
+    cores: int
+    together: bool
+    moved: Figure
+    message: Figure
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """Machines of equal accelerators.
+    """Machines of equal accelerators, or of processor cores.
 
     Attributes:
         name: for people.
@@ -65,6 +82,11 @@ class Cluster:
         memory: bytes of an accelerator's memory.
         fixed: seconds of a step that are neither FLOPs nor bytes; of the program, not of the cluster.
         alltoall: by ranks the share of ``nic`` that an exchange between all of them reaches; None for Fig. 5's.
+        nic_share: share of ``nic`` that every exchange reaches, once it was measured; None: by ranks and size.
+        intensity: FLOPs per byte of memory traffic of the dense part, once it was measured; None: as fitted on the
+            paper.
+        processors: cores, where ranks compute on these; ``flops`` are then a core's, and ``lanes`` and
+            ``memory_rate`` are not used.
     """
 
     name: str
@@ -78,6 +100,9 @@ class Cluster:
     fixed: Figure
     shared_nic: bool = False
     alltoall: Curve | None = None
+    nic_share: Figure | None = None
+    intensity: Figure | None = None
+    processors: Processors | None = None
 
     @property
     def ranks(self) -> int:
@@ -90,8 +115,14 @@ class Cluster:
 
     def figures(self) -> dict[str, Figure]:
         """Every number by name."""
+        flops = {f"flops.{kind}": figure for kind, figure in self.flops.items()}
+        measured = {"nic_share": self.nic_share, "intensity": self.intensity}
+        known = {name: figure for name, figure in measured.items() if figure is not None}
+        if self.processors is not None:
+            of_cores = {"moved": self.processors.moved, "message": self.processors.message}
+            return {"nic": self.nic, "memory": self.memory, **flops, **of_cores, **known, "fixed": self.fixed}
         own = {"nic": self.nic, "lanes": self.lanes, "memory_rate": self.memory_rate, "memory": self.memory}
-        return {**own, **{f"flops.{kind}": figure for kind, figure in self.flops.items()}, "fixed": self.fixed}
+        return {**own, **flops, **known, "fixed": self.fixed}
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, in bytes, seconds and FLOPs."""
@@ -101,6 +132,8 @@ class Cluster:
             "hosts": self.hosts,
             "ranks_per_host": self.ranks_per_host,
             "shared_nic": self.shared_nic,
+            "cores": None if self.processors is None else self.processors.cores,
+            "cores_of_all_hosts": self.processors is not None and self.processors.together,
             "figures": {name: figure.as_dict() for name, figure in self.figures().items()},
             "alltoall": None if curve is None else {"points": [list(p) for p in curve.points], "source": curve.source},
         }

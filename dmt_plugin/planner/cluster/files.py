@@ -1,18 +1,6 @@
-"""Clusters in files: ``cluster.yaml``, which a person writes, and what ``dmt doctor --json`` measured.
+"""Clusters in files: ``cluster.yaml``, which a person or ``dmt plan --calibrate`` writes, and what the doctor measured.
 
-::
-
-    hosts: 16
-    ranks_per_host: 8            # of one NVLink domain
-    nic_GBps: 50                 # one way, per rank; or nic_GBps_per_host for one link that the ranks of a host share
-    nvlink_GBps: 450
-    hbm_TBps: 3.35
-    tflops: {fp32: 66.9, tf32: 494.7, bf16: 989}
-    memory_GB: 80
-    alltoall_efficiency: {16: 0.81, 64: 0.57}   # optional, by ranks
-    fixed_ms: [2, 12]            # optional: a number once measured, else a range
-
-``preset: h100-dgx`` stands for all numbers of a preset; what else the file says goes before them.
+The keys of ``cluster.yaml`` are those of :mod:`dmt_plugin.planner.cluster.file_keys`.
 """
 
 from __future__ import annotations
@@ -26,67 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dmt_plugin.config.link import BETWEEN
-from dmt_plugin.config.messages import one_of
 from dmt_plugin.core.errors import ConfigError
-from dmt_plugin.planner.cluster.cluster import Cluster, Figure, name_and_hosts
-from dmt_plugin.planner.cluster.presets import FIXED, preset
+from dmt_plugin.planner.cluster.cluster import Cluster, Figure, Processors, name_and_hosts
+from dmt_plugin.planner.cluster.file_keys import ClusterFile, validated
+from dmt_plugin.planner.cluster.presets import FIXED, FIXED_ON_CORES, MESSAGE, MOVED, preset
 from dmt_plugin.planner.time.devices import GIGA, TERA, Curve
 
 INSIDE = "inside hosts"
 """The doctor's name for links inside a host."""
-
-_MOST = {"nic_GBps": 2e3, "nic_GBps_per_host": 2e4, "nvlink_GBps": 1e4, "hbm_TBps": 100, "memory_GB": 1e4}
-"""More than any machine has: a number above was written in another unit."""
-
-_LEAST = {"hbm_TBps": 0.01, "memory_GB": 0.1}
-_TFLOPS = ("fp32", "tf32", "bf16")
-
-
-class ClusterFile(BaseModel):
-    """What ``cluster.yaml`` may say."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    preset: str | None = None
-    name: str | None = None
-    hosts: int | None = Field(default=None, ge=1)
-    ranks_per_host: int | None = Field(default=None, ge=1)
-    nic_GBps: float | None = Field(default=None, gt=0)
-    nic_GBps_per_host: float | None = Field(default=None, gt=0)
-    nvlink_GBps: float | None = Field(default=None, gt=0)
-    hbm_TBps: float | None = Field(default=None, gt=0)
-    tflops: dict[str, float] | None = None
-    memory_GB: float | None = Field(default=None, gt=0)
-    alltoall_efficiency: dict[int, float] | None = None
-    fixed_ms: float | list[float] | None = None
-
-    @field_validator("tflops")
-    @classmethod
-    def _kinds(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        for kind, rate in (value or {}).items():
-            if kind not in _TFLOPS:
-                raise ValueError(one_of(kind, _TFLOPS))
-            if not 0.01 <= rate <= 1e5:
-                raise ValueError(f"{kind}: found {rate:g}, expected 10^12 FLOP/s of one accelerator, 0.01 to 100,000")
-        return value
-
-    @field_validator("alltoall_efficiency")
-    @classmethod
-    def _shares(cls, value: dict[int, float] | None) -> dict[int, float] | None:
-        if value is not None and (not value or not all(n > 1 and 0 < share <= 1 for n, share in value.items())):
-            raise ValueError(f"found {value}, expected numbers of ranks with the share of the line rate, 0 to 1")
-        return value
-
-    @field_validator("fixed_ms")
-    @classmethod
-    def _range(cls, value: float | list[float] | None) -> float | list[float] | None:
-        ends = value if isinstance(value, list) else [value or 0.0] * 2
-        if len(ends) != 2 or not 0 <= ends[0] <= ends[1] < 1e5:
-            raise ValueError(f"found {value}, expected milliseconds of a step: a number, or [least, most]")
-        return value
 
 
 def cluster_of(text: str, links: str | None = None) -> Cluster:
@@ -125,34 +62,12 @@ def read_cluster(path: str, hosts: int | None = None) -> Cluster:
         raise ConfigError(f"--cluster {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"--cluster {path}: found {type(data).__name__}, expected keys such as hosts and nic_GBps.")
-    given = _validated(path, data)
+    given = validated(path, data)
     count = hosts or given.hosts
     if count is None:
         raise ConfigError(f'--cluster {path}: how many hosts? Write "hosts: 8" into it, or --cluster {path}:8.')
     base = preset(given.preset, count) if given.preset is not None else None
     return _made(path, given, base, count)
-
-
-def _validated(path: str, data: Mapping[Any, Any]) -> ClusterFile:
-    unknown = [key for key in data if key not in ClusterFile.model_fields]
-    if unknown:
-        raise ConfigError(f"--cluster {path}: unknown key: {one_of(unknown[0], ClusterFile.model_fields)}.")
-    try:
-        given = ClusterFile.model_validate(dict(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"--cluster {path}: {key}: {first['msg'].removeprefix('Value error, ')}.") from error
-    for key, most in _MOST.items():
-        value, least = getattr(given, key), _LEAST.get(key, 1e-4)
-        if value is not None and not least <= value <= most:
-            raise ConfigError(
-                f"--cluster {path}: {key}: found {value:g}, expected {least:g} to {most:g}; the unit is in the key's "
-                "name (GBps: 10^9 bytes a second, one way; a link of 100 Gbit/s is 12.5)."
-            )
-    if given.nic_GBps is not None and given.nic_GBps_per_host is not None:
-        raise ConfigError(f"--cluster {path}: nic_GBps and nic_GBps_per_host answer one question; keep one.")
-    return given
 
 
 def _made(path: str, given: ClusterFile, base: Cluster | None, hosts: int) -> Cluster:
@@ -164,16 +79,16 @@ def _made(path: str, given: ClusterFile, base: Cluster | None, hosts: int) -> Cl
     needed = {
         "ranks_per_host": lanes,
         "nic_GBps (or nic_GBps_per_host)": nic,
-        "nvlink_GBps": given.nvlink_GBps,
-        "hbm_TBps": given.hbm_TBps,
         "tflops": given.tflops or None,
         "memory_GB": given.memory_GB,
     }
+    processors = _processors(path, given)
+    if processors is None:
+        needed |= {"nvlink_GBps": given.nvlink_GBps, "hbm_TBps": given.hbm_TBps}
     missing = [key for key, value in needed.items() if value is None]
     if base is None and missing:
-        raise ConfigError(
-            f"--cluster {path}: missing {', '.join(missing)}. Say them, or say preset: h100-dgx for the rest."
-        )
+        others = "." if processors is not None else ", or say preset: h100-dgx for the rest."
+        raise ConfigError(f"--cluster {path}: missing {', '.join(missing)}. Say them{others}")
     if given.nic_GBps_per_host is not None:
         shared = True
     else:
@@ -182,13 +97,16 @@ def _made(path: str, given: ClusterFile, base: Cluster | None, hosts: int) -> Cl
     def own(value: float | None, unit: float, of_base: Figure | None) -> Figure:
         if value is not None:
             return Figure(value * unit, source)
-        assert of_base is not None
-        return of_base
+        if of_base is not None:
+            return of_base
+        assert processors is not None
+        return processors.moved  # there are no other links, and no other memory
 
     flops = {kind: Figure(value * TERA, source) for kind, value in (given.tflops or {}).items()}
     curve = base.alltoall if base else None
     if given.alltoall_efficiency is not None:
         curve = Curve(tuple(sorted((float(n), share) for n, share in given.alltoall_efficiency.items())), source)
+    default = FIXED if processors is None else FIXED_ON_CORES
     return Cluster(
         given.name or (base.name if base else Path(path).stem),
         hosts=hosts,
@@ -198,19 +116,52 @@ def _made(path: str, given: ClusterFile, base: Cluster | None, hosts: int) -> Cl
         memory_rate=own(given.hbm_TBps, TERA, base.memory_rate if base else None),
         flops={**(base.flops if base else {}), **flops},
         memory=own(given.memory_GB, GIGA, base.memory if base else None),
-        fixed=_fixed(given.fixed_ms, source, base.fixed if base else FIXED),
-        shared_nic=shared,
+        fixed=_fixed(given, source, base.fixed if base else default),
+        shared_nic=shared or processors is not None,
         alltoall=curve,
+        nic_share=_measured(given, "nic_share", 1.0, source, None),
+        intensity=_measured(given, "intensity", 1.0, source, None),
+        processors=processors,
     )
 
 
-def _fixed(value: float | list[float] | None, source: str, default: Figure) -> Figure:
+def _processors(path: str, given: ClusterFile) -> Processors | None:
+    """The cores, where the file speaks of cores."""
+    if given.cores_per_host is not None and given.cores_of_all_hosts is not None:
+        raise ConfigError(f"--cluster {path}: cores_per_host and cores_of_all_hosts answer one question; keep one.")
+    cores, source = given.cores_per_host or given.cores_of_all_hosts, f"yours: {path}"
+    if cores is None:
+        for key in ("moved_GBps", "message_ms"):
+            if getattr(given, key) is not None:
+                raise ConfigError(f"--cluster {path}: {key} is of processor cores; say how many: cores_per_host: 64.")
+        return None
+    for key in ("preset", "nvlink_GBps", "hbm_TBps", "intensity"):
+        if getattr(given, key) is not None:
+            raise ConfigError(f"--cluster {path}: {key} is of accelerators, and the file speaks of cores; keep one.")
+    moved = _measured(given, "moved_GBps", GIGA, source, MOVED)
+    message = _measured(given, "message_ms", 1e-3, source, MESSAGE)
+    assert moved is not None and message is not None
+    return Processors(cores, given.cores_of_all_hosts is not None, moved, message)
+
+
+def _measured(given: ClusterFile, key: str, unit: float, source: str, default: Figure | None) -> Figure | None:
+    """A number that may have been measured, in a range of two standard errors each way."""
+    value = getattr(given, key)
     if value is None:
         return default
+    wide = 1 + 2 * (given.uncertainty or {}).get(key, 0.0)
+    most = min(value * wide, 1.0) if key == "nic_share" else value * wide
+    return Figure(value * unit, given.calibrated or source, value / wide * unit, most * unit)
+
+
+def _fixed(given: ClusterFile, source: str, default: Figure) -> Figure:
+    value = given.fixed_ms
     if isinstance(value, list):
         low, high = (1e-3 * end for end in value)
         return Figure(math.sqrt(low * high) if low else high / 2, source, low, high)
-    return Figure(1e-3 * value, source)
+    found = _measured(given, "fixed_ms", 1e-3, source, default)
+    assert found is not None
+    return found
 
 
 def probed(cluster: Cluster, path: str) -> Cluster:

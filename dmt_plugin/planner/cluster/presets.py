@@ -25,6 +25,16 @@ FIXED = Figure(
 )
 """Of a program that nobody has measured."""
 
+_ON_CORES = "make plan-check on 2 cores of an AMD EPYC; other processors and programs differ"
+FIXED_ON_CORES = Figure(15e-3, _ON_CORES, low=5e-3, high=40e-3)
+"""The same of a rank on processor cores."""
+
+MOVED = Figure(10 * GIGA, _ON_CORES, low=3 * GIGA, high=15 * GIGA)
+"""Bytes/s of a core, see :class:`~dmt_plugin.planner.cluster.cluster.Processors`."""
+
+MESSAGE = Figure(3e-4, _ON_CORES, low=1e-4, high=5e-4)
+"""Seconds of a core for a message."""
+
 _SHEETS = {
     "V100": ({"fp32": 15.7}, 32, "NVIDIA's data sheet of the V100 SXM2 32 GB"),
     "A100": ({"fp32": 19.5, "tf32": 156.0, "bf16": 312.0}, 40, "NVIDIA's data sheet of the A100 SXM 40 GB"),

@@ -17,8 +17,9 @@ from itertools import product
 from dmt_plugin.planner.cluster.cluster import Cluster, Figure
 from dmt_plugin.planner.paper.figures import flat_efficiency, printed, sum_efficiency
 from dmt_plugin.planner.paper.model import MANY_RANKS, MEMORY_SHARE, PEAK_SHARE
+from dmt_plugin.planner.time.cores import Cores, step_on_cores
 from dmt_plugin.planner.time.devices import DEVICES, GIGA, PEER_EFFICIENCY
-from dmt_plugin.planner.time.step import Load, Rates
+from dmt_plugin.planner.time.step import Load, Rates, StepTime, step_time
 from dmt_plugin.topology.shape import Topology
 
 INTENSITY = Figure(39.2, "fitted on all cells of the paper, and on five of them", low=25.6, high=39.2)
@@ -32,6 +33,10 @@ EXCHANGE = Figure(2e-4, "one exchange of this package on an H200, whatever its s
 
 CODEC = Figure(6e-4, "int8 of one exchange on an H200, whatever its size", low=4e-4, high=9e-4)
 """Seconds of the int8 format, of one exchange."""
+
+
+WIRE_SHARE = Figure(0.95, "headers of Ethernet, IP and TCP in frames of 1,500 bytes", low=0.9, high=0.97)
+"""Share of a link's line rate that exchanges between processors reach, where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,31 @@ class World:
     exchange: float = EXCHANGE.value
     codec: float = CODEC.value
 
+    def step(self, topology: Topology, load: Load, *, flat: bool, ring: bool, bf16: bool = False) -> StepTime:
+        """How long a step takes; arguments as for :meth:`rates`."""
+        if self.cluster.processors is None:
+            return step_time(load, self.rates(topology, load, flat=flat, ring=ring, bf16=bf16))
+        return step_on_cores(load, self.cores(bf16), topology, flat=flat)
+
+    def cores(self, bf16: bool = False) -> Cores:
+        """How fast ranks on processor cores are.
+
+        Args:
+            bf16: whether the dense part is in bf16.
+        """
+        cluster, own = self.cluster, self.cluster.processors
+        assert own is not None
+        share = WIRE_SHARE if cluster.nic_share is None else cluster.nic_share
+        return Cores(
+            cores=own.cores,
+            together=own.together,
+            flops=PEAK_SHARE * flops_of(cluster, bf16).value,
+            moved=own.moved.value,
+            link=cluster.nic.value * cluster.ranks_per_host * (1.0 if cluster.nic.measured else share.value),
+            message=own.message.value,
+            fixed=cluster.fixed.value,
+        )
+
     def rates(self, topology: Topology, load: Load, *, flat: bool, ring: bool, bf16: bool = False) -> Rates:
         """How fast the busiest rank is.
 
@@ -71,10 +101,13 @@ class World:
         size = load.rows[0] / load.blocks * hosts / max(1, hosts - 1)
         peers = line * (1.0 if cluster.nic.measured else PEER_EFFICIENCY.at(max(1.0, size)))
         share = printed()["fig5"]["alltoall_256MB_bus_GBps"]["8"] * GIGA / DEVICES["A100"].lanes
+        if cluster.nic_share is not None:
+            everyone = peers = line * cluster.nic_share.value
         peak = flops_of(cluster, bf16).value
+        intensity = self.intensity if cluster.intensity is None else cluster.intensity.value
         around = sum_efficiency().at(max(2, ranks)) * line
         return Rates(
-            flops=1 / (1 / (PEAK_SHARE * peak) + 1 / (self.intensity * cluster.memory_rate.value)),
+            flops=1 / (1 / (PEAK_SHARE * peak) + 1 / (intensity * cluster.memory_rate.value)),
             memory=MEMORY_SHARE * cluster.memory_rate.value,
             rows=everyone if flat else peers,
             ids=everyone,
@@ -95,18 +128,27 @@ def flops_of(cluster: Cluster, bf16: bool) -> Figure:
 def corners(cluster: Cluster) -> Iterator[World]:
     """The worlds at the ends of what is not known; links and memory, which are bounds alike, go together."""
     ends = ("low", "high")
-    fixed = ends if cluster.fixed.low < cluster.fixed.high else ("low",)
     figures = (cluster.nic, cluster.lanes, cluster.memory_rate, *cluster.flops.values())
-    links = ends if any(f.low < f.high for f in figures) else ("low",)
-    constants = (INTENSITY, FLAT)
-    for program, links_end, intensity, flat in product(fixed, links, ends, ends):
-        own = replace(
+    costs = [cluster.fixed]
+    if (own := cluster.processors) is not None:
+        figures = (*figures, own.moved)
+        costs.append(own.message)
+    fixed = ends if any(f.low < f.high for f in costs) else ("low",)
+    shares = [figure for figure in (cluster.nic_share, cluster.intensity) if figure is not None]
+    links = ends if any(f.low < f.high for f in (*figures, *shares)) else ("low",)
+    constants = (INTENSITY, FLAT) if own is None else ()
+    for program, links_end, *of_paper in product(fixed, links, *[ends for _ in constants]):
+        at_end = replace(
             cluster,
             fixed=cluster.fixed.at(program),
             nic=cluster.nic.at(links_end),
             lanes=cluster.lanes.at(links_end),
             memory_rate=cluster.memory_rate.at(links_end),
             flops={kind: figure.at(links_end) for kind, figure in cluster.flops.items()},
+            nic_share=None if cluster.nic_share is None else cluster.nic_share.at(links_end),
+            intensity=None if cluster.intensity is None else cluster.intensity.at(links_end),
+            processors=own and replace(own, moved=own.moved.at(links_end), message=own.message.at(program)),
         )
-        found = [constant.at(end).value for constant, end in zip(constants, (intensity, flat), strict=True)]
-        yield World(own, found[0], found[1], EXCHANGE.at(program).value, CODEC.at(program).value)
+        found = [constant.at(end).value for constant, end in zip(constants, of_paper, strict=True)]
+        intensity, flat = found or (INTENSITY.value, FLAT.value)
+        yield World(at_end, intensity, flat, EXCHANGE.at(program).value, CODEC.at(program).value)

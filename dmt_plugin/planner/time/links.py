@@ -14,7 +14,7 @@ other direction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dmt_plugin.comm.distinct.row_groups import RowGroup
 from dmt_plugin.comm.formats import Format
@@ -23,6 +23,7 @@ from dmt_plugin.comm.input_dist.input_dist import Route
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.distinct_cost import Needs, distinct_costs
 from dmt_plugin.planner.distinct_needs import ByOwner
+from dmt_plugin.planner.time.step import Messages
 from dmt_plugin.topology.shape import Topology
 
 Formats = Mapping[str, tuple[Format, Format]]
@@ -71,11 +72,13 @@ class LinkBytes:
         ids: to other hosts.
         rows: to or from other hosts, forward and backward.
         lanes: to or from other lanes of its host, forward and backward; on the flat route part of the same exchange.
+        messages: of a rank.
     """
 
     ids: float
     rows: tuple[float, float]
     lanes: tuple[float, float]
+    messages: Messages = field(default_factory=Messages)
 
 
 def link_bytes(layout: Layout, batch: int, formats: Formats, shared: bool = False) -> LinkBytes:
@@ -102,7 +105,7 @@ def link_bytes(layout: Layout, batch: int, formats: Formats, shared: bool = Fals
         max(max(sum(own.away[way][side] for own in link) for side in (0, 1)) / len(link) for link in links)
         for way in (0, 1)
     )
-    return LinkBytes(ids, (rows[0], rows[1]), (lanes[0], lanes[1]))
+    return LinkBytes(ids, (rows[0], rows[1]), (lanes[0], lanes[1]), _messages(layout, batch, formats))
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,22 @@ class _RankBytes:
     ids: int
     away: tuple[tuple[int, int], tuple[int, int]]
     lanes: tuple[int, int]
+
+
+def _messages(layout: Layout, batch: int, formats: Formats) -> Messages:
+    """Of a rank; all send as many."""
+    topology = layout.topology
+    others = {
+        "peers": topology.hosts - 1, "lanes": topology.ranks_per_host - 1, "world": topology.world_size - 1,
+    }  # fmt: skip
+    costs = [cost for cost in _costs(layout, 0, batch, formats) if cost.phase == "forward"]
+    rows = [cost for cost in costs if not _carries_ids(cost)]
+    return Messages(
+        sum(others[cost.group] for cost in costs if _carries_ids(cost)),
+        sum(others[cost.group] for cost in rows if cost.group != "lanes"),
+        sum(others[cost.group] for cost in rows if cost.group == "lanes"),
+        topology.hosts - 1 + topology.ranks_per_host - 1,
+    )
 
 
 def _kinds(layout: Layout) -> list[tuple[object, ...]]:

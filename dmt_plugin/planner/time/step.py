@@ -18,13 +18,30 @@ operations) is a time of its own, before the dense forward pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dmt_plugin.planner.time.timeline import Task, Timeline, schedule
 
 COMPUTE, LANES, NIC = "compute", "lanes", "nic"
 EXCHANGES = ("rows out", "rows back", "lanes out", "lanes back", "machines out", "machines back")
 """Exchanges of embeddings and of their gradients, which the pass waits for."""
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Messages that a rank sends, one to each other rank of an exchange's group.
+
+    Attributes:
+        ids: for the ids of a batch.
+        rows: between hosts (on the flat route: all ranks), of one micro-block and direction.
+        lanes: inside the host, of one micro-block and direction.
+        sums: to sum gradients.
+    """
+
+    ids: int = 0
+    rows: int = 0
+    lanes: int = 0
+    sums: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,7 @@ class Load:
         update: bytes that the update of tables moves; None for twice those of the lookup.
         blocks: micro-blocks.
         coded: whether the exchange of lanes, and that between hosts, has a wire format that takes time to make.
+        messages: how many; counted where ranks compute on processor cores.
     """
 
     ids: float
@@ -62,6 +80,7 @@ class Load:
     update: float | None = None
     blocks: int = 1
     coded: tuple[bool, bool] = (False, False)
+    messages: Messages = field(default_factory=Messages)
 
 
 @dataclass(frozen=True)
