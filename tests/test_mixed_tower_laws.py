@@ -21,6 +21,7 @@ from dmt_plugin.compiler import transform
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.errors import ConfigError
+from dmt_plugin.model.exchange_costs import costs_of
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import place, place_graph
 from dmt_plugin.model.row_counts import count_rows
@@ -28,7 +29,6 @@ from dmt_plugin.passes.facts import Lookup
 from dmt_plugin.passes.placement.at_samples import AtSamples, movable
 from dmt_plugin.passes.rank_facts import Placement
 from dmt_plugin.plan.row_shares import RowShares
-from dmt_plugin.report.explain.costs import costs_of
 from dmt_plugin.report.explain.tables import towers_table
 from dmt_plugin.report.explain.words import headline
 from tests._util.simulated import SimulatedWire, SimulatedWorld

@@ -12,7 +12,8 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.fxtools.names import tower_part, tower_path
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.placed import PlacedGraph
-from dmt_plugin.planner.memory import Entries, MemoryNeed, ModelSizes, memory_need
+from dmt_plugin.planner.buffers import Entries, ModelSizes
+from dmt_plugin.planner.memory import MemoryNeed, memory_need
 
 
 def memory_need_of(graph: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings, batch: int) -> MemoryNeed:

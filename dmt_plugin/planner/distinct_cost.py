@@ -16,7 +16,7 @@ Micro-blocks change none of this but the headers, which count the codes of each 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dmt_plugin.comm.distinct.row_groups import RowGroup
@@ -30,6 +30,31 @@ _HEADER_WORD = 8
 _FAULT_WORDS = 4
 
 
+class ByOwner(Mapping[tuple[int, int], float]):
+    """Rows of each owner, the same for everybody who asks.
+
+    Args:
+        askers: their number.
+        rows: by owner.
+    """
+
+    def __init__(self, askers: int, rows: Sequence[float]) -> None:
+        self._askers, self._rows = askers, tuple(rows)
+
+    def rounded(self) -> ByOwner:
+        """In whole rows."""
+        return ByOwner(self._askers, [round(count) for count in self._rows])
+
+    def __getitem__(self, key: tuple[int, int]) -> float:
+        return self._rows[key[1]]
+
+    def __len__(self) -> int:
+        return self._askers * len(self._rows)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((asker, owner) for asker in range(self._askers) for owner in range(len(self._rows)))
+
+
 @dataclass(frozen=True)
 class Needs:
     """Distinct rows of one group of tables, by who asks and who owns them.
@@ -41,6 +66,32 @@ class Needs:
 
     rank: Mapping[tuple[int, int], float]
     host: Mapping[tuple[int, int], float]
+
+
+def most_needs(groups: Sequence[RowGroup], slots: Sequence[IdSlot], topology: Topology, batch: int) -> list[Needs]:
+    """By group the most rows that can be asked for, whoever asks.
+
+    Args:
+        groups: the tables.
+        slots: id streams that their lookups read.
+        topology: hosts and lanes.
+        batch: samples per rank.
+    """
+    found = []
+    for group in groups:
+        ids = [0.0] * len(group.tables)
+        for read in group.reads:
+            ids[read.table] += batch * (slots[read.slot].hotness or ASSUMED_IDS)
+        world, hosts, lanes = topology.world_size, topology.hosts, topology.ranks_per_host
+        of_rank, of_host = [0.0] * world, [0.0] * world
+        for table, wanted in zip(group.tables, ids, strict=True):
+            for part in table.parts:
+                share = wanted * part.rows / table.rows
+                most = part.rows if group.once else math.inf
+                of_rank[part.rank] += min(share, most)
+                of_host[part.rank] += min(lanes * share, most)
+        found.append(Needs(ByOwner(world, of_rank), ByOwner(hosts, of_host)))
+    return found
 
 
 def distinct_costs(
@@ -91,27 +142,9 @@ class _Costs:
         self.groups, self.topology, self.rank, self.formats = groups, topology, rank, formats
         self.host, self.lane = topology.host_of(rank), topology.lane_of(rank)
         self.flat = any(name.endswith(".world") for name in formats)
-        self.needs = needs or [self._needs(group, slots, batch) for group in groups]
-        spans = [max([1, *group.stacks().values()]) for group in groups]
+        self.needs = needs or most_needs(groups, slots, topology, batch)
+        spans = [max([1, *group.stacks.values()]) for group in groups]
         self.word = 8 if any(topology.world_size * span >= 2**31 for span in spans) else 4
-
-    def _needs(self, group: RowGroup, slots: Sequence[IdSlot], batch: int) -> Needs:
-        """The most that can be, whoever asks."""
-        ids = [0.0] * len(group.tables)
-        for read in group.reads:
-            ids[read.table] += batch * (slots[read.slot].hotness or ASSUMED_IDS)
-        world, hosts, lanes = self.topology.world_size, self.topology.hosts, self.topology.ranks_per_host
-        of_rank, of_host = [0.0] * world, [0.0] * world
-        for table, wanted in zip(group.tables, ids, strict=True):
-            for part in table.parts:
-                share = wanted * part.rows / table.rows
-                most = part.rows if group.once else math.inf
-                of_rank[part.rank] += min(share, most)
-                of_host[part.rank] += min(lanes * share, most)
-        return Needs(
-            {(asker, owner): of_rank[owner] for asker in range(world) for owner in range(world)},
-            {(asker, owner): of_host[owner] for asker in range(hosts) for owner in range(world)},
-        )
 
     def found(self) -> list[ExchangeCost]:
         topology, me = self.topology, self.rank
@@ -126,7 +159,7 @@ class _Costs:
         costs = []
         near = [r for r in topology.lanes_of(me) if r != me]
         peers = [r for r in topology.peers_of(me) if r != me]
-        of_lane = {r: [o for o in owners if topology.lane_of(o) == topology.lane_of(r)] for r in (*near, me)}
+        of_lane = {r: topology.peers_of(r) for r in (*near, me)}
         if near:
             codes = {r: sum(need.rank[me, o] for need in self.needs for o in of_lane[r]) for r in near}
             costs += self._requests("lanes", near, codes)

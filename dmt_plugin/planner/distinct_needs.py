@@ -7,33 +7,12 @@ of a whole table of one owner alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from dmt_plugin.comm.distinct.row_groups import GroupTable, RowGroup
 from dmt_plugin.plan.row_shares import RowShares, TableRows
-from dmt_plugin.planner.distinct_cost import Needs
+from dmt_plugin.planner.distinct_cost import ByOwner, Needs
 from dmt_plugin.topology.shape import Topology
-
-
-class ByOwner(Mapping[tuple[int, int], float]):
-    """Rows of each owner, the same for everybody who asks.
-
-    Args:
-        askers: their number.
-        rows: by owner.
-    """
-
-    def __init__(self, askers: int, rows: Sequence[float]) -> None:
-        self._askers, self._rows = askers, tuple(rows)
-
-    def __getitem__(self, key: tuple[int, int]) -> float:
-        return self._rows[key[1]]
-
-    def __len__(self) -> int:
-        return self._askers * len(self._rows)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((asker, owner) for asker in range(self._askers) for owner in range(len(self._rows)))
 
 
 def needs_of(groups: Sequence[RowGroup], shares: RowShares, topology: Topology) -> tuple[Needs, ...] | None:

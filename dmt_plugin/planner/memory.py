@@ -15,21 +15,19 @@ Not counted: activations of the user's layers, and the process itself (libraries
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from dmt_plugin.comm.formats import Format, row_bytes
-from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
-from dmt_plugin.core.update_rule import BYTES_OF, Rule, WeightType
-from dmt_plugin.plan.tables import TableShard
+from dmt_plugin.core.update_rule import BYTES_OF, Rule
+from dmt_plugin.plan.tables import TableShard, TableSpec
 from dmt_plugin.plan.tower_plan import TowerPlan
-from dmt_plugin.planner.load import ASSUMED_IDS
+from dmt_plugin.planner.buffers import Buffers, Entries, ModelSizes, StepBuffers
 from dmt_plugin.topology.shape import Topology
 
-_FP32, _BF16, _INT64 = 4, 2, 8
+_FP32, _BF16 = 4, 2
 _UNIT = 4
 """FBGEMM's rows have a multiple of so many columns."""
 
@@ -46,38 +44,8 @@ _UPDATED_COPIES = 6
 _SHORT_COPIES = 3
 """On PyTorch, where rows are kept in 16 bits: the rows of all ids in fp32, and the bits by which they are rounded."""
 
-_HELD_COPIES = 3
-"""Gradients that are held back, joined to one batch, and the rows looked up once more for them."""
-
-
 _LONGEST_BLOCK = 1 << 26
 """Bytes of the largest part of a tensor that one rank writes."""
-
-
-@dataclass(frozen=True)
-class StepBuffers:
-    """The largest buffers of a step, in bytes.
-
-    Attributes:
-        ids: ids sent and received, and as the lookup takes them.
-        rows_sent: rows looked up, and what the host's towers make of them.
-        rows_received: rows of this host's ranks, and the outputs of all hosts.
-        gradients: gradients of both; on PyTorch also what an update of the looked-up rows takes.
-        wire: rows, or gradients, in the formats in which they travel, where these are others than they are computed in.
-        held: gradients that wait for the last of the micro-batches of a step, or for those of another lookup.
-    """
-
-    ids: int = 0
-    rows_sent: int = 0
-    rows_received: int = 0
-    gradients: int = 0
-    wire: int = 0
-    held: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.ids + self.rows_sent + self.rows_received + self.gradients + self.wire + self.held
 
 
 @dataclass(frozen=True)
@@ -134,55 +102,6 @@ class MemoryNeed:
     shortage: str | None = None
 
 
-@dataclass(frozen=True)
-class Entries:
-    """Numbers in the parameters of a part of the model.
-
-    Attributes:
-        held: all of them.
-        trained: those that get gradients.
-    """
-
-    held: int = 0
-    trained: int = 0
-
-    def __add__(self, other: Entries) -> Entries:
-        return Entries(self.held + other.held, self.trained + other.trained)
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """What the need depends on besides plan and configuration.
-
-    Attributes:
-        batch: samples per rank.
-        slots: id streams that are exchanged sample by sample.
-        looked_up: for each rank the entries per sample that it looks up.
-        rank_widths: for each rank the entries per sample that it sends into the first exchange of rows.
-        host_widths: for each host the entries per sample that it sends to its peers; unused on the flat route.
-        towers: for each host the entries of its tower modules.
-        dense: entries of all other parameters but tables.
-        fbgemm: whether FBGEMM is there to look up rows.
-        on_torch: tables that are looked up on PyTorch whatever their rule.
-        once: id streams whose rows travel once.
-        asked: for each rank the ids per sample that ask for its rows that do.
-        read_twice: whether some tables are looked up in both ways, and FBGEMM's gradients wait for both.
-    """
-
-    batch: int
-    slots: Sequence[IdSlot]
-    looked_up: Sequence[int]
-    rank_widths: Sequence[int]
-    host_widths: Sequence[int]
-    towers: Mapping[int, Entries]
-    dense: Entries
-    fbgemm: bool = True
-    on_torch: frozenset[str] = frozenset()
-    once: Sequence[IdSlot] = ()
-    asked: Sequence[int] = ()
-    read_twice: bool = False
-
-
 def memory_need(
     plan: TowerPlan, topology: Topology, config: DMTConfig, settings: DeepSpeedSettings, sizes: ModelSizes
 ) -> MemoryNeed:
@@ -199,6 +118,12 @@ def memory_need(
     for table in plan.tables:
         for shard in plan.shards_of(table.name):
             own[topology.rank_of(shard.host, shard.lane)].append(shard)
+
+    @cache
+    def rule_of(table: TableSpec) -> Rule:
+        return config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
+
+    buffers_of = Buffers(topology, config, settings, sizes, settings.row_dtype(plan.row_dtype))
     dense = trained_bytes(sizes.dense, settings, topology.world_size)
     of_towers = {
         host: trained_bytes(entries, settings, topology.ranks_per_host) for host, entries in sizes.towers.items()
@@ -208,13 +133,13 @@ def memory_need(
         tables, states, copies = 0, 0, 0
         for shard in shards:
             table = shard.table
-            rule = config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
+            rule = rule_of(table)
             torch = table.name in sizes.on_torch or _on_torch(shard, config, rule, sizes.fbgemm)
             values, state = shard_bytes(shard, rule, padded=not torch)
             tables, states = tables + values, states + state
             copies = max(copies, torch * (_UPDATED_COPIES + (rule.dtype != "fp32") * _SHORT_COPIES))
         host = topology.host_of(rank)
-        buffers = _buffers(rank, topology, config, settings, sizes, copies, settings.row_dtype(plan.row_dtype))
+        buffers = buffers_of(rank, copies)
         towers = of_towers.get(host, 0)
         snapshot = 0
         if config.checkpoint.asynchronous:
@@ -299,80 +224,3 @@ def _on_torch(shard: TableShard, config: DMTConfig, rule: Rule, fbgemm: bool) ->
     if rule.dtype == "bf16" or rule.stochastic_rounding:
         return True
     return bool(shard.columns % _UNIT) and rule.name == "rowwise_adagrad"
-
-
-def _buffers(
-    rank: int,
-    topology: Topology,
-    config: DMTConfig,
-    settings: DeepSpeedSettings,
-    sizes: ModelSizes,
-    copies: int,
-    row_type: WeightType,
-) -> StepBuffers:
-    hosts, batch = topology.hosts, sizes.batch
-    host, lane = topology.host_of(rank), topology.lane_of(rank)
-    element = BYTES_OF[row_type]
-    arriving = topology.world_size * batch
-    hierarchical = config.comm.route == "hierarchical"
-
-    slots = [*sizes.slots, *sizes.once]
-    of_host = [slot for slot in sizes.slots if slot.host == host]
-    own = [slot for slot in of_host if lane in slot.lanes]
-    asked = sizes.asked or [0] * topology.world_size
-    own_ids = _ids(own) + asked[rank]
-    word = _FP32 if all(slot.rows <= 2**31 for slot in slots) else _INT64
-    ids = word * (batch * _ids(slots) + arriving * own_ids) + _INT64 * arriving * (own_ids + len(own))
-    if hierarchical and hosts > 1:  # from the peers, and on to the lanes
-        ids += 2 * word * hosts * batch * (_ids(of_host) + sum(asked[r] for r in topology.lanes_of(rank)))
-    if config.comm.prefetch and topology.world_size > 1:
-        ids *= 2  # those of the next batch come while this one is computed
-
-    looked_up, sent = sizes.looked_up[rank], sizes.rank_widths[rank]
-    rows_sent = _FP32 * arriving * looked_up
-    rows_sent += element * arriving * sent if row_type != "fp32" or sent != looked_up else 0
-    if hierarchical:
-        near = [sizes.rank_widths[r] for r in topology.lanes_of(rank)]
-        across = sizes.host_widths[host]
-        rows_sent += element * hosts * batch * across
-        rows_received = element * batch * (hosts * sum(near) + sum(sizes.host_widths))
-        exchanges = [
-            _Exchange(config.comm.formats_of("lanes"), arriving, sent, hosts * batch, near),
-            _Exchange(config.comm.formats_of("peers"), hosts * batch, across, batch, sizes.host_widths),
-        ]
-    else:
-        rows_received = element * batch * sum(sizes.rank_widths)
-        exchanges = [_Exchange(config.comm.formats_of("world"), arriving, sent, batch, sizes.rank_widths)]
-    wire = max(sum(x.encoded(direction, row_type) for x in exchanges) for direction in (0, 1))
-
-    # On PyTorch the rows' gradients once more, sorted by row, and what an update reads and writes of each.
-    gradients = rows_sent + rows_received + copies * _FP32 * arriving * looked_up
-    waiting = settings.micro_batches if config.lookup.accumulation == "accumulate" else 1
-    held = waiting * arriving * (_HELD_COPIES * _FP32 * looked_up + 2 * _INT64 * own_ids)
-    if waiting == 1 and not sizes.read_twice:
-        held = 0
-    return StepBuffers(ids, rows_sent, rows_received, gradients, wire, held)
-
-
-def _ids(slots: Sequence[IdSlot]) -> int:
-    """Ids per sample, assumed where their number varies, with their lengths or weights."""
-    return sum((slot.hotness or ASSUMED_IDS + 1) + (slot.hotness or ASSUMED_IDS) * slot.weighted for slot in slots)
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """One exchange of rows: its formats forward and backward, and rows and widths that are sent and received."""
-
-    formats: tuple[Format, Format]
-    rows_out: int
-    width_out: int
-    rows_in: int
-    widths_in: Sequence[int]
-
-    def encoded(self, direction: int, row_type: WeightType) -> int:
-        """Bytes of what is encoded on both ends; 0 where rows travel as they are computed."""
-        form = self.formats[direction]
-        if form in ("fp32", row_type):
-            return 0
-        arriving = sum(row_bytes(form, width) for width in self.widths_in)
-        return self.rows_out * row_bytes(form, self.width_out) + self.rows_in * arriving

@@ -16,10 +16,11 @@ from typing import Any
 
 from dmt_plugin.comm.formats import Format
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
+from dmt_plugin.planner.buffers import Entries
 from dmt_plugin.planner.cluster.cluster import Cluster
 from dmt_plugin.planner.cluster.rates import World
 from dmt_plugin.planner.gradient_cost import GradientSums
-from dmt_plugin.planner.memory import Entries, memory_need, trained_bytes
+from dmt_plugin.planner.memory import memory_need, trained_bytes
 from dmt_plugin.planner.time.step import Load, StepTime
 from dmt_plugin.planning.loads import (
     Moved,

@@ -108,6 +108,7 @@ class Planner:
             len(fit),
             too_large,
             (),
+            {own.choice.name: own for own in reversed(ordered)},
         )
         unknown = findings.uncounted(flops.unknown)
         told = findings.of(found, pricer.limit, counted=self._counted)

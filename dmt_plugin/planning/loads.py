@@ -20,10 +20,10 @@ from dmt_plugin.comm.formats import Format, gradient_format, row_bytes
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.core.update_rule import BYTES_OF
 from dmt_plugin.plan.tables import TableSpec
+from dmt_plugin.planner.buffers import Entries
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.gradient_cost import GradientSums, gradient_costs, gradient_sums
 from dmt_plugin.planner.load import ASSUMED_IDS
-from dmt_plugin.planner.memory import Entries
 from dmt_plugin.planner.time.links import LinkBytes, link_bytes
 from dmt_plugin.planner.time.step import Load
 from dmt_plugin.planning.variants import Variant

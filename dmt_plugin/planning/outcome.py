@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dmt_plugin.planner.cluster.cluster import Cluster
-from dmt_plugin.planning.candidates import Misfit
+from dmt_plugin.planning.candidates import Misfit, Priced
 from dmt_plugin.planning.rows import Row
 
 
@@ -27,6 +27,7 @@ class Estimate:
         priced: how many choices were priced.
         misfits: choices that need more memory than there is.
         findings: what else is to be said, the most important first.
+        fastest: by name the fastest choice, also of names that are not shown.
     """
 
     cluster: Cluster
@@ -40,6 +41,7 @@ class Estimate:
     priced: int
     misfits: Sequence[Misfit]
     findings: Sequence[str]
+    fastest: Mapping[str, Priced] = field(default_factory=dict, repr=False)
 
     @property
     def fits(self) -> bool:

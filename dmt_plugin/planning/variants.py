@@ -22,8 +22,8 @@ from dmt_plugin.core.update_rule import WeightType
 from dmt_plugin.model.memory import sizes_of
 from dmt_plugin.model.placed import PlacedGraph, place_graph
 from dmt_plugin.plan.row_shares import RowShares
+from dmt_plugin.planner.buffers import ModelSizes
 from dmt_plugin.planner.distinct_needs import needs_of
-from dmt_plugin.planner.memory import ModelSizes
 from dmt_plugin.planner.time.links import Layout
 from dmt_plugin.planning.flops import GraphFlops, flops_of
 from dmt_plugin.topology.shape import Topology

@@ -65,13 +65,12 @@ class Topology:
 
     def peers_of(self, rank: int) -> tuple[int, ...]:
         """Ranks with the lane of ``rank`` on every host, by host."""
-        lane = self.lane_of(rank)
-        return tuple(self.rank_of(host, lane) for host in range(self.hosts))
+        return tuple(range(self.lane_of(rank), self.world_size, self.ranks_per_host))
 
     def lanes_of(self, rank: int) -> tuple[int, ...]:
         """Ranks on the host of ``rank``, by lane."""
-        host = self.host_of(rank)
-        return tuple(self.rank_of(host, lane) for lane in range(self.ranks_per_host))
+        first = self.host_of(rank) * self.ranks_per_host
+        return tuple(range(first, first + self.ranks_per_host))
 
     def _check(self, what: str, value: int, limit: int) -> None:
         if not 0 <= value < limit:

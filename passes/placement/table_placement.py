@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, Protocol
 
 from dmt_plugin.config.messages import one_of
@@ -47,6 +48,7 @@ class RowTower(Protocol):
 def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
     """The cost model for the exchange that looked-up rows take."""
 
+    @cache
     def rule_of(table: TableSpec) -> Rule:
         return config.lookup.rule_of(table.name, table.parameter, table.dtype, table.frozen)
 

@@ -16,7 +16,8 @@ from dmt_plugin.doctor import tiny
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedModel, place, place_graph
-from dmt_plugin.planner.memory import Entries, MemoryNeed, trained_bytes, written_bytes
+from dmt_plugin.planner.buffers import Entries
+from dmt_plugin.planner.memory import MemoryNeed, trained_bytes, written_bytes
 from dmt_plugin.planner.memory_check import Share, check_memory, shortage
 from dmt_plugin.topology.shape import Topology
 

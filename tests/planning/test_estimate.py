@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import cProfile
 import dataclasses
 import json
+import pstats
 import time
 
 import pytest
@@ -297,3 +299,21 @@ def test_sweeps() -> None:
 def test_sweeps_that_cannot_be(text: str) -> None:
     with pytest.raises(ConfigError, match="--sweep"):
         axis_of(text)
+
+
+def calls(hosts: int) -> float:
+    """Calls of functions that it takes to price a choice of one way whose rows travel once."""
+    shares, topology = stated("0.5,0.25"), Topology(hosts, 8)
+    rewriter = Rewriter(dots(hosts, 16, 4000), batch(hosts), ADAGRAD, {})
+    plan = rewriter.variant(Way("p", {"comm": {"dedup": "off"}}), topology, 64).placed.plan
+    way = Way("w", {"comm": {"dedup": "on"}, "towers": {"module": "none"}}, dedup=True)
+    made = rewriter.variant(way, topology, 64, shares.of(plan.tables, plan.features)(64, 8))
+    pricer, choices = Pricer(cluster_of(f"h100-dgx:{hosts}"), 64, {}), list(choices_of(made))
+    profile = cProfile.Profile()
+    profile.runcall(pricer.price, choices)
+    return pstats.Stats(profile).total_calls / len(choices)  # type: ignore[attr-defined,no-any-return]
+
+
+def test_more_ranks_make_little_more_work_for_a_choice() -> None:
+    ranks = 8 * (24 - 8)
+    assert (calls(24) - calls(8)) / ranks < 50

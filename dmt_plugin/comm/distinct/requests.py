@@ -365,6 +365,18 @@ class RowRequests(IdExchange):
         return groups
 
     @property
+    def stages(self) -> tuple[RequestStage, ...]:
+        """What it sends, one stage after the other."""
+        core: _Core = self._core
+        return tuple(stage for stage in (core.lanes_stage, core.last_stage) if stage is not None)
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Of the lists of codes that a stage sends: one for each group and micro-block."""
+        core: _Core = self._core
+        return core.dtypes
+
+    @property
     def blocks(self) -> int:
         """How many micro-blocks a batch is cut into."""
         blocks: int = self._core.blocks

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -103,6 +104,7 @@ class RowGroup:
         """The codes to ask for, by block, from those that each block needs."""
         return first_uses(needed) if self.once else all_uses(needed)
 
+    @cached_property
     def stacks(self) -> dict[int, int]:
         """Rows of the group by rank, of the ranks that hold any."""
         found: dict[int, int] = {}

@@ -184,6 +184,18 @@ class InputDist(IdExchange):
         super().__init__(_Core(slots, topology, rank, route, name))
         self.owned = self._core.owned
 
+    @property
+    def blocks(self) -> int:
+        """How many micro-blocks a batch is cut into."""
+        blocks: int = self._core.blocks
+        return blocks
+
+    @property
+    def stages(self) -> tuple[IdStage, ...]:
+        """What it sends, one stage after the other; one of a group of one rank sends nothing."""
+        core: _Core = self._core
+        return tuple(stage for stage in (core.first_stage, core.lanes_stage) if stage is not None)
+
     def sort_by_blocks(self, blocks: int) -> None:
         """From now on give the ids of a batch in the order of its micro-blocks.
 

@@ -21,8 +21,7 @@ from dmt_plugin.comm.formats import Format
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.comm.input_dist.input_dist import Route
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
-from dmt_plugin.planner.distinct_cost import Needs, distinct_costs
-from dmt_plugin.planner.distinct_needs import ByOwner
+from dmt_plugin.planner.distinct_cost import ByOwner, Needs, distinct_costs
 from dmt_plugin.planner.time.step import Messages
 from dmt_plugin.topology.shape import Topology
 

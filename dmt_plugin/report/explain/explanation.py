@@ -31,6 +31,7 @@ from dmt_plugin.core.errors import CaptureError, ConfigError, FindingsError, Tra
 from dmt_plugin.core.findings import sort_findings
 from dmt_plugin.core.memory import memory_limits
 from dmt_plugin.fxtools.names import tower_part
+from dmt_plugin.model.exchange_costs import costs_of, gradient_costs_of, sent_by_host
 from dmt_plugin.model.logical import TowerModel
 from dmt_plugin.model.memory import memory_need_of
 from dmt_plugin.model.placed import PlacedGraph, PlacedModel, place_graph
@@ -48,7 +49,6 @@ from dmt_plugin.planner.memory import MemoryNeed, shard_bytes
 from dmt_plugin.planner.memory_check import shortage
 from dmt_plugin.report.explain import content
 from dmt_plugin.report.explain.content import Explanation
-from dmt_plugin.report.explain.costs import costs_of, gradient_costs_of, sent_by_host
 from dmt_plugin.report.explain.graph_data import condensed, node_lines
 from dmt_plugin.report.explain.rows_once import count_of, rows_once
 from dmt_plugin.topology.shape import Topology
@@ -193,7 +193,7 @@ def describe(
         batch_size: samples per rank for the byte counts.
         sums: how gradients are summed.
         config: the ``"dmt"`` section, if it is to be said what state frozen tables save.
-        needs: distinct rows that were counted, see :func:`dmt_plugin.report.explain.costs.costs_of`.
+        needs: distinct rows that were counted, see :func:`dmt_plugin.model.exchange_costs.costs_of`.
     """
     logical = placed.logical
     plan = logical.plan

@@ -8,6 +8,7 @@ from typing import Any
 
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.fxtools.names import REQUESTS
+from dmt_plugin.model.exchange_costs import costs_of, gradient_costs_of
 from dmt_plugin.model.placed import PlacedGraph, place_graph
 from dmt_plugin.model.row_counts import CountedRows, count_rows
 from dmt_plugin.plan.row_shares import RowShares
@@ -15,7 +16,6 @@ from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.distinct_cost import Needs
 from dmt_plugin.planner.gradient_cost import GradientSums
 from dmt_plugin.report.explain.content import DistinctRows, FeatureRows
-from dmt_plugin.report.explain.costs import costs_of, gradient_costs_of
 
 
 @dataclass(frozen=True)

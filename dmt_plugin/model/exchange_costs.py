@@ -62,6 +62,11 @@ def sent_by_host(placed: PlacedGraph | PlacedModel) -> list[int]:
 
 def gradient_costs_of(placed: PlacedGraph | PlacedModel, sums: GradientSums) -> list[ExchangeCost]:
     """Bytes of summing the gradients of one step of a placed model, by formula."""
+    return gradient_costs(sums, *trained_entries(placed), placed.topology)
+
+
+def trained_entries(placed: PlacedGraph | PlacedModel) -> tuple[int, int]:
+    """Entries with gradients in one rank's graph: those that all ranks hold, and those of its host's towers alone."""
     graph: fx.GraphModule = placed.__dict__["graph_module"]
     own = graph_module_over(graph, graph.graph)  # tables and other hosts' towers may still be there; nothing reads them
     # On one host every rank holds all towers: they are part of what all ranks share.
@@ -70,4 +75,4 @@ def gradient_costs_of(placed: PlacedGraph | PlacedModel, sums: GradientSums) -> 
     towers |= {id(own.get_parameter(name)) for name in placed.placement.own_parameters}
     trained = [p for p in own.parameters() if p.requires_grad]
     inside = sum(p.numel() for p in trained if id(p) in towers)
-    return gradient_costs(sums, sum(p.numel() for p in trained) - inside, inside, placed.topology)
+    return sum(p.numel() for p in trained) - inside, inside
