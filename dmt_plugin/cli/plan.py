@@ -54,6 +54,13 @@ def command(
         str | None,
         typer.Option(help="With --model: one line per value of hosts=2,4,8, batch=1024,4096 or nic=12.5,25 (GB/s)."),
     ] = None,
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            help='With --model: let the exchanges of every rank run without data for one choice: "best", or a name '
+            "such as SPTT, and compare what each sends with what others wait for."
+        ),
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="Predict Figs. 10 to 13 of the DMT paper, and show every error.")
     ] = False,
@@ -65,21 +72,35 @@ def command(
 
         dmt plan --model file.py:build --cluster h100-dgx:8 --batch-size 16384
 
-    Exit status: 0; 1 if nothing fits the memory; 2 for bad input.
+    Exit status: 0; 1 if nothing fits the memory, or ranks of a simulation do not agree; 2 for bad input.
     """
     if paper == (model is not None):
         raise ConfigError(
             "dmt plan: say what to predict; --model file.py:build --cluster h100-dgx:8 predicts steps of your model, "
             "--paper predicts the figures of the DMT paper" + (": keep one of them." if paper else ".")
         )
+    if paper:
+        _only_with_model(
+            cluster=cluster, links=links, batch_size=batch_size, config=config, batch=batch, data=data,
+            distinct_share=distinct_share, towers=towers, ratios=ratios, sweep=sweep, simulate=simulate,
+        )  # fmt: skip
     if picture is not None and picture.suffix not in (".svg", ".png", ".pdf"):
         raise ConfigError(f"--picture {picture}: expected a name that ends in .svg, .png or .pdf.")
     if model is not None:
-        asked = Asked(model, cluster, config, batch, batch_size, links, data, distinct_share, towers, ratios, sweep)
+        asked = Asked(
+            model, cluster, config, batch, batch_size, links, data, distinct_share, towers, ratios, sweep, simulate
+        )
         if status := write(asked, html, picture, as_json):
             raise typer.Exit(status)
         return
     _paper(html, picture, as_json)
+
+
+def _only_with_model(**given: object) -> None:
+    """Refuses what says nothing of the paper's figures."""
+    said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if said:
+        raise ConfigError(f"dmt plan --paper: {', '.join(said)} goes with --model; the paper's settings are fixed.")
 
 
 def _paper(html: Path | None, picture: Path | None, as_json: bool) -> None:

@@ -21,8 +21,9 @@ from dmt_plugin.planner.cluster.files import cluster_of
 from dmt_plugin.planning.distinct import SharesOf, Stated, counted_on, stated
 from dmt_plugin.planning.estimate import RATIOS, Planner
 from dmt_plugin.planning.outcome import Estimate
+from dmt_plugin.planning.simulation import Simulation, simulate
 from dmt_plugin.planning.sweep import Axis, axis_of, sweep
-from dmt_plugin.report.plan import choice
+from dmt_plugin.report.plan import choice, simulation
 from dmt_plugin.report.plan.choice_page import page_of
 from dmt_plugin.report.plan.sweep_picture import save
 
@@ -45,6 +46,7 @@ class Asked:
         towers: kinds of tower modules, with commas.
         ratios: compression ratios, with commas.
         swept: what to vary; None for nothing.
+        simulated: name of the choice to simulate; None for none.
     """
 
     model: str
@@ -58,6 +60,7 @@ class Asked:
     towers: str | None = None
     ratios: str | None = None
     swept: str | None = None
+    simulated: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,20 @@ class Told:
         found: the estimate; of a sweep None.
         axis: what was varied; None without a sweep.
         swept: by value the estimate.
+        ran: of a simulation what came out; None without one.
     """
 
     found: Estimate | None
     axis: Axis | None
     swept: dict[float, Estimate]
+    ran: Simulation | None = None
 
     @property
     def status(self) -> int:
-        """Exit status: 1 if nothing fits, at any value."""
+        """Exit status: 1 if nothing fits, at any value, or ranks of a simulation do not agree."""
         every = [self.found] if self.found is not None else list(self.swept.values())
-        return 0 if any(own.fits for own in every) else NOTHING_FITS
+        agree = self.ran is None or self.ran.agrees
+        return 0 if agree and any(own.fits for own in every) else NOTHING_FITS
 
 
 def planned(asked: Asked) -> Told:
@@ -89,6 +95,8 @@ def planned(asked: Asked) -> Told:
     """
     if asked.cluster is None:
         raise ConfigError('dmt plan --model: on which cluster? Add --cluster, such as "h100-dgx:8" or cluster.yaml.')
+    if asked.swept is not None and asked.simulated is not None:
+        raise ConfigError("--simulate looks at one cluster, and --sweep at several; keep one.")
     axis = None if asked.swept is None else axis_of(asked.swept)
     cluster = _cluster(asked, axis)
     ratios, share = _ratios(asked.ratios), None if asked.share is None else stated(asked.share)
@@ -109,7 +117,11 @@ def planned(asked: Asked) -> Told:
         loaded.model, loaded.batch, loaded.config, loaded.ds_config, shares=shares, ratios=ratios, towers=towers
     )
     if axis is None:
-        return Told(planner.estimate(cluster, samples), None, {})
+        found = planner.estimate(cluster, samples)
+        ran = None
+        if asked.simulated is not None and found.fits:
+            ran = simulate(found, asked.simulated)
+        return Told(found, None, {}, ran)
     return Told(None, axis, sweep(planner, axis, cluster, samples))
 
 
@@ -130,12 +142,14 @@ def write(asked: Asked, html: Path | None, picture: Path | None, as_json: bool) 
     told = planned(asked)
     notes = []
     if html is not None:
-        notes.append(f"wrote {page_of(told.found, told.axis, told.swept, asked.model).write(html)}")
+        notes.append(f"wrote {page_of(told.found, told.axis, told.swept, asked.model, told.ran).write(html)}")
     if picture is not None and told.axis is not None:
         notes.append(f"wrote {save(told.axis, told.swept, picture)}")
     if as_json:
         swept = [{"value": value, **own.as_dict()} for value, own in told.swept.items()]
         data = told.found.as_dict() if told.found is not None else {"sweep": asked.swept, "estimates": swept}
+        if told.ran is not None:
+            data["simulation"] = told.ran.as_dict()
         typer.echo(json.dumps(data, indent=2))
     else:
         _show(told)
@@ -164,6 +178,10 @@ def _show(told: Told) -> None:
         console.print(choice.block(found.best), highlight=False, markup=False)
     for finding in found.findings:
         console.print(f"- {finding}", highlight=False, markup=False)
+    if told.ran is not None:
+        console.print(simulation.headline(told.ran), style="bold", highlight=False, markup=False)
+        console.print(simulation.exchanges_table(told.ran).to_rich("exchanges of a step, by every rank"))
+        console.print(simulation.schedule_table(told.ran).to_rich("parts of a step"))
 
 
 def _cluster(asked: Asked, axis: Axis | None) -> Cluster:

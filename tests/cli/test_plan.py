@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from dmt_plugin.cli.plan import command
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.planner.paper.evaluation import evaluate
+from dmt_plugin.planning import simulation
 from dmt_plugin.planning.paper_models import paper_sizes
 from dmt_plugin.report.plan import tables
 from tests.planning.models import narrow
@@ -59,6 +60,8 @@ def test_bad_input() -> None:
         command()
     with pytest.raises(ConfigError, match="keep one of them"):
         command(paper=True, model=MODEL)
+    with pytest.raises(ConfigError, match="--cluster, --batch-size goes with --model"):
+        command(paper=True, cluster="h100-dgx:2", batch_size=8)
     with pytest.raises(ConfigError, match=r"--picture .*\.svg, \.png or \.pdf"):
         command(paper=True, picture=Path("plan.gif"))
 
@@ -92,6 +95,20 @@ def test_a_sweep_with_its_picture(tmp_path: Path) -> None:
     assert [own["value"] for own in data["estimates"]] == [64, 128] and data["sweep"] == "batch=64,128"
 
 
+def test_a_simulation(tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    shown = run(*PLAN, "--simulate", "SPTT", "--html", str(page))
+    assert "Simulated SPTT" in shown and "the graphs of all 16 ranks" in shown and "Each rank, in this order" in shown
+    assert "Simulated SPTT" in page.read_text() and "pairs compared" in page.read_text()
+    data = json.loads(run(*PLAN, "--simulate", "best", "--json"))["simulation"]
+    assert data["ranks"] == 16 and data["differences"] == [] and {own["pairs"] for own in data["exchanges"]} != {0}
+
+
+def test_exit_status_where_ranks_do_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation, "other_orders", lambda ran: ["rank 1 waits for nobody"])
+    assert "They do not agree: 1 difference" in run(*PLAN, "--simulate", "flat", status=1)
+
+
 def test_exit_status_where_nothing_fits(tmp_path: Path) -> None:
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text("preset: v100-hgx\nhosts: 2\nmemory_GB: 0.1\n")
@@ -113,6 +130,8 @@ def test_exit_status_where_nothing_fits(tmp_path: Path) -> None:
         ({"distinct_share": "0.5", "data": "tests.planning.models:batches"}, "keep one"),
         ({"picture": Path("a.svg")}, "--picture shows a sweep"),
         ({"links": "nothing.json"}, "--links nothing.json"),
+        ({"simulate": "SPT"}, r'--simulate: .*did you mean "SPTT"'),
+        ({"simulate": "best", "sweep": "hosts=2,4"}, "--simulate looks at one cluster, and --sweep at several"),
         ({"model": "tests.planning.models:biuld"}, "has no function 'biuld'"),
     ],
 )

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dmt_plugin.planning.outcome import Estimate
+from dmt_plugin.planning.simulation import Simulation
 from dmt_plugin.planning.sweep import Axis
 from dmt_plugin.report.parts import html
-from dmt_plugin.report.plan import choice
+from dmt_plugin.report.plan import choice, simulation
 from dmt_plugin.report.plan.sweep_picture import picture
 
 
-def page_of(found: Estimate | None, axis: Axis | None, swept: Mapping[float, Estimate], model: str) -> html.Page:
+def page_of(
+    found: Estimate | None,
+    axis: Axis | None,
+    swept: Mapping[float, Estimate],
+    model: str,
+    ran: Simulation | None = None,
+) -> html.Page:
     """The page.
 
     Args:
@@ -19,6 +26,7 @@ def page_of(found: Estimate | None, axis: Axis | None, swept: Mapping[float, Est
         axis: of the sweep.
         swept: by value the estimate.
         model: what was asked for.
+        ran: a simulation of one of the choices; None for none.
 
     Raises:
         RuntimeError: a sweep, and matplotlib is not installed.
@@ -43,5 +51,8 @@ def page_of(found: Estimate | None, axis: Axis | None, swept: Mapping[float, Est
             page.section(choice.title_of(group), choice.choices_table(group, rows, found.best).to_html())
         if found.best is not None:
             page.section("Configuration", html.code(choice.block(found.best), f"{found.best.name}, {found.best.wire}"))
+    if ran is not None:
+        tables = (simulation.exchanges_table(ran).to_html(), simulation.schedule_table(ran).to_html())
+        page.section("Simulation", html.paragraph(simulation.headline(ran)), *tables)
     page.section("The cluster's numbers", choice.cluster_table(shown.cluster).to_html())
     return page
