@@ -7,7 +7,7 @@ configuration's ``"auto"`` came to. So records can be compared with what the pla
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ import torch
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.core.run_files import FORMAT
 from dmt_plugin.core.versions import installed_versions
+from dmt_plugin.integrations.deepspeed.engine.state import DMTState
+from dmt_plugin.model.placed import PlacedModel
 
 _KEPT = (
     "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "zero_optimization", "bf16",
@@ -31,7 +33,9 @@ def header_of(engine: Any, settings: DeepSpeedSettings, every: int) -> dict[str,
         settings: the DeepSpeed configuration.
         every: optimizer steps between two records.
     """
-    dmt = engine.dmt
+    dmt: DMTState = engine.dmt
+    groups = [group for group in dmt.placed.placement.groups if group.once]
+    once = {table.name.partition("[columns ")[0] for group in groups for table in group.tables}
     return {
         "run": FORMAT,
         "at": time.time(),
@@ -39,6 +43,8 @@ def header_of(engine: Any, settings: DeepSpeedSettings, every: int) -> dict[str,
         "host": dmt.groups.host,
         "lane": dmt.groups.lane,
         "topology": str(dmt.topology),
+        "hosts": dmt.topology.hosts,
+        "ranks_per_host": dmt.topology.ranks_per_host,
         "source": dmt.source,
         "device": str(dmt.groups.device),
         "device_name": _name_of(dmt.groups.device),
@@ -53,15 +59,33 @@ def header_of(engine: Any, settings: DeepSpeedSettings, every: int) -> dict[str,
         "dense_dtype": "bf16" if settings.bf16 else "fp32",
         "wire": {group: list(dmt.config.comm.formats_of(group)) for group in ("lanes", "peers", "world")},
         "micro_blocks": dmt.config.comm.blocks_on(dmt.topology.hosts),
-        "once": sorted({t.name for group in dmt.placed.placement.groups if group.once for t in group.tables}),
+        "once": sorted(once),
+        "dedup": _dedup(dmt, once),
+        "parameters": _parameters(dmt.placed),
         "tables": {table.name: [table.rows, table.dim] for table in dmt.plan.tables},
         "configuration": _configuration(settings.given, dmt.config.model_dump(mode="json", exclude_unset=True)),
+        "effective": dmt.config.model_dump(mode="json"),
         "versions": {name: version for name, version in installed_versions().items() if version},
     }
 
 
 def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _dedup(dmt: DMTState, once: Collection[str]) -> dict[str, Any]:
+    """What ``comm.dedup`` says, and the features whose rows travel once by it."""
+    features = sorted(feature.name for feature in dmt.plan.features if once.intersection(feature.tables))
+    return {"mode": dmt.config.comm.dedup, "features": features}
+
+
+def _parameters(placed: PlacedModel) -> dict[str, int]:
+    """Numbers in the parameters of this rank: of the tower modules that its host has alone, and of all others."""
+    towers = {id(p) for path in placed.tower_paths for p in placed.get_submodule(path).parameters()}
+    found = {"dense": 0, "towers": 0}
+    for parameter in placed.parameters():
+        found["towers" if id(parameter) in towers else "dense"] += parameter.numel()
+    return found
 
 
 def _configuration(given: Mapping[str, Any], section: Mapping[str, Any]) -> dict[str, Any]:

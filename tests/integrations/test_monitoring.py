@@ -20,6 +20,7 @@ from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.core.run_files import record_path
 from dmt_plugin.doctor import tiny
 from dmt_plugin.integrations.deepspeed.observer import Observer, _begin, _more, events_of
+from dmt_plugin.integrations.deepspeed.run_header import _dedup
 from dmt_plugin.report.run.records import read_run
 from dmt_plugin.report.run.summary import summary_of
 from dmt_plugin.topology.shape import Topology
@@ -107,8 +108,22 @@ def test_the_header_says_what_a_step_depends_on(run):
     kept = header["configuration"]
     assert kept["dmt"]["report"]["every"] == EVERY and kept["gradient_accumulation_steps"] == ACCUMULATE
     assert "csv_monitor" not in kept
+    assert (header["hosts"], header["ranks_per_host"]) == (2, 2)
+    assert header["dedup"] == {"mode": "auto", "features": []}
+    assert header["effective"] == DMTConfig.model_validate(header["effective"]).model_dump(mode="json")
+    assert header["effective"]["comm"]["prefetch"] is True and "prefetch" not in kept["dmt"]["comm"]
+    of_tower = tiny.WIDTH * 4 + 4
+    first = (tiny.TABLES * 4 + tiny.WIDTH) * 16 + 16
+    dense = tiny.DENSE * tiny.WIDTH + tiny.WIDTH + first + 16 + 1
+    assert header["parameters"] == {"dense": dense, "towers": of_tower}
     for record in records(run[0], 1)[1]:
         assert record["cpu_s"] > 0
+
+
+def test_the_header_names_the_features_whose_rows_travel_once():
+    features = [SimpleNamespace(name=name, tables=[table]) for name, table in (("a", "t0"), ("b", "t1"), ("c", "t0"))]
+    state: Any = SimpleNamespace(plan=SimpleNamespace(features=features), config=DMTConfig(comm={"dedup": "on"}))
+    assert _dedup(state, {"t0"}) == {"mode": "on", "features": ["a", "c"]}
 
 
 @pytest.mark.processes
