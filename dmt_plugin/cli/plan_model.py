@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -147,7 +148,9 @@ def write(asked: Asked, html: Path | None, picture: Path | None, as_json: bool) 
         notes.append(f"wrote {save(told.axis, told.swept, picture)}")
     if as_json:
         swept = [{"value": value, **own.as_dict()} for value, own in told.swept.items()]
-        data = told.found.as_dict() if told.found is not None else {"sweep": asked.swept, "estimates": swept}
+        data: dict[str, Any] = {"sweep": asked.swept, "estimates": swept}
+        if told.found is not None:
+            data = told.found.as_dict()
         if told.ran is not None:
             data["simulation"] = told.ran.as_dict()
         typer.echo(json.dumps(data, indent=2))

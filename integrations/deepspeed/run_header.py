@@ -7,7 +7,7 @@ configuration's ``"auto"`` came to. So records can be compared with what the pla
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -73,9 +73,9 @@ def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _dedup(dmt: DMTState, once: Collection[str]) -> dict[str, Any]:
+def _dedup(dmt: DMTState, once: Set[str]) -> dict[str, Any]:
     """What ``comm.dedup`` says, and the features whose rows travel once by it."""
-    features = sorted(feature.name for feature in dmt.plan.features if once.intersection(feature.tables))
+    features = sorted(feature.name for feature in dmt.plan.features if not once.isdisjoint(feature.tables))
     return {"mode": dmt.config.comm.dedup, "features": features}
 
 
