@@ -104,6 +104,7 @@ def accelerator() -> Finding:
             )
         return Finding(f"cpu with {backend}, {torch.get_num_threads()} threads; backends {', '.join(there)}", data=data)
     models = sorted({torch.cuda.get_device_name(i) for i in range(count)}) if name == "cuda" else []
+    data["models"] = models
     kinds = f" ({', '.join(models)})" if models else ""
     if backend not in there:
         return Finding(

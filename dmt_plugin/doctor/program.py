@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,26 @@ class Diagnosis:
         checks: In the order they were made.
         how: Who the ranks were, for a person.
         world_size: Ranks there were.
+        on_cpu: Whether these computed on processors beside accelerators.
     """
 
     checks: tuple[Check, ...]
     how: str
     world_size: int
+    on_cpu: bool = False
 
     @property
     def status(self) -> str:
         """The worst status of all checks."""
         return worst([check.status for check in self.checks])
+
+    @property
+    def device(self) -> str | None:
+        """What the ranks computed on, e.g. ``"NVIDIA H100"``; None where that could not be found out."""
+        if self.on_cpu:
+            return "cpu"
+        data = next((check.finding.data for check in self.checks if check.name == "accelerator"), {})
+        return ", ".join(data.get("models") or ()) or data.get("accelerator")
 
     @property
     def exit_status(self) -> int:
@@ -74,6 +85,8 @@ class Diagnosis:
         """For ``--json``."""
         return {
             "status": self.status,
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "device": self.device,
             "how": self.how,
             "world_size": self.world_size,
             "checks": [{"name": c.name, **asdict(c.finding), "seconds": round(c.seconds, 3)} for c in self.checks],
@@ -111,9 +124,9 @@ def alone(limit_s: float) -> Diagnosis:
     checks, problem = _local_ranks(limit_s, by_cpu)
     if problem:
         finding = Finding(problem, "fail", "two ranks that end by themselves", "look at what they say")
-        return Diagnosis((*own, Check("local ranks", finding, time.monotonic() - started)), how, 1)
+        return Diagnosis((*own, Check("local ranks", finding, time.monotonic() - started)), how, 1, by_cpu)
     mine = {check.name for check in own}
-    return Diagnosis((*own, *(check for check in checks if check.name not in mine)), how, LOCAL_RANKS)
+    return Diagnosis((*own, *(check for check in checks if check.name not in mine)), how, LOCAL_RANKS, by_cpu)
 
 
 def _local_ranks(limit_s: float, by_cpu: bool) -> tuple[list[Check], str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dmt_plugin.doctor import links, tiny
+from dmt_plugin.doctor import everyone, links, tiny
 from dmt_plugin.doctor.check import Check, Finding, merged, ranks_in_words, run_limited, skipped
 from dmt_plugin.topology.agreement import all_values
 from dmt_plugin.topology.discovery import discover_topology
@@ -159,7 +159,7 @@ class Ranks:
         return Finding(words, data=data)
 
     def links(self) -> Finding:
-        """Latency and bandwidth inside hosts and between them."""
+        """Latency and bandwidth inside hosts and between them, and of all ranks at once."""
         from deepspeed.accelerator import get_accelerator
 
         assert self.groups is not None
@@ -167,7 +167,8 @@ class Ranks:
         kinds = {}
         for where, name in (("inside hosts", "lanes"), ("between hosts", "peers")):
             kinds[where] = links.summed_up(self.gather(links.measure(self.groups, name, synchronize)))
-        return links.judged(kinds)
+        of_all = self.gather(everyone.measure_everyone(self.groups, synchronize))
+        return links.judged(kinds, everyone.everyone_of(of_all, self.groups.topology))
 
     def training(self) -> Finding:
         """A tiny model, rewritten and trained, beside one process."""

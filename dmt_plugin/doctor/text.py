@@ -14,7 +14,7 @@ _NAME = 15
 def written(diagnosis: Diagnosis) -> str:
     """The page: a line for each check, what is expected and what to change below those that need it."""
     now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    lines = [f"dmt doctor, {now}, {diagnosis.how}", ""]
+    lines = [f"dmt doctor, {now}, {diagnosis.device or 'unknown device'}, {diagnosis.how}", ""]
     for check in diagnosis.checks:
         finding = check.finding
         mark = finding.status if finding.status != "fail" else "FAIL"

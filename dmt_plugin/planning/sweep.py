@@ -39,8 +39,10 @@ class Axis:
             return cluster.of_hosts(int(value)), samples
         if self.key == "batch":
             return cluster, int(value)
-        nic = Figure(value * GIGA, "yours: --sweep nic", measured=cluster.nic.measured)
-        return replace(cluster, nic=nic), samples
+        source, faster = "yours: --sweep nic", value * GIGA / cluster.nic.value
+        nic = Figure(value * GIGA, source, measured=cluster.nic.measured)
+        everyone, sums = (own and own.times(faster, source) for own in (cluster.everyone, cluster.sums))
+        return replace(cluster, nic=nic, everyone=everyone, sums=sums), samples
 
 
 def axis_of(text: str) -> Axis:

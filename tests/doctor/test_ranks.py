@@ -16,8 +16,10 @@ import pytest
 from typer.testing import CliRunner
 
 from dmt_plugin.cli import app
+from dmt_plugin.config.link import bytes_per_second
 from dmt_plugin.doctor.check import Check, Finding
 from dmt_plugin.doctor.ranks import Ranks
+from dmt_plugin.planner.cluster.files import cluster_of
 from tests._util.ranks import LAUNCHER_VARIABLES, run_ranks
 from tests.test_placed_laws import launcher_env
 
@@ -63,7 +65,7 @@ def test_a_rank_that_is_gone_holds_nobody_up():
 
 
 @pytest.mark.processes
-def test_alone_it_plays_two_hosts(monkeypatch):
+def test_alone_it_plays_two_hosts(monkeypatch, tmp_path):
     for name in filter(LAUNCHER_VARIABLES.fullmatch, list(os.environ)):
         monkeypatch.delenv(name)
     result = CliRunner().invoke(app, ["doctor", "--json"])
@@ -73,6 +75,13 @@ def test_alone_it_plays_two_hosts(monkeypatch):
     assert data["world_size"] == 2 and by_name["topology"]["data"]["hosts"] == 2
     assert by_name["training"]["status"] == "ok"
     assert {"versions", "fbgemm", "compiler", "ninja", "accelerator", "connect", "same versions"} < by_name.keys()
+    file, cluster = tmp_path / "doctor.json", tmp_path / "c.yaml"
+    file.write_text(result.stdout)
+    cluster.write_text("preset: h100-dgx\nhosts: 2\nranks_per_host: 1\n")
+    found, links = cluster_of(str(cluster), str(file)), by_name["links"]["data"]
+    assert bytes_per_second(str(file), 1) == found.nic.value == links["between hosts"]["GB_per_s"] * 1e9
+    assert found.everyone.rate.value == links["all ranks"]["all_to_all"][-1]["GB_per_s"] * 1e9
+    assert found.sums.ranks == 2 and data["date"] in found.sums.rate.source
 
 
 @pytest.mark.processes

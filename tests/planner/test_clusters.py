@@ -12,9 +12,11 @@ from dmt_plugin.planner.cluster.cluster import UNVERIFIED
 from dmt_plugin.planner.cluster.files import cluster_of, read_cluster
 from dmt_plugin.planner.cluster.presets import LEAST_SHARE, PRESETS
 from dmt_plugin.planner.cluster.rates import World, corners, flops_of
-from dmt_plugin.planner.paper.figures import flat_efficiency
+from dmt_plugin.planner.paper.figures import flat_efficiency, sum_efficiency
 from dmt_plugin.planner.time.devices import DEVICES
 from dmt_plugin.planner.time.step import Load
+from dmt_plugin.planning.sweep import axis_of
+from dmt_plugin.report.plan.choice import cluster_table
 from dmt_plugin.topology.shape import Topology
 
 YAML = """
@@ -121,6 +123,41 @@ def test_a_probe_goes_before_the_data_sheet_and_no_share_is_taken_off(tmp_path: 
     assert (rates.rows, rates.lanes) == (40e9, 300e9)
     sheet = World(cluster_of("h100-dgx:4")).rates(Topology(4, 8), LOAD, flat=False, ring=False)
     assert sheet.rows < 50e9 and sheet.lanes < 0.6 * 450e9
+
+
+def test_a_probe_of_all_ranks_goes_before_the_papers_figure(tmp_path: Path) -> None:
+    path = Path(probe(tmp_path))
+    data = json.loads(path.read_text()) | {"date": "2026-11-30"}
+    links = data["checks"][1]["data"]
+    slow = {"bytes": 2**18, "GB_per_s": 1.0}
+    links["between hosts"]["blocks"] = [slow, {"bytes": 2**22, "GB_per_s": 40, "low_GB_per_s": 35, "high_GB_per_s": 42}]
+    links["all ranks"] = {
+        "ranks": 16,
+        "all_to_all": [slow, {"bytes": 2**22, "GB_per_s": 20, "low_GB_per_s": 16, "high_GB_per_s": 22}],
+        "all_reduce": [slow, {"bytes": 2**22, "GB_per_s": 30, "low_GB_per_s": 30, "high_GB_per_s": 30}],
+    }
+    path.write_text(json.dumps(data))
+    few, many = (cluster_of(f"h100-dgx:{hosts}", str(path)) for hosts in (2, 16))
+    assert few.nic.source == f"probe of 2026-11-30: {path}"
+    assert (few.nic.low, few.nic.value, few.nic.high) == (35e9, 40e9, 42e9)
+    told = few.figures()
+    assert (told["everyone"].low, told["everyone"].value, told["everyone"].high) == (16e9, 20e9, 22e9)
+    flat = World(few).rates(Topology(2, 8), LOAD, flat=True, ring=True)
+    assert (flat.rows, flat.ids, flat.sums) == (20e9, 20e9, 30e9)
+    towers = World(few).rates(Topology(2, 8), LOAD, flat=False, ring=False)
+    assert (towers.rows, towers.ids, towers.sums) == (40e9, 20e9, 40e9)
+    larger = World(many, flat=1.4).rates(Topology(16, 8), LOAD, flat=True, ring=True)
+    assert larger.rows == pytest.approx(20e9 * flat_efficiency().at(128) / 1.4 / flat_efficiency().at(16))
+    assert larger.sums == pytest.approx(30e9 * sum_efficiency().at(128) / sum_efficiency().at(16))
+    ends = {w.rates(Topology(2, 8), LOAD, flat=True, ring=True).rows for w in corners(few)}
+    assert ends == {16e9, 22e9}
+    swept, _ = axis_of("nic=80").at(80.0, few, 1)
+    assert World(swept).rates(Topology(2, 8), LOAD, flat=True, ring=True).rows == pytest.approx(40e9)
+    assert "exchange of all 16 ranks, per rank" in {row["name"] for row in cluster_table(few).rows}
+    links["all ranks"]["ranks"] = 0
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=r"not what dmt doctor --json prints \(ValueError: all ranks: found 0 rank"):
+        cluster_of("h100-dgx:2", str(path))
 
 
 def test_probes_of_another_cluster(tmp_path: Path) -> None:

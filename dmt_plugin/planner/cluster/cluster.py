@@ -67,6 +67,28 @@ class Processors:
 
 
 @dataclass(frozen=True)
+class AllRanks:
+    """What a collective over all ranks of a probe reaches.
+
+    Attributes:
+        ranks: of the probe.
+        rate: bytes/s of a rank.
+    """
+
+    ranks: int
+    rate: Figure
+
+    def times(self, factor: float, source: str) -> AllRanks:
+        """The same with links that are so much faster, as ``source`` says."""
+        low, middle, high = (factor * rate for rate in (self.rate.low, self.rate.value, self.rate.high))
+        return replace(self, rate=replace(self.rate, value=middle, low=low, high=high, source=source))
+
+    def at(self, end: str) -> AllRanks:
+        """The same at the ``"low"`` or ``"high"`` end of its rate."""
+        return replace(self, rate=self.rate.at(end))
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Machines of equal accelerators, or of processor cores.
 
@@ -82,6 +104,9 @@ class Cluster:
         memory: bytes of an accelerator's memory.
         fixed: seconds of a step that are neither FLOPs nor bytes; of the program, not of the cluster.
         alltoall: by ranks the share of ``nic`` that an exchange between all of them reaches; None for Fig. 5's.
+        everyone: what a probe saw of an exchange between all of some ranks: bytes/s of a rank to other hosts; None: by
+            ``alltoall``.
+        sums: the same of sums over all of them: bytes/s that a rank sends around a ring; None for Fig. 5's.
         nic_share: share of ``nic`` that every exchange reaches, once it was measured; None: by ranks and size.
         intensity: FLOPs per byte of memory traffic of the dense part, once it was measured; None: as fitted on the
             paper.
@@ -100,6 +125,8 @@ class Cluster:
     fixed: Figure
     shared_nic: bool = False
     alltoall: Curve | None = None
+    everyone: AllRanks | None = None
+    sums: AllRanks | None = None
     nic_share: Figure | None = None
     intensity: Figure | None = None
     processors: Processors | None = None
@@ -121,6 +148,8 @@ class Cluster:
         if self.processors is not None:
             of_cores = {"moved": self.processors.moved, "message": self.processors.message}
             return {"nic": self.nic, "memory": self.memory, **flops, **of_cores, **known, "fixed": self.fixed}
+        probed = {"everyone": self.everyone, "sums": self.sums}
+        known |= {name: own.rate for name, own in probed.items() if own is not None}
         own = {"nic": self.nic, "lanes": self.lanes, "memory_rate": self.memory_rate, "memory": self.memory}
         return {**own, **flops, **known, "fixed": self.fixed}
 

@@ -1,29 +1,22 @@
-"""Clusters in files: ``cluster.yaml``, which a person or ``dmt plan --calibrate`` writes, and what the doctor measured.
+"""Clusters in files: ``cluster.yaml``, which a person or ``dmt plan --calibrate`` writes.
 
 The keys of ``cluster.yaml`` are those of :mod:`dmt_plugin.planner.cluster.file_keys`.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from dmt_plugin.config.link import BETWEEN
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.planner.cluster.cluster import Cluster, Figure, Processors, name_and_hosts
 from dmt_plugin.planner.cluster.file_keys import ClusterFile, validated
 from dmt_plugin.planner.cluster.presets import FIXED, FIXED_ON_CORES, MESSAGE, MOVED, preset
+from dmt_plugin.planner.cluster.probe import probed
 from dmt_plugin.planner.time.devices import GIGA, TERA, Curve
-
-INSIDE = "inside hosts"
-"""The doctor's name for links inside a host."""
 
 
 def cluster_of(text: str, links: str | None = None) -> Cluster:
@@ -162,49 +155,3 @@ def _fixed(given: ClusterFile, source: str, default: Figure) -> Figure:
     found = _measured(given, "fixed_ms", 1e-3, source, default)
     assert found is not None
     return found
-
-
-def probed(cluster: Cluster, path: str) -> Cluster:
-    """The cluster with the rates that ``dmt doctor --json`` measured on it.
-
-    The probe keeps all links of a kind busy, pair by pair: what it says of a rank's link is what an exchange between
-    peers reaches. Its efficiency is in it, so that none is taken off again.
-
-    Args:
-        cluster: the rest of the numbers.
-        path: the file.
-
-    Raises:
-        ConfigError: it holds no measurement, or that of another number of ranks per host.
-    """
-    try:
-        file = Path(path)
-        found = json.loads(file.read_text(encoding="utf-8"))
-        when = datetime.fromtimestamp(file.stat().st_mtime, tz=timezone.utc).date().isoformat()
-        checks = {name: data for check in found["checks"] for name, data in (check.get("data") or {}).items()}
-        rates = {kind: float(checks[kind]["GB_per_s"]) * GIGA for kind in (BETWEEN, INSIDE) if kind in checks}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f"--links {path}: not what dmt doctor --json prints ({type(error).__name__}: {error})."
-        ) from error
-    if cluster.hosts > 1 and BETWEEN not in rates:
-        raise ConfigError(
-            f"--links {path}: holds no measurement of links {BETWEEN}, and --cluster has {cluster.hosts} hosts. Run "
-            "dmt doctor --json as you start your training, on two hosts or more."
-        )
-    lanes = _ranks_per_host(checks)
-    if lanes is not None and lanes != cluster.ranks_per_host:
-        raise ConfigError(
-            f"--links {path}: was measured with {lanes} rank(s) per host, and --cluster {cluster.name} has "
-            f"{cluster.ranks_per_host}. Say ranks_per_host: {lanes} in a cluster.yaml, or probe that cluster."
-        )
-    source = f"probe of {found.get('date', when)}: {path}"
-    nic = Figure(rates[BETWEEN], source, measured=True) if BETWEEN in rates else cluster.nic
-    inside = Figure(rates[INSIDE], source, measured=True) if INSIDE in rates else cluster.lanes
-    return replace(cluster, nic=nic, lanes=inside)
-
-
-def _ranks_per_host(checks: Mapping[str, Any]) -> int | None:
-    """What the probe says of its topology, if it does."""
-    told = checks.get("ranks_per_host")
-    return told if isinstance(told, int) else None

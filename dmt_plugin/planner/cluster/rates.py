@@ -1,7 +1,8 @@
 """How fast exchanges and computing are on a cluster, and between what each of it may be.
 
 1. What is assumed is what the paper's model assumes (:mod:`dmt_plugin.planner.paper.model`): shares of line rates by
-   ranks (Fig. 5) and by size (SimAI), of the memory's rate, of the peak.
+   ranks (Fig. 5) and by size (SimAI), of the memory's rate, of the peak. Where a probe measured an exchange or sums
+   between all of its ranks, Fig. 5 only says how that changes with their number.
 2. What is not known is a range: of each constant the values that fits of the paper's cells gave (``dmt plan --paper``,
    fitted on five cells and on all), and of each number of the cluster between what it may be.
 3. A *world* is one choice of all of them. The expected one is in the middle; the range of a time is that over the
@@ -94,9 +95,9 @@ class World:
         """
         cluster, ranks = self.cluster, topology.world_size
         line = cluster.nic.value
-        curve = cluster.alltoall or flat_efficiency()
-        slower = self.flat if cluster.alltoall is None and ranks >= MANY_RANKS else 1.0
-        everyone = line * curve.at(max(2, ranks)) / slower
+        everyone = line * self._flat_share(ranks)
+        if (probed := cluster.everyone) is not None:
+            everyone = probed.rate.value * self._flat_share(ranks) / self._flat_share(probed.ranks)
         hosts = topology.hosts
         size = load.rows[0] / load.blocks * hosts / max(1, hosts - 1)
         peers = line * (1.0 if cluster.nic.measured else PEER_EFFICIENCY.at(max(1.0, size)))
@@ -106,6 +107,8 @@ class World:
         peak = flops_of(cluster, bf16).value
         intensity = self.intensity if cluster.intensity is None else cluster.intensity.value
         around = sum_efficiency().at(max(2, ranks)) * line
+        if (summed := cluster.sums) is not None:
+            around = summed.rate.value * sum_efficiency().at(max(2, ranks)) / sum_efficiency().at(summed.ranks)
         return Rates(
             flops=1 / (1 / (PEAK_SHARE * peak) + 1 / (intensity * cluster.memory_rate.value)),
             memory=MEMORY_SHARE * cluster.memory_rate.value,
@@ -117,6 +120,12 @@ class World:
             exchange=self.exchange,
             codec=self.codec,
         )
+
+    def _flat_share(self, ranks: int) -> float:
+        """Share of the line rate that an exchange between so many ranks reaches."""
+        own = self.cluster.alltoall
+        share = (own or flat_efficiency()).at(max(2, ranks))
+        return share / self.flat if own is None and ranks >= MANY_RANKS else share
 
 
 def flops_of(cluster: Cluster, bf16: bool) -> Figure:
@@ -135,6 +144,7 @@ def corners(cluster: Cluster) -> Iterator[World]:
         costs.append(own.message)
     fixed = ends if any(f.low < f.high for f in costs) else ("low",)
     shares = [figure for figure in (cluster.nic_share, cluster.intensity) if figure is not None]
+    shares += [probed.rate for probed in (cluster.everyone, cluster.sums) if probed is not None]
     links = ends if any(f.low < f.high for f in (*figures, *shares)) else ("low",)
     constants = (INTENSITY, FLAT) if own is None else ()
     for program, links_end, *of_paper in product(fixed, links, *[ends for _ in constants]):
@@ -145,6 +155,8 @@ def corners(cluster: Cluster) -> Iterator[World]:
             lanes=cluster.lanes.at(links_end),
             memory_rate=cluster.memory_rate.at(links_end),
             flops={kind: figure.at(links_end) for kind, figure in cluster.flops.items()},
+            everyone=cluster.everyone and cluster.everyone.at(links_end),
+            sums=cluster.sums and cluster.sums.at(links_end),
             nic_share=None if cluster.nic_share is None else cluster.nic_share.at(links_end),
             intensity=None if cluster.intensity is None else cluster.intensity.at(links_end),
             processors=own and replace(own, moved=own.moved.at(links_end), message=own.message.at(program)),

@@ -87,6 +87,8 @@ def cluster_table(cluster: Cluster) -> Table:
     units |= {name: (TERA, "TFLOP/s") for name in cluster.figures() if name.startswith("flops.")}
     titles = {"nic": "to other hosts, per rank", "lanes": "inside a host, per rank", "memory_rate": "memory's rate"}
     titles |= {"fixed": "fixed cost of a step"}
+    for name, what, own in (("everyone", "exchange", cluster.everyone), ("sums", "sums", cluster.sums)):
+        titles |= {name: f"{what} of all {own.ranks} ranks, per rank"} if own is not None else {}
     rows = []
     for name, figure in cluster.figures().items():
         size, unit = units.get(name, (GIGA, "GB/s"))
