@@ -261,7 +261,7 @@ class ReportConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How checkpoints are saved."""
+    """How checkpoints are saved, and what a load takes."""
 
     asynchronous: bool = Field(
         default=False,
@@ -280,6 +280,20 @@ class CheckpointConfig(Section):
         le=86_400.0,
         description="Seconds without a sign of life after which another run may save into a run's folder.",
     )
+    classes: list[str] = Field(
+        default=[],
+        description='Your classes, as "package.module:Class" or "path/to/file.py:Class", whose objects client_state '
+        "and the states of registered objects hold. A load makes objects of no other class.",
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _classes(cls, value: list[str]) -> list[str]:
+        for spec in value:
+            place, colon, name = spec.rpartition(":")
+            if not (place and colon and name.isidentifier()):
+                raise ValueError(f'found "{spec}", expected "package.module:Class" or "path/to/file.py:Class"')
+        return value
 
 
 class DMTConfig(Section):

@@ -29,6 +29,7 @@ from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 from deepspeed.utils.logging import print_dist
 from torch import nn
 
+from dmt_plugin.checkpoint.user_objects import UserObjects
 from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.comm.wire.transport import Traffic, Transport
 from dmt_plugin.compiler import transform
@@ -216,6 +217,7 @@ def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tup
     with together(groups, "building its part of the model"):
         if config.report.dir is not None and (rank == 0 or config.report.every):
             check_folder(config.report.dir)
+        UserObjects(config.checkpoint.classes)  # a class that is not there is told now, not by the first load
         check_buffers(model)
         dense_from_meta(model, seed)
         example = find_example(

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.config.towers import TowersConfig
 from dmt_plugin.core.errors import ConfigError, PlanError
+from dmt_plugin.core.limits import TOWER_MODULES
 from dmt_plugin.nn.towers import automatic_dim
 from dmt_plugin.partitioner.files import resolve
 from dmt_plugin.passes.base import WAYS_OUT, Contract, GraphPass, PassContext, PassResult
@@ -175,6 +176,7 @@ def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:
     planned: dict[str, object] = {**dataclasses.asdict(plan.module), "count": len(plan.towers)}
     planned["module"] = planned.pop("kind")
     wanted: object
+    _check_own_modules(config, plan, file)
     if "overrides" in config.towers.model_fields_set:
         wanted = override_specs(config, 0, len(plan.towers), plan.module.dim)
         if wanted != dict(plan.overrides):
@@ -188,6 +190,20 @@ def _check_settings(config: DMTConfig, plan: TowerPlan, file: str) -> None:
             raise PlanError(
                 f"dmt.towers.{key} is {wanted!r}, but the plan in {file} says {planned[key]!r}. Remove the key, make a "
                 'new plan, or keep only its towers: a partition file may hold just {"towers": [[...], ...]}.'
+            )
+
+
+def _check_own_modules(config: DMTConfig, plan: TowerPlan, file: str) -> None:
+    """A plan is data: a class that it names is imported only if the configuration names it too."""
+    towers = config.towers
+    named = {kind.replace(":", ".") for kind in (towers.module, *(o.module for o in towers.overrides.values())) if kind}
+    for spec in (plan.module, *plan.overrides.values()):
+        if spec.kind not in TOWER_MODULES and spec.kind.replace(":", ".") not in named:
+            raise PlanError(
+                f"the plan in {file} was made with the tower module {spec.kind!r}, which the configuration does not "
+                "name. A plan is data: nothing is imported because it says so. If the class is yours, and you trust "
+                f'it, set dmt.towers.module to "{spec.kind}", or dmt.towers.overrides for single towers, as when the '
+                "plan was made."
             )
 
 

@@ -25,6 +25,7 @@ from dmt_plugin.checkpoint.manifest import COUNTERS, Manifest, TensorEntry
 from dmt_plugin.checkpoint.pieces import divided, read_pieces, read_rows, stored_tensors
 from dmt_plugin.checkpoint.single import volumes_of
 from dmt_plugin.checkpoint.unchanged import IGNORED, pass_over
+from dmt_plugin.checkpoint.user_objects import UserObjects
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.integrations.deepspeed.checkpoint import rank_state, table_training
 from dmt_plugin.integrations.deepspeed.checkpoint.changed import agreed_fit, report
@@ -65,8 +66,10 @@ def load(
         manifest, where = found.manifest, str(found.path)
         same_ranks = manifest.rank_states == dmt.topology.world_size
         with together(groups, f"comparing {where} with this engine"):  # what is unpickled has been checked by then
-            common = rank_state.read(found.path / COMMON)
-            mine = rank_state.read(found.path / rank_file(groups.rank if same_ranks else 0))
+            objects = UserObjects(dmt.config.checkpoint.classes)
+            common = objects.read(found.path / COMMON)
+            mine = objects.read(found.path / rank_file(groups.rank if same_ranks else 0))
+            rank_state.check_read(mine, common, where)
             if same_ranks and not module_only:
                 engine.checkpointed.check(mine["registered"], where)
             view = OptimizerState(engine.optimizer, state.parameter_names(dmt.placed))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy
 import torch
 from deepspeed.accelerator import get_accelerator
+from torch import Tensor
 
 from dmt_plugin.checkpoint.folder import synced
 from dmt_plugin.core.errors import CheckpointError
@@ -24,7 +25,7 @@ class Stateful(Protocol):
     """An object whose state is saved beside the model's."""
 
     def state_dict(self) -> Any:
-        """The state, which can be pickled."""
+        """The state: plain values, tensors, or objects of classes that ``dmt.checkpoint.classes`` names."""
 
     def load_state_dict(self, state: Any) -> Any:
         """Takes it back."""
@@ -122,6 +123,39 @@ def write(path: Path, content: Any) -> None:
             torch.save(content, stream)
 
 
-def read(path: Path) -> Any:
-    """Reads what :func:`write` wrote: pickled objects, so only from a source that is trusted."""
-    return torch.load(path, map_location="cpu", weights_only=False)
+def check_read(mine: Any, common: Any, where: str) -> None:
+    """Whether a checkpoint's rank file and common file have the parts that a save gives them, before any is used.
+
+    Args:
+        mine: content of the rank file.
+        common: content of the common file.
+        where: the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: naming the part that is missing, or of another kind.
+    """
+    parts = {
+        "the rank's own file": (mine, ("random", "buffers", "registered", "client_state")),
+        "common.pt": (common, ("optimizer", "scheduler")),
+    }
+    for name, (content, keys) in parts.items():
+        wrong = [key for key in keys if not isinstance(content, dict) or key not in content]
+        wrong = wrong or [key for key in keys if key != "scheduler" and not isinstance(content[key], dict)]
+        if wrong:
+            raise CheckpointError(f"{where}: {name} lacks {', '.join(wrong)}, which every save writes; {_ELSEWHERE}")
+    optimizer = common["optimizer"]
+    if not isinstance(optimizer.get("scalars"), dict) or not isinstance(optimizer.get("groups"), list):
+        raise CheckpointError(f"{where}: common.pt has no options of an optimizer as a save writes them; {_ELSEWHERE}")
+    if odd := [name for name, value in mine["buffers"].items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{where}: the rank's own file has buffers that are no tensors: {odd[:4]}; {_ELSEWHERE}")
+    try:
+        random.Random().setstate(mine["random"]["python"])
+        numpy.random.RandomState().set_state(mine["random"]["numpy"])
+        torch.Generator().set_state(mine["random"]["torch"])
+    except Exception as error:  # each of the three has errors of its own
+        raise CheckpointError(
+            f"{where}: the rank's own file has no random states ({type(error).__name__}: {error}); {_ELSEWHERE}"
+        ) from error
+
+
+_ELSEWHERE = "it has changed since it was saved, or comes from elsewhere: load another checkpoint"

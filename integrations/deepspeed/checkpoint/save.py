@@ -21,6 +21,7 @@ from typing import Any
 from dmt_plugin.checkpoint import folder, saver_lock, state
 from dmt_plugin.checkpoint.folder import STATE
 from dmt_plugin.checkpoint.manifest import COUNTERS, Manifest, TensorEntry
+from dmt_plugin.checkpoint.user_objects import UserObjects
 from dmt_plugin.checkpoint.writes import Writes
 from dmt_plugin.core.errors import CheckpointError
 from dmt_plugin.integrations.deepspeed.checkpoint import rank_state, table_training
@@ -76,6 +77,10 @@ def save(
             steps = table_training.steps_of(dmt.lookup, dmt.plan)
             own = _of_rank(engine, client_state)
             schedule = None if engine.lr_scheduler is None else engine.lr_scheduler.state_dict()
+            objects = UserObjects(dmt.config.checkpoint.classes)
+            objects.check(own["client_state"], "client_state")
+            objects.check(own["registered"], "the states of registered objects")
+            objects.check({"lr_scheduler": schedule, "optimizer": shared}, "the state of the engine")
         of_ranks = gather(groups, (name, behind, mine, shared, left_out, steps))
         tags, behinds, entries_of, shared_of, left_out_of, steps_of = zip(*of_ranks, strict=True)
         _same("saves the checkpoint", tags, "the tag")
