@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test test-all zoo bench bench-quick bench-more bench-overhead bench-memory quality wire-quality lint clean
+.PHONY: help venv demo test test-all zoo bench bench-quick bench-more bench-overhead bench-memory plan-check quality wire-quality lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -54,6 +54,9 @@ wire-quality: $(STAMP)  ## AUC of the demo's towers by wire format between hosts
 
 bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a minute; needs root
 	OMP_NUM_THREADS=1 python -m benchmarks.step --profile quick --check
+
+plan-check: $(STAMP)  ## steps that the planner predicts beside measured ones, on emulated clusters, half an hour; needs root
+	OMP_NUM_THREADS=1 python -m benchmarks.plan_check --check
 
 bench-overhead: $(STAMP)  ## step times beside stock DeepSpeed's and a step written by hand, on two ranks
 	OMP_NUM_THREADS=1 python -m benchmarks.overhead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -28,12 +28,15 @@ class Rig:
         rank: of the cluster's.
         setting: what is measured.
         names: of the variants.
+        make: makes one by its name; default: as :mod:`benchmarks.step.variants` has it.
 
     Attributes:
         variants: by name.
     """
 
-    def __init__(self, rank: int, setting: Setting, names: Sequence[str]) -> None:
+    def __init__(
+        self, rank: int, setting: Setting, names: Sequence[str], make: Callable[[str], Variant] | None = None
+    ) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
         stay_on_own_cores(rank // setting.lanes, setting.hosts)
@@ -43,7 +46,7 @@ class Rig:
         groups = SharedGroups()
         for name in names:
             with groups.one_variant():
-                self.variants[name] = VARIANTS[name].make(setting)
+                self.variants[name] = make(name) if make is not None else VARIANTS[name].make(setting)
             gc.collect()  # of the models that variants are built from: references in circles keep them else
             gc.freeze()  # what stays is not looked through again for each variant behind it
             give_back_freed_memory()

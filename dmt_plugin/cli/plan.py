@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 
 from dmt_plugin.cli.options import Config
+from dmt_plugin.cli.plan_calibrate import AskedToFit
+from dmt_plugin.cli.plan_calibrate import write as write_calibrated
 from dmt_plugin.cli.plan_model import Asked, write
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.planner.paper.evaluation import evaluate
@@ -61,6 +63,11 @@ def command(
             "such as SPTT, and compare what each sends with what others wait for."
         ),
     ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --model: folder of a run's records, or of such folders; fit the cluster to them."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="With --calibrate: the file to write.")] = Path("cluster.yaml"),
     paper: Annotated[
         bool, typer.Option("--paper", help="Predict Figs. 10 to 13 of the DMT paper, and show every error.")
     ] = False,
@@ -71,6 +78,7 @@ def command(
     """Predict step times with towers and without, on a cluster or for the DMT paper's figures. Needs no cluster.
 
         dmt plan --model file.py:build --cluster h100-dgx:8 --batch-size 16384
+        dmt plan --model file.py:build --cluster h100-dgx:8 --calibrate runs/monday --output ours.yaml
 
     Exit status: 0; 1 if nothing fits the memory, or ranks of a simulation do not agree; 2 for bad input.
     """
@@ -83,7 +91,15 @@ def command(
         _only_with_model(
             cluster=cluster, links=links, batch_size=batch_size, config=config, batch=batch, data=data,
             distinct_share=distinct_share, towers=towers, ratios=ratios, sweep=sweep, simulate=simulate,
+            calibrate=calibrate,
         )  # fmt: skip
+    if calibrate:
+        _not_with_calibrate(
+            batch_size=batch_size, config=config, data=data, distinct_share=distinct_share, towers=towers,
+            ratios=ratios, sweep=sweep, simulate=simulate, html=html, picture=picture,
+        )  # fmt: skip
+        _calibrate(model, cluster, calibrate, output, batch, links, as_json)
+        return
     if picture is not None and picture.suffix not in (".svg", ".png", ".pdf"):
         raise ConfigError(f"--picture {picture}: expected a name that ends in .svg, .png or .pdf.")
     if model is not None:
@@ -101,6 +117,28 @@ def _only_with_model(**given: object) -> None:
     said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if said:
         raise ConfigError(f"dmt plan --paper: {', '.join(said)} goes with --model; the paper's settings are fixed.")
+
+
+def _not_with_calibrate(**given: object) -> None:
+    """Refuses what a calibration does not ask for."""
+    said = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if said:
+        raise ConfigError(
+            f"dmt plan --calibrate: {', '.join(said)} says nothing to it: the records of the runs have it. First "
+            "calibrate, then plan with --cluster and the file that it writes."
+        )
+
+
+def _calibrate(
+    model: str | None, cluster: str | None, runs: list[Path], output: Path, batch: str | None, links: str | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    if model is None or cluster is None:
+        raise ConfigError(
+            "dmt plan --calibrate: of which model, and on which cluster, as far as it is known? Add --model "
+            'file.py:build and --cluster, such as "h100-dgx:8" or cluster.yaml.'
+        )
+    write_calibrated(AskedToFit(model, cluster, runs, output, batch, links), as_json)
 
 
 def _paper(html: Path | None, picture: Path | None, as_json: bool) -> None:

@@ -62,12 +62,14 @@ class Moved:
         lookup: bytes that lookups read and write.
         shuffle: bytes that are reordered each way.
         rows_share: of the tower modules' rows those that are computed.
+        numbered: ids and distinct rows of what travels once.
     """
 
     links: LinkBytes
     lookup: float
     shuffle: float
     rows_share: float
+    numbered: float
 
 
 def moved(variant: Variant, samples: int, wire: Wire, shared_nic: bool) -> Moved:
@@ -82,7 +84,7 @@ def moved(variant: Variant, samples: int, wire: Wire, shared_nic: bool) -> Moved
     links = link_bytes(variant.layout, samples, wire.formats(variant.row_type), shared_nic)
     once, lanes = variant.widths_once, variant.topology.ranks_per_host
     first = wire.formats(variant.row_type)["world" if variant.flat else "lanes"][0]
-    lookup = shuffle = asked = could = 0.0
+    lookup = shuffle = asked = could = numbered = 0.0
     for table, ids in _reads(variant):
         entry = BYTES_OF[table.dtype] + row_bytes(first, table.dim) / table.dim
         if table.name in once:
@@ -90,11 +92,12 @@ def moved(variant: Variant, samples: int, wire: Wire, shared_nic: bool) -> Moved
             asked, could = asked + rows / lanes, could + samples * ids
             lookup += rows / lanes * table.dim * entry
             shuffle += 2 * _FP32 * samples * once[table.name]
+            numbered += samples * ids + _asked_by_rank(variant, table, samples, ids) + rows / lanes
         else:
             lookup += samples * table.dim * (ids * BYTES_OF[table.dtype] + row_bytes(first, table.dim) / table.dim)
             shuffle += 0 if variant.flat else 2 * samples * row_bytes(first, table.dim)
     by_row = bool(variant.placed.placement.row_towers) and not variant.layout.rank_widths
-    return Moved(links, lookup, shuffle, asked / could if by_row and could else 1.0)
+    return Moved(links, lookup, shuffle, asked / could if by_row and could else 1.0, numbered)
 
 
 def load_of(variant: Variant, samples: int, wire: Wire, moved: Moved, sums: GradientSums, machine: int) -> Load:
@@ -135,7 +138,8 @@ def load_of(variant: Variant, samples: int, wire: Wire, moved: Moved, sums: Grad
         machines=(away * inner[0], away * inner[1]),
         sums_inside=(1 - away) * inside,
         coded=(wire.lanes == "int8", wire.peers == "int8"),
-        messages=links.messages,
+        exchanges=links.exchanges,
+        numbered=moved.numbered,
     )
 
 
@@ -225,3 +229,9 @@ def _asked(variant: Variant, table: TableSpec, samples: int, ids: float) -> floa
     if counted is None:
         return min(samples * lanes * ids, lanes * table.rows)
     return lanes * counted.rank if variant.flat else counted.host
+
+
+def _asked_by_rank(variant: Variant, table: TableSpec, samples: int, ids: float) -> float:
+    """Distinct rows of a table that a rank needs in a step."""
+    counted = variant.shares.of_table(table.name) if variant.shares is not None else None
+    return min(samples * ids, table.rows) if counted is None else counted.rank

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -111,6 +112,17 @@ class Rewriter:
         self.example = example_of(batch, model)
         self._captured = captured_of(model, self.example, config)
         self._flops: dict[tuple[str, int], GraphFlops] = {}
+
+    def under(self, config: DMTConfig, ds_config: Mapping[str, Any]) -> Rewriter:
+        """The same model under another configuration; it is not captured again.
+
+        Args:
+            config: the ``"dmt"`` section.
+            ds_config: the DeepSpeed configuration around it.
+        """
+        found = copy.copy(self)
+        found.config, found.settings = config, DeepSpeedSettings(ds_config)
+        return found
 
     def variant(self, way: Way, topology: Topology, samples: int, shares: RowShares | None = None) -> Variant:
         """The model rewritten.

@@ -195,7 +195,7 @@ cores_of_all_hosts: 2
 tflops: {fp32: 0.05}
 memory_GB: 4
 moved_GBps: 8
-message_ms: 0.2
+exchange_ms: 0.2
 nic_share: 0.9
 fixed_ms: 20
 uncertainty: {moved_GBps: 0.1, nic_share: 0.2}

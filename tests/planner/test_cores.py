@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from dmt_plugin.planner.time.cores import Cores, step_on_cores
-from dmt_plugin.planner.time.step import Load, Messages
+from dmt_plugin.planner.time.step import Exchanges, Load
 from dmt_plugin.topology.shape import Topology
 
-RATES = Cores(cores=1, together=True, flops=1.0, moved=1.0, link=1.0, message=0.0, fixed=0.0)
+RATES = Cores(cores=1, together=True, flops=1.0, moved=1.0, link=1.0, exchange=0.0, fixed=0.0)
 LOAD = Load(ids=0.0, lookup=3.0, rows=(8.0, 8.0), dense=(5.0, 5.0), sums=0.0)
 
 
@@ -39,22 +39,22 @@ def test_the_lanes_of_a_host_share_its_link() -> None:
 
 
 @pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.parametrize("what", ["flops", "moved", "link", "message", "fixed", "cores"])
+@pytest.mark.parametrize("what", ["flops", "moved", "link", "exchange", "fixed", "cores"])
 def test_nothing_gets_slower_with_better_hardware(what: str, flat: bool) -> None:
     load = replace(
         LOAD, blocks=2, lanes=(4.0, 4.0), shuffle=2.0, tower=(1.0, 2.0), sums=2.0, ids=1.0,
-        messages=Messages(3, 1, 1, 2),
+        exchanges=Exchanges(3, 1, 1, 2),
     )  # fmt: skip
-    rates = replace(RATES, message=1.0, fixed=4.0, cores=2)
-    better = {"message": 0.1, "fixed": 0.4, "cores": 4}.get(what, 10.0)
+    rates = replace(RATES, exchange=1.0, fixed=4.0, cores=2)
+    better = {"exchange": 0.1, "fixed": 0.4, "cores": 4}.get(what, 10.0)
     slow = step_on_cores(load, rates, Topology(2, 2), flat=flat)
     quick = step_on_cores(load, replace(rates, **{what: better}), Topology(2, 2), flat=flat)
     assert quick.seconds < slow.seconds
 
 
 def test_what_a_rank_computes_does_not_depend_on_who_shares_its_cores() -> None:
-    load = replace(LOAD, lanes=(4.0, 4.0), shuffle=2.0, messages=Messages(3, 1, 1, 2))
-    rates = replace(RATES, message=1.0, fixed=4.0)
+    load = replace(LOAD, lanes=(4.0, 4.0), shuffle=2.0, exchanges=Exchanges(3, 1, 1, 2))
+    rates = replace(RATES, exchange=1.0, fixed=4.0)
     found = {step_on_cores(load, rates, Topology(h, 2), flat=False).compute for h in (1, 2, 4)}
     assert len(found) == 1
 

@@ -57,13 +57,15 @@ class Processors:
         cores: of a host, or of all hosts together.
         together: whether all hosts share them: a cluster that is emulated on one machine.
         moved: bytes/s that a core reads, writes, sends or receives.
-        message: seconds of a core that a message to one other rank takes, beside its bytes.
+        exchange: seconds of a core that an exchange takes beside its bytes.
+        row: seconds of a core for each id, and each distinct row, of rows that travel once.
     """
 
     cores: int
     together: bool
     moved: Figure
-    message: Figure
+    exchange: Figure
+    row: Figure
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,13 @@ class Cluster:
         measured = {"nic_share": self.nic_share, "intensity": self.intensity}
         known = {name: figure for name, figure in measured.items() if figure is not None}
         if self.processors is not None:
-            of_cores = {"moved": self.processors.moved, "message": self.processors.message}
+            own = self.processors
+            of_cores = {"moved": own.moved, "exchange": own.exchange, "row": own.row}
             return {"nic": self.nic, "memory": self.memory, **flops, **of_cores, **known, "fixed": self.fixed}
-        probed = {"everyone": self.everyone, "sums": self.sums}
-        known |= {name: own.rate for name, own in probed.items() if own is not None}
-        own = {"nic": self.nic, "lanes": self.lanes, "memory_rate": self.memory_rate, "memory": self.memory}
-        return {**own, **flops, **known, "fixed": self.fixed}
+        of_probe = {"everyone": self.everyone, "sums": self.sums}
+        known |= {name: own.rate for name, own in of_probe.items() if own is not None}
+        every = {"nic": self.nic, "lanes": self.lanes, "memory_rate": self.memory_rate, "memory": self.memory}
+        return {**every, **flops, **known, "fixed": self.fixed}
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, in bytes, seconds and FLOPs."""

@@ -18,7 +18,8 @@ Ranks that compute on processor cores have, in place of ``nvlink_GBps`` and ``hb
 
     cores_per_host: 64           # or cores_of_all_hosts: of a cluster that is emulated on one machine
     moved_GBps: 10               # bytes that a core reads, writes, sends or receives in a second
-    message_ms: 0.3              # of a core, for a message to one other rank
+    exchange_ms: 0.4             # of a core, for an exchange, beside its bytes
+    row_us: 0.3                  # of a core, for each id, and each distinct row, of rows that travel once
 
 ``uncertainty: {fixed_ms: 0.05}`` makes a range of a number, of one standard error that is 5 % of it; ``calibrated``
 says where the numbers are from. ``dmt plan --calibrate`` writes all of these.
@@ -39,7 +40,7 @@ from dmt_plugin.core.errors import ConfigError
 _MOST = {"nic_GBps": 2e3, "nic_GBps_per_host": 2e4, "nvlink_GBps": 1e4, "hbm_TBps": 100, "memory_GB": 1e4}
 """More than any machine has: a number above was written in another unit."""
 
-MEASURED = ("fixed_ms", "nic_share", "intensity", "moved_GBps", "message_ms")
+MEASURED = ("fixed_ms", "nic_share", "intensity", "moved_GBps", "exchange_ms", "row_us")
 """Keys of what ``dmt plan --calibrate`` finds."""
 
 _LEAST = {"hbm_TBps": 0.01, "memory_GB": 0.1}
@@ -68,7 +69,8 @@ class ClusterFile(BaseModel):
     cores_per_host: int | None = Field(default=None, ge=1, le=4096)
     cores_of_all_hosts: int | None = Field(default=None, ge=1, le=4096)
     moved_GBps: float | None = Field(default=None, gt=0, le=1e4)
-    message_ms: float | None = Field(default=None, ge=0, le=1e3)
+    exchange_ms: float | None = Field(default=None, ge=0, le=1e3)
+    row_us: float | None = Field(default=None, ge=0, le=1e3)
     uncertainty: dict[str, float] | None = None
     calibrated: str | None = None
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dmt_plugin.core.errors import ConfigError
 from dmt_plugin.planner.cluster.cluster import Cluster, Figure, Processors, name_and_hosts
 from dmt_plugin.planner.cluster.file_keys import ClusterFile, validated
-from dmt_plugin.planner.cluster.presets import FIXED, FIXED_ON_CORES, MESSAGE, MOVED, preset
+from dmt_plugin.planner.cluster.presets import EXCHANGE_ON_CORES, FIXED, FIXED_ON_CORES, MOVED, ROW, preset
 from dmt_plugin.planner.cluster.probe import probed
 from dmt_plugin.planner.time.devices import GIGA, TERA, Curve
 
@@ -47,6 +48,15 @@ def read_cluster(path: str, hosts: int | None = None) -> Cluster:
     Raises:
         ConfigError: it cannot be read, or says what cannot be.
     """
+    given = validated(path, _said(path))
+    count = hosts or given.hosts
+    if count is None:
+        raise ConfigError(f'--cluster {path}: how many hosts? Write "hosts: 8" into it, or --cluster {path}:8.')
+    base = preset(given.preset, count) if given.preset is not None else None
+    return _made(path, given, base, count)
+
+
+def _said(path: str) -> Mapping[Any, Any]:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -55,12 +65,41 @@ def read_cluster(path: str, hosts: int | None = None) -> Cluster:
         raise ConfigError(f"--cluster {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"--cluster {path}: found {type(data).__name__}, expected keys such as hosts and nic_GBps.")
-    given = validated(path, data)
-    count = hosts or given.hosts
-    if count is None:
-        raise ConfigError(f'--cluster {path}: how many hosts? Write "hosts: 8" into it, or --cluster {path}:8.')
-    base = preset(given.preset, count) if given.preset is not None else None
-    return _made(path, given, base, count)
+    return data
+
+
+def keys_of(text: str) -> dict[str, Any]:
+    """What ``--cluster`` says, as keys of a file.
+
+    Args:
+        text: as for :func:`cluster_of`.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    name, hosts = name_and_hosts(text)
+    found = dict(_said(name)) if name.endswith((".yaml", ".yml")) else {"preset": name}
+    return {**found, **({} if hosts is None else {"hosts": hosts})}
+
+
+def write_cluster(path: str, keys: Mapping[str, Any]) -> None:
+    """Writes a file that ``--cluster`` reads, and that was not there.
+
+    Args:
+        path: of the file.
+        keys: what it says.
+
+    Raises:
+        ConfigError: there is one already, or it cannot be written.
+    """
+    validated(path, keys)
+    try:
+        with Path(path).open("x", encoding="utf-8") as file:
+            yaml.safe_dump(dict(keys), file, sort_keys=False, default_flow_style=None, width=120)
+    except FileExistsError as error:
+        raise ConfigError(f"--output {path}: is there already; name a file that is not.") from error
+    except OSError as error:
+        raise ConfigError(f"--output {path}: cannot be written: {error}.") from error
 
 
 def _made(path: str, given: ClusterFile, base: Cluster | None, hosts: int) -> Cluster:
@@ -124,7 +163,7 @@ def _processors(path: str, given: ClusterFile) -> Processors | None:
         raise ConfigError(f"--cluster {path}: cores_per_host and cores_of_all_hosts answer one question; keep one.")
     cores, source = given.cores_per_host or given.cores_of_all_hosts, f"yours: {path}"
     if cores is None:
-        for key in ("moved_GBps", "message_ms"):
+        for key in ("moved_GBps", "exchange_ms", "row_us"):
             if getattr(given, key) is not None:
                 raise ConfigError(f"--cluster {path}: {key} is of processor cores; say how many: cores_per_host: 64.")
         return None
@@ -132,9 +171,10 @@ def _processors(path: str, given: ClusterFile) -> Processors | None:
         if getattr(given, key) is not None:
             raise ConfigError(f"--cluster {path}: {key} is of accelerators, and the file speaks of cores; keep one.")
     moved = _measured(given, "moved_GBps", GIGA, source, MOVED)
-    message = _measured(given, "message_ms", 1e-3, source, MESSAGE)
-    assert moved is not None and message is not None
-    return Processors(cores, given.cores_of_all_hosts is not None, moved, message)
+    exchange = _measured(given, "exchange_ms", 1e-3, source, EXCHANGE_ON_CORES)
+    row = _measured(given, "row_us", 1e-6, source, ROW)
+    assert moved is not None and exchange is not None and row is not None
+    return Processors(cores, given.cores_of_all_hosts is not None, moved, exchange, row)
 
 
 def _measured(given: ClusterFile, key: str, unit: float, source: str, default: Figure | None) -> Figure | None:

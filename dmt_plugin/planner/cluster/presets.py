@@ -32,8 +32,11 @@ FIXED_ON_CORES = Figure(15e-3, _ON_CORES, low=5e-3, high=40e-3)
 MOVED = Figure(10 * GIGA, _ON_CORES, low=3 * GIGA, high=15 * GIGA)
 """Bytes/s of a core, see :class:`~dmt_plugin.planner.cluster.cluster.Processors`."""
 
-MESSAGE = Figure(3e-4, _ON_CORES, low=1e-4, high=5e-4)
-"""Seconds of a core for a message."""
+EXCHANGE_ON_CORES = Figure(4e-4, _ON_CORES, low=2e-4, high=8e-4)
+"""Seconds of a core for an exchange, beside its bytes."""
+
+ROW = Figure(3e-7, _ON_CORES, low=1e-7, high=6e-7)
+"""Seconds of a core for an id, or a distinct row, of rows that travel once."""
 
 _SHEETS = {
     "V100": ({"fp32": 15.7}, 32, "NVIDIA's data sheet of the V100 SXM2 32 GB"),

@@ -72,14 +72,16 @@ class World:
         """
         cluster, own = self.cluster, self.cluster.processors
         assert own is not None
-        share = WIRE_SHARE if cluster.nic_share is None else cluster.nic_share
+        reached = 1.0 if cluster.nic.measured else WIRE_SHARE.value
+        share = reached if cluster.nic_share is None else cluster.nic_share.value
         return Cores(
             cores=own.cores,
             together=own.together,
             flops=PEAK_SHARE * flops_of(cluster, bf16).value,
             moved=own.moved.value,
-            link=cluster.nic.value * cluster.ranks_per_host * (1.0 if cluster.nic.measured else share.value),
-            message=own.message.value,
+            link=cluster.nic.value * cluster.ranks_per_host * share,
+            exchange=own.exchange.value,
+            row=own.row.value,
             fixed=cluster.fixed.value,
         )
 
@@ -141,7 +143,7 @@ def corners(cluster: Cluster) -> Iterator[World]:
     costs = [cluster.fixed]
     if (own := cluster.processors) is not None:
         figures = (*figures, own.moved)
-        costs.append(own.message)
+        costs += [own.exchange, own.row]
     fixed = ends if any(f.low < f.high for f in costs) else ("low",)
     shares = [figure for figure in (cluster.nic_share, cluster.intensity) if figure is not None]
     shares += [probed.rate for probed in (cluster.everyone, cluster.sums) if probed is not None]
@@ -159,7 +161,10 @@ def corners(cluster: Cluster) -> Iterator[World]:
             sums=cluster.sums and cluster.sums.at(links_end),
             nic_share=None if cluster.nic_share is None else cluster.nic_share.at(links_end),
             intensity=None if cluster.intensity is None else cluster.intensity.at(links_end),
-            processors=own and replace(own, moved=own.moved.at(links_end), message=own.message.at(program)),
+            processors=own
+            and replace(
+                own, moved=own.moved.at(links_end), exchange=own.exchange.at(program), row=own.row.at(program)
+            ),
         )
         found = [constant.at(end).value for constant, end in zip(constants, of_paper, strict=True)]
         intensity, flat = found or (INTENSITY.value, FLAT.value)

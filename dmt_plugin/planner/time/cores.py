@@ -1,7 +1,7 @@
 """A training step on ranks that compute on processor cores, which they share with each other and with the exchanges.
 
 An accelerator computes while a network card sends. A core does both: whatever a rank sends or receives is copied by a
-core, and every message costs one some time. With more ranks than cores a rank also waits for its neighbours, and what
+core, and every exchange costs one some time. With more ranks than cores a rank also waits for its neighbours, and what
 one waits for on the link is hidden by what another computes. So all ranks that share cores are scheduled together:
 
 * compute tasks of all ranks run on ``cores`` servers, one task of a rank at a time on each;
@@ -35,8 +35,9 @@ class Cores:
         flops: FLOP/s of a core.
         moved: bytes/s that a core reads, writes, sends or receives.
         link: bytes/s that the exchanges reach on a host's link to others.
-        message: seconds of a core that a message to one other rank takes, beside its bytes.
+        exchange: seconds of a core that an exchange takes, beside its bytes, to how many ranks it may be.
         fixed: seconds of a core that every step of a rank takes beside all that.
+        row: seconds of a core for each id, and each distinct row, of rows that travel once.
     """
 
     cores: int
@@ -44,8 +45,9 @@ class Cores:
     flops: float
     moved: float
     link: float
-    message: float
+    exchange: float
     fixed: float
+    row: float = 0.0
 
 
 def step_on_cores(load: Load, rates: Cores, topology: Topology, *, flat: bool) -> StepTime:
@@ -80,7 +82,7 @@ class _Step:
         blocks = range(load.blocks)
         nothing = [() for _ in self.ranks]
         lookup = self._compute("lookup", 0, load.lookup / rates.moved, nothing)
-        ids = self._compute("ids", 0, load.messages.ids * rates.message + load.ids / rates.moved, nothing, urgency=2)
+        ids = self._compute("ids", 0, load.exchanges.ids * rates.exchange + load.ids / rates.moved, nothing, urgency=2)
         self._send("next ids", 0, load.ids, ids, urgency=2)
         done = [self._forward(block, lookup) for block in blocks]
         ready = [tuple(name for block in done for name in block[rank]) for rank in self.ranks]
@@ -96,7 +98,7 @@ class _Step:
     def _forward(self, block: int, after: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
         load, rates, share = self.load, self.rates, 1 / self.load.blocks
         after = self._lanes("out", block, 0, after)
-        after = self._compute("shuffle", block, share * load.shuffle / rates.moved, after)
+        after = self._compute("shuffle", block, share * self._shuffle(), after)
         after = self._compute("tower", block, share * load.tower[0] / rates.flops, after)
         after = self._rows("out", block, 0, after)
         after = self._compute("fixed", block, share * rates.fixed / 2, after)
@@ -106,20 +108,24 @@ class _Step:
         load, rates, share = self.load, self.rates, 1 / self.load.blocks
         after = self._rows("back", block, 1, after)
         after = self._compute("tower backward", block, share * load.tower[1] / rates.flops, after)
-        after = self._compute("shuffle back", block, share * load.shuffle / rates.moved, after)
+        after = self._compute("shuffle back", block, share * self._shuffle(), after)
         return self._lanes("back", block, 1, after)
+
+    def _shuffle(self) -> float:
+        """Seconds for one direction; which rows are distinct is found, and what comes of it undone, half each way."""
+        return self.load.shuffle / self.rates.moved + self.load.numbered * self.rates.row / 2
 
     def _rows(self, way: str, block: int, side: int, after: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
         load = self.load
         return self._exchange(
-            f"rows {way}", block, load.rows[side], load.rows[side], load.messages.rows, load.coded[1], after, self.flat
+            f"rows {way}", block, load.rows[side], load.rows[side], load.exchanges.rows, load.coded[1], after, self.flat
         )
 
     def _lanes(self, way: str, block: int, side: int, after: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
         load = self.load
         size, away = load.lanes[side] + load.machines[side], load.machines[side]
         return self._exchange(
-            f"lanes {way}", block, size, away, load.messages.lanes, load.coded[0], after, inside=True
+            f"lanes {way}", block, size, away, load.exchanges.lanes, load.coded[0], after, inside=True
         )
 
     def _exchange(
@@ -128,7 +134,7 @@ class _Step:
         block: int,
         size: float,
         away: float,
-        messages: float,
+        count: int,
         coded: bool,
         after: Sequence[tuple[str, ...]],
         everyone: bool = False,
@@ -141,7 +147,7 @@ class _Step:
             block: micro-block.
             size: bytes of a rank.
             away: of these over the link to other hosts.
-            messages: of a rank.
+            count: exchanges that go together.
             coded: whether it has a wire format that takes time to make.
             after: what each rank waits for.
             everyone: whether all ranks exchange, and not those of one lane.
@@ -151,7 +157,7 @@ class _Step:
             return list(after)
         rates, topology, share = self.rates, self.topology, 1 / self.load.blocks
         moved = size * (1 + (_ENTRY_PER_CODED if coded else 0))
-        each = share * moved / rates.moved + messages * rates.message / 2
+        each = share * moved / rates.moved + count * rates.exchange / 2
         sent = self._compute(f"{part} sent", block, each, after)
         sent = self._send(part, block, share * away, sent)
         groups = [topology.lanes_of(rank) if inside else topology.peers_of(rank) for rank in self.ranks]
@@ -191,5 +197,5 @@ class _Step:
         load, rates = self.load, self.rates
         size = load.sums + load.sums_inside
         if size:
-            seconds = 2 * size / rates.moved + load.messages.sums * rates.message
+            seconds = 2 * size / rates.moved + load.exchanges.sums * rates.exchange
             self._send("sums", 0, load.sums, self._compute("sums sent", 0, seconds, after, urgency=1), urgency=1)

@@ -22,7 +22,7 @@ from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.comm.input_dist.input_dist import Route
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.distinct_cost import ByOwner, Needs, distinct_costs
-from dmt_plugin.planner.time.step import Messages
+from dmt_plugin.planner.time.step import Exchanges
 from dmt_plugin.topology.shape import Topology
 
 Formats = Mapping[str, tuple[Format, Format]]
@@ -71,13 +71,13 @@ class LinkBytes:
         ids: to other hosts.
         rows: to or from other hosts, forward and backward.
         lanes: to or from other lanes of its host, forward and backward; on the flat route part of the same exchange.
-        messages: of a rank.
+        exchanges: of a rank.
     """
 
     ids: float
     rows: tuple[float, float]
     lanes: tuple[float, float]
-    messages: Messages = field(default_factory=Messages)
+    exchanges: Exchanges = field(default_factory=Exchanges)
 
 
 def link_bytes(layout: Layout, batch: int, formats: Formats, shared: bool = False) -> LinkBytes:
@@ -104,7 +104,7 @@ def link_bytes(layout: Layout, batch: int, formats: Formats, shared: bool = Fals
         max(max(sum(own.away[way][side] for own in link) for side in (0, 1)) / len(link) for link in links)
         for way in (0, 1)
     )
-    return LinkBytes(ids, (rows[0], rows[1]), (lanes[0], lanes[1]), _messages(layout, batch, formats))
+    return LinkBytes(ids, (rows[0], rows[1]), (lanes[0], lanes[1]), _exchanges(layout, batch, formats))
 
 
 @dataclass(frozen=True)
@@ -116,19 +116,18 @@ class _RankBytes:
     lanes: tuple[int, int]
 
 
-def _messages(layout: Layout, batch: int, formats: Formats) -> Messages:
-    """Of a rank; all send as many."""
+def _exchanges(layout: Layout, batch: int, formats: Formats) -> Exchanges:
+    """Of a rank; all take part in as many."""
     topology = layout.topology
-    others = {
-        "peers": topology.hosts - 1, "lanes": topology.ranks_per_host - 1, "world": topology.world_size - 1,
-    }  # fmt: skip
-    costs = [cost for cost in _costs(layout, 0, batch, formats) if cost.phase == "forward"]
-    rows = [cost for cost in costs if not _carries_ids(cost)]
-    return Messages(
-        sum(others[cost.group] for cost in costs if _carries_ids(cost)),
-        sum(others[cost.group] for cost in rows if cost.group != "lanes"),
-        sum(others[cost.group] for cost in rows if cost.group == "lanes"),
-        topology.hosts - 1 + topology.ranks_per_host - 1,
+    sizes = {"peers": topology.hosts, "lanes": topology.ranks_per_host, "world": topology.world_size}
+    costs = [cost for cost in _costs(layout, 0, batch, formats) if cost.phase == "forward" and sizes[cost.group] > 1]
+    lanes = [_carries_ids(cost) for cost in costs if cost.group == "lanes"]
+    others = [_carries_ids(cost) for cost in costs if cost.group != "lanes"]
+    return Exchanges(
+        ids=sum(lanes) + sum(others),
+        rows=others.count(False),
+        lanes=lanes.count(False),
+        sums=(topology.hosts > 1) + (topology.ranks_per_host > 1),
     )
 
 

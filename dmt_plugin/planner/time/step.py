@@ -28,8 +28,8 @@ EXCHANGES = ("rows out", "rows back", "lanes out", "lanes back", "machines out",
 
 
 @dataclass(frozen=True)
-class Messages:
-    """Messages that a rank sends, one to each other rank of an exchange's group.
+class Exchanges:
+    """How many exchanges a rank takes part in, of groups of more than one.
 
     Attributes:
         ids: for the ids of a batch.
@@ -64,7 +64,9 @@ class Load:
         update: bytes that the update of tables moves; None for twice those of the lookup.
         blocks: micro-blocks.
         coded: whether the exchange of lanes, and that between hosts, has a wire format that takes time to make.
-        messages: how many; counted where ranks compute on processor cores.
+        exchanges: how many; each costs something where ranks compute on processor cores.
+        numbered: ids of rows that travel once, and distinct rows that the rank, and its part of the host, asks for;
+            they cost something where ranks compute on processor cores.
     """
 
     ids: float
@@ -80,7 +82,8 @@ class Load:
     update: float | None = None
     blocks: int = 1
     coded: tuple[bool, bool] = (False, False)
-    messages: Messages = field(default_factory=Messages)
+    exchanges: Exchanges = field(default_factory=Exchanges)
+    numbered: float = 0.0
 
 
 @dataclass(frozen=True)

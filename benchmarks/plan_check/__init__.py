@@ -1,0 +1,1 @@
+"""Steps that the planner predicts beside steps that were measured, on an emulated cluster."""

@@ -1,0 +1,1 @@
+"""Constants of the time model, fitted to runs that were recorded."""
