@@ -13,6 +13,7 @@ the faster one.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from dmt_plugin.topology.shape import Topology
 from tests._util.ranks import run_ranks
 from tests.zoo.catalogue import CATALOGUE
 from tests.zoo.models import TIED, ZOO
@@ -181,10 +183,9 @@ def rule_of(name: str) -> dict[str, Any]:
 
 
 def section(name: str, variant: dict[str, Any], topology: str, backend: str) -> dict[str, Any]:
-    hosts, lanes = topology.split("x")
     made = {
         **copy.deepcopy(variant),
-        "topology": {"hosts": int(hosts), "ranks_per_host": int(lanes)},
+        "topology": dataclasses.asdict(Topology.parse(topology)),
         "lookup": {**rule_of(name), "backend": backend},
     }
     if name in ADAGRAD:  # one entry of a table has a gradient of 1e-7 beside 1e-3: Adagrad makes 3e-6 of 4e-11 there
@@ -289,7 +290,8 @@ def compare(rank: int, world: int, topology: str, cases: list[Case]) -> list[str
 
 
 def launcher_env(topology: str, rank: int) -> dict[str, str]:
-    hosts, lanes = map(int, topology.split("x"))
+    machines = Topology.parse(topology).by_machine
+    hosts, lanes = machines.hosts, machines.ranks_per_host
     return {
         "RANK": str(rank), "WORLD_SIZE": str(hosts * lanes), "LOCAL_RANK": str(rank % lanes),
         "LOCAL_SIZE": str(lanes), "CROSS_RANK": str(rank // lanes), "CROSS_SIZE": str(hosts),
@@ -368,9 +370,8 @@ def test_each_model_is_shown_at_each_stage_and_in_each_variant() -> None:
 
 
 def run_on(topology: str, cases: list[Case], timeout: int) -> None:
-    hosts, lanes = map(int, topology.split("x"))
     env = partial(launcher_env, topology)
-    wrong, *_ = run_ranks(hosts * lanes, compare, topology, cases, timeout=timeout, env=env)
+    wrong, *_ = run_ranks(Topology.parse(topology).world_size, compare, topology, cases, timeout=timeout, env=env)
     assert not wrong, "\n".join(wrong[:20])
 
 

@@ -329,7 +329,7 @@ def spoilt(**entries: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"version": 99, "novelty": 1}, "version 99, this release reads 1 to 2"),
+        ({"version": 99, "novelty": 1}, "version 99, this release reads 1 to 3"),
         ({"towers": ..., "colour": 1}, r"missing entries \['towers'\], unknown entries \['colour'\]"),
         ({"tables": [{"name": "t0"}]}, r"not a tower plan: tables\[0\]: missing entries \['rows', 'dim'\]"),
         ({"features": [{"tables": []}]}, r"features\[0\]: missing entries \['name'\]"),

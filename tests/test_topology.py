@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 
 import pytest
 import torch
@@ -15,16 +16,31 @@ from dmt_plugin.topology.shape import ResolvedTopology, Topology
 from tests._util.ranks import run_ranks
 
 topologies = st.builds(Topology, st.integers(1, 9), st.integers(1, 9))
+wide_topologies = st.builds(
+    lambda hosts, lanes, machines: Topology(hosts, lanes * machines, machines),
+    *(st.integers(1, most) for most in (9, 9, 3)),
+)
 
 # ---- rank arithmetic -----------------------------------------------------------------------------
 
 
-@given(topologies)
+@given(wide_topologies)
 def test_ranks_and_places_are_one_to_one(topology):
     places = [(h, la) for h in range(topology.hosts) for la in range(topology.ranks_per_host)]
     ranks = [topology.rank_of(h, la) for h, la in places]
     assert ranks == list(range(topology.world_size))
     assert [(topology.host_of(r), topology.lane_of(r)) for r in ranks] == places
+
+
+@given(wide_topologies, st.data())
+def test_machines_are_parts_of_hosts(topology, data):
+    rank = data.draw(st.integers(0, topology.world_size - 1))
+    machines, across = topology.by_machine, topology.across_of(rank)
+    own = [machines.lanes_of(other) for other in across]
+    assert sorted(r for lanes in own for r in lanes) == list(topology.lanes_of(rank))
+    assert set(across) == set(machines.peers_of(rank)) & set(topology.lanes_of(rank))
+    assert len(across) == topology.machines_per_host and machines.world_size == topology.world_size
+    assert all(topology.across_of(other) == across for other in across)
 
 
 @given(topologies, st.data())
@@ -40,12 +56,12 @@ def test_peers_and_lanes_cross_in_one_rank(topology, data):
         assert topology.peers_of(peer) == peers
 
 
-@given(topologies)
+@given(wide_topologies)
 def test_text_round_trip(topology):
     assert Topology.parse(str(topology)) == topology
 
 
-@pytest.mark.parametrize("text", ["2", "2x", "x2", "2x2x2", "-1x2", "axb", "0x2", "2x0", ""])
+@pytest.mark.parametrize("text", ["2", "2x", "x2", "2x2x2x2", "0x2x2", "2x0x2", "-1x2", "axb", "0x2", "2x0", ""])
 def test_bad_text(text):
     with pytest.raises(TopologyError):
         Topology.parse(text)
@@ -372,3 +388,37 @@ def test_groups_on_two_by_two():
 @pytest.mark.processes
 def test_time_limit_reaches_the_groups():
     assert run_ranks(2, _stall) == [True, True]
+
+
+def env_of(rank: int, machines: int, lanes: int) -> dict[str, str]:
+    return {"LOCAL_SIZE": str(lanes), "CROSS_RANK": str(rank // lanes), "CROSS_SIZE": str(machines)}
+
+
+@pytest.mark.parametrize("rank", [0, 5, 7])
+def test_machines_are_put_together_to_hosts(rank):
+    found = resolve_topology(rank, 8, machines_per_host=2, env=env_of(rank, 4, 2))
+    assert found.topology == Topology(2, 4, 2) and str(found.topology) == "2x2x2"
+    assert found.topology.by_machine == Topology(4, 2)
+    assert found.topology.across_of(rank) == {0: (0, 2), 5: (5, 7), 7: (5, 7)}[rank]
+
+
+def test_whole_hosts_are_counted_where_the_configuration_says():
+    assert resolve_topology(0, 8, hosts=2, machines_per_host=4, env={}).topology == Topology(2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"machines_per_host": 3}, r"4 machine\(s\), by .*LOCAL_SIZE.* by 3: .*can be 1, 2 or 4 here"),
+        ({"hosts": 2, "machines_per_host": 3}, r"the 4 rank\(s\) of a host .* 3 machine\(s\): .* can be 1, 2 or 4"),
+    ],
+)
+def test_machines_that_do_not_divide(given, said):
+    with pytest.raises(TopologyError, match=said):
+        resolve_topology(0, 8, **given, env=env_of(0, 4, 2))
+
+
+def test_topologies_of_before_have_one_machine_per_host():
+    old = Topology.__new__(Topology)
+    old.__setstate__({"hosts": 2, "ranks_per_host": 2})
+    assert old == Topology(2, 2) and pickle.loads(pickle.dumps(old)) == old

@@ -67,7 +67,7 @@ def plan_for(plan: TowerPlan, topology: Topology) -> TowerPlan:
     kinds: dict[str, Kind] = {use.table.name: "table_wise" for use in uses}
     kinds |= {name: split.kind for name, split in plan.table_splits.items()}
     rules = PlacementRules(overrides={n: kind for n, kind in kinds.items() if n not in anywhere | by_modulo})
-    model = CostModel(members=topology.ranks_per_host, once_members=topology.hosts)
+    model = CostModel(members=topology.ranks_per_host, once_members=topology.by_machine.hosts)
     placed = place_tables(uses, host_of, topology, rules, model)
     return dataclasses.replace(
         plan,

@@ -7,6 +7,9 @@ entries goes in three steps:
 2. between hosts the peers of a lane sum that part: the lanes of a host together send ``2*(H-1)/H`` times the buffer;
 3. inside the host the parts are put together again.
 
+Where a host consists of several machines, a machine takes the place of the host; what is summed inside a host alone
+takes the same three steps, between its machines in the place of the hosts.
+
 The steps are apart, so that each can be started when its link has nothing more urgent to carry.
 """
 
@@ -42,8 +45,8 @@ class HierarchicalSum:
         transport: knows the rank and its limits, makes the errors, counts the bytes.
         name: of the sum, for both.
         entries: entries of the buffer, fp32.
-        lanes: group of the ranks of this host, by lane.
-        peers: group of this lane's ranks, by host; None: the sum stays inside the host.
+        lanes: group of the ranks of this host (of this machine, where it has several), by lane.
+        peers: group of this lane's ranks, by host (by machine); None: the sum stays inside the host.
     """
 
     def __init__(
@@ -52,8 +55,9 @@ class HierarchicalSum:
         self._transport, self._name = transport, name
         self._place = f"the sum over ranks of the gradients ({name})"
         self._lanes_group, self._peers_group = lanes, peers
-        topology = transport.topology
-        self._hosts, self._lanes = topology.hosts if peers is not None else 1, topology.ranks_per_host
+        self._near = dist.get_process_group_ranks(lanes)
+        self._far = [transport.rank] if peers is None else dist.get_process_group_ranks(peers)
+        self._hosts, self._lanes = len(self._far), len(self._near)
         self._part = -(-entries // self._lanes)
         self._buffer = torch.zeros(self._part * self._lanes, device=transport.device)
         self._received = torch.empty_like(self._buffer)
@@ -76,11 +80,11 @@ class HierarchicalSum:
                     self._received, self._buffer, group=self._lanes_group, async_op=True
                 )
         away, near = bytes_sent(self.entries.numel(), self._buffer.element_size(), self._hosts, self._lanes)
-        rank, topology = self._transport.rank, self._transport.topology
-        others = [other for other in topology.lanes_of(rank) if other != rank]
+        rank = self._transport.rank
+        others = [other for other in self._near if other != rank]
         self._count([near // (self._lanes - 1) for _ in others], others)
         if self._hosts > 1:
-            self._count([away], [topology.peers_of(rank)[(topology.host_of(rank) + 1) % self._hosts]])
+            self._count([away], [self._far[(self._far.index(rank) + 1) % self._hosts]])
 
     def cross(self) -> None:
         """Second step: starts the sum between hosts; waits for the first step.

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dmt_plugin.comm.formats import Format, FormatOrAuto, gradient_format
-from dmt_plugin.config.base import CountOrAuto, FilePath, NotNegative, Section, check_path
+from dmt_plugin.config.base import Count, CountOrAuto, FilePath, NotNegative, Section, check_path
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.dense_rules import of_settings
 from dmt_plugin.config.lookup import LookupConfig
@@ -38,6 +38,11 @@ class TopologyConfig(Section):
 
     hosts: CountOrAuto = Field(default="auto", description="Number of hosts H.")
     ranks_per_host: CountOrAuto = Field(default="auto", description="Ranks on each host L; rank = host * L + lane.")
+    machines_per_host: Count = Field(
+        default=1,
+        description="Neighbouring machines that are one host together: each tower lies over all machines of its host. "
+        'With "auto" for the two above, a launcher\'s machines are put together by so many.',
+    )
 
 
 class CostConfig(Section):
@@ -208,9 +213,11 @@ class CommConfig(Section):
             return 2 if self.overlap and hosts > 1 else 1
         return self.micro_blocks
 
-    def formats_of(self, group: Literal["peers", "lanes", "world"]) -> tuple[Format, Format]:
+    def formats_of(
+        self, group: Literal["peers", "lanes", "world", "machine_peers", "machine_lanes"]
+    ) -> tuple[Format, Format]:
         """Wire formats, forward and backward, of the output distribution in a group; "world" crosses hosts."""
-        if group == "lanes":
+        if group in ("lanes", "machine_lanes"):
             return self.intra_dtype, gradient_format(self.intra_dtype, self.intra_grad_dtype)
         return self.peer_dtype, gradient_format(self.peer_dtype, self.peer_grad_dtype)
 
@@ -310,15 +317,18 @@ class DMTConfig(Section):
     report: ReportConfig = Field(default=ReportConfig(), description="Reports.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
 
-    def shape_without_launcher(self, hosts: int | None = None, ranks_per_host: int | None = None) -> tuple[int, int]:
-        """Hosts, and ranks on each, where no process is started that could be asked.
+    def shape_without_launcher(
+        self, hosts: int | None = None, ranks_per_host: int | None = None
+    ) -> tuple[int, int, int]:
+        """Hosts, ranks on each, and machines of each, where no process is started that could be asked.
 
-        As given; else this section's numbers; else one host per tower, or 2, with one rank each.
+        As given; else this section's numbers; else one host per tower, or 2, with one rank per machine.
         """
         towers = 2 if self.towers.count == "auto" else self.towers.count
         found_hosts = hosts or (towers if self.topology.hosts == "auto" else self.topology.hosts)
-        lanes = 1 if self.topology.ranks_per_host == "auto" else self.topology.ranks_per_host
-        return int(found_hosts), int(ranks_per_host or lanes)
+        machines = self.topology.machines_per_host
+        lanes = machines if self.topology.ranks_per_host == "auto" else self.topology.ranks_per_host
+        return int(found_hosts), int(ranks_per_host or lanes), machines
 
 
 def read_dmt_config(ds_config: Mapping[str, Any], source: str = "config") -> DMTConfig | None:

@@ -120,8 +120,8 @@ def carries_samples(node: fx.Node) -> bool:
 
 
 def crosses_hosts(node: fx.Node) -> bool:
-    """Whether a node belongs to an exchange of rows between hosts."""
-    return str(node.meta.get(EXCHANGE_META, "")).rpartition(".")[2] in ("peers", "world")
+    """Whether a node belongs to an exchange of rows between hosts, or between all machines."""
+    return str(node.meta.get(EXCHANGE_META, "")).rpartition(".")[2] in ("peers", "world", "machine_peers")
 
 
 def hands_rows(node: fx.Node) -> bool:

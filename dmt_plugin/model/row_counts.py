@@ -79,7 +79,7 @@ class _Counts:
     def __init__(self, graph: PlacedGraph, samples: int) -> None:
         exchange = graph.placement.exchanges[REQUESTS]
         assert isinstance(exchange, RowRequests)
-        self.topology, self.samples, self.steps = graph.topology, samples, 0
+        self.topology, self.samples, self.steps = graph.topology.by_machine, samples, 0
         self.slots = exchange.slots
         self.codes = [RowCodes(group, graph.topology, graph.placement.route, 0) for group in exchange.groups]
         self.sums = [_Sums() for _ in self.codes]

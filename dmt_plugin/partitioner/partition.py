@@ -32,6 +32,7 @@ from dmt_plugin.partitioner.spread import spread
 from dmt_plugin.partitioner.strategies import IN_ORDER, NEED_AFFINITY, STRATEGIES, Case
 from dmt_plugin.partitioner.units import Rules, Unit, Units, make_units
 from dmt_plugin.plan.tower_plan import FeatureSpec, TableSpec
+from dmt_plugin.topology.shape import divisors, one_of_numbers
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def make_partition(
         why = f"; {shown} share a table or are kept together by dmt.partition.together" if tied else ""
         raise PlanError(
             f"{towers} towers but only {len(units.units)} independent features (of {len(features)}{why}). Lower "
-            f"dmt.towers.count to at most {len(units.units)}."
+            f"dmt.towers.count to at most {len(units.units)}{_wider_hosts(towers, len(units.units))}."
         )
     found = _affinity(config, affinity, names, model)
     plane = _plane(config, found, names) if config.strategy == "learned" and found is not None else None
@@ -148,6 +149,17 @@ def _between_units(affinity: Affinity, units: Sequence[Unit], objective: str | b
         member[u, [place[name] for name in unit.names]] = 1.0
     alike: NDArray[np.float64] = member @ affinity.values @ member.T
     return -alike if objective == "diverse" else alike
+
+
+def _wider_hosts(towers: int, most: int) -> str:
+    """Which hosts of several machines would do, where every machine has a tower."""
+    if not most:
+        return ""
+    fitting = [machines for machines in divisors(towers) if towers // machines <= most]
+    return (
+        f"; on {towers} machines put several together as one host, with one tower: dmt.topology.machines_per_host = "
+        f"{one_of_numbers(fitting)}"
+    )
 
 
 def _affinity(config: PartitionConfig, given: Affinity | None, names: Sequence[str], model: str) -> Affinity | None:

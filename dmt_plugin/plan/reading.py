@@ -18,10 +18,10 @@ from dmt_plugin.plan.row_shares import RowShares
 from dmt_plugin.plan.specs import FORMS, GROUP_KINDS, FeatureSpec, GroupSpec, TowerModuleSpec
 from dmt_plugin.plan.tables import TableRange, TableSpec, TableSplit
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """The newest version. A plan that needs nothing new says 1, and keeps its fingerprint: version 2 has counts of distinct
 rows, or tables elsewhere than on their tower's host, or in rows by modulo, or "dcn" towers of a rank or with outputs
-of the whole tower."""
+of the whole tower; version 3 is for hosts of several machines."""
 
 _REQUIRED = ("version", "topology", "tables", "features", "groups", "towers", "tower_hosts", "table_lanes")
 _OPTIONAL = ("module", "model", "weights", "provenance", "overrides", "table_splits", "table_hosts", "row_shares")

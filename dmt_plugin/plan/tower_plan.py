@@ -39,7 +39,8 @@ class TowerPlan:
     """Features to towers, towers to hosts, tables to lanes.
 
     Attributes:
-        topology: the topology the plan was made for, as ``"HxL"``.
+        topology: the topology the plan was made for, as ``"HxL"``, or ``"HxMxL"`` where a host consists of ``M``
+            machines with ``L`` ranks each.
         tables: every table of the model.
         features: every feature of the model.
         groups: the joins the features take part in.
@@ -278,7 +279,8 @@ class TowerPlan:
             )
         if self.topology != str(topology):
             raise PlanError(
-                f"the plan was made for {self.topology} (hosts x ranks per host), this run is {topology}. Make a plan "
+                f"the plan was made for {self.topology} (hosts x ranks per host; in the middle the machines of a host, "
+                f"where there are several), this run is {topology}. Make a plan "
                 'for this topology, or keep only its towers: a partition file may hold just {"towers": [[...], ...]}.'
             )
 
@@ -301,7 +303,7 @@ class TowerPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain data."""
-        data = {"version": PLAN_VERSION if self._needs_version_2 else 1, **dataclasses.asdict(self)}
+        data = {"version": self._version, **dataclasses.asdict(self)}
         data["tables"] = [table.to_dict() for table in self.tables]
         data["module"] = self.module.to_dict()
         data["overrides"] = {str(tower): spec.to_dict() for tower, spec in sorted(self.overrides.items())}
@@ -317,6 +319,13 @@ class TowerPlan:
         else:
             data["row_shares"] = self.row_shares.to_dict()
         return data
+
+    @property
+    def _version(self) -> int:
+        """The oldest that has what this plan needs."""
+        if Topology.parse(self.topology).machines_per_host > 1:
+            return PLAN_VERSION
+        return 2 if self._needs_version_2 else 1
 
     @property
     def _needs_version_2(self) -> bool:

@@ -12,7 +12,9 @@ of the exchange and direction takes for that width (fp32: 4 bytes an entry):
 * flat: to each other rank ``B`` rows of ``W`` forward and of ``W_r`` backward;
 * backward, of ``W`` and ``O`` only what gradients go back for: not what frozen tables, and towers in which nothing is
   trained, give;
-* ids and their headers come on top, on the way out only.
+* ids and their headers come on top, on the way out only;
+* where a host consists of several machines, what it sends to lanes on its other machines crosses the network, and
+  counts with what goes to other hosts.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ class ExchangeCost:
 
     Attributes:
         name: as in the traffic count, e.g. ``"peers"`` or ``"index.peers.ids"``.
-        group: ``"peers"``, ``"lanes"`` or ``"world"``.
+        group: ``"peers"``, ``"lanes"`` or ``"world"``; of rows that travel once also ``"machine_peers"`` or
+            ``"machine_lanes"``, where a host consists of several machines.
         phase: ``"forward"`` or ``"backward"``.
         shape: what is sent, as text in the letters above, with the wire format where it is not fp32.
-        other_hosts: bytes to other hosts.
-        same_host: bytes to other ranks of this host.
+        other_hosts: bytes to other hosts, and to other machines of this host.
+        same_host: bytes to other ranks of this host that are on this machine.
     """
 
     name: str
@@ -83,6 +86,7 @@ def exchange_costs(
     host_back = host_widths if host_gradients is None else host_gradients
     wire = 4 if all(slot.rows <= 2**31 for slot in slots) else 8
     means = mean_ids or {}
+    machine_of = topology.by_machine.host_of
 
     def words(chosen: Sequence[IdSlot]) -> float:
         """Id words per sample: ids, and a length for every varying bag."""
@@ -98,8 +102,8 @@ def exchange_costs(
         name: str, group: str, to: Mapping[int, Sequence[IdSlot]], rows: int, blocks: int
     ) -> list[ExchangeCost]:
         def cost(part: str, shape: str, size: Mapping[int, float]) -> ExchangeCost:
-            away = sum(b for r, b in size.items() if topology.host_of(r) != topology.host_of(rank))
-            near = sum(b for r, b in size.items() if topology.host_of(r) == topology.host_of(rank) and r != rank)
+            away = sum(b for r, b in size.items() if machine_of(r) != machine_of(rank))
+            near = sum(b for r, b in size.items() if machine_of(r) == machine_of(rank) and r != rank)
             return ExchangeCost(f"index.{name}.{part}", group, "forward", shape, round(away), round(near))
 
         header = {r: _HEADER_WORD * (_FAULT_WORDS + blocks + jagged(chosen)) for r, chosen in to.items()}
@@ -127,7 +131,7 @@ def exchange_costs(
             away = near = 0
             for other, rows in rows_to.items():
                 size = rows * row_bytes(form, sent if phase == "forward" else received[other])
-                if topology.host_of(other) != topology.host_of(rank):
+                if machine_of(other) != machine_of(rank):
                     away += size
                 elif other != rank:
                     near += size

@@ -8,7 +8,8 @@ on the wire, ``H`` hosts, and codes of 4 or 8 bytes:
 * requests: to the lanes ``n_rank`` codes of each of their owners' rows, to the peers ``n_host`` of each of theirs;
 * rows: an owner sends ``n_host * b`` to each other host, a lane ``n_rank * b`` to each other lane that asked;
 * gradients: the same numbers of rows the other way;
-* on the flat route all of it goes between ranks, with ``n_rank``.
+* on the flat route all of it goes between ranks, with ``n_rank``;
+* where a host consists of several machines, a machine takes the place of the host in all of this.
 
 Micro-blocks change none of this but the headers, which count the codes of each block: a row goes once per batch.
 """
@@ -24,6 +25,7 @@ from dmt_plugin.comm.formats import Format, row_bytes
 from dmt_plugin.comm.input_dist.ids import IdSlot
 from dmt_plugin.planner.cost import ExchangeCost
 from dmt_plugin.planner.load import ASSUMED_IDS
+from dmt_plugin.topology.group_names import groups_of_rows_once
 from dmt_plugin.topology.shape import Topology
 
 _HEADER_WORD = 8
@@ -61,7 +63,7 @@ class Needs:
 
     Attributes:
         rank: ``rank[asking rank, owner]`` in a rank's batch.
-        host: ``host[asking host, owner]`` in all batches of a host.
+        host: ``host[asking host, owner]`` in all batches of a host (of a machine, where hosts have several).
     """
 
     rank: Mapping[tuple[int, int], float]
@@ -82,7 +84,8 @@ def most_needs(groups: Sequence[RowGroup], slots: Sequence[IdSlot], topology: To
         ids = [0.0] * len(group.tables)
         for read in group.reads:
             ids[read.table] += batch * (slots[read.slot].hotness or ASSUMED_IDS)
-        world, hosts, lanes = topology.world_size, topology.hosts, topology.ranks_per_host
+        machines = topology.by_machine
+        world, hosts, lanes = topology.world_size, machines.hosts, machines.ranks_per_host
         of_rank, of_host = [0.0] * world, [0.0] * world
         for table, wanted in zip(group.tables, ids, strict=True):
             for part in table.parts:
@@ -139,8 +142,9 @@ class _Costs:
         blocks: int,
     ) -> None:
         self.blocks = blocks
-        self.groups, self.topology, self.rank, self.formats = groups, topology, rank, formats
-        self.host, self.lane = topology.host_of(rank), topology.lane_of(rank)
+        self.far, self.near = groups_of_rows_once(topology)
+        self.groups, self.topology, self.rank, self.formats = groups, topology.by_machine, rank, formats
+        self.host = self.topology.host_of(rank)
         self.flat = any(name.endswith(".world") for name in formats)
         self.needs = needs or most_needs(groups, slots, topology, batch)
         spans = [max([1, *group.stacks.values()]) for group in groups]
@@ -162,18 +166,18 @@ class _Costs:
         of_lane = {r: topology.peers_of(r) for r in (*near, me)}
         if near:
             codes = {r: sum(need.rank[me, o] for need in self.needs for o in of_lane[r]) for r in near}
-            costs += self._requests("lanes", near, codes)
+            costs += self._requests(self.near, near, codes)
         if peers:
             codes = {r: sum(need.host[self.host, r] for need in self.needs) for r in peers}
-            costs += self._requests("peers", peers, codes)
+            costs += self._requests(self.far, peers, codes)
         for group, need in zip(self.groups, self.needs, strict=True):
             out = {r: need.host[topology.host_of(r), me] for r in peers}
             back = {r: need.host[self.host, r] for r in peers}
-            costs += self._rows(f"{group.name}.peers", "peers", group.width, out, back)
+            costs += self._rows(f"{group.name}.{self.far}", self.far, group.width, out, back)
             if near:
                 out = {r: sum(need.rank[r, o] for o in of_lane[me]) for r in near}
                 back = {r: sum(need.rank[me, o] for o in of_lane[r]) for r in near}
-                costs += self._rows(f"{group.name}.lanes", "lanes", group.width, out, back)
+                costs += self._rows(f"{group.name}.{self.near}", self.near, group.width, out, back)
         return costs
 
     def _requests(self, group: str, members: Sequence[int], codes: Mapping[int, float]) -> list[ExchangeCost]:

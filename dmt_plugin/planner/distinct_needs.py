@@ -35,7 +35,7 @@ def needs_of(groups: Sequence[RowGroup], shares: RowShares, topology: Topology) 
             for part in table.parts:
                 rank[part.rank] += counted.rank * part.rows / table.rows
                 host[part.rank] += counted.host * part.rows / table.rows
-        found.append(Needs(ByOwner(topology.world_size, rank), ByOwner(topology.hosts, host)))
+        found.append(Needs(ByOwner(topology.world_size, rank), ByOwner(topology.by_machine.hosts, host)))
     return tuple(found)
 
 

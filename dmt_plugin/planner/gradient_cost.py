@@ -8,7 +8,9 @@
    ranks: every rank sends ``2*(G-1)/G`` of the buffer, and one of ``G`` links leaves each host. Which lane that is
    depends on the library, so every rank gets its share of the host's.
 3. ZeRO stages 1 and 2 also hand out the updated parameters: half as much again.
-4. In bf16 gradients and parameters travel as bf16, unless ``communication_data_type`` says otherwise for gradients.
+4. Where a host consists of several machines, a machine takes the place of the host, and gradients of towers cross
+   between the machines of theirs.
+5. In bf16 gradients and parameters travel as bf16, unless ``communication_data_type`` says otherwise for gradients.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from dmt_plugin.comm.sums import bytes_sent
 from dmt_plugin.config.deepspeed import DeepSpeedSettings
 from dmt_plugin.config.section import DMTConfig
 from dmt_plugin.planner.cost import ExchangeCost
+from dmt_plugin.topology.group_names import groups_of_rows_once
 from dmt_plugin.topology.shape import Topology
 
 _FP32 = 4
@@ -86,23 +89,26 @@ def gradient_costs(sums: GradientSums, dense: int, towers: int, topology: Topolo
         towers: trainable entries that the lanes of this rank's host hold alone.
         topology: hosts and lanes.
     """
-    hosts, lanes = topology.hosts, topology.ranks_per_host
+    machines, beside = topology.by_machine, topology.machines_per_host
+    hosts, lanes = machines.hosts, machines.ranks_per_host
     found = []
     if sums.by == "hosts":
         away, near = bytes_sent(dense, _FP32, hosts, lanes)
-        between = [group for group, size in (("lanes", lanes), ("peers", hosts)) if size > 1]
+        far, inside = groups_of_rows_once(topology)
+        between = [group for group, size in ((inside, lanes), (far, hosts)) if size > 1]
         text = f"{dense:,} gradients" + (", by way of the hosts" if hosts > 1 else "")
-        found = [ExchangeCost("dense", ", ".join(between) or "lanes", "backward", text, away, near)]
+        found = [ExchangeCost("dense", ", ".join(between) or inside, "backward", text, away, near)]
         if towers:
-            inside = bytes_sent(towers, _FP32, 1, lanes)[1]
-            found.append(ExchangeCost("towers", "lanes", "backward", f"{towers:,} gradients", 0, inside))
+            away, near = bytes_sent(towers, _FP32, beside, lanes)
+            found.append(ExchangeCost("towers", "lanes", "backward", f"{towers:,} gradients", away, near))
         return found
     size = _SIZES.get(sums.wire, _FP32)
     form = "" if sums.wire == "fp32" else f" {sums.wire}"
     world = topology.world_size
-    for name, group, members, entries in (("dense", "world", world, dense), ("towers", "lanes", lanes, towers)):
+    own = topology.ranks_per_host
+    for name, group, members, entries in (("dense", "world", world, dense), ("towers", "lanes", own, towers)):
         if entries or name == "dense":
-            crossing = group == "world" and hosts > 1
+            crossing = hosts > 1 if group == "world" else beside > 1
             away, near = _ring(2 * size * entries, members, lanes, crossing)
             text = f"{entries:,} gradients{form}, all-reduce (ring)"
             found.append(ExchangeCost(name, group, "backward", text, away, near))

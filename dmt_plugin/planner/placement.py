@@ -77,7 +77,7 @@ def towers_to_hosts(towers: int, topology: Topology) -> tuple[int, ...]:
         raise ConfigError(
             f"dmt.towers.count is {towers} on {topology.hosts} host(s); it must be a multiple of the number of hosts, "
             'so that every host runs the same number of towers. Use "auto" for one tower per host. A tower may span '
-            "several machines: dmt.topology.ranks_per_host says how many neighbouring ranks count as one host."
+            "several machines: dmt.topology.machines_per_host says how many neighbouring ones are one host."
         )
     return tuple(t * topology.hosts // towers for t in range(towers))
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dmt_plugin.core.errors import TopologyError
 from dmt_plugin.topology.agreement import all_values
 from dmt_plugin.topology.launchers import Claim, claims_of_launchers
-from dmt_plugin.topology.shape import ResolvedTopology, Topology
+from dmt_plugin.topology.shape import ResolvedTopology, Topology, divisors, one_of_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def resolve_topology(
     *,
     hosts: IntOrAuto = "auto",
     ranks_per_host: IntOrAuto = "auto",
+    machines_per_host: int = 1,
     env: Mapping[str, str] | None = None,
     hostnames: Callable[[], Sequence[str]] | None = None,
 ) -> ResolvedTopology:
@@ -62,6 +63,8 @@ def resolve_topology(
         world_size: Number of ranks.
         hosts: ``dmt.topology.hosts``.
         ranks_per_host: ``dmt.topology.ranks_per_host``.
+        machines_per_host: ``dmt.topology.machines_per_host``: where the two above are "auto", so many of the machines
+            that are found become one host.
         env: Environment to read, this process's own by default.
         hostnames: Gives the host name of every rank, by rank; asked only when nothing else speaks. By default an
             all-gather over the default group, so that every rank has to get here: see ``discover_topology``.
@@ -84,9 +87,13 @@ def resolve_topology(
         chosen = Claim(1, 1, "a single process")
     if chosen is None:
         chosen = _claim_of_names((hostnames or _gather_hostnames)(), world_size)
-    topology = _checked(chosen, rank, world_size)
+    found = _checked(chosen, rank, world_size)
+    if (hosts, ranks_per_host) == ("auto", "auto"):
+        topology = _put_together(found, machines_per_host, chosen.source)
+    else:
+        topology = Topology(found.hosts, found.ranks_per_host, machines_per_host)
     for other in claims if rank == 0 else ():
-        if other.possible(world_size) and other.hosts != topology.hosts:
+        if other.possible(world_size) and other.hosts != topology.by_machine.hosts:
             said = f"{other.hosts}x{other.ranks_per_host}"
             logger.warning("topology is %s by %s, although %s says %s", topology, chosen.source, other.source, said)
     return ResolvedTopology(topology, chosen.source)
@@ -103,18 +110,20 @@ def verify_topology(resolved: ResolvedTopology | TopologyError, rank: int) -> No
         TopologyError: The same on every rank, naming the ranks and what each of them found.
     """
     if isinstance(resolved, TopologyError):
-        mine = (rank, -1, -1, -1, -1, str(resolved))
+        mine = (rank, "", str(resolved))
     else:
-        topology = resolved.topology
-        place = (topology.host_of(rank), topology.lane_of(rank))
-        mine = (rank, *place, topology.hosts, topology.ranks_per_host, resolved.source)
+        mine = (rank, str(resolved.topology), resolved.source)
     problem = _disagreement(all_values(mine))
     if problem is not None:
         raise TopologyError(problem)
 
 
 def discover_topology(
-    *, hosts: IntOrAuto = "auto", ranks_per_host: IntOrAuto = "auto", env: Mapping[str, str] | None = None
+    *,
+    hosts: IntOrAuto = "auto",
+    ranks_per_host: IntOrAuto = "auto",
+    machines_per_host: int = 1,
+    env: Mapping[str, str] | None = None,
 ) -> ResolvedTopology:
     """Resolve and verify the topology of the default process group; every rank must call this.
 
@@ -123,6 +132,7 @@ def discover_topology(
     Args:
         hosts: ``dmt.topology.hosts``.
         ranks_per_host: ``dmt.topology.ranks_per_host``.
+        machines_per_host: ``dmt.topology.machines_per_host``.
         env: Environment to read, this process's own by default.
 
     Raises:
@@ -133,8 +143,9 @@ def discover_topology(
     found: ResolvedTopology | TopologyError
     try:
         found = resolve_topology(
-            rank, world_size, hosts=hosts, ranks_per_host=ranks_per_host, env=env, hostnames=lambda: names
-        )
+            rank, world_size, hosts=hosts, ranks_per_host=ranks_per_host, machines_per_host=machines_per_host, env=env,
+            hostnames=lambda: names,
+        )  # fmt: skip
     except TopologyError as error:
         found = error
     verify_topology(found, rank)
@@ -142,17 +153,35 @@ def discover_topology(
         raise found  # without process groups there is nobody to tell
     if rank == 0:
         topology = found.topology
-        logger.info("topology %s (hosts x ranks per host) by %s", topology, found.source)
-        for host in range(topology.hosts):
-            machines = {names[member] for member in topology.lanes_of(topology.rank_of(host, 0))}
-            if len(machines) > 1:
-                logger.warning(
-                    "host %d of topology %s spans the machines %s: exchanges inside it will cross the network",
-                    host,
-                    topology,
-                    ", ".join(sorted(machines)),
-                )
+        parts = "hosts x ranks per host" if topology.machines_per_host == 1 else "hosts x machines x ranks per machine"
+        logger.info("topology %s (%s) by %s", topology, parts, found.source)
+        _warn_of_wide_hosts(topology, names)
     return found
+
+
+def _put_together(found: Topology, machines_per_host: int, source: str) -> Topology:
+    """So many machines as one host."""
+    if found.hosts % machines_per_host:
+        raise TopologyError(
+            f"{found.hosts} machine(s), by {source}, cannot be put together by {machines_per_host}: "
+            f"dmt.topology.machines_per_host can be {one_of_numbers(divisors(found.hosts))} here; or start as many "
+            "machines as it divides"
+        )
+    hosts = found.hosts // machines_per_host
+    return Topology(hosts, found.ranks_per_host * machines_per_host, machines_per_host)
+
+
+def _warn_of_wide_hosts(topology: Topology, names: Sequence[str]) -> None:
+    machines = topology.by_machine
+    what = "host" if machines == topology else "machine"
+    for host in range(machines.hosts):
+        spanned = {names[member] for member in machines.lanes_of(machines.rank_of(host, 0))}
+        if len(spanned) > 1:
+            logger.warning(
+                "%s %d of topology %s spans the machines %s: exchanges inside it will cross the network, and are "
+                "counted as if they did not; dmt.topology.machines_per_host says how many machines a host has",
+                what, host, topology, ", ".join(sorted(spanned)),
+            )  # fmt: skip
 
 
 def _claim_of_config(hosts: IntOrAuto, ranks_per_host: IntOrAuto, world_size: int) -> Claim | None:
@@ -213,14 +242,14 @@ def _checked(claim: Claim, rank: int, world_size: int) -> Topology:
     return topology
 
 
-def _disagreement(found: Sequence[tuple[int, int, int, int, int, str]]) -> str | None:
+def _disagreement(found: Sequence[tuple[int, str, str]]) -> str | None:
     failed: dict[str, list[int]] = {}
-    said: dict[tuple[int, int], dict[str, list[int]]] = {}
-    for rank, _host, _lane, hosts, ranks_per_host, source in found:
-        if hosts < 0:
+    said: dict[str, dict[str, list[int]]] = {}
+    for rank, topology, source in found:
+        if not topology:
             failed.setdefault(source, []).append(rank)
         else:
-            said.setdefault((hosts, ranks_per_host), {}).setdefault(source, []).append(rank)
+            said.setdefault(topology, {}).setdefault(source, []).append(rank)
     if failed and not said and len(failed) == 1:
         return next(iter(failed))
     if failed:
@@ -228,8 +257,8 @@ def _disagreement(found: Sequence[tuple[int, int, int, int, int, str]]) -> str |
         return "the topology cannot be told on every rank: " + "; ".join(shown)
     if len(said) > 1:
         shown = [
-            f"{_ranks(ranks)} found {hosts}x{per_host} by {source}"
-            for (hosts, per_host), sources in said.items()
+            f"{_ranks(ranks)} found {topology} by {source}"
+            for topology, sources in said.items()
             for source, ranks in sources.items()
         ]
         return f"ranks disagree about the topology: {'; '.join(shown)}; {WAY_OUT}, the same on every rank"

@@ -1,7 +1,9 @@
 """The process groups of a topology, and torch's DeviceMesh of them.
 
 Every rank is in three groups: all ranks (``world``), the ranks of its host (``lanes``), and the ranks with its lane on
-every host (``peers``).
+every host (``peers``). Where a host consists of several machines there are three more: the ranks of its machine
+(``machine_lanes``), those at its position on every machine (``machine_peers``), and the latter of its host alone
+(``across``).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from dmt_plugin.core.errors import ExchangeError, TopologyError
+from dmt_plugin.topology.group_names import names_of
 from dmt_plugin.topology.lost_ranks import first_line
 from dmt_plugin.topology.shape import Topology
 
@@ -37,6 +40,9 @@ class RankGroups:
         mesh: DeviceMesh with dims ("host", "lane") made of ``peers`` and ``lanes``.
         device: Where tensors must lie to travel through these groups.
         timeout_s: Time limit of every exchange in these groups, seconds.
+        machine_lanes: Ranks of this machine; None where a host is one.
+        machine_peers: Ranks at this position on every machine, by machine; None as well.
+        across: Ranks at this position on every machine of this host, by machine; None as well.
     """
 
     topology: Topology
@@ -49,6 +55,9 @@ class RankGroups:
     mesh: DeviceMesh
     device: torch.device
     timeout_s: float
+    machine_lanes: dist.ProcessGroup | None = None
+    machine_peers: dist.ProcessGroup | None = None
+    across: dist.ProcessGroup | None = None
 
     def failure(self, place: str, what: str, error: BaseException) -> ExchangeError:
         """Error of a wait for the other ranks that failed while this rank was doing ``place``."""
@@ -77,15 +86,15 @@ def create_groups(topology: Topology, *, timeout_s: float) -> RankGroups:
         raise TopologyError(f"topology {topology} has {topology.world_size} ranks, not {dist.get_world_size()}")
     rank = dist.get_rank()
     host, lane = topology.host_of(rank), topology.lane_of(rank)
-    world, lanes, peers = (_new_group(topology, rank, name, timeout_s) for name in ("world", "lanes", "peers"))
-    device = _device_of(world)
+    made: dict[str, Any] = {name: _new_group(topology, rank, name, timeout_s) for name in names_of(topology)}
+    device = _device_of(made["world"])
     mesh = DeviceMesh.from_group(
-        [peers, lanes],
+        [made["peers"], made["lanes"]],
         device.type,
         mesh=torch.arange(topology.world_size, dtype=torch.int).view(topology.hosts, topology.ranks_per_host),
         mesh_dim_names=("host", "lane"),
     )
-    return RankGroups(topology, rank, host, lane, world, peers, lanes, mesh, device, timeout_s)
+    return RankGroups(topology, rank, host, lane, mesh=mesh, device=device, timeout_s=timeout_s, **made)
 
 
 def renewed(groups: RankGroups, names: Sequence[str]) -> RankGroups:
@@ -95,7 +104,7 @@ def renewed(groups: RankGroups, names: Sequence[str]) -> RankGroups:
 
     Args:
         groups: A rank's groups.
-        names: Which to make again: of "world", "lanes", "peers". The others, and the mesh, stay.
+        names: Which to make again. The others, and the mesh, stay.
     """
     made: dict[str, Any] = {name: _new_group(groups.topology, groups.rank, name, groups.timeout_s) for name in names}
     return dataclasses.replace(groups, **made)
@@ -106,7 +115,7 @@ def release(groups: RankGroups, names: Sequence[str]) -> None:
 
     Args:
         groups: A rank's groups.
-        names: Which of them: "world", "lanes", "peers". What is gone already, with the default group, is passed over.
+        names: Which of them. What is gone already, with the default group, is passed over.
     """
     for name in names:
         with suppress(ValueError):  # torch knows it no more
@@ -120,6 +129,12 @@ def _new_group(topology: Topology, rank: int, name: str, timeout_s: float) -> di
         "lanes": [topology.lanes_of(topology.rank_of(host, 0)) for host in range(topology.hosts)],
         "peers": [topology.peers_of(lane) for lane in range(topology.ranks_per_host)],
     }
+    if topology.machines_per_host > 1:
+        machines = topology.by_machine
+        first = [machines.rank_of(machine, 0) for machine in range(machines.hosts)]
+        by_name["machine_lanes"] = [machines.lanes_of(rank) for rank in first]
+        by_name["machine_peers"] = [machines.peers_of(lane) for lane in range(machines.ranks_per_host)]
+        by_name["across"] = [*sorted({topology.across_of(member) for member in range(topology.world_size)})]
     members = by_name[name]
     limit = timedelta(seconds=timeout_s)
     made = [dist.new_group(list(ranks), timeout=limit, group_desc=f"dmt_{name}") for ranks in members]

@@ -65,6 +65,7 @@ from dmt_plugin.planner.gradient_cost import gradient_sums
 from dmt_plugin.tables.materialize import check_buffers, dense_from_meta
 from dmt_plugin.topology.agreement import check_same_plan, gather, together
 from dmt_plugin.topology.discovery import discover_topology
+from dmt_plugin.topology.group_names import names_of, names_on_route
 from dmt_plugin.topology.groups import RankGroups, create_groups, release, renewed
 
 EXPERT_TOPOLOGY_KEY = "use_data_before_expert_parallelism"
@@ -207,7 +208,7 @@ def _initialize_towers(call: Call, config: DMTConfig, own: OwnArguments) -> tupl
 
 def _on_connected_ranks(call: Call, config: DMTConfig, own: OwnArguments) -> tuple[Any, Any, Any, Any]:
     options, model = call.options, call.options["model"]
-    resolved = discover_topology(hosts=config.topology.hosts, ranks_per_host=config.topology.ranks_per_host)
+    resolved = discover_topology(**config.topology.model_dump())
     groups = create_groups(resolved.topology, timeout_s=config.comm.timeout_s)
     rank = groups.rank
     if rank == 0:
@@ -297,10 +298,10 @@ def launch(
     transport.failure_notes = notes
     placed.bind(transport)
     resources = ExitStack()
-    resources.callback(release, groups, ("world", "lanes", "peers"))
+    resources.callback(release, groups, names_of(topology))
     resources.callback(notes.close)
     if config.comm.prefetch and topology.world_size > 1:
-        own = ("peers", "lanes") if config.comm.route == "hierarchical" else ("world",)
+        own = names_on_route(topology, config.comm.route == "flat")
         ahead = renewed(groups, own)
         early = Transport(ahead, traffic) if observer is None else observer.transport(ahead, traffic, ahead=True)
         early.failure_notes = notes

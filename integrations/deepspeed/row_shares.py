@@ -65,7 +65,7 @@ def agreed_link(config: DMTConfig, groups: RankGroups) -> DMTConfig:
     comm, link = config.comm, None
     with together(groups, "reading dmt.comm.link"):
         if comm.link is not None and groups.rank == 0:
-            link = bytes_per_second(comm.link, groups.topology.ranks_per_host)
+            link = bytes_per_second(comm.link, groups.topology.by_machine.ranks_per_host)
     keys = {"route": comm.route, "dedup": comm.dedup, "dedup_features": comm.dedup_features}
     found = gather(groups, (keys, link))
     for rank, (own, _) in enumerate(found):
@@ -105,7 +105,8 @@ def agreed_shares(
         DMTError: another rank failed.
     """
     topology = groups.topology
-    if not config.comm.may_travel_once(topology.hosts, topology.world_size):
+    lanes = topology.by_machine.ranks_per_host
+    if not config.comm.may_travel_once(topology.by_machine.hosts, topology.world_size):
         return AgreedShares()
     with together(groups, "reading counts of distinct rows"):
         given = partition_on_disk(config.partition.file, topology)
@@ -134,13 +135,13 @@ def agreed_shares(
             seconds = min(_LONGEST_S, _SHARE_OF_TIMEOUT * config.comm.timeout_s)
             data = data_to_count(
                 model, shares_from=shares_from, training_data=training_data, collate_fn=collate_fn, samples=size,
-                lanes=topology.ranks_per_host, seconds=seconds,
+                lanes=lanes, seconds=seconds,
             )  # fmt: skip
             assert data is not None
-            count = count_rows_of(model, example, data, topology.ranks_per_host)
+            count = count_rows_of(model, example, data, lanes)
     counted = gather(groups, None if count is None else count.to_dict())[counter]
     if counted is None:
-        needed = size * topology.ranks_per_host
+        needed = size * lanes
         return AgreedShares(why=f"the data gave fewer than the {needed} samples that a step of a host takes, in time")
     return AgreedShares(RowShares.from_dict(counted))
 
@@ -151,7 +152,7 @@ def _of_another_batch(shares: RowShares, samples: int | None, config: DMTConfig,
     counted = shares.samples * (1 if flat else shares.lanes)
     if samples is None:
         return ""
-    here = samples * (1 if flat else topology.ranks_per_host)
+    here = samples * (1 if flat else topology.by_machine.ranks_per_host)
     if abs(counted - here) <= SAME_SIZE * here:
         return ""
     return (

@@ -24,7 +24,7 @@ def summary(
     because = f" ({uncounted})" if uncounted else ""
     sizes = "+".join(str(len(names)) for names in plan.towers)
     return [
-        f"dmt: {topology.hosts} host(s) x {topology.ranks_per_host} rank(s), from {source}",
+        f"dmt: {topology.in_words}, from {source}",
         f"dmt: {len(plan.towers)} tower(s) of {sizes} features, {towers}, route {placed.placement.route}, "
         f"plan {plan.fingerprint}",
         *([f"dmt: {placed.placement.once}{because}"] if placed.placement.once else []),

@@ -35,13 +35,13 @@ class CountRows(GraphPass):
         return self.result(len(ctx.row_shares.tables), note=f"{ctx.row_shares.steps} step(s)")
 
     def _found(self, ctx: PassContext) -> RowShares | None:
-        if not ctx.config.comm.may_travel_once(ctx.topology.hosts, ctx.topology.world_size):
+        if not ctx.config.comm.may_travel_once(ctx.topology.by_machine.hosts, ctx.topology.world_size):
             return None
         shares, certain = known_shares(ctx.config.comm.dedup_shares, ctx.given)
         if shares is None and not certain:
             shares = ctx.row_shares
             if shares is None and ctx.data is not None:
-                lanes = ctx.topology.ranks_per_host
+                lanes = ctx.topology.by_machine.ranks_per_host
                 shares = count_shares(ctx.gm, ctx.captured.binder, ctx.facts.by_sample, ctx.data, lanes)
         if shares is not None:
             _check(shares, {lookup.table for lookup in ctx.facts.lookups} - ctx.facts.tables_by_id)

@@ -74,7 +74,7 @@ class DedupRule:
     def __init__(self, comm: CommConfig, topology: Topology, shares: RowShares | None) -> None:
         self.comm, self.topology, self.shares = comm, topology, shares
         self.flat = comm.route == "flat"
-        self.link = None if comm.link is None else bytes_per_second(comm.link, topology.ranks_per_host)
+        self.link = None if comm.link is None else bytes_per_second(comm.link, topology.by_machine.ranks_per_host)
 
     def choose(
         self,
@@ -98,7 +98,7 @@ class DedupRule:
         features = tuple(dict.fromkeys(x.feature for x in lookups))
         tables = tuple(dict.fromkeys(x.table for x in lookups))
         share, worth = self._measured(lookups, widths, row_width, mixed)
-        crosses = self.comm.may_travel_once(self.topology.hosts, self.topology.world_size)
+        crosses = self.comm.may_travel_once(self.topology.by_machine.hosts, self.topology.world_size)
         on = "on" in asked or bound or (worth and crosses)
         return DedupChoice(features, tables, on, share, "on" if "on" in asked else "auto", mixed)
 
@@ -139,7 +139,8 @@ class DedupRule:
         self, lookups: Sequence[Lookup], modules: Sequence[AtSamples]
     ) -> tuple[float | None, bool]:
         """The share, in bytes, and whether it pays."""
-        asked, hosts, world = self._asked(lookups, 0), self.topology.hosts, self.topology.world_size
+        asked, world = self._asked(lookups, 0), self.topology.world_size
+        hosts = self.topology.by_machine.hosts
         if asked is None or not self.comm.may_travel_once(hosts, world):
             return None, False
         weights = sum(module.weights for module in modules)
@@ -175,7 +176,7 @@ class DedupRule:
     def _pays(self, saved: float, ids: float) -> bool:
         """Whether bytes that are saved take this rank's part of the link longer than the processing."""
         assert self.link is not None
-        return saved / (self.link / self.topology.ranks_per_host) > PROCESSING_S * ids
+        return saved / (self.link / self.topology.by_machine.ranks_per_host) > PROCESSING_S * ids
 
     def _bytes(self, width: int, trained: bool) -> int:
         """Of a row that crosses, and of the gradient that goes back."""

@@ -107,7 +107,7 @@ def _choices_in_words(ctx: PassContext, once: TravelsOnce[TowerReads]) -> str:
     assert plan is not None
     by_sample = [feature for feature in plan.features if not once.by_id.intersection(feature.tables)]
     asked = {comm.dedup_of(feature.name) for feature in by_sample}
-    if "auto" in asked and comm.may_travel_once(ctx.topology.hosts, ctx.topology.world_size):
+    if "auto" in asked and comm.may_travel_once(ctx.topology.by_machine.hosts, ctx.topology.world_size):
         if not once.choices:
             return "comm.dedup auto: off: tower modules read all rows by sample"
         return choices_in_words(once.choices, once.rule)

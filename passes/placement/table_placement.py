@@ -56,7 +56,7 @@ def cost_model(config: DMTConfig, topology: Topology) -> CostModel:
         members, formats = topology.world_size, config.comm.formats_of("world")
         return CostModel(rule_of, members, formats, members, formats)
     lanes, peers = config.comm.formats_of("lanes"), config.comm.formats_of("peers")
-    return CostModel(rule_of, topology.ranks_per_host, lanes, topology.hosts, peers)
+    return CostModel(rule_of, topology.ranks_per_host, lanes, topology.by_machine.hosts, peers)
 
 
 def place(
@@ -296,6 +296,7 @@ def host_rows(ctx: PassContext, once: Mapping[str, RowTower | None]) -> tuple[Ho
     plan, topology = ctx.plan, ctx.topology
     assert plan is not None
     shares, model = plan.row_shares, cost_model(ctx.config, topology)
+    others = topology.by_machine.hosts - 1
     if shares is None or topology.hosts == 1:
         return ()
     samples = shares.samples * shares.lanes
@@ -306,7 +307,7 @@ def host_rows(ctx: PassContext, once: Mapping[str, RowTower | None]) -> tuple[Ho
             part = shard.rows * shard.columns / (use.table.rows * use.table.dim)
             (whole if shard.kind == "table_wise" else parts)[shard.host].add(use.table.name)
             rows[shard.host] += samples * (use.rows or 0.0) * shard.rows / use.table.rows
-            sent[shard.host] += samples * (topology.hosts - 1) * part * model.between_hosts(use)
+            sent[shard.host] += samples * others * part * model.between_hosts(use)
     mean = sum(sent) / topology.hosts
     return tuple(
         HostRows(h, len(whole[h]), len(parts[h]), rows[h], sent[h], sent[h] / mean if mean else 1.0)

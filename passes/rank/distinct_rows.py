@@ -22,7 +22,6 @@ from torch import fx, nn
 from dmt_plugin.comm.distinct.requests import RowRequests
 from dmt_plugin.comm.distinct.row_groups import RowGroup
 from dmt_plugin.comm.output_dist.output_dist import OutputDist
-from dmt_plugin.comm.wire.transport import Group
 from dmt_plugin.fxtools.names import (
     BY_ID_META,
     EXCHANGE_META,
@@ -41,6 +40,7 @@ from dmt_plugin.passes.placement.distinct_tables import DistinctRowsMaker, Key, 
 from dmt_plugin.passes.placement.slots import READERS, slots_of
 from dmt_plugin.passes.placement.table_shards import rows_ids, rows_widths
 from dmt_plugin.passes.placement.travels_once import TravelsOnce
+from dmt_plugin.topology.group_names import Group, group_ranks, groups_of_rows_once
 
 
 def add_distinct_rows(
@@ -124,13 +124,14 @@ class _Rewrite:
         group, topology = self.placement.groups[i], self.ctx.topology
         own = self.graph.call_function(block_requests, (requests, i, 0))
         asked = self._through_tower(key, self.graph.call_function(asked_rows, (rows, i, 0)))
-        last: Group = "world" if self.ctx.config.comm.route == "flat" else "peers"
+        far, near = groups_of_rows_once(topology)
+        last: Group = "world" if self.ctx.config.comm.route == "flat" else far
         blocks = self._rows(group, last, asked, self._part(own, "owners"))
-        if last == "peers" and topology.ranks_per_host > 1:
+        if last == far and topology.by_machine.ranks_per_host > 1:
             self.ctx.gm.add_submodule(f"{EXCHANGES}.{group.name}.spread", SpreadRows())
             spread = self.graph.call_module(f"{EXCHANGES}.{group.name}.spread", (blocks, own, None))
             spread.meta[SHAPE_META] = f"(rows for the lanes, {group.width})"
-            blocks = self._rows(group, "lanes", self._part(spread, "rows"), self._part(own, "lanes"))
+            blocks = self._rows(group, near, self._part(spread, "rows"), self._part(own, "lanes"))
         self.ctx.gm.add_submodule(f"{EXCHANGES}.{group.name}.expand", ExpandRows())
         expanded = self.graph.call_module(f"{EXCHANGES}.{group.name}.expand", (blocks, own, None))
         return self._part(expanded, "columns")
@@ -150,7 +151,7 @@ class _Rewrite:
 
     def _rows(self, tables: RowGroup, group: Group, rows: fx.Node, counts: fx.Node) -> fx.Node:
         topology, width, name = self.ctx.topology, tables.width, f"{tables.name}.{group}"
-        members = {"world": topology.world_size, "peers": topology.hosts, "lanes": topology.ranks_per_host}[group]
+        members = len(group_ranks(topology, self.ctx.rank, group))
         formats, back = self.ctx.config.comm.formats_of(group), [width * tables.trained] * members
         self._add(name, OutputDist(name, group, width, [width] * members, formats, back, joined=True))
         return self._exchange(name, (rows, counts), f"(distinct rows, {width})")

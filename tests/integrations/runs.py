@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from tempfile import NamedTemporaryFile
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dmt_plugin.plan.row_shares import RowShares, TableRows
+from dmt_plugin.topology.shape import Topology
 from tests.zoo.catalogue import CATALOGUE
 from tests.zoo.models import ZOO
 
@@ -56,12 +58,13 @@ def make(
 
     if prepare is not None:
         prepare(flat)
-    hosts, lanes = map(int, topology.split("x"))
+    where = Topology.parse(topology)
+    hosts, lanes = where.hosts, where.ranks_per_host
     section = {
         "towers": {"module": "dlrm", "c": 1, "p": 1, "dim": 4},
         "lookup": {"optimizer": "rowwise_adagrad", "lr": 0.1, **(tables or {})},
         **copy.deepcopy(dmt or {}),
-        "topology": {"hosts": hosts, "ranks_per_host": lanes},
+        "topology": dataclasses.asdict(where),
     }
     config = {
         "train_micro_batch_size_per_gpu": GLOBAL // (hosts * lanes),

@@ -31,7 +31,7 @@ def test_every_host_runs_the_same_number_of_neighbouring_towers(hosts: int, lane
 
 @pytest.mark.parametrize(("towers", "hosts"), [(1, 2), (3, 2), (5, 4), (7, 3)])
 def test_towers_that_leave_hosts_unequal(towers: int, hosts: int) -> None:
-    with pytest.raises(ConfigError, match=rf"dmt\.towers\.count is {towers} on {hosts} host.*topology\.ranks_per_"):
+    with pytest.raises(ConfigError, match=rf"dmt\.towers\.count is {towers} on {hosts} host.*topology\.machines_per_"):
         towers_to_hosts(towers, Topology(hosts, 2))
 
 

@@ -43,7 +43,7 @@ class RequestStage:
 
     Args:
         name: prefix of the exchange names.
-        group: ``"lanes"``, ``"peers"`` or ``"world"``.
+        group: ``"lanes"``, ``"peers"``, ``"world"``, ``"machine_lanes"`` or ``"machine_peers"``.
         members: ranks in the group.
     """
 

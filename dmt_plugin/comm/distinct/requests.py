@@ -11,6 +11,9 @@ Hierarchical route, on rank (host h, lane l):
 Rows come back the other way: to the peers that asked, there spread to the lanes by the merge inverse, there to the
 samples by the inverse. The flat route has one stage over the world, and merges nothing.
 
+Where a host consists of several machines, a machine takes the place of the host in all this, its ranks that of the
+lanes: ids are merged on each machine, so that a row crosses to it once.
+
 Where the batch is cut into micro-blocks, every list is sorted by the first block that needs a row
 (:mod:`dmt_plugin.comm.distinct.first_use`), and the headers count the codes of each block: rows of block ``k`` are an
 exchange of their own, and places are among the rows of the blocks up to ``k``. Ids of which it is not known whose they
@@ -43,6 +46,7 @@ from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 from dmt_plugin.comm.micro_blocks import block_sizes
 from dmt_plugin.comm.wire.transport import Pending, Wire
 from dmt_plugin.core.errors import IdRangeError
+from dmt_plugin.topology.group_names import groups_of_rows_once
 from dmt_plugin.topology.shape import Topology
 
 
@@ -172,10 +176,12 @@ class _Core(IdCore):
         if route == "flat":
             self.last_stage = RequestStage(f"{name}.world", "world", topology.world_size)
         else:
-            self.last_stage = RequestStage(f"{name}.peers", "peers", topology.hosts)
-            if topology.ranks_per_host > 1:
-                self.lanes_stage = RequestStage(f"{name}.lanes", "lanes", topology.ranks_per_host)
-                self.first = topology.lane_of(rank) * topology.hosts
+            far, near = groups_of_rows_once(topology)
+            machines = topology.by_machine
+            self.last_stage = RequestStage(f"{name}.{far}", far, machines.hosts)
+            if machines.ranks_per_host > 1:
+                self.lanes_stage = RequestStage(f"{name}.{near}", near, machines.ranks_per_host)
+                self.first = machines.lane_of(rank) * machines.hosts
         self.blocks = 1
 
     @property

@@ -133,9 +133,9 @@ class RowCodes:
         world = range(topology.world_size)
         self.span = max([group.stack_rows(rank) for rank in world] + [1])
         self.dtype = torch.int32 if len(world) * self.span < 2**31 else torch.int64
-        hosts = topology.hosts
+        machines = topology.by_machine
         self._position = {
-            rank: topology.lane_of(rank) * hosts + topology.host_of(rank) if route == "hierarchical" else rank
+            rank: machines.lane_of(rank) * machines.hosts + machines.host_of(rank) if route == "hierarchical" else rank
             for rank in world
         }
         self._own = self._position[rank] * self.span

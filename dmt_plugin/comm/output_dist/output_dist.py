@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -174,8 +174,8 @@ class _Core:
         gradient_widths: Sequence[int],
         joined: bool,
     ) -> None:
-        if group not in ("lanes", "peers", "world"):
-            raise ValueError(f"exchange '{name}': unknown group {group!r}; expected 'lanes', 'peers' or 'world'")
+        if group not in get_args(Group):
+            raise ValueError(f"exchange '{name}': unknown group {group!r}; expected one of {get_args(Group)}")
         self.name = name
         self.group = group
         self.send_width = send_width
@@ -306,7 +306,8 @@ class OutputDist(nn.Module):
 
     Args:
         name: for messages and the traffic count.
-        group: ``"lanes"``, ``"peers"`` or ``"world"``.
+        group: ``"lanes"``, ``"peers"`` or ``"world"``; of rows that travel once also ``"machine_lanes"`` or
+            ``"machine_peers"``.
         send_width: columns of this rank's rows.
         recv_widths: columns of each source's rows, in group order.
         formats: wire formats of the forward and the backward direction, from :mod:`dmt_plugin.comm.formats`.

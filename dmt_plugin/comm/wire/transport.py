@@ -28,6 +28,9 @@ from torch import Tensor
 from dmt_plugin.comm.wire.failure_notes import FailureNotes
 from dmt_plugin.comm.wire.point_to_point import PointToPoint, carries
 from dmt_plugin.core.errors import ExchangeError
+from dmt_plugin.topology.group_names import Group as Group
+from dmt_plugin.topology.group_names import crosses_machines, names_of
+from dmt_plugin.topology.group_names import group_ranks as group_ranks
 from dmt_plugin.topology.groups import RankGroups
 from dmt_plugin.topology.lost_ranks import first_line, reporting
 from dmt_plugin.topology.shape import Topology
@@ -38,18 +41,6 @@ BRIEF_BYTES = 256_000
 """Up to about so many bytes per rank the library's collective is as fast as single messages or faster."""
 
 Phase = Literal["forward", "backward"]
-Group = Literal["peers", "lanes", "world"]
-
-
-def group_ranks(topology: Topology, rank: int, group: str) -> tuple[int, ...]:
-    """Ranks of ``rank``'s group, in group order: peers by host, lanes by lane, world by rank."""
-    if group == "peers":
-        return tuple(topology.peers_of(rank))
-    if group == "lanes":
-        return tuple(topology.lanes_of(rank))
-    if group == "world":
-        return tuple(range(topology.world_size))
-    raise ValueError(f"unknown group {group!r}; expected 'peers', 'lanes' or 'world'")
 
 
 @dataclass
@@ -57,8 +48,8 @@ class TrafficTotals:
     """Bytes one rank handed to its exchanges, by destination.
 
     Attributes:
-        other_hosts: bytes to ranks of other hosts.
-        same_host: bytes to other ranks of this host.
+        other_hosts: bytes to ranks of other hosts, and of other machines of this host.
+        same_host: bytes to other ranks of this host that are on this machine.
         itself: bytes the rank kept; they touch no wire.
         messages: destinations other than itself that got at least one byte.
     """
@@ -86,20 +77,20 @@ class Traffic:
 
     def __init__(self, topology: Topology, rank: int) -> None:
         self._rank = rank
-        self._host_of = [topology.host_of(r) for r in range(topology.world_size)]
+        self._machine_of = [topology.by_machine.host_of(r) for r in range(topology.world_size)]
         self._totals: dict[tuple[str, str], TrafficTotals] = {}
         self._lock = threading.Lock()
 
     def record(self, name: str, phase: str, bytes_by_dst: Sequence[int], dst_ranks: Sequence[int]) -> None:
         """Count one exchange: ``bytes_by_dst[i]`` bytes go to rank ``dst_ranks[i]``."""
         counted = TrafficTotals()
-        host_of = self._host_of
-        host = host_of[self._rank]
+        machine_of = self._machine_of
+        machine = machine_of[self._rank]
         for size, dst in zip(bytes_by_dst, dst_ranks, strict=True):
             if dst == self._rank:
                 counted.itself += size
                 continue
-            if host_of[dst] == host:
+            if machine_of[dst] == machine:
                 counted.same_host += size
             else:
                 counted.other_hosts += size
@@ -176,8 +167,8 @@ class Transport:
     Args:
         groups: process groups, created with the timeout.
         traffic: counter to use; a fresh one by default.
-        messages: whether exchanges between hosts go as single messages; by default where that is faster (CPU
-            tensors on gloo). Inside a host it never is.
+        messages: whether exchanges between machines go as single messages; by default where that is faster (CPU
+            tensors on gloo). Inside a machine it never is.
 
     Attributes:
         step: training step, for messages; whoever drives the training sets it.
@@ -195,7 +186,9 @@ class Transport:
         self._crossing = 0
         self._waiting: list[Callable[[], None]] = []
         self._before_wait: list[Callable[[], None]] = []
-        self._process_groups = {"peers": groups.peers, "lanes": groups.lanes, "world": groups.world}
+        topology = groups.topology
+        names = [name for name in names_of(topology) if name != "across"]
+        self._process_groups: dict[str, dist.ProcessGroup] = {name: getattr(groups, name) for name in names}
         self._ranks = {name: group_ranks(groups.topology, groups.rank, name) for name in self._process_groups}
         self._listed = {name: ", ".join(map(str, ranks)) for name, ranks in self._ranks.items()}
         if messages is None:
@@ -203,7 +196,7 @@ class Transport:
         self._messages = {
             name: PointToPoint(group, self._ranks[name].index(self.rank))
             for name, group in self._process_groups.items()
-            if messages and self.topology.hosts > 1 and name != "lanes"
+            if messages and topology.by_machine.hosts > 1 and crosses_machines(topology, name)
         }
 
     def all_to_all(
@@ -222,7 +215,8 @@ class Transport:
         Args:
             name: name of the exchange, for messages and the count.
             phase: ``"forward"`` or ``"backward"``.
-            group: ``"peers"``, ``"lanes"`` or ``"world"``.
+            group: ``"peers"``, ``"lanes"``, ``"world"``, or where hosts have several machines ``"machine_peers"`` or
+                ``"machine_lanes"``.
             send: ``(sum(send_splits),)`` contiguous elements, sorted by destination in group order.
             send_splits: elements for each member.
             recv_splits: elements from each member.
@@ -247,7 +241,7 @@ class Transport:
             else:
                 splits, members = (list(recv_splits), list(send_splits)), self._process_groups[group]
                 work = dist.all_to_all_single(received, send, *splits, group=members, async_op=True)
-        crosses = group != "lanes"
+        crosses = crosses_machines(self.topology, group)
         self._crossing += crosses
         return _StartedPending(self, place, work, received, send, crosses)
 

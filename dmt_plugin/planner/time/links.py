@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from dmt_plugin.comm.distinct.row_groups import RowGroup
 from dmt_plugin.comm.formats import Format
@@ -23,6 +24,7 @@ from dmt_plugin.comm.input_dist.input_dist import Route
 from dmt_plugin.planner.cost import ExchangeCost, exchange_costs
 from dmt_plugin.planner.distinct_cost import ByOwner, Needs, distinct_costs
 from dmt_plugin.planner.time.step import Exchanges
+from dmt_plugin.topology.group_names import INSIDE, Group, group_ranks, groups_of_rows_once
 from dmt_plugin.topology.shape import Topology
 
 Formats = Mapping[str, tuple[Format, Format]]
@@ -96,7 +98,8 @@ def link_bytes(layout: Layout, batch: int, formats: Formats, shared: bool = Fals
     of_ranks = [of_kind[kind] for kind in kinds]
     lanes = tuple(max(own.lanes[way] for own in of_kind.values()) for way in (0, 1))
     if shared:
-        links = [[of_ranks[rank] for rank in topology.lanes_of(r)] for r in topology.peers_of(0)]
+        machines = topology.by_machine
+        links = [[of_ranks[rank] for rank in machines.lanes_of(r)] for r in machines.peers_of(0)]
     else:
         links = [[own] for own in of_kind.values()]
     ids = max(sum(own.ids for own in link) / len(link) for link in links)
@@ -119,15 +122,16 @@ class _RankBytes:
 def _exchanges(layout: Layout, batch: int, formats: Formats) -> Exchanges:
     """Of a rank; all take part in as many."""
     topology = layout.topology
-    sizes = {"peers": topology.hosts, "lanes": topology.ranks_per_host, "world": topology.world_size}
+    sizes = {group: len(group_ranks(topology, 0, group)) for group in get_args(Group)}
     costs = [cost for cost in _costs(layout, 0, batch, formats) if cost.phase == "forward" and sizes[cost.group] > 1]
-    lanes = [_carries_ids(cost) for cost in costs if cost.group == "lanes"]
-    others = [_carries_ids(cost) for cost in costs if cost.group != "lanes"]
+    lanes = [_carries_ids(cost) for cost in costs if cost.group in INSIDE]
+    others = [_carries_ids(cost) for cost in costs if cost.group not in INSIDE]
+    machines = topology.by_machine
     return Exchanges(
         ids=sum(lanes) + sum(others),
         rows=others.count(False),
         lanes=lanes.count(False),
-        sums=(topology.hosts > 1) + (topology.ranks_per_host > 1),
+        sums=(machines.hosts > 1) + (machines.ranks_per_host > 1),
     )
 
 
@@ -156,8 +160,9 @@ def _even(need: Needs) -> bool:
 def _by_rank(rows: Mapping[tuple[int, int], float], topology: Topology) -> list[list[float]]:
     """For each rank what it is asked for by the first who asks, and what all owners of its lane are."""
     own = [rows.get((0, rank), 0.0) for rank in range(topology.world_size)]
-    lanes = [sum(own[peer] for peer in topology.peers_of(lane)) for lane in range(topology.ranks_per_host)]
-    return [own, [lanes[topology.lane_of(rank)] for rank in range(topology.world_size)]]
+    machines = topology.by_machine
+    lanes = [sum(own[peer] for peer in machines.peers_of(lane)) for lane in range(machines.ranks_per_host)]
+    return [own, [lanes[machines.lane_of(rank)] for rank in range(topology.world_size)]]
 
 
 def _rank_bytes(layout: Layout, rank: int, batch: int, formats: Formats) -> _RankBytes:
@@ -192,7 +197,9 @@ def _costs(layout: Layout, rank: int, batch: int, formats: Formats, as_trained: 
     topology, costs = layout.topology, []
     if layout.groups:
         ends = ("world",) if layout.route == "flat" else ("peers", "lanes")
-        named = {f"{group.name}.{end}": formats[end] for group in layout.groups for end in ends}
+        groups = ends if layout.route == "flat" else groups_of_rows_once(topology)
+        form_of = {group: formats[end] for group, end in zip(groups, ends, strict=True)}
+        named = {f"{own.name}.{group}": form for own in layout.groups for group, form in form_of.items()}
         slots, needs = layout.distinct_slots, layout.needs
         costs += distinct_costs(layout.groups, slots, topology, rank, batch, named, as_trained, needs)
     if layout.rank_widths:

@@ -120,8 +120,8 @@ def explain(
     shares = None
     if data is not None:
         calls = _calls(data, model, samples * topology.world_size * data_steps)
-        to_count = DataToCount(data_source, lambda: calls, samples, topology.hosts * data_steps)
-        shares = count_rows_of(model, example, to_count, topology.ranks_per_host)
+        to_count = DataToCount(data_source, lambda: calls, samples, topology.by_machine.hosts * data_steps)
+        shares = count_rows_of(model, example, to_count, topology.by_machine.ranks_per_host)
     try:
         logical = transform(model, example, config, topology, row_shares=shares)
     except TransformError as error:
@@ -155,7 +155,7 @@ def _calls(data: Iterable[Any], model: nn.Module, samples: int) -> list[ExampleB
 def _memory(placed: PlacedGraph, config: DMTConfig, settings: DeepSpeedSettings, samples: int) -> MemoryNeed:
     """The need of every rank; of a run on one host, also what this machine would say to it."""
     need = memory_need_of(placed, config, settings, samples)
-    if placed.topology.hosts > 1:
+    if placed.topology.by_machine.hosts > 1:
         return need
     limits = [memory_limits()] * placed.topology.world_size
     return replace(need, shortage=shortage(placed.plan, config, need, limits))

@@ -19,7 +19,7 @@ _EVEN = 1.02
 
 def headline(data: Explanation) -> str:
     """What becomes of the model, in one line."""
-    route = f"{data.topology.hosts} host(s) x {data.topology.ranks_per_host} rank(s), route {data.route}"
+    route = f"{data.topology.in_words}, route {data.route}"
     if data.plan is None:
         return f"{route}: refused, {data.refused}"
     ratio = data.compression
@@ -134,7 +134,14 @@ def notes_on_exchanges(data: Explanation) -> list[str]:
     sums = [data.gradient_sums.note] if data.gradient_sums else []
     uneven = uneven_hosts(data.sent_by_host)
     dedup = [f"{data.dedup}."] if data.dedup else []
-    return [*sums, *dedup, *([uneven] if uneven else []), *([frozen_in_words(data.frozen)] if data.frozen else [])]
+    machines = []
+    if (number := data.topology.machines_per_host) > 1:
+        machines = [
+            f"A host consists of {number} machines: bytes to other hosts are those to other machines, of the same host "
+            "too; inside the host are those that stay on one machine."
+        ]
+    frozen = [frozen_in_words(data.frozen)] if data.frozen else []
+    return [*machines, *sums, *dedup, *([uneven] if uneven else []), *frozen]
 
 
 def notes_on_distinct_rows(found: DistinctRows) -> list[str]:

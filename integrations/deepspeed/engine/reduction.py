@@ -6,7 +6,8 @@ DeepSpeed sums gradients at stage 0 when the backward pass is over. Here:
 2. when the last gradient of the dense part is there, its sum over all ranks begins inside the host; between hosts it
    begins when no rows are under way any more: the rest of the backward pass waits for those, and for a gradient only
    the optimizer waits (:class:`dmt_plugin.comm.sums.HierarchicalSum`);
-3. when the last gradient of this host's towers is there, their sum over the host's lanes begins;
+3. when the last gradient of this host's towers is there, their sum over the host's lanes begins (where a host consists
+   of several machines, in the same steps as that of the dense part, between its machines alone);
 4. where DeepSpeed would sum, what is under way is finished, and all are divided by the number of ranks. A parameter
    that got no gradient counts as zero, as with DeepSpeed.
 
@@ -28,6 +29,7 @@ from dmt_plugin.comm.wire.transport import Transport
 from dmt_plugin.core.errors import DMTError
 from dmt_plugin.core.finite import bounds_of
 from dmt_plugin.integrations.deepspeed.engine.state import DMTState
+from dmt_plugin.topology.group_names import groups_of_rows_once
 from dmt_plugin.topology.groups import release, renewed
 
 
@@ -53,14 +55,16 @@ class GradientReduction:
         watch: bool,
     ) -> None:
         self._active = active
-        own = ["lanes", "peers"]
+        between, inside = groups_of_rows_once(dmt.topology)
+        own = [inside, between, *(["across"] if dmt.topology.machines_per_host > 1 else [])]
         groups = renewed(dmt.groups, own)
+        near, far = getattr(groups, inside), getattr(groups, between)
         dmt.resources.callback(release, groups, own)
         self._buckets: list[_Bucket] = []
         if dense:
-            self._buckets.append(_Bucket("dense", dense, dmt.transport, groups.lanes, groups.peers, watch))
+            self._buckets.append(_Bucket("dense", dense, dmt.transport, near, far, watch))
         if towers:
-            self._buckets.append(_Bucket("towers", towers, dmt.transport, groups.lanes, None, watch))
+            self._buckets.append(_Bucket("towers", towers, dmt.transport, near, groups.across, watch))
         self._world_size = dmt.topology.world_size
         for bucket in self._buckets:
             for parameter in bucket.parameters:
