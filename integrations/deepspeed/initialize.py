@@ -301,8 +301,7 @@ def launch(
     resources.callback(release, groups, names_of(topology))
     resources.callback(notes.close)
     if config.comm.prefetch and topology.world_size > 1:
-        own = names_on_route(topology, config.comm.route == "flat")
-        ahead = renewed(groups, own)
+        ahead = renewed(groups, own := names_on_route(topology, config.comm.route == "flat"))
         early = Transport(ahead, traffic) if observer is None else observer.transport(ahead, traffic, ahead=True)
         early.failure_notes = notes
         resources.callback(release, ahead, own)

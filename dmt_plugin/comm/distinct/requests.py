@@ -9,10 +9,8 @@ Hierarchical route, on rank (host h, lane l):
 3. peers stage: every host's lane ``l`` gets the merged codes of its own rows, and looks them up.
 
 Rows come back the other way: to the peers that asked, there spread to the lanes by the merge inverse, there to the
-samples by the inverse. The flat route has one stage over the world, and merges nothing.
-
-Where a host consists of several machines, a machine takes the place of the host in all this, its ranks that of the
-lanes: ids are merged on each machine, so that a row crosses to it once.
+samples by the inverse. The flat route has one stage over the world, and merges nothing. Where a host consists of
+several machines, each takes the place of the host in all this: a row crosses to a machine once.
 
 Where the batch is cut into micro-blocks, every list is sorted by the first block that needs a row
 (:mod:`dmt_plugin.comm.distinct.first_use`), and the headers count the codes of each block: rows of block ``k`` are an
