@@ -21,7 +21,7 @@ print(*(r.name + str(r.specifier) for r in rs if (r.name == "torchrec") == (argv
 endef
 export TORCHREC_EXTRA
 
-.PHONY: help venv demo test test-all zoo bench bench-quick bench-more bench-overhead bench-memory plan-check quality wire-quality lint clean
+.PHONY: help venv demo test test-all zoo bench bench-quick bench-more bench-overhead bench-memory plan-check quality wire-quality campaign lint clean
 
 help:  ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
@@ -51,6 +51,10 @@ quality: $(STAMP)  ## quality of flat, SPTT and DMT by partition strategy, on da
 
 wire-quality: $(STAMP)  ## AUC of the demo's towers by wire format between hosts, over seeds; five minutes
 	OMP_NUM_THREADS=1 python -m benchmarks.wire_quality
+
+# CAMPAIGN="--seed 1 --hours 0.5" is half an hour; CAMPAIGN=--help says what there is.
+campaign: $(STAMP)  ## faults of every kind, each taken rightly or refused by name; three minutes without CAMPAIGN
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu python -W ignore -m benchmarks.faults $(CAMPAIGN)
 
 bench-quick: $(STAMP)  ## time of a step on an emulated cluster of 2 x 2, in a minute; needs root
 	OMP_NUM_THREADS=1 python -m benchmarks.step --profile quick --check

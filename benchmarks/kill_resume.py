@@ -336,9 +336,26 @@ def soak(kills: int, seed: int, stage: int = 1, asynchronous: bool = False) -> d
             saved = max([saved, *(line["saved"] for log in logs for line in log if "saved" in line)])
             found["last saved"] = saved
             runs.append(found)
+        problems += last_problems(Path(folder, "checkpoints"), saved)
     again = sum(len(taken) - 1 for taken in states.values())
     hits = Counter(run["in"] for run in runs)
     return {"runs": runs, "problems": problems, "states": len(states), "compared": again, "hits": dict(hits)}
+
+
+def last_problems(saves: Path, saved: int) -> list[str]:
+    """What is wrong with what the last kill left: the newest whole checkpoint is no older than what was saved.
+
+    Args:
+        saves: the folder of the checkpoints.
+        saved: the last step whose save returned on any rank; 0: none did.
+    """
+    from dmt_plugin.checkpoint.unchanged import find_unchanged
+
+    found = find_unchanged(saves)
+    step = None if found is None else found.manifest.steps["global_steps"]
+    if saved and (step is None or step < saved):
+        return [f"after the last kill the newest whole checkpoint is of step {step}, although step {saved} was saved"]
+    return []
 
 
 def check_run(

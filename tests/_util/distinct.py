@@ -129,9 +129,11 @@ class DistinctProgram:
         empty = torch.zeros(self.case.batches[self.rank], 0)
         return torch.cat([empty, *(columns[name] for name in order)], dim=1)
 
-    def step(self) -> tuple[Tensor, dict[str, Tensor], dict[str, tuple[str, range]]]:
+    def step(
+        self, ids: list[FeatureIds] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, tuple[str, range]]]:
         """Forward, backward and table update: output, this rank's parts of tables, and which they are."""
-        out = self.forward()
+        out = self.forward(ids)
         (out * cotangent(self.case, self.rank)).sum().backward()
         self.lookup.step()
         self.lookup.zero_grad()

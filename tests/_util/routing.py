@@ -7,6 +7,7 @@ small integers: sums are exact in fp32, whatever their order.
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,21 @@ class Case:
 
     def width_of(self, rank: int) -> int:
         return sum(table[2] for _, table in self.sites_of(rank))
+
+
+def random_case(hosts: int, lanes: int, features: int, seed: int, max_batch: int = 5) -> Case:
+    """Features of any pooling and hotness, with one table or two each, and any batches; the same for a seed."""
+    rng = random.Random(seed)
+    batches = tuple(rng.randint(0, max_batch) for _ in range(hosts * lanes))
+    made = []
+    for i in range(features):
+        hotness = rng.choice([1, 1, 2, 3, None, None])
+        pooling = rng.choice(["sum", "sum", "mean"])
+        weighted = pooling == "sum" and rng.random() < 0.3
+        shards = rng.sample(range(lanes), rng.choice([1, 1, min(2, lanes)]))
+        tables = tuple((f"t{i}_{lane}", lane, rng.choice([1, 2, 4, 8])) for lane in shards)
+        made.append(Feature(f"f{i}", rng.randint(1, 9), hotness, rng.randrange(hosts), tables, pooling, weighted))
+    return Case(hosts, lanes, batches, tuple(made))
 
 
 def make_ids(case: Case, rank: int) -> list[FeatureIds]:
@@ -170,9 +186,9 @@ class RankProgram:
             rows = torch.cat(exchange(rows, routed.layout), dim=1)
         return rows
 
-    def step(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, ids: list[FeatureIds] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Forward, backward and table update: output and this rank's tables."""
-        out = self.forward()
+        out = self.forward(ids)
         (out * cotangent(self.case, self.rank)).sum().backward()
         self.lookup.step()
         self.lookup.zero_grad()

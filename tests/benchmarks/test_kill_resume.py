@@ -59,3 +59,8 @@ def test_what_is_wrong_is_said() -> None:
     assert "loaded step []" in check(good[2:], good, good, good)[0]
     assert check(good[2:], good[2:], good[2:], good[2:], **{"in": "load"}) == []
     assert "without an error" in check(good, good, good, good[:2])[0]
+
+
+def test_what_the_last_kill_left_is_looked_at(tmp_path: Path) -> None:
+    assert kill_resume.last_problems(tmp_path, 0) == []
+    assert "of step None, although step 4 was saved" in kill_resume.last_problems(tmp_path, 4)[0]

@@ -19,9 +19,8 @@ from dmt_plugin.comm.distinct.row_groups import GroupTable, Read, RowGroup, RowP
 from dmt_plugin.comm.input_dist.ids import FeatureIds, IdSlot
 from dmt_plugin.topology.shape import Topology
 from tests._util.distinct import DistinctProgram, whole_tables
-from tests._util.routing import Case, Feature, assert_matches
+from tests._util.routing import Case, Feature, assert_matches, random_case
 from tests._util.simulated import SimulatedWorld
-from tests.comm.test_simulated import random_case
 
 ROUTES = ("hierarchical", "flat")
 

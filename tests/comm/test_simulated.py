@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from functools import partial
 from typing import Any
 
@@ -13,24 +12,10 @@ from hypothesis import strategies as st
 
 from dmt_plugin.comm.input_dist.ids import ids_from_bag_offsets
 from dmt_plugin.core.errors import DMTError, IdRangeError
-from tests._util.routing import Case, Feature, RankProgram, assert_matches, make_ids
+from tests._util.routing import Case, Feature, RankProgram, assert_matches, make_ids, random_case
 from tests._util.simulated import SimulatedWorld
 
 ROUTES = ("hierarchical", "flat")
-
-
-def random_case(hosts: int, lanes: int, features: int, seed: int, max_batch: int = 5) -> Case:
-    rng = random.Random(seed)
-    batches = tuple(rng.randint(0, max_batch) for _ in range(hosts * lanes))
-    made = []
-    for i in range(features):
-        hotness = rng.choice([1, 1, 2, 3, None, None])
-        pooling = rng.choice(["sum", "sum", "mean"])
-        weighted = pooling == "sum" and rng.random() < 0.3
-        shards = rng.sample(range(lanes), rng.choice([1, 1, min(2, lanes)]))
-        tables = tuple((f"t{i}_{lane}", lane, rng.choice([1, 2, 4, 8])) for lane in shards)
-        made.append(Feature(f"f{i}", rng.randint(1, 9), hotness, rng.randrange(hosts), tables, pooling, weighted))
-    return Case(hosts, lanes, batches, tuple(made))
 
 
 def step(case: Case, route: str, wire: Any) -> Any:
