@@ -57,7 +57,7 @@ BARS = {
 
 def main(
     output: Annotated[Path, typer.Option(help="Folder for records, cluster.yaml and check.json.")] = Path("build/plan"),
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each variant.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each variant.")] = 2,
     steps: Annotated[int, typer.Option(min=3, help="Steps of a turn, the first of which does not count.")] = 5,
     again: Annotated[bool, typer.Option("--again", help="Compare what was recorded; measure nothing.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Fail where a bar is missed.")] = False,
